@@ -1,0 +1,1 @@
+"""The kernel's IPVS table: its types, the difference of two, ipvsadm's syntax, netlink."""

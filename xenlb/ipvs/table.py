@@ -1,0 +1,193 @@
+"""The IPVS table as values: services, servers, and what identifies them.
+
+Only what can be set stands in `Service` and `Server`; what the kernel counts stands in
+`Counters`, another type, so that a comparison of tables cannot see it. No I/O, no bytes
+(codec.py), no text (text.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntFlag, StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Family(StrEnum):
+    """Address family of a service or a server."""
+
+    INET = "inet"
+    INET6 = "inet6"
+
+    @property
+    def bits(self) -> int:
+        """Length of an address of the family, in bits: 32 or 128."""
+        return 32 if self is Family.INET else 128
+
+
+def family_of(address: IPAddress) -> Family:
+    return Family.INET if address.version == 4 else Family.INET6
+
+
+class Protocol(StrEnum):
+    """Transport protocol of an address service; `number` is IANA's (IPPROTO_*)."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+    @property
+    def number(self) -> int:
+        return {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}[self]
+
+
+class Forwarding(StrEnum):
+    """How packets reach a server (ipvsadm -m, -g, -i).
+
+    LOCALNODE and BYPASS exist in the kernel's interface and are only ever read, from entries
+    that another tool made.
+    """
+
+    MASQUERADE = "masquerade"
+    GATEWAYING = "gatewaying"
+    TUNNEL = "tunnel"
+    LOCALNODE = "localnode"
+    BYPASS = "bypass"
+
+
+class TunnelType(StrEnum):
+    IPIP = "ipip"
+    GUE = "gue"
+    GRE = "gre"
+
+
+class TunnelChecksum(StrEnum):
+    """ipvsadm --tun-nocsum, --tun-csum, --tun-remcsum; the last for gue only."""
+
+    NONE = "nocsum"
+    CHECKSUM = "csum"
+    REMOTE = "remcsum"
+
+
+class SchedulerFlags(IntFlag):
+    """The three flags a scheduler may read, with the kernel's values (IP_VS_SVC_F_SCHED1…3).
+
+    For sh and mh, ONE is «fallback» and TWO is «port».
+    """
+
+    NONE = 0
+    ONE = 0x8
+    TWO = 0x10
+    THREE = 0x20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tunnel:
+    """Encapsulation of a tunnel server; `port` is the UDP port of gue, else 0."""
+
+    type: TunnelType = TunnelType.IPIP
+    port: int = 0
+    checksum: TunnelChecksum = TunnelChecksum.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressKey:
+    """A service found by destination: protocol, virtual address, port (0: every port)."""
+
+    protocol: Protocol
+    address: IPAddress
+    port: int
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkKey:
+    """A service found by firewall mark (1 … 2**32 - 1), one for each address family."""
+
+    family: Family
+    mark: int
+
+
+ServiceKey = AddressKey | MarkKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerKey:
+    address: IPAddress
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A virtual service as it is set in the kernel.
+
+    `persistence` is in whole seconds, None for a service without; `prefix` is the length of the
+    netmask by which clients share a persistence template (32 or 128: each for itself).
+    """
+
+    key: ServiceKey
+    scheduler: str = "wlc"
+    flags: SchedulerFlags = SchedulerFlags.NONE
+    one_packet: bool = False
+    persistence: int | None = None
+    prefix: int
+    persistence_engine: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A real server of one service as it is set in the kernel; `tunnel` only for TUNNEL."""
+
+    key: ServerKey
+    forwarding: Forwarding
+    weight: int
+    upper_threshold: int = 0
+    lower_threshold: int = 0
+    tunnel: Tunnel | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What the kernel counts for a server; connections now, and sums since it was added.
+
+    Source: IPVS_DEST_ATTR_*; they lag traffic by up to two seconds.
+    """
+
+    active_connections: int = 0
+    inactive_connections: int = 0
+    persistent_connections: int = 0
+    connections: int = 0
+    packets_in: int = 0
+    packets_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A service with its servers."""
+
+    service: Service
+    servers: Mapping[ServerKey, Server] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Services by key. The mappings are never changed after the table was made."""
+
+    entries: Mapping[ServiceKey, Entry] = field(default_factory=dict)
+
+    def server(self, service: ServiceKey, server: ServerKey) -> Server | None:
+        entry = self.entries.get(service)
+        return None if entry is None else entry.servers.get(server)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The kernel's table at one moment, with its counters beside it."""
+
+    table: Table
+    counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]] = field(default_factory=dict)
