@@ -1,0 +1,1 @@
+"""The tests of xenlb; `make test` runs them all."""

@@ -1,0 +1,5 @@
+"""Labs: machines with a real kernel, a real libvirt and real traffic, made for the tests.
+
+`host.py` is what a test talks to and `execd.py` its hand inside the lab; `traffic.py` makes and
+serves load; `uml/` boots User-mode Linux with LXC and QEMU guests, `xen/` a real Xen in QEMU.
+"""
