@@ -1,0 +1,170 @@
+"""What the configuration says, as values: already checked, defaults filled in.
+
+Made by xenlb.config from YAML; no text, no positions, no I/O here. Durations are seconds
+(float), weights and thresholds whole numbers as the kernel takes them.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from ipaddress import IPv4Network, IPv6Network
+
+from xenlb.ipvs.table import (
+    AddressKey,
+    Family,
+    Forwarding,
+    IPAddress,
+    MarkKey,
+    Protocol,
+    SchedulerFlags,
+    ServiceKey,
+    Tunnel,
+)
+
+IPNetwork = IPv4Network | IPv6Network
+
+
+class AddressPolicy(StrEnum):
+    """Who puts the service addresses on the director's interface."""
+
+    MANAGE = "manage"
+    LEAVE = "leave"
+
+
+class SysctlPolicy(StrEnum):
+    """What the agent does with the sysctls that its services need."""
+
+    IPVS = "ipvs"  # sets net.ipv4.vs.*, reports the rest
+    CHECK = "check"  # reports only
+    APPLY = "apply"  # sets and persists all
+
+
+class OnFailure(StrEnum):
+    """What happens to a server that fails its check."""
+
+    REMOVE = "remove"
+    QUIESCE = "quiesce"
+
+
+class DrainUntil(StrEnum):
+    """When a drain is over: no established connection, or no entry at all."""
+
+    ESTABLISHED = "established"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """A port of a service; number 0 is every port (persistent services only)."""
+
+    number: int
+    protocol: Protocol = Protocol.TCP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """How a server is probed. `port` is set where the server's own port is not the one."""
+
+    type: str = "tcp"
+    interval: float = 5.0
+    timeout: float = 3.0
+    rise: int = 1
+    fall: int = 3
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainPolicy:
+    """`timeout`: how long connections may take to end; `shutdown_grace`: how long a guest that
+    was asked to shut down may run on before it is put back into service."""
+
+    timeout: float = 60.0
+    until: DrainUntil = DrainUntil.ESTABLISHED
+    shutdown_grace: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One entry of `servers`: a guest (libvirt name pattern or UUID) or a host (address).
+
+    `address` is the configured address of a guest, None where it is discovered.
+    """
+
+    guest: str | None = None
+    host: IPAddress | None = None
+    address: IPAddress | None = None
+    weight: int | None = None
+
+    def matches(self, name: str, uuid: str) -> bool:
+        """Is this the guest of that libvirt name and UUID (lower case, with dashes)?"""
+        if self.guest is None:
+            return False
+        return self.guest.lower() == uuid or fnmatchcase(name, self.guest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
+    """A service of the configuration; it has one kernel service per port, or one for its mark.
+
+    Exactly one of `address` and `fwmark` is set; with `fwmark`, `ports` is empty. `prefix` is the
+    netmask of persistence as a prefix length. `keep_in_service` is a share, 0.0 … 1.0.
+    """
+
+    name: str
+    address: IPAddress | None = None
+    fwmark: int | None = None
+    family: Family = Family.INET
+    ports: tuple[Port, ...] = ()
+    scheduler: str = "wlc"
+    flags: SchedulerFlags = SchedulerFlags.NONE
+    one_packet: bool = False
+    persistence: int | None = None
+    prefix: int = 32
+    forwarding: Forwarding = Forwarding.MASQUERADE
+    tunnel: Tunnel | None = None
+    server_port: int | None = None
+    weight: int = 1
+    upper_threshold: int = 0
+    lower_threshold: int = 0
+    check: Check | None = field(default_factory=Check)
+    on_failure: OnFailure = OnFailure.REMOVE
+    keep_in_service: float = 0.0
+    slow_start: float = 0.0
+    sorry_server: tuple[IPAddress, int] | None = None
+    drain: DrainPolicy = field(default_factory=DrainPolicy)
+    servers: tuple[Member, ...] = ()
+    from_metadata: bool = False
+
+    def keys(self) -> tuple[ServiceKey, ...]:
+        """The kernel services of this one, in the order of its ports."""
+        if self.address is None:
+            assert self.fwmark is not None
+            return (MarkKey(family=self.family, mark=self.fwmark),)
+        return tuple(
+            AddressKey(protocol=port.protocol, address=self.address, port=port.number)
+            for port in self.ports
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Director:
+    """`interface` carries the service addresses; None only where no service has an address or
+    `addresses` is LEAVE."""
+
+    interface: str | None = None
+    addresses: AddressPolicy = AddressPolicy.MANAGE
+    sysctls: SysctlPolicy = SysctlPolicy.IPVS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A whole configuration. `uris` empty: libvirt's own default. `networks`: where addresses
+    that guests report may lie, besides the networks of this host's interfaces."""
+
+    uris: tuple[str, ...] = ()
+    networks: tuple[IPNetwork, ...] = ()
+    director: Director = field(default_factory=Director)
+    services: tuple[ServiceSettings, ...] = ()
+
+    def service_addresses(self) -> frozenset[IPAddress]:
+        return frozenset(s.address for s in self.services if s.address is not None)
