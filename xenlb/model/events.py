@@ -1,0 +1,318 @@
+"""Everything the agent can hear, as a closed union of frozen values.
+
+Sources (hypervisor, health, config, control) make them; `model.step` folds them into the state.
+`at` is in seconds on the host's boot-time clock (CLOCK_BOOTTIME): it counts on while the agent is
+away and never jumps. Nothing here decides anything.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from xenlb.ipvs.table import IPAddress, Protocol
+from xenlb.model.problem import Problem
+from xenlb.model.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class GuestId:
+    """Which guest: names are used again and domain ids change, so neither identifies one."""
+
+    uri: str
+    uuid: UUID
+
+    def __str__(self) -> str:
+        return f"{self.uuid} at {self.uri}"
+
+
+class Power(StrEnum):
+    """What libvirt says of a domain, as far as it matters here."""
+
+    OFF = "off"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CRASHED = "crashed"  # dead, but kept by on_crash=preserve
+
+
+class Ask(StrEnum):
+    """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN."""
+
+    POWEROFF = "poweroff"
+    REBOOT = "reboot"
+    SUSPEND = "suspend"  # save, or migration to another host
+    POWERDOWN = "powerdown"
+
+
+class Stop(StrEnum):
+    """Why a domain stopped, in libvirt's words."""
+
+    SHUTDOWN = "shutdown"
+    DESTROYED = "destroyed"
+    CRASHED = "crashed"
+    MIGRATED = "migrated"
+    SAVED = "saved"
+    FAILED = "failed"
+    FROM_SNAPSHOT = "from snapshot"
+    UNKNOWN = "unknown"
+
+
+class Source(StrEnum):
+    """Where an address of a guest comes from, best first; the last three the guest can forge."""
+
+    CONFIGURATION = "configuration"
+    METADATA = "metadata"
+    INTERFACE_XML = "interface xml"
+    LEASE = "dhcp lease"
+    REPORTED = "reported by the guest"
+    NEIGHBOUR = "neighbour table"
+
+    @property
+    def trusted(self) -> bool:
+        """Was it written on the host? A lease is given by the host, but asked for by the guest."""
+        return self in {Source.CONFIGURATION, Source.METADATA, Source.INTERFACE_XML}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An address that a source gave for a guest."""
+
+    address: IPAddress
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An address (or what was given for one, cut to 64 characters) that is not used, and why."""
+
+    text: str
+    source: Source
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataService:
+    """A service a guest joins by its domain's <metadata>."""
+
+    name: str
+    weight: int | None = None
+    address: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What libvirt lists of one domain. `incarnation` is its domain id, None while it is off."""
+
+    guest: GuestId
+    name: str
+    power: Power
+    incarnation: int | None = None
+    metadata: tuple[MetadataService, ...] = ()
+    metadata_problems: tuple[str, ...] = ()
+
+
+# --- from libvirt, xenstore and QMP --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """Every domain of one libvirt, after (re)connecting or at a resync.
+
+    `asked` is when the listing began: it tells nothing of what came later.
+    """
+
+    at: float
+    uri: str
+    asked: float
+    guests: tuple[Described, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnected:
+    """A libvirt cannot be reached; what is known of its guests stays."""
+
+    at: float
+    uri: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A domain runs (STARTED, any detail) — seconds before its service does."""
+
+    at: float
+    guest: GuestId
+    name: str
+    incarnation: int
+    paused: bool = False
+    metadata: tuple[MetadataService, ...] = ()
+    metadata_problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A guest was asked to go. It may refuse, and on QEMU it may be too early in its boot."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Died:
+    """A domain is gone from the hypervisor (xenstore @releaseDomain, QMP SHUTDOWN), which libvirt
+    tells seconds later."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """libvirt's STOPPED. `incarnation` None: libvirt did not say which one."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+    why: Stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crashed:
+    """The guest panicked and its domain is kept (on_crash=preserve, pvpanic)."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    at: float
+    guest: GuestId
+    incarnation: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    at: float
+    guest: GuestId
+    incarnation: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebooted:
+    """The guest starts again inside the same domain (QEMU's RESET, LXC): same domain id."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undefined:
+    """The definition is gone; a transient guest that runs has none to begin with."""
+
+    at: float
+    guest: GuestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataChanged:
+    at: float
+    guest: GuestId
+    services: tuple[MetadataService, ...]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressesFound:
+    """What the sources give for a running guest now, in the order of `Source`; replaces what they
+    gave before. Sent again whenever it changes."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+    found: tuple[Found, ...]
+    refused: tuple[Refused, ...] = ()
+
+
+# --- from the health room ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is probed: one address and port, by one check, whoever uses it."""
+
+    check: str
+    address: IPAddress
+    port: int
+    protocol: Protocol = Protocol.TCP
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{self.check} {host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """A probe's result; `detail` is one line (expected, got). `asked`: when the probe began."""
+
+    at: float
+    target: Target
+    asked: float
+    up: bool
+    detail: str
+
+
+# --- from configuration and operators ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    at: float
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigurationRefused:
+    """The file is wrong; the last good configuration goes on."""
+
+    at: float
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainAsked:
+    """`timeout` None: the policy of each service."""
+
+    at: float
+    guest: GuestId
+    by: str
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndrainAsked:
+    at: float
+    guest: GuestId
+    by: str
+
+
+HypervisorEvent = (
+    Listed
+    | Disconnected
+    | Started
+    | Asked
+    | Died
+    | Stopped
+    | Crashed
+    | Paused
+    | Resumed
+    | Rebooted
+    | Undefined
+    | MetadataChanged
+    | AddressesFound
+)
+Event = HypervisorEvent | Probed | Configured | ConfigurationRefused | DrainAsked | UndrainAsked
