@@ -1,0 +1,99 @@
+# xenlb: build, test, install. `make help` lists what is here.
+#
+# The default Python is the distribution's; everything Python lives in a private virtual
+# environment (.venv in the checkout, $(PREFIX)/lib/xenlb once installed).
+
+PYTHON  ?= /usr/bin/python3
+VENV    ?= .venv
+PREFIX  ?= /usr/local
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+WHEELS  ?=
+LAB     ?= xen
+ONLY    ?=
+PYTEST  ?=
+
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+BIN := $(VENV)/bin
+say = @printf '\033[1m== %s\033[0m\n' "$(1)"
+ifeq ($(shell test -t 1 && echo yes),)
+say = @printf '== %s\n' "$(1)"
+endif
+
+.PHONY: help deps venv lint format unit test soak bench demo lab-shell wheels install uninstall clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR= WHEELS=DIR LAB=xen|uml ONLY=table PYTEST="-k word"'
+
+deps: ## install the Debian packages that build, tests and labs need
+	@tools/deps tools/apt-packages tests/lab/apt-packages
+
+# The distribution's Python headers and libvirt's are needed to build libvirt-python.
+$(VENV)/.stamp: setup.cfg pyproject.toml
+	$(call say,virtual environment $(VENV) (a minute when new))
+	@tools/deps tools/apt-packages
+	@test "$$($(BIN)/python -c 'import sys; print(sys.version)' 2>/dev/null)" = \
+	      "$$($(PYTHON) -c 'import sys; print(sys.version)')" || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    $(if $(WHEELS),--no-index --find-links $(WHEELS)) --editable '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.stamp ## the private virtual environment with the development tools
+
+lint: venv ## ruff, mypy, shellcheck, man pages
+	$(call say,lint)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check --diff .
+	@$(BIN)/mypy --no-error-summary
+	@tools/lint-scripts
+
+format: venv ## let ruff put the code in shape
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+unit: venv ## the tests that need no lab (seconds)
+	@$(BIN)/python -m pytest -q tests --ignore=tests/lab --ignore=tests/bench $(PYTEST)
+
+# One run over everything, so that pytest's closing line is the last one and tells it all.
+test: deps venv lint ## everything: packages, linters, unit tests, kernel lab, Xen lab
+	$(call say,tests)
+	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest tests $(PYTEST)
+
+soak: deps venv ## the long forms: all rounds of kills, restarts and shutdowns under load
+	@XENLB_SOAK=1 XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -s tests/lab $(PYTEST)
+
+bench: deps venv ## benchmark tables (ONLY=table for one)
+	@for each in $(if $(ONLY),tests/bench/$(ONLY).py,$$(ls tests/bench/*.py | grep -v -e /__init__ -e /conftest)); do \
+	    name=$$(basename "$$each" .py); \
+	    test -e "$$each" || { echo "there is no benchmark $$name in tests/bench" >&2; exit 2; }; \
+	    $(BIN)/python -m "tests.bench.$$name"; \
+	done
+
+demo: deps venv ## boot a lab, run the agent, shut a guest down under traffic (LAB=uml: the quick one)
+	@$(BIN)/python -m tests.lab.demo --lab=$(LAB)
+
+lab-shell: deps venv ## a shell in the Xen lab's Dom0
+	@$(BIN)/python -m tests.lab.shell --lab=$(LAB)
+
+wheels: ## collect the dependencies' wheels in WHEELS=DIR, for a Dom0 without network
+	@test -n '$(WHEELS)' || { echo 'say where: make wheels WHEELS=DIR' >&2; exit 2; }
+	@tools/install --wheels '$(WHEELS)' --python '$(PYTHON)'
+
+install: ## put the agent on this machine (PREFIX=, DESTDIR=, WHEELS=); configuration is kept
+	@tools/install --python '$(PYTHON)' --prefix '$(PREFIX)' --destdir '$(DESTDIR)' \
+	    --sysconfdir '$(SYSCONFDIR)' --venv '$(VENV)' $(if $(WHEELS),--find-links '$(WHEELS)')
+
+uninstall: ## take it away again; configuration stays
+	@tools/install --uninstall --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --sysconfdir '$(SYSCONFDIR)'
+
+clean: ## remove what was built in the checkout (the labs' cache stays)
+	@rm -rf build dist *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -prune -exec rm -rf {} +
