@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from xenlb.ipvs.table import IPAddress, Protocol
+from xenlb.ipvs.table import IPAddress
 from xenlb.model.problem import Problem
-from xenlb.model.settings import Settings
+from xenlb.model.settings import Check, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -243,16 +243,15 @@ class AddressesFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is probed: one address and port, by one check, whoever uses it."""
+    """What is probed: one address and port by one check, however many services use it."""
 
-    check: str
+    check: Check
     address: IPAddress
     port: int
-    protocol: Protocol = Protocol.TCP
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{self.check} {host}:{self.port}"
+        return f"{self.check.type} {host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +299,13 @@ class UndrainAsked:
     by: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """A deadline has come; nothing was heard."""
+
+    at: float
+
+
 HypervisorEvent = (
     Listed
     | Disconnected
@@ -315,4 +321,6 @@ HypervisorEvent = (
     | MetadataChanged
     | AddressesFound
 )
-Event = HypervisorEvent | Probed | Configured | ConfigurationRefused | DrainAsked | UndrainAsked
+Event = (
+    HypervisorEvent | Probed | Configured | ConfigurationRefused | DrainAsked | UndrainAsked | Tick
+)

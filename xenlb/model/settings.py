@@ -106,8 +106,9 @@ class Member:
 class ServiceSettings:
     """A service of the configuration; it has one kernel service per port, or one for its mark.
 
-    Exactly one of `address` and `fwmark` is set; with `fwmark`, `ports` is empty. `prefix` is the
-    netmask of persistence as a prefix length. `keep_in_service` is a share, 0.0 … 1.0.
+    Exactly one of `address` and `fwmark` is set; with `fwmark`, `ports` is empty. `family` is that
+    of the address, or the mark's. `prefix` is the netmask of persistence as a prefix length.
+    `keep_in_service` is a share, 0.0 … 1.0.
     """
 
     name: str
@@ -135,7 +136,11 @@ class ServiceSettings:
     servers: tuple[Member, ...] = ()
     from_metadata: bool = False
 
-    def keys(self) -> tuple[ServiceKey, ...]:
+    def __hash__(self) -> int:
+        """Cheap, as services are looked up for every guest: names are unique in a configuration."""
+        return hash(self.name)
+
+    def kernel_keys(self) -> tuple[ServiceKey, ...]:
         """The kernel services of this one, in the order of its ports."""
         if self.address is None:
             assert self.fwmark is not None

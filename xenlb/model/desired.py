@@ -1,0 +1,203 @@
+"""The table that should be: what each server's weight is now, and why.
+
+`standing` is the one place that decides a weight; the table and the status are made from it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from xenlb.ipvs.table import Entry, IPAddress, Server, ServerKey, Service, ServiceKey, Table
+from xenlb.model.events import GuestId
+from xenlb.model.guest import Guest, Phase
+from xenlb.model.members import Candidate, candidates, claims
+from xenlb.model.settings import OnFailure, ServiceSettings
+from xenlb.model.state import Admission, State
+
+
+class ServerPhase(StrEnum):
+    """What status says of a server."""
+
+    ABSENT = "absent"  # its guest does not run
+    STARTING = "starting"  # not let in yet
+    SERVING = "serving"
+    DRAINING = "draining"
+    PAUSED = "paused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a server stands. `weight` None: not in the table. `deadline`: when that may change."""
+
+    phase: ServerPhase
+    weight: int | None
+    reason: str
+    since: float
+    deadline: float | None = None
+
+
+def standing(candidate: Candidate, service: ServiceSettings, state: State, now: float) -> Standing:
+    """Weight and phase of one server at `now`."""
+    admission = state.admitted.get(candidate.slot) if candidate.slot is not None else None
+    quiet = 0 if admission is not None else None
+    guest = None if candidate.owner is None else state.guests[candidate.owner]
+    if guest is not None:
+        match guest.phase:
+            case Phase.ABSENT:
+                return Standing(
+                    phase=ServerPhase.ABSENT, weight=None, reason="not running", since=guest.since
+                )
+            case Phase.PAUSED:
+                return Standing(
+                    phase=ServerPhase.PAUSED, weight=quiet, reason="paused", since=guest.since
+                )
+            case Phase.LEAVING | Phase.SUSPENDING:
+                return _leaving(guest, quiet)
+        if guest.drain is not None:
+            return Standing(
+                phase=ServerPhase.DRAINING,
+                weight=quiet,
+                reason=f"{guest.drain.reason} by {guest.drain.by}",
+                since=guest.drain.since,
+                deadline=guest.drain.deadline,
+            )
+    since = 0.0 if guest is None else guest.since
+    return _up(candidate, service, state, now, admission=admission, since=since)
+
+
+def _leaving(guest: Guest, quiet: int | None) -> Standing:
+    request = guest.request
+    return Standing(
+        phase=ServerPhase.DRAINING,
+        weight=quiet,
+        reason="asked to go" if request is None else f"asked for {request.ask}",
+        since=guest.since,
+        deadline=None if request is None else request.deadline,
+    )
+
+
+def _up(
+    candidate: Candidate,
+    service: ServiceSettings,
+    state: State,
+    now: float,
+    *,
+    admission: Admission | None,
+    since: float,
+) -> Standing:
+    health = state.health.get(candidate.target) if candidate.target is not None else None
+    if admission is None:
+        if health is None or not health.up:
+            seen = health is not None and health.up is False
+            detail = candidate.why or (health.detail if health is not None else "")
+            return Standing(
+                phase=ServerPhase.FAILED if seen else ServerPhase.STARTING,
+                weight=None,
+                reason=detail or "waits for its first check",
+                since=health.since if health is not None and seen else since,
+            )
+        return Standing(
+            phase=ServerPhase.STARTING, weight=None, reason="about to be let in", since=since
+        )
+    if candidate.target is None:
+        reason, up = "no check", True
+    elif health is None or health.up is None:
+        return Standing(
+            phase=ServerPhase.STARTING,
+            weight=0,
+            reason="waits for a check to pass again",
+            since=since,
+        )
+    elif health.up:
+        reason, up, since = "check passed", True, max(health.since, admission.at)
+    else:
+        reason, up, since = health.detail, False, health.since
+    if not up and service.on_failure is OnFailure.QUIESCE:
+        return Standing(phase=ServerPhase.FAILED, weight=0, reason=reason, since=since)
+    if not up:  # settle() would have removed it, were it free to go
+        return Standing(
+            phase=ServerPhase.FAILED,
+            weight=candidate.weight,
+            reason=f"{reason}; kept for keep-in-service",
+            since=since,
+        )
+    weight, deadline = _ramped(candidate.weight, service, admission, now)
+    if deadline is not None:
+        reason = "slow start"
+    return Standing(
+        phase=ServerPhase.SERVING, weight=weight, reason=reason, since=since, deadline=deadline
+    )
+
+
+def _ramped(
+    weight: int, service: ServiceSettings, admission: Admission, now: float
+) -> tuple[int, float | None]:
+    """The weight that slow-start gives now, in whole steps, and when the next step is due."""
+    if not admission.ramp or weight <= 1:
+        return weight, None
+    passed = max(0.0, now - admission.at)
+    if passed >= service.slow_start:
+        return weight, None
+    step = int(weight * passed / service.slow_start)
+    return max(1, step), admission.at + service.slow_start * (max(1, step) + 1) / weight
+
+
+def desired(
+    services: Iterable[ServiceSettings],
+    state: State,
+    now: float,
+    owners: Mapping[IPAddress, GuestId | None] | None = None,
+) -> Table:
+    """The kernel services of these services, each with the servers it should have at `now`."""
+    if owners is None:
+        owners = claims(state)
+    entries: dict[ServiceKey, Entry] = {}
+    for service in services:
+        servers: dict[ServiceKey, dict[ServerKey, Server]] = {
+            key: {} for key in service.kernel_keys()
+        }
+        for candidate in candidates(service, state, owners):
+            weight = standing(candidate, service, state, now).weight
+            if weight is not None and candidate.slot is not None:
+                servers[candidate.service][candidate.slot.server] = server_of(
+                    service, candidate.slot.server, weight
+                )
+        for key, members in servers.items():
+            entries[key] = Entry(
+                service=service_of(service, key), servers=_with_sorry(service, members)
+            )
+    return Table(entries=entries)
+
+
+def _with_sorry(
+    service: ServiceSettings, servers: dict[ServerKey, Server]
+) -> dict[ServerKey, Server]:
+    """The sorry server takes new connections as long as no other server does."""
+    if service.sorry_server is None or any(server.weight > 0 for server in servers.values()):
+        return servers
+    address, port = service.sorry_server
+    key = ServerKey(address=address, port=port)
+    return servers | {key: server_of(service, key, 1)}
+
+
+def service_of(service: ServiceSettings, key: ServiceKey) -> Service:
+    return Service(
+        key=key,
+        scheduler=service.scheduler,
+        flags=service.flags,
+        one_packet=service.one_packet,
+        persistence=service.persistence,
+        prefix=service.prefix,
+    )
+
+
+def server_of(service: ServiceSettings, key: ServerKey, weight: int) -> Server:
+    return Server(
+        key=key,
+        forwarding=service.forwarding,
+        weight=weight,
+        upper_threshold=service.upper_threshold,
+        lower_threshold=service.lower_threshold,
+        tunnel=service.tunnel,
+    )

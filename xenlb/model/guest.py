@@ -1,0 +1,206 @@
+"""The life cycle of a guest: every rule of it, as one table.
+
+Theory of operation
+-------------------
+A guest is, for the balancer, in one of five phases:
+
+ABSENT      no domain runs (off, saved, migrated away, crashed). Its servers are not in the table.
+UP          a domain runs. Its servers join when their check passes and leave when it fails.
+LEAVING     a domain runs and was asked to go. Its servers get weight 0 at that moment and stay in
+            the table, so that connections in progress go on, until the domain is gone.
+SUSPENDING  a domain is about to be saved or migrated away: as LEAVING, but a resume ends it.
+PAUSED      the domain exists and its CPUs stand still. Weight 0, not removed: connections in
+            progress survive a short pause, new ones would hang.
+
+Phases change by happenings. Each belongs to one incarnation of the guest (libvirt's domain id):
+START says what a new incarnation begins as, TABLE what happens to the present one; those of older
+incarnations change nothing. Facts that shape it, all seen on Xen 4.17 and libvirt 9.0:
+
+* libvirt says nothing when a shutdown is asked for. The request is seen in xenstore (Xen) or QMP
+  (QEMU); on LXC not at all, there the first sign is STOPPED.
+* On Xen a reboot shows STARTED of the new domain id before STOPPED of the old one, and STOPPED may
+  come seconds after a new start.
+* libvirt's STARTED comes seconds after the domain exists. A request or a death may be seen before
+  it, so both are remembered with their incarnation, and a late STARTED undoes neither.
+* QEMU starts with RESUMED, then STARTED; it reboots inside its domain, with the same domain id,
+  and says SHUTDOWN first even then.
+* A request may be ignored, or come too early in a boot. A guest still there when the grace is over
+  is UP again.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from xenlb.model.events import Ask, Found, GuestId, MetadataService, Refused
+
+DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, under load
+
+
+class Phase(StrEnum):
+    ABSENT = "absent"
+    UP = "up"
+    LEAVING = "leaving"
+    SUSPENDING = "suspending"
+    PAUSED = "paused"
+
+
+class Happening(StrEnum):
+    """What can happen to a guest."""
+
+    RUNNING = "runs"  # libvirt lists it, or says STARTED
+    RESUMED = "resumed"
+    PAUSED = "paused"
+    ASKED_TO_GO = "asked to shut down or reboot"
+    ASKED_TO_SUSPEND = "asked to suspend"
+    REBOOTED = "rebooted inside its domain"
+    GRACE_OVER = "still there after its grace"
+    GONE = "gone"
+
+
+_A, _U, _L, _S, _P = Phase.ABSENT, Phase.UP, Phase.LEAVING, Phase.SUSPENDING, Phase.PAUSED
+
+# What a new incarnation begins as; what is not here cannot be the first news of one.
+START: dict[Happening, Phase] = {
+    Happening.RUNNING: Phase.UP,
+    Happening.RESUMED: Phase.UP,
+    Happening.PAUSED: Phase.PAUSED,
+    Happening.ASKED_TO_GO: Phase.LEAVING,
+    Happening.ASKED_TO_SUSPEND: Phase.SUSPENDING,
+}
+
+# fmt: off
+# What becomes of the present incarnation, by the phase it is in.
+TABLE: dict[Happening, dict[Phase, Phase]] = {
+    Happening.RUNNING:          {_A: _A, _U: _U, _L: _L, _S: _S, _P: _U},
+    Happening.RESUMED:          {_A: _A, _U: _U, _L: _L, _S: _U, _P: _U},
+    Happening.PAUSED:           {_A: _A, _U: _P, _L: _L, _S: _S, _P: _P},
+    Happening.ASKED_TO_GO:      {_A: _A, _U: _L, _L: _L, _S: _L, _P: _L},
+    Happening.ASKED_TO_SUSPEND: {_A: _A, _U: _S, _L: _L, _S: _S, _P: _S},
+    Happening.REBOOTED:         {_A: _U, _U: _U, _L: _U, _S: _U, _P: _U},
+    Happening.GRACE_OVER:       {_A: _A, _U: _U, _L: _U, _S: _U, _P: _P},
+    Happening.GONE:             {_A: _A, _U: _A, _L: _A, _S: _A, _P: _A},
+}
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A guest was asked to go at `at`; at `deadline` it is taken for having ignored it."""
+
+    ask: Ask
+    at: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    incarnation: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Somebody took the guest out of service; `deadline` is when its connections should be gone."""
+
+    reason: str
+    by: str
+    since: float
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """What is known of one guest.
+
+    `incarnation`: libvirt's domain id of the present or last domain. `since`: when the phase
+    began. `booted`: when this boot of it began: what was admitted before is gone. `recheck`: checks
+    begun before then say nothing of it now. `heard`: when its life was last heard of: a listing
+    begun before that is older news.
+    """
+
+    id: GuestId
+    name: str
+    phase: Phase = Phase.ABSENT
+    incarnation: int | None = None
+    since: float = 0.0
+    booted: float = 0.0
+    recheck: float = 0.0
+    heard: float = 0.0
+    request: Request | None = None
+    death: Death | None = None
+    drain: Drain | None = None
+    found: tuple[Found, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    metadata: tuple[MetadataService, ...] = ()
+    metadata_problems: tuple[str, ...] = ()
+
+    def is_dead(self, incarnation: int | None, at: float) -> bool:
+        """Was this incarnation seen to die, so short ago that late news of it may still come?
+
+        Not for ever: LXC's domain ids are process ids, which are used again.
+        """
+        return (
+            self.death is not None
+            and self.death.incarnation == incarnation
+            and at - self.death.at < DEATH_REMEMBERED
+        )
+
+
+def hear(guest: Guest, happening: Happening, *, at: float, incarnation: int | None) -> Guest:
+    """The guest after a happening of one of its incarnations.
+
+    `incarnation` None means that the source could not say which: then it is the present one.
+    Total: what does not apply returns the guest as it was.
+    """
+    present = guest.phase is not Phase.ABSENT and incarnation in (None, guest.incarnation)
+    if incarnation is None:
+        incarnation = guest.incarnation
+    if happening is Happening.GONE:
+        if present or guest.phase is Phase.ABSENT:
+            return _gone(guest, at=at, incarnation=incarnation)
+        return guest  # an older incarnation than the one that runs
+    if happening is Happening.REBOOTED:
+        if present or guest.phase is Phase.ABSENT:
+            return _boot(guest, TABLE[happening][guest.phase], at=at, incarnation=incarnation)
+        return guest
+    if guest.is_dead(incarnation, at):
+        return guest
+    if present:
+        phase = TABLE[happening][guest.phase]
+        if phase is guest.phase:
+            return guest
+        if phase is Phase.UP:  # does it still serve? nobody knows before a check
+            return replace(guest, phase=phase, since=at, recheck=at, request=None)
+        return replace(guest, phase=phase, since=at)
+    if happening not in START or (
+        # Only a start replaces a domain that runs: a request for another incarnation than the one
+        # that is known to run is late news.
+        guest.phase is not Phase.ABSENT and START[happening] not in {Phase.UP, Phase.PAUSED}
+    ):
+        return guest
+    return _boot(guest, START[happening], at=at, incarnation=incarnation)
+
+
+def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int | None) -> Guest:
+    """A boot begins: what was asked of the one before and found out about it is over."""
+    same = incarnation == guest.incarnation
+    return replace(
+        guest,
+        phase=phase,
+        incarnation=incarnation,
+        since=at,
+        booted=at,
+        recheck=at,
+        request=None,
+        death=None,
+        drain=None,
+        found=guest.found if same else (),
+        refused=guest.refused if same else (),
+    )
+
+
+def _gone(guest: Guest, *, at: float, incarnation: int | None) -> Guest:
+    death = guest.death if incarnation is None else Death(incarnation=incarnation, at=at)
+    if guest.phase is Phase.ABSENT:
+        return replace(guest, death=death)
+    return replace(guest, phase=Phase.ABSENT, since=at, death=death, request=None, drain=None)

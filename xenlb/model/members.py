@@ -1,0 +1,214 @@
+"""Who belongs to a service: its configured hosts, and the guests that match, with an address each.
+
+A guest's address is the first that the sources give, best source first, which is of the service's
+family and not another's. Here the last rule about addresses is kept: a guest never gets one that
+belongs to another guest or to a host of the configuration, whatever it reports.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from xenlb.ipvs.table import (
+    AddressKey,
+    Forwarding,
+    IPAddress,
+    MarkKey,
+    Protocol,
+    ServerKey,
+    ServiceKey,
+    family_of,
+)
+from xenlb.model.events import Found, GuestId, MetadataService, Source, Target
+from xenlb.model.guest import Guest, Phase
+from xenlb.model.settings import Member, ServiceSettings
+from xenlb.model.state import Slot, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A server that a service may have. `slot` None: its address is not known, `why` says more."""
+
+    owner: GuestId | None
+    service: ServiceKey
+    slot: Slot | None
+    target: Target | None
+    weight: int
+    why: str = ""
+
+
+@lru_cache(maxsize=65536)
+def member_for(service: ServiceSettings, name: str, uuid: str) -> Member | None:
+    """The first entry of the service's `servers` that means this guest."""
+    return next((member for member in service.servers if member.matches(name, uuid)), None)
+
+
+def joined(service: ServiceSettings, guest: Guest) -> MetadataService | None:
+    """What the guest's metadata says of this service, where the service allows it."""
+    if not service.from_metadata:
+        return None
+    return next((entry for entry in guest.metadata if entry.name == service.name), None)
+
+
+def is_member(service: ServiceSettings, guest: Guest) -> bool:
+    return (
+        member_for(service, guest.name, str(guest.id.uuid)) is not None
+        or joined(service, guest) is not None
+    )
+
+
+def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:
+    return tuple(service for service in state.settings.services if is_member(service, guest))
+
+
+def addresses(service: ServiceSettings, guest: Guest) -> Iterator[Found]:
+    """Every address given for the guest as a server of the service, best source first."""
+    member = member_for(service, guest.name, str(guest.id.uuid))
+    if member is not None and member.address is not None:
+        yield Found(address=member.address, source=Source.CONFIGURATION)
+    entry = joined(service, guest)
+    if entry is not None and entry.address is not None:
+        yield Found(address=entry.address, source=Source.METADATA)
+    yield from guest.found
+
+
+def needs_address(service: ServiceSettings, guest: Guest) -> bool:
+    """Must the guest's address be looked for, because neither configuration nor metadata has it?"""
+    written = {Source.CONFIGURATION, Source.METADATA}
+    return not any(found.source in written for found in addresses(service, guest))
+
+
+def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
+    """Whose each address is: a host's (None), else that of the running guest with the best source.
+
+    Between equal sources the guest that runs longest keeps it, so that a newcomer who reports a
+    neighbour's address does not take it over.
+    """
+    owners: dict[IPAddress, GuestId | None] = {}
+    ranked = sorted(
+        (
+            (_rank(found.source), guest.booted, guest.id, found.address)
+            for guest in state.guests.values()
+            if guest.phase is not Phase.ABSENT
+            for service in services_of(state, guest)
+            for found in addresses(service, guest)
+        ),
+        key=lambda claim: (claim[0], claim[1], claim[2].uri, claim[2].uuid.int),
+    )
+    for service in state.settings.services:
+        for member in service.servers:
+            if member.host is not None:
+                owners[member.host] = None
+    for _, _, guest_id, address in ranked:
+        owners.setdefault(address, guest_id)
+    return owners
+
+
+_RANKS = {source: rank for rank, source in enumerate(Source)}
+
+
+def _rank(source: Source) -> int:
+    return _RANKS[source]
+
+
+def candidates(
+    service: ServiceSettings, state: State, owners: Mapping[IPAddress, GuestId | None]
+) -> Iterator[Candidate]:
+    """The service's servers, for each of its kernel services, in the order of the configuration.
+
+    `owners`: `claims` of the same state. Guests that do not run are candidates too.
+    """
+    guests = sorted(
+        (guest for guest in state.guests.values() if is_member(service, guest)),
+        key=lambda guest: (guest.name, guest.id.uri),
+    )
+    for key in service.kernel_keys():
+        taken: set[ServerKey] = set()
+        for member in service.servers:
+            if member.host is not None:
+                yield _candidate(service, key, None, member.host, weight=member.weight, taken=taken)
+        for guest in guests:
+            entry = joined(service, guest)
+            written = member_for(service, guest.name, str(guest.id.uuid))
+            weight = None if written is None else written.weight
+            if weight is None and entry is not None:
+                weight = entry.weight
+            address, why = _address(service, guest, owners)
+            yield _candidate(service, key, guest.id, address, weight=weight, taken=taken, why=why)
+
+
+def _address(
+    service: ServiceSettings, guest: Guest, owners: Mapping[IPAddress, GuestId | None]
+) -> tuple[IPAddress | None, str]:
+    why = "its address is not known yet"
+    for found in addresses(service, guest):
+        if not _fits(service, found.address):
+            why = f"its address {found.address} is not of the service's family"
+        elif found.address in owners and owners[found.address] != guest.id:
+            owner = owners[found.address]
+            whose = "a configured host" if owner is None else f"guest {owner.uuid}"
+            why = f"its address {found.address} ({found.source}) is refused: it is that of {whose}"
+        else:
+            return found.address, ""
+    if guest.refused and not guest.found:
+        refused = guest.refused[0]
+        why = f"{refused.text} ({refused.source}) is refused: {refused.reason}"
+    return None, why
+
+
+def _fits(service: ServiceSettings, address: IPAddress) -> bool:
+    """The kernel forwards between families by tunnel only."""
+    return service.forwarding is Forwarding.TUNNEL or family_of(address) is service.family
+
+
+def _candidate(
+    service: ServiceSettings,
+    key: ServiceKey,
+    owner: GuestId | None,
+    address: IPAddress | None,
+    *,
+    weight: int | None,
+    taken: set[ServerKey],
+    why: str = "",
+) -> Candidate:
+    weight = service.weight if weight is None else weight
+    if address is None:
+        return Candidate(owner=owner, service=key, slot=None, target=None, weight=weight, why=why)
+    port = _server_port(service, key)
+    server = ServerKey(address=address, port=port)
+    if server in taken:
+        why = f"{address} port {port} is a server of this service already"
+        return Candidate(owner=owner, service=key, slot=None, target=None, weight=weight, why=why)
+    taken.add(server)
+    return Candidate(
+        owner=owner,
+        service=key,
+        slot=Slot(owner=owner, service=key, server=server),
+        target=_target(service, key, address),
+        weight=weight,
+    )
+
+
+def _server_port(service: ServiceSettings, key: ServiceKey) -> int:
+    match key:
+        case MarkKey():
+            return 0
+        case AddressKey(port=port):
+            return port if service.server_port is None else service.server_port
+
+
+def _target(service: ServiceSettings, key: ServiceKey, address: IPAddress) -> Target | None:
+    """What is probed for a server: its own TCP port, else the service's first, else nothing."""
+    check = service.check
+    if check is None:
+        return None
+    port = check.port or _check_port(service, key)
+    return None if port is None else Target(check=check, address=address, port=port)
+
+
+def _check_port(service: ServiceSettings, key: ServiceKey) -> int | None:
+    tcp: Iterable[ServiceKey] = (key, *service.kernel_keys())
+    for each in tcp:
+        if isinstance(each, AddressKey) and each.protocol is Protocol.TCP and each.port:
+            return _server_port(service, each)
+    return None

@@ -1,0 +1,67 @@
+"""Everything the agent knows, as one value. Changed by `step.step` only, which makes a new one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xenlb.ipvs.table import ServerKey, ServiceKey
+from xenlb.model.events import GuestId, Target
+from xenlb.model.guest import Guest
+from xenlb.model.health import Health
+from xenlb.model.problem import Problem
+from xenlb.model.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One server of one kernel service, and whose it is; `owner` None is a configured host."""
+
+    owner: GuestId | None
+    service: ServiceKey
+    server: ServerKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A server was let into the table at `at`; `ramp`: its weight grows by slow-start."""
+
+    at: float
+    ramp: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A libvirt: `listed` once its guests were listed since the agent started."""
+
+    connected: bool = False
+    since: float = 0.0
+    listed: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """`probed`: by service name, what is to be probed for it; `health` has exactly these."""
+
+    settings: Settings = field(default_factory=Settings)
+    problems: tuple[Problem, ...] = ()
+    configured_at: float = 0.0
+    links: Mapping[str, Link] = field(default_factory=dict)
+    guests: Mapping[GuestId, Guest] = field(default_factory=dict)
+    probed: Mapping[str, frozenset[Target]] = field(default_factory=dict)
+    health: Mapping[Target, Health] = field(default_factory=dict)
+    admitted: Mapping[Slot, Admission] = field(default_factory=dict)
+
+    @property
+    def synced(self) -> bool:
+        """Was every libvirt of the configuration listed once?"""
+        return all(link.listed for link in self.links.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """A line for the journal: what was heard or decided, about which guest if about one."""
+
+    at: float
+    text: str
+    guest: GuestId | None = None
+    warning: bool = False
