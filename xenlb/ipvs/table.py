@@ -8,9 +8,20 @@ Only what can be set stands in `Service` and `Server`; what the kernel counts st
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag, StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 IPAddress = IPv4Address | IPv6Address
+
+
+@lru_cache(maxsize=65536)
+def address(packed: bytes) -> IPAddress:
+    """The address in 4 or 16 bytes; equal bytes give the same object.
+
+    The same object, because comparing two address objects costs more than all else a
+    comparison of two tables does, and identity is looked at first.
+    """
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
 class Family(StrEnum):
@@ -38,7 +49,10 @@ class Protocol(StrEnum):
 
     @property
     def number(self) -> int:
-        return {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}[self]
+        return _NUMBERS[self]
+
+
+_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 
 class Forwarding(StrEnum):
@@ -83,7 +97,10 @@ class SchedulerFlags(IntFlag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tunnel:
-    """Encapsulation of a tunnel server; `port` is the UDP port of gue, else 0."""
+    """Encapsulation of a tunnel server.
+
+    `port` is the UDP port of gue, else 0. `checksum` is for gue and gre, else NONE.
+    """
 
     type: TunnelType = TunnelType.IPIP
     port: int = 0
@@ -125,7 +142,9 @@ class Service:
     """A virtual service as it is set in the kernel.
 
     `persistence` is in whole seconds, None for a service without; `prefix` is the length of the
-    netmask by which clients share a persistence template (32 or 128: each for itself).
+    netmask by which clients share a persistence template (32 or 128: each for itself, and
+    what a service without persistence has). The kernel also takes IPv4 netmasks with holes;
+    such a one, read from an entry of another tool, is minus the mask (see `prefix_of`).
     """
 
     key: ServiceKey
@@ -137,9 +156,23 @@ class Service:
     persistence_engine: str = ""
 
 
+def mask_of(prefix: int) -> int:
+    """The IPv4 netmask, as a number, of a prefix length (or of what `prefix_of` made)."""
+    return -prefix if prefix < 0 else (1 << 32) - (1 << 32 - prefix)
+
+
+def prefix_of(mask: int) -> int:
+    """The prefix length of an IPv4 netmask; minus the mask where it is not one."""
+    prefix = mask.bit_count()
+    return prefix if mask_of(prefix) == mask else -mask
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A real server of one service as it is set in the kernel; `tunnel` only for TUNNEL."""
+    """A real server of one service as it is set in the kernel.
+
+    `tunnel` is for TUNNEL only, where None means plain ipip.
+    """
 
     key: ServerKey
     forwarding: Forwarding
