@@ -1,0 +1,77 @@
+"""For every test: nothing that a test starts outlives it (tasks, threads, processes, files).
+
+The labs keep theirs for the session; they look after them themselves.
+"""
+
+import asyncio
+import asyncio.runners
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SESSION_LONG = (HERE / "lab", HERE / "bench")
+
+
+def _threads() -> set[str]:
+    return {f"thread {t.name} ({t.ident})" for t in threading.enumerate()}
+
+
+def _children() -> set[str]:
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+            except FileNotFoundError:
+                continue
+            found.add(f"process {pid} ({name})")
+    return found
+
+
+def _files() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        found.add(f"file {name} ({target})")
+    return found
+
+
+def _left(before: set[str], now: Callable[[], set[str]]) -> set[str]:
+    """What is there now and was not before; ends take a moment, so they get one."""
+    until = time.monotonic() + 2.0
+    while (left := now() - before) and time.monotonic() < until:
+        time.sleep(0.01)
+    return left
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test that leaves a task, a thread, a process or an open file behind."""
+    if any(request.path.is_relative_to(folder) for folder in SESSION_LONG):
+        yield
+        return
+    tasks: list[str] = []
+    # What asyncio.run() finds unfinished it cancels without a word. This is its only hook.
+    cancel_all = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
+
+    def note_and_cancel(loop: asyncio.AbstractEventLoop) -> None:
+        tasks.extend(f"task {task!r}" for task in asyncio.all_tasks(loop))
+        cancel_all(loop)
+
+    monkeypatch.setattr(asyncio.runners, "_cancel_all_tasks", note_and_cancel)
+    kinds = (_threads, _children, _files)
+    before = [kind() for kind in kinds]
+    yield
+    left = [*tasks]
+    for kind, was in zip(kinds, before, strict=True):
+        left.extend(sorted(_left(was, kind)))
+    if left:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)

@@ -1,0 +1,66 @@
+"""What the client says when there is no agent, or an agent that is unwell."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xenlb.control import client
+from xenlb.control.protocol import FAILED, UNREACHABLE, ControlError
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+        yield server
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match="cannot be reached: there is no ") as caught:
+        client.call(tmp_path / "s", "status")
+    assert caught.value.status == UNREACHABLE
+    assert caught.value.hint == "start it with: systemctl start xenlb"
+
+
+def test_nobody_listens(tmp_path: Path, listening: socket.socket) -> None:
+    listening.close()
+    with pytest.raises(ControlError, match="nobody listens at ") as caught:
+        client.call(tmp_path / "s", "status")
+    assert caught.value.status == UNREACHABLE
+
+
+def test_an_agent_that_hangs(tmp_path: Path, listening: socket.socket) -> None:
+    with pytest.raises(ControlError, match=r"did not answer within 0\.2 seconds") as caught:
+        client.call(tmp_path / "s", "status", timeout=0.2)
+    assert caught.value.status == UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "status"),
+    [
+        (b"", "stopped while it answered", UNREACHABLE),
+        (b'{"item": 1}\n', "stopped while it answered", UNREACHABLE),
+        (b"nonsense\n", "broke off", FAILED),
+        (b"7\n", "broke off", FAILED),
+        (b'{"error": {}}\n', "broke off", FAILED),
+    ],
+)
+def test_an_agent_that_breaks_off(
+    tmp_path: Path, listening: socket.socket, said: bytes, message: str, status: int
+) -> None:
+    def answer() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(said)
+
+    agent = threading.Thread(target=answer)
+    agent.start()
+    with pytest.raises(ControlError, match=message) as caught:
+        client.call(tmp_path / "s", "status", timeout=5)
+    agent.join()
+    assert caught.value.status == status
