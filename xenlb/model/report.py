@@ -1,0 +1,182 @@
+"""What operators are shown: the answers of `status` and `why`, as JSON values.
+
+The shapes are a contract with scripts: keys are added, never renamed or dropped. Times are given
+by `wall`, which turns the boot-time clock into ISO 8601 in UTC.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from xenlb.ipvs.table import (
+    AddressKey,
+    Counters,
+    MarkKey,
+    ServerKey,
+    ServiceKey,
+    Table,
+)
+from xenlb.model.desired import Standing, standing
+from xenlb.model.events import GuestId
+from xenlb.model.guest import Guest
+from xenlb.model.members import Candidate, candidates, claims, services_of
+from xenlb.model.state import State
+
+Wall = Callable[[float], str]
+Failures = Mapping[tuple[ServiceKey, ServerKey | None], str]
+
+
+def services(
+    state: State,
+    table: Table,
+    counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]],
+    *,
+    failures: Failures,
+    now: float,
+    wall: Wall,
+    only: str | None = None,
+) -> list[dict[str, Any]]:
+    """The `services` of `status --json`; `only` one by name. `table` is what the kernel has."""
+    owners = claims(state)
+    shown = []
+    for service in state.settings.services:
+        if only is not None and service.name != only:
+            continue
+        found = tuple(candidates(service, state, owners))
+        for key in service.kernel_keys():
+            mine = [candidate for candidate in found if candidate.service == key]
+            servers = [
+                _server(
+                    candidate,
+                    standing(candidate, service, state, now),
+                    state,
+                    table,
+                    counters.get(key, {}),
+                    failures,
+                    wall,
+                )
+                for candidate in mine
+            ]
+            known = {candidate.slot.server for candidate in mine if candidate.slot is not None}
+            if service.sorry_server is not None:
+                known.add(ServerKey(address=service.sorry_server[0], port=service.sorry_server[1]))
+            entry = table.entries.get(key)
+            foreign = [] if entry is None else [s for s in entry.servers if s not in known]
+            shown.append(
+                {
+                    "name": service.name,
+                    **_key(key),
+                    "scheduler": service.scheduler,
+                    "forwarding": service.forwarding.value,
+                    "in_table": entry is not None,
+                    "reason": failures.get((key, None), ""),
+                    "foreign_servers": len(foreign),
+                    "servers": servers,
+                }
+            )
+    return shown
+
+
+def _key(key: ServiceKey) -> dict[str, Any]:
+    match key:
+        case AddressKey(protocol=protocol, address=address, port=port):
+            return {
+                "address": str(address),
+                "port": port,
+                "protocol": protocol.value,
+                "fwmark": None,
+            }
+        case MarkKey(family=family, mark=mark):
+            return {
+                "address": None,
+                "port": None,
+                "protocol": None,
+                "fwmark": mark,
+                "family": family.value,
+            }
+
+
+def _server(
+    candidate: Candidate,
+    stands: Standing,
+    state: State,
+    table: Table,
+    counters: Mapping[ServerKey, Counters],
+    failures: Failures,
+    wall: Wall,
+) -> dict[str, Any]:
+    guest = None if candidate.owner is None else state.guests[candidate.owner]
+    slot = candidate.slot
+    have = None if slot is None else table.server(slot.service, slot.server)
+    count = (None if slot is None else counters.get(slot.server)) or Counters()
+    failure = None if slot is None else failures.get((slot.service, slot.server))
+    return {
+        "guest": None if guest is None else guest.name,
+        "uuid": None if guest is None else str(guest.id.uuid),
+        "uri": None if guest is None else guest.id.uri,
+        "address": None if slot is None else str(slot.server.address),
+        "port": None if slot is None else slot.server.port,
+        "phase": stands.phase.value,
+        "weight": 0 if have is None else have.weight,
+        "configured_weight": candidate.weight,
+        "in_table": have is not None,
+        "active_connections": count.active_connections,
+        "inactive_connections": count.inactive_connections,
+        "persistent_connections": count.persistent_connections,
+        "health": _health(candidate, state),
+        "reason": failure or stands.reason,
+        "since": wall(stands.since) if stands.since else None,
+        "deadline": None if stands.deadline is None else wall(stands.deadline),
+    }
+
+
+def _health(candidate: Candidate, state: State) -> str:
+    health = state.health.get(candidate.target) if candidate.target is not None else None
+    if health is None or health.up is None:
+        return "unknown"
+    return "up" if health.up else "down"
+
+
+def matching(state: State, text: str) -> tuple[Guest, ...]:
+    """The guests meant by a name or a UUID, as an operator types it."""
+    return tuple(
+        guest
+        for guest in state.guests.values()
+        if guest.name == text or str(guest.id.uuid) == text.lower()
+    )
+
+
+def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
+    """What `why` says of a guest itself; its servers and its journal stand beside it."""
+    it = state.guests[guest_id]
+    return {
+        "guest": it.name,
+        "uuid": str(it.id.uuid),
+        "uri": it.id.uri,
+        "phase": it.phase.value,
+        "since": wall(it.since) if it.since else None,
+        "domain_id": it.incarnation,
+        "request": None
+        if it.request is None
+        else {
+            "asked_for": it.request.ask.value,
+            "at": wall(it.request.at),
+            "until": wall(it.request.deadline),
+        },
+        "drain": None
+        if it.drain is None
+        else {
+            "reason": it.drain.reason,
+            "by": it.drain.by,
+            "since": wall(it.drain.since),
+            "deadline": None if it.drain.deadline is None else wall(it.drain.deadline),
+        },
+        "addresses": [
+            {"address": str(found.address), "source": found.source.value} for found in it.found
+        ],
+        "refused_addresses": [
+            {"address": no.text, "source": no.source.value, "reason": no.reason}
+            for no in it.refused
+        ],
+        "metadata_problems": list(it.metadata_problems),
+        "services": [service.name for service in services_of(state, it)],
+    }

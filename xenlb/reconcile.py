@@ -1,0 +1,230 @@
+"""Brings the kernel's table to the one that should be, and remembers what of it is ours.
+
+Between two full reads it goes by what it believes the table to be: the last read, changed by every
+operation the kernel has taken since. So one guest's weight does not wait for ten thousand servers
+to be listed. A full read happens at start, at every resync and after any failed operation; what it
+finds changed behind our back is put back and reported as drift.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from xenlb.ipvs.diff import Foreign, Owned, diff, foreign
+from xenlb.ipvs.kernel import KernelTable, explain
+from xenlb.ipvs.op import (
+    AddServer,
+    AddService,
+    DeleteServer,
+    DeleteService,
+    Op,
+    OpFailed,
+    SetServer,
+    SetService,
+)
+from xenlb.ipvs.table import Entry, ServerKey, ServiceKey, Snapshot, Table
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST = 1.0  # seconds until a failed operation is tried again; doubled each time
+RETRY_LAST = 60.0
+
+# The table is not what we believed it to be.
+_SURPRISES = {errno.EEXIST, errno.ENOENT, errno.ESRCH}
+
+Place = tuple[ServiceKey, ServerKey | None]  # a server, or a service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An operation that the kernel refused `attempts` times in a row, last with `errno`."""
+
+    op: Op
+    errno: int
+    since: float
+    attempts: int
+    retry_at: float
+
+    @property
+    def reason(self) -> str:
+        sentence, hint = explain(OpFailed(op=self.op, errno=self.errno))
+        return f"{sentence} ({hint})" if hint else sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What one pass did: operations taken, refused; were they repairs of what others changed?"""
+
+    done: tuple[Op, ...] = ()
+    failed: tuple[OpFailed, ...] = ()
+    drift: bool = False
+
+
+def place_of(op: Op) -> Place:
+    match op:
+        case AddService(service=service) | SetService(service=service):
+            return service.key, None
+        case DeleteService(key=key):
+            return key, None
+        case AddServer(service=key, server=server) | SetServer(service=key, server=server):
+            return key, server.key
+        case DeleteServer(service=key, key=server_key):
+            return key, server_key
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """Used by one thread at a time, except `absorb`'s reading, which may happen elsewhere.
+
+    `services` and `servers` are ours; the value of a server is the libvirt URI of its guest, ""
+    for a host. They are written down (statefile.py) before the kernel hears of a new one.
+    """
+
+    kernel: KernelTable
+    services: set[ServiceKey] = field(default_factory=set)
+    servers: dict[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
+    failures: dict[Place, Failure] = field(default_factory=dict)
+    believed: dict[ServiceKey, Entry] = field(default_factory=dict)
+    touched: set[ServiceKey] = field(default_factory=set)
+
+    def absorb(self, snapshot: Snapshot) -> None:
+        """Takes a full read for the truth, except for services changed since `touched` was emptied,
+        which was when the reading began."""
+        fresh = dict(snapshot.table.entries)
+        for key in self.touched:
+            fresh.pop(key, None)
+            if key in self.believed:
+                fresh[key] = self.believed[key]
+        self.touched.clear()
+        self.believed = fresh
+
+    def plan(self, want: Table, *, whole: bool, removable: Callable[[str], bool]) -> tuple[Op, ...]:
+        """The operations that make the believed table the wanted one.
+
+        `whole`: `want` is the whole table, not only some services of it. `removable` says whether a
+        server of that libvirt URI may be removed yet.
+        """
+        have = Table(entries=self.believed if whole else self._part(want))
+        return diff(want, have, self._owned(want, whole=whole, removable=removable))
+
+    def _part(self, want: Table) -> dict[ServiceKey, Entry]:
+        return {key: self.believed[key] for key in want.entries if key in self.believed}
+
+    def _owned(self, want: Table, *, whole: bool, removable: Callable[[str], bool]) -> Owned:
+        if whole:
+            places = list(self.servers.items())
+        else:
+            places = [
+                ((key, server), self.servers[key, server])
+                for key, entry in self._part(want).items()
+                for server in entry.servers
+                if (key, server) in self.servers
+            ]
+        return Owned(
+            services=frozenset(self.services) if whole else frozenset(),
+            servers=frozenset(place for place, uri in places if removable(uri)),
+        )
+
+    def claim(self, want: Table, origin: Mapping[tuple[ServiceKey, ServerKey], str]) -> bool:
+        """Makes what is wanted ours, before the kernel hears of it; has anything become ours?"""
+        grown = False
+        for key, entry in want.entries.items():
+            if key not in self.services:
+                self.services.add(key)
+                grown = True
+            for server in entry.servers:
+                uri = origin.get((key, server), "")
+                if self.servers.get((key, server)) != uri:
+                    self.servers[key, server] = uri
+                    grown = True
+        return grown
+
+    def release(self, want: Table) -> bool:
+        """Forgets what is neither wanted nor in the table any more; was there anything?"""
+        gone = [
+            (key, server)
+            for key, server in self.servers
+            if (key not in self.believed or server not in self.believed[key].servers)
+            and (key not in want.entries or server not in want.entries[key].servers)
+        ]
+        for place in gone:
+            del self.servers[place]
+        empty = [k for k in self.services if k not in self.believed and k not in want.entries]
+        self.services.difference_update(empty)
+        return bool(gone or empty)
+
+    def execute(self, ops: Sequence[Op], now: float) -> Pass:
+        """Gives the kernel the operations, except those refused before whose retry is not due."""
+        due = [op for op in ops if self._is_due(op, now)]
+        if not due:
+            return Pass()
+        failed = self.kernel.apply(due)
+        refused = {failure.op: failure for failure in failed}
+        done = []
+        for op in due:
+            self.touched.add(place_of(op)[0])
+            if op in refused:
+                self._fail(refused[op], now)
+            else:
+                done.append(op)
+                self.failures.pop(place_of(op), None)
+                self._believe(op)
+        return Pass(done=tuple(done), failed=failed)
+
+    def _is_due(self, op: Op, now: float) -> bool:
+        key, server = place_of(op)
+        waits = [self.failures.get((key, None)), self.failures.get((key, server))]
+        return all(wait is None or wait.retry_at <= now for wait in waits)
+
+    def _fail(self, failed: OpFailed, now: float) -> None:
+        place = place_of(failed.op)
+        before = self.failures.get(place)
+        attempts = 1 if before is None else before.attempts + 1
+        self.failures[place] = Failure(
+            op=failed.op,
+            errno=failed.errno,
+            since=now if before is None else before.since,
+            attempts=attempts,
+            retry_at=now + min(RETRY_LAST, RETRY_FIRST * 2 ** (attempts - 1)),
+        )
+
+    def settled(self, want: Table) -> None:
+        """Forgets failures of places that nobody wants changed any more."""
+        for place, failure in list(self.failures.items()):
+            key, server = place
+            wanted = key in want.entries and (server is None or server in want.entries[key].servers)
+            removal = isinstance(failure.op, DeleteServer | DeleteService)
+            if wanted is removal:
+                del self.failures[place]
+
+    def retry_at(self) -> float | None:
+        return min((failure.retry_at for failure in self.failures.values()), default=None)
+
+    def foreign(self, want: Table) -> Foreign:
+        """What is in the table and not ours."""
+        owned = Owned(services=frozenset(self.services), servers=frozenset(self.servers))
+        return foreign(want, Table(entries=self.believed), owned)
+
+    def _believe(self, op: Op) -> None:
+        match op:
+            case AddService(service=service) | SetService(service=service):
+                before = self.believed.get(service.key)
+                servers = {} if before is None else before.servers
+                self.believed[service.key] = Entry(service=service, servers=servers)
+            case DeleteService(key=key):
+                self.believed.pop(key, None)
+            case AddServer(service=key, server=server) | SetServer(service=key, server=server):
+                entry = self.believed[key]
+                self.believed[key] = Entry(
+                    service=entry.service, servers={**entry.servers, server.key: server}
+                )
+            case DeleteServer(service=key, key=server_key):
+                entry = self.believed[key]
+                left = {k: s for k, s in entry.servers.items() if k != server_key}
+                self.believed[key] = Entry(service=entry.service, servers=left)
+
+
+def surprised(failed: Sequence[OpFailed]) -> bool:
+    """Do these failures say that the table is another than we believed?"""
+    return any(failure.errno in _SURPRISES for failure in failed)

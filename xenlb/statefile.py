@@ -1,0 +1,233 @@
+"""What must outlive the agent: /run/xenlb/state.json, written atomically, read at start.
+
+Entries of the table that are ours, guests with their requests and drains, who was let in and which
+checks passed; so that a restarted agent goes on where the killed one stopped, without taking one
+serving server out. Times are the host's boot-time clock, so the file is void after a reboot of the
+host, as the kernel's table is. A file that cannot be read is put aside, never fatal.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from xenlb.ipvs.table import (
+    AddressKey,
+    Family,
+    IPAddress,
+    MarkKey,
+    Protocol,
+    ServerKey,
+    ServiceKey,
+)
+from xenlb.model.events import Ask, Found, GuestId, MetadataService, Source, Target
+from xenlb.model.guest import Death, Drain, Guest, Phase, Request
+from xenlb.model.health import Health
+from xenlb.model.settings import Check
+from xenlb.model.state import Admission, Slot, State
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """`servers`: ours, with the libvirt URI of their guest. `sysctls`: values before ours."""
+
+    state: State = field(default_factory=State)
+    services: frozenset[ServiceKey] = frozenset()
+    servers: Mapping[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
+    addresses: frozenset[IPAddress] = frozenset()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+
+def load(path: Path) -> Saved:
+    """What was saved in this boot of the host; nothing where there is no (readable) file."""
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        return Saved()
+    except (OSError, ValueError) as error:
+        return _put_aside(path, str(error))
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        return _put_aside(path, "it is not of this version")
+    if data.get("boot") != _boot_id():
+        log.info("%s is of an earlier boot of this host: starting afresh", path)
+        return Saved()
+    try:
+        return _decode(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _put_aside(path, repr(error))
+
+
+def _put_aside(path: Path, why: str) -> Saved:
+    aside = path.with_suffix(".broken")
+    log.warning("%s is put aside as %s, starting afresh: %s", path, aside.name, why)
+    os.replace(path, aside)
+    return Saved()
+
+
+def save(path: Path, saved: Saved) -> None:
+    """Atomic for a reader and for a kill at any point: a new file takes the old one's name."""
+    fresh = path.with_suffix(".new")
+    text = json.dumps(_encode(saved), separators=(",", ":"))
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+    os.replace(fresh, path)  # no fsync: /run is memory, and the file is void after a crash anyway
+
+
+def _boot_id() -> str:
+    return BOOT_ID.read_text().strip()
+
+
+def _encode(saved: Saved) -> dict[str, Any]:
+    state = saved.state
+    return {
+        "version": VERSION,
+        "boot": _boot_id(),
+        "services": [_key(key) for key in saved.services],
+        "servers": [[_key(k), _server(s), uri] for (k, s), uri in saved.servers.items()],
+        "addresses": sorted(str(address) for address in saved.addresses),
+        "sysctls": dict(saved.sysctls),
+        "guests": [_guest(guest) for guest in state.guests.values()],
+        "admitted": [
+            [_owner(slot.owner), _key(slot.service), _server(slot.server), entry.at, entry.ramp]
+            for slot, entry in state.admitted.items()
+        ],
+        "up": [
+            [
+                _check(target.check),
+                str(target.address),
+                target.port,
+                health.valid_from,
+                health.since,
+            ]
+            for target, health in state.health.items()
+            if health.up
+        ],
+    }
+
+
+def _decode(data: dict[str, Any]) -> Saved:
+    guests = [_read_guest(item) for item in data["guests"]]
+    admitted = {
+        Slot(owner=_read_owner(owner), service=_read_key(key), server=_read_server(server)): (
+            Admission(at=float(at), ramp=bool(ramp))
+        )
+        for owner, key, server, at, ramp in data["admitted"]
+    }
+    health = {
+        Target(check=_read_check(check), address=ip_address(address), port=int(port)): Health(
+            up=True, valid_from=float(valid), since=float(since), detail="passed before a restart"
+        )
+        for check, address, port, valid, since in data["up"]
+    }
+    return Saved(
+        state=State(guests={g.id: g for g in guests}, admitted=admitted, health=health),
+        services=frozenset(_read_key(key) for key in data["services"]),
+        servers={(_read_key(k), _read_server(s)): str(uri) for k, s, uri in data["servers"]},
+        addresses=frozenset(ip_address(text) for text in data["addresses"]),
+        sysctls={str(name): str(value) for name, value in data["sysctls"].items()},
+    )
+
+
+def _key(key: ServiceKey) -> list[str | int]:
+    match key:
+        case AddressKey(protocol=protocol, address=address, port=port):
+            return [protocol.value, str(address), port]
+        case MarkKey(family=family, mark=mark):
+            return [family.value, mark]
+
+
+def _read_key(item: list[Any]) -> ServiceKey:
+    match item:
+        case [protocol, address, port]:
+            return AddressKey(
+                protocol=Protocol(protocol), address=ip_address(address), port=int(port)
+            )
+        case [family, mark]:
+            return MarkKey(family=Family(family), mark=int(mark))
+    raise ValueError(f"not a service: {item!r}")
+
+
+def _server(key: ServerKey) -> list[str | int]:
+    return [str(key.address), key.port]
+
+
+def _read_server(item: list[Any]) -> ServerKey:
+    address, port = item
+    return ServerKey(address=ip_address(address), port=int(port))
+
+
+def _owner(owner: GuestId | None) -> list[str] | None:
+    return None if owner is None else [owner.uri, str(owner.uuid)]
+
+
+def _read_owner(item: list[str] | None) -> GuestId | None:
+    return None if item is None else GuestId(uri=item[0], uuid=UUID(item[1]))
+
+
+def _check(check: Check) -> list[Any]:
+    return [check.type, check.interval, check.timeout, check.rise, check.fall, check.port]
+
+
+def _read_check(item: list[Any]) -> Check:
+    kind, interval, timeout, rise, fall, port = item
+    return Check(type=kind, interval=interval, timeout=timeout, rise=rise, fall=fall, port=port)
+
+
+def _guest(guest: Guest) -> dict[str, Any]:
+    request, death, drain = guest.request, guest.death, guest.drain
+    return {
+        "id": _owner(guest.id),
+        "name": guest.name,
+        "phase": guest.phase.value,
+        "incarnation": guest.incarnation,
+        "since": guest.since,
+        "booted": guest.booted,
+        "recheck": guest.recheck,
+        "request": request and [request.ask.value, request.at, request.deadline],
+        "death": death and [death.incarnation, death.at],
+        "drain": drain and [drain.reason, drain.by, drain.since, drain.deadline],
+        "found": [[str(found.address), found.source.value] for found in guest.found],
+        # A guest that joined by its metadata is a member before libvirt has been asked again.
+        "metadata": [
+            [entry.name, entry.weight, entry.address and str(entry.address)]
+            for entry in guest.metadata
+        ],
+    }
+
+
+def _read_guest(item: dict[str, Any]) -> Guest:
+    owner = _read_owner(item["id"])
+    if owner is None:
+        raise ValueError("a guest without identity")
+    request, death, drain = item["request"], item["death"], item["drain"]
+    return Guest(
+        id=owner,
+        name=str(item["name"]),
+        phase=Phase(item["phase"]),
+        incarnation=item["incarnation"],
+        since=float(item["since"]),
+        booted=float(item["booted"]),
+        recheck=float(item["recheck"]),
+        request=request and Request(ask=Ask(request[0]), at=request[1], deadline=request[2]),
+        death=death and Death(incarnation=death[0], at=death[1]),
+        drain=drain and Drain(reason=drain[0], by=drain[1], since=drain[2], deadline=drain[3]),
+        found=tuple(
+            Found(address=ip_address(address), source=Source(source))
+            for address, source in item["found"]
+        ),
+        metadata=tuple(
+            MetadataService(name=name, weight=weight, address=address and ip_address(address))
+            for name, weight, address in item["metadata"]
+        ),
+    )
