@@ -1,0 +1,109 @@
+"""PURE. Which address may be used as a guest's, and why not.
+
+Two questions stand apart: is the text an address that a server can have (`parse`), and may this
+source give this address here (`judge`). Whether another guest has it already is seen by the
+model, which knows all guests.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from xenlb.hypervisor.xmltext import shown
+from xenlb.ipvs.table import IPAddress
+from xenlb.model.events import Found, Refused, Source
+from xenlb.model.settings import IPNetwork
+
+LONGEST = 64
+
+
+class NoAddress(ValueError):
+    """The text is no address that a server can have; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What an address is held against.
+
+    `networks`: of this host's interfaces and of the configuration; `own`: addresses of this host;
+    `services`: service addresses.
+    """
+
+    networks: tuple[IPNetwork, ...] = ()
+    own: frozenset[IPAddress] = frozenset()
+    services: frozenset[IPAddress] = frozenset()
+
+
+def parse(text: str) -> IPAddress:
+    """One unicast address in its usual notation; raises NoAddress."""
+    if len(text) > LONGEST:
+        raise NoAddress(f"longer than {LONGEST} characters")
+    if "%" in text:
+        raise NoAddress("it has a zone, which means something on one host only")
+    try:
+        address: IPAddress = IPv6Address(text) if ":" in text else IPv4Address(text)
+    except (AddressValueError, ValueError):
+        raise NoAddress("it is not an IPv4 or IPv6 address") from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise NoAddress("it is an IPv4 address in IPv6 notation")
+    for property_, what in (
+        ("is_unspecified", "it is the unspecified address"),
+        ("is_loopback", "it is a loopback address"),
+        ("is_multicast", "it is a multicast address"),
+        ("is_link_local", "it is link-local"),
+    ):
+        if getattr(address, property_):
+            raise NoAddress(what)
+    if address.version == 4 and (int(address) >= 0xF0000000 or int(address) < 0x01000000):
+        raise NoAddress("it is reserved")
+    return address
+
+
+def judge(candidate: str | bytes, source: Source, context: Context) -> Found | Refused:
+    """Never raises, whatever the candidate is."""
+    if isinstance(candidate, bytes):
+        # Longer than the longest even if every byte became one replacement character.
+        candidate = candidate[: LONGEST + 1].decode("ascii", errors="replace")
+
+    def refused(reason: str) -> Refused:
+        return Refused(text=shown(candidate, LONGEST)[:LONGEST], source=source, reason=reason)
+
+    try:
+        address = parse(candidate)
+    except NoAddress as error:
+        return refused(str(error))
+    if address in context.services:
+        return refused("it is a service address")
+    if address in context.own:
+        return refused("it is an address of this host")
+    if not source.trusted:
+        inside = [n for n in context.networks if n.version == address.version and address in n]
+        if not inside:
+            return refused("it lies in no network of this host or of the configuration")
+        if any(_edge(address, network) for network in inside):
+            return refused("it is the network's own or its broadcast address")
+    return Found(address=address, source=source)
+
+
+def _edge(address: IPAddress, network: IPNetwork) -> bool:
+    if network.prefixlen >= network.max_prefixlen - 1:
+        return False
+    if address == network.network_address:
+        return True
+    return address.version == 4 and address == network.broadcast_address
+
+
+def judge_all(
+    candidates: Iterable[tuple[str | bytes, Source]], context: Context
+) -> tuple[tuple[Found, ...], tuple[Refused, ...]]:
+    """Each address once, from its best source, in the order of Source; refusals likewise."""
+    order = {source: place for place, source in enumerate(Source)}
+    found: dict[IPAddress, Found] = {}
+    refused: dict[str, Refused] = {}
+    for candidate, source in sorted(candidates, key=lambda pair: order[pair[1]]):
+        match judge(candidate, source, context):
+            case Found() as good:
+                found.setdefault(good.address, good)
+            case Refused() as bad:
+                refused.setdefault(bad.text, bad)
+    return tuple(found.values()), tuple(refused.values())

@@ -1,0 +1,171 @@
+"""One libvirt: listing, life cycle events, reconnecting, and the two requests to a guest.
+
+No call that can block is made in the loop's thread: a daemon that hangs would hold the agent up
+for good.
+
+Nothing is lost between listing and events. Callbacks are registered before the listing begins,
+and libvirtd answers and reports on one stream, so whatever happens after the listing was asked
+for is told as an event. An event may tell what the listing contains already (the listing is many
+calls long): events of one guest keep their order, the last one describes the guest's state, and
+`Listed.asked` lets the model prefer what it has heard later. An event for a guest that has not
+been named yet waits until the listing has named it. What happened while the connection was away
+is never told by libvirt; the listing after it tells the result.
+
+What the events mean for a guest is decided in model/guest.py. The connection itself: session.py.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+from xenlb.hypervisor import eventloop, listing
+from xenlb.hypervisor.listing import CallFailed, Connection
+from xenlb.hypervisor.session import CALL, CLOSE, Known, Session, open_connection
+from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.model.events import Disconnected, GuestId, HypervisorEvent
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Seconds.
+CONNECT = 15.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
+
+
+class Unreachable(Exception):
+    """There is no connection to this libvirt now."""
+
+
+class LibvirtSource:
+    """`uri` None is libvirt's own default; its guests then bear the URI `default`.
+
+    `emit` is called in the loop's thread.
+    """
+
+    def __init__(
+        self,
+        uri: str | None,
+        emit: Callable[[HypervisorEvent], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.uri = uri if uri is not None else "default"
+        self._libvirt_uri = uri
+        self._emit = emit
+        self._clock = clock
+        self._known = Known()
+        self._session: Session | None = None
+        self._opening: asyncio.Task[Connection] | None = None
+        self._pause = SHORTEST_PAUSE
+        self._told = False
+        self.hypervisor_type = ""  # as libvirt says: Xen, QEMU, LXC, TEST; empty until connected
+
+    @property
+    def connected(self) -> bool:
+        """Connected, and everything listed once since."""
+        return self._session is not None and self._session.listed
+
+    async def run(self) -> None:
+        """Connects, reports, reconnects; until cancelled."""
+        eventloop.install(asyncio.get_running_loop())
+        try:
+            while True:
+                try:
+                    reason = await self._serve(await self._open())
+                except (CallFailed, Stuck) as error:
+                    reason = str(error)
+                self._tell_lost(reason)
+                await asyncio.sleep(self._pause * random.uniform(0.8, 1.2))
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        finally:
+            await self._forget_opening()
+
+    async def relist(self) -> None:
+        """Lists again (a resync). Nothing while there is no connection."""
+        session = self._session
+        if session is None or not session.listed:
+            return
+        try:
+            await session.list()
+        except (CallFailed, Stuck) as error:
+            session.lose(str(error))
+
+    async def shutdown(self, guest: GuestId) -> None:
+        """Asks the guest to power off; raises Unreachable, CallFailed or Stuck."""
+        await self.ask(partial(listing.ask_shutdown, uuid=guest.uuid))
+
+    async def reboot(self, guest: GuestId) -> None:
+        """Asks the guest to reboot; raises Unreachable, CallFailed or Stuck."""
+        await self.ask(partial(listing.ask_reboot, uuid=guest.uuid))
+
+    async def live_ids(self) -> frozenset[int]:
+        """Ids of the domains that run or are paused; raises Unreachable, CallFailed or Stuck."""
+        return await self.ask(listing.live_ids)
+
+    async def ask(self, call: Callable[[Connection], T], *, limit: float = CALL) -> T:
+        """A blocking call on the connection; raises Unreachable, CallFailed or Stuck."""
+        session = self._session
+        if session is None:
+            raise Unreachable(f"libvirt {self.uri} is not connected")
+        return await session.ask(call, limit=limit)
+
+    async def _open(self) -> Connection:
+        """Raises CallFailed, or Stuck; then the attempt goes on and the next call waits for it.
+
+        A daemon that hangs takes connections and never answers: a new attempt every few seconds
+        would leave a thread behind each time.
+        """
+        if self._opening is None:
+            opening = in_thread(
+                partial(open_connection, self._libvirt_uri), limit=None, late=listing.close_quietly
+            )
+            self._opening = asyncio.create_task(opening, name=f"connect to libvirt {self.uri}")
+        done, _ = await asyncio.wait({self._opening}, timeout=CONNECT)
+        if not done:
+            raise Stuck(f"it takes the connection but does not answer within {CONNECT:g} s")
+        opened, self._opening = self._opening, None
+        return opened.result()
+
+    async def _forget_opening(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is None:
+            return
+        opening.cancel()  # its thread closes what it may still open
+        await asyncio.wait({opening})
+        if not opening.cancelled() and opening.exception() is None:
+            close = partial(listing.close_quietly, opening.result())
+            with suppress(Stuck):
+                await in_thread(close, limit=CLOSE)
+
+    async def _serve(self, connection: Connection) -> str:
+        """Until the connection is lost; why. Raises CallFailed or Stuck."""
+        session = Session(
+            connection, uri=self.uri, emit=self._emit, clock=self._clock, known=self._known
+        )
+        try:
+            self._session = session
+            await session.begin()
+            self.hypervisor_type = session.hypervisor_type
+            log.info("libvirt %s: connected (%s)", self.uri, self.hypervisor_type)
+            self._pause, self._told = SHORTEST_PAUSE, False
+            return await session.lost
+        finally:
+            self._session = None
+            await session.close()
+
+    def _tell_lost(self, reason: str) -> None:
+        if self._told:  # once for each time it goes away, not for each attempt
+            log.debug("libvirt %s: %s", self.uri, reason)
+            return
+        self._told = True
+        log.warning(
+            "libvirt %s cannot be reached: %s; its guests are left as they are until it answers"
+            " (is libvirtd running? systemctl status libvirtd)",
+            self.uri,
+            reason,
+        )
+        self._emit(Disconnected(at=self._clock(), uri=self.uri, reason=reason))

@@ -1,0 +1,336 @@
+"""One connection to libvirt, from its opening to its end: callbacks, listing, calls.
+
+The theory (why nothing is lost between listing and events) stands in libvirt.py, which makes one
+session after the other. Calls block and are made in threads; callbacks come in the loop's thread
+and read of a domain only what is local.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+from uuid import UUID
+
+import libvirt
+
+from xenlb.hypervisor import listing, qmp
+from xenlb.hypervisor.listing import CallFailed, Connection, Domain, asking
+from xenlb.hypervisor.metadata import NAMESPACE, Metadata
+from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.model.events import (
+    Ask,
+    Asked,
+    Crashed,
+    Died,
+    GuestId,
+    HypervisorEvent,
+    Listed,
+    MetadataChanged,
+    Paused,
+    Power,
+    Rebooted,
+    Resumed,
+    Started,
+    Stop,
+    Stopped,
+    Undefined,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Seconds. Keepalive notices a hung daemon after 2 × 3 and a bit; CALL is the last resort.
+KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 2, 3
+CALL, CLOSE = 30.0, 2.0
+
+_STOPS = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: Stop.SHUTDOWN,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: Stop.DESTROYED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: Stop.CRASHED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: Stop.MIGRATED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: Stop.SAVED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: Stop.FAILED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT: Stop.FROM_SNAPSHOT,
+}
+_CLOSED = {
+    libvirt.VIR_CONNECT_CLOSE_REASON_ERROR: "the connection broke",
+    libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "libvirtd has ended",
+    libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "libvirtd does not answer (keepalive)",
+    libvirt.VIR_CONNECT_CLOSE_REASON_CLIENT: "closed here",
+}
+
+
+@dataclass(slots=True)
+class Known:
+    """What outlives a session: guests that were told of, and their metadata as last read."""
+
+    named: set[UUID] = field(default_factory=set)
+    metadata: dict[UUID, Metadata] = field(default_factory=dict)
+
+
+def open_connection(uri: str | None) -> Connection:
+    """Blocks. A read-write connection with keepalive; raises CallFailed."""
+    with asking():
+        connection: Connection = libvirt.open(uri)
+        try:
+            connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+        except libvirt.libvirtError as error:
+            if not CallFailed(error).unsupported:  # a driver without a daemon: test:///
+                connection.close()
+                raise
+    return connection
+
+
+class Session:
+    """`lost` is done, with the reason, when the connection is of no more use."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        uri: str,
+        emit: Callable[[HypervisorEvent], None],
+        clock: Callable[[], float],
+        known: Known,
+    ) -> None:
+        self._connection = connection
+        self._uri = uri
+        self._emit = emit
+        self._clock = clock
+        self._known = known
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self.listed = False
+        self.hypervisor_type = ""
+        self._closing = False
+        self._listing = asyncio.Lock()
+        self._held: list[HypervisorEvent] = []
+        self._numbers: list[int] = []
+        self._monitor: tuple[int, ...] = ()
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._look_again: set[UUID] = set()
+        self._started: set[UUID] = set()  # looked at because they started
+        self._heard: dict[UUID, int] = {}  # how many life cycle events
+
+    # --- the life of the connection --------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Registers the callbacks, then lists. Raises CallFailed or Stuck."""
+        await self.ask(self._register)
+        await self.list()
+
+    def _register(self, connection: Connection) -> None:
+        with asking():
+            self.hypervisor_type = connection.getType()
+            with suppress(libvirt.libvirtError):  # a driver without a daemon
+                connection.registerCloseCallback(self._on_close, None)
+            for event, call in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+                (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
+            ):
+                number = connection.domainEventRegisterAny(None, event, call, None)
+                self._numbers.append(number)
+        if self.hypervisor_type == "QEMU":
+            self._monitor = qmp.register(connection, self._on_monitor)
+
+    async def list(self) -> None:
+        """Emits Listed. Raises CallFailed or Stuck."""
+        async with self._listing:
+            asked = self._clock()
+            guests = await self.ask(partial(listing.list_domains, uri=self._uri))
+            self._known.named = {each.guest.uuid for each in guests}
+            self._known.metadata = {
+                each.guest.uuid: (each.metadata, each.metadata_problems) for each in guests
+            }
+            self._emit(Listed(at=self._clock(), uri=self._uri, asked=asked, guests=guests))
+            self.listed = True
+            held, self._held = self._held, []
+            for event in held:
+                self._emit(event)
+
+    async def ask(self, call: Callable[[Connection], T], *, limit: float = CALL) -> T:
+        """A blocking call in a thread; raises CallFailed or Stuck."""
+        connection = self._connection
+
+        def asked() -> T:
+            try:
+                return call(connection)
+            except CallFailed as error:
+                if not connection.isAlive():
+                    self._lose_soon(str(error))
+                raise
+
+        return await in_thread(asked, limit=limit)
+
+    def lose(self, reason: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    def _lose_soon(self, reason: str) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.lose, reason)
+
+    async def close(self) -> None:
+        """Ends it; callbacks that still come are ignored. Never takes longer than CLOSE."""
+        self._closing = True
+        tasks = tuple(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        try:
+            await in_thread(self._close, limit=CLOSE)
+        except Stuck:
+            log.debug("libvirt %s: close hangs; left behind", self._uri)
+        finally:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _close(self) -> None:
+        # close() waits for ever while a callback is registered.
+        connection = self._connection
+        qmp.deregister(connection, self._monitor)
+        for number in self._numbers:
+            with suppress(libvirt.libvirtError):
+                connection.domainEventDeregisterAny(number)
+        with suppress(libvirt.libvirtError):
+            connection.unregisterCloseCallback()
+        with suppress(libvirt.libvirtError):
+            connection.close()
+
+    # --- callbacks, in the loop's thread ---------------------------------------------------------
+
+    def _on_close(self, _connection: Connection, reason: int, _opaque: object) -> None:
+        # This one may come in a thread whose call met the end of the connection.
+        self._lose_soon(_CLOSED.get(reason, f"closed (reason {reason})"))
+
+    def _on_lifecycle(
+        self, _connection: Connection, domain: Domain, event: int, detail: int, _opaque: object
+    ) -> None:
+        guest, incarnation, at = self._guest(domain), _incarnation(domain), self._clock()
+        log.debug("libvirt %s: %s: event %d/%d", self._uri, domain.name(), event, detail)
+        self._heard[guest.uuid] = self._heard.get(guest.uuid, 0) + 1
+        match event:
+            case libvirt.VIR_DOMAIN_EVENT_STARTED:
+                self._on_started(domain.name(), guest, incarnation, at)
+            case libvirt.VIR_DOMAIN_EVENT_SUSPENDED | libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED:
+                self._tell(guest, Paused(at=at, guest=guest, incarnation=incarnation))
+            case libvirt.VIR_DOMAIN_EVENT_RESUMED:
+                self._tell(guest, Resumed(at=at, guest=guest, incarnation=incarnation))
+            case libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:
+                # QEMU: the guest is gone, its process ends later. See qmp.py.
+                self._tell(guest, Died(at=at, guest=guest, incarnation=incarnation))
+            case libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                why = _STOPS.get(detail, Stop.UNKNOWN)
+                self._tell(guest, Stopped(at=at, guest=guest, incarnation=incarnation, why=why))
+            case libvirt.VIR_DOMAIN_EVENT_CRASHED:
+                self._tell(guest, Crashed(at=at, guest=guest, incarnation=incarnation))
+            case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+                self._tell(guest, Undefined(at=at, guest=guest))
+            case _:  # DEFINED: nothing runs because of it
+                pass
+
+    def _on_started(self, name: str, guest: GuestId, incarnation: int | None, at: float) -> None:
+        if incarnation is None:
+            return  # no driver does this; a guest without an id does not run
+        services, problems = self._known.metadata.get(guest.uuid, ((), ()))
+        self._known.named.add(guest.uuid)
+        self._tell(
+            guest,
+            Started(
+                at=at,
+                guest=guest,
+                name=name,
+                incarnation=incarnation,
+                metadata=services,
+                metadata_problems=problems,
+            ),
+        )
+        # On Xen a guest that is started paused says so by its state only, and metadata is read
+        # by a call: both follow.
+        self._started.add(guest.uuid)
+        self._look(guest)
+
+    def _on_reboot(self, _connection: Connection, domain: Domain, _opaque: object) -> None:
+        guest = self._guest(domain)
+        event = Rebooted(at=self._clock(), guest=guest, incarnation=_incarnation(domain))
+        self._tell(guest, event)
+
+    def _on_metadata(
+        self,
+        _connection: Connection,
+        domain: Domain,
+        kind: int,
+        namespace: str | None,
+        _opaque: object,
+    ) -> None:
+        if kind == libvirt.VIR_DOMAIN_METADATA_ELEMENT and namespace == NAMESPACE:
+            self._look(self._guest(domain))
+
+    def _on_monitor(self, domain: Domain, event: str) -> None:
+        guest = self._guest(domain)
+        log.debug("libvirt %s: %s: QMP %s", self._uri, domain.name(), event)
+        if event == "POWERDOWN":
+            asked = Asked(
+                at=self._clock(),
+                guest=guest,
+                incarnation=_incarnation(domain),
+                ask=Ask.POWERDOWN,
+            )
+            self._tell(guest, asked)
+
+    def _guest(self, domain: Domain) -> GuestId:
+        return GuestId(uri=self._uri, uuid=UUID(domain.UUIDString()))
+
+    def _tell(self, guest: GuestId, event: HypervisorEvent) -> None:
+        if self._closing:
+            return
+        if self.listed or guest.uuid in self._known.named:
+            self._emit(event)
+        else:
+            self._held.append(event)
+
+    # --- one guest looked at more closely --------------------------------------------------------
+
+    def _look(self, guest: GuestId) -> None:
+        """Reads state and metadata; once more if asked to while it is reading."""
+        if self._closing:
+            return
+        if guest.uuid in self._tasks:
+            self._look_again.add(guest.uuid)
+            return
+        task = self._loop.create_task(self._look_at(guest), name=f"look at {guest}")
+        self._tasks[guest.uuid] = task
+        task.add_done_callback(lambda _: self._tasks.pop(guest.uuid, None))
+
+    async def _look_at(self, guest: GuestId) -> None:
+        while True:
+            self._look_again.discard(guest.uuid)
+            heard = self._heard.get(guest.uuid)
+            try:
+                snapshot = await self.ask(partial(listing.look_at, uuid=guest.uuid))
+            except (CallFailed, Stuck) as error:
+                log.debug("libvirt %s: %s cannot be read: %s", self._uri, guest.uuid, error)
+                self._started.discard(guest.uuid)
+                return
+            self._known.metadata[guest.uuid] = snapshot.metadata
+            services, problems = snapshot.metadata
+            at = self._clock()
+            self._tell(
+                guest, MetadataChanged(at=at, guest=guest, services=services, problems=problems)
+            )
+            started = guest.uuid in self._started
+            self._started.discard(guest.uuid)
+            # Not if anything was heard meanwhile: what was read may be older than that.
+            if started and snapshot.power is Power.PAUSED and heard == self._heard[guest.uuid]:
+                paused = Paused(at=at, guest=guest, incarnation=snapshot.incarnation)
+                self._tell(guest, paused)
+            if guest.uuid not in self._look_again:
+                return
+
+
+def _incarnation(domain: Domain) -> int | None:
+    number = domain.ID()
+    return number if number >= 0 else None
