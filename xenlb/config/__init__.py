@@ -1,0 +1,9 @@
+"""The configuration file: YAML text → the model's settings, every problem with its place.
+
+watch.py, which tells of changes of the file, is imported by who needs it: it loads watchdog.
+"""
+
+from xenlb.config.loader import load, parse
+from xenlb.config.nodes import ConfigError
+
+__all__ = ["ConfigError", "load", "parse"]

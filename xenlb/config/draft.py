@@ -1,0 +1,125 @@
+"""A service as the file writes it: every value typed, with its place; not yet judged as a whole.
+
+Made by service.py, judged by rules.py, turned into settings by settle.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from xenlb.config.reading import Place, Value
+from xenlb.ipvs.table import (
+    Family,
+    Forwarding,
+    IPAddress,
+    Protocol,
+    TunnelChecksum,
+    TunnelType,
+    family_of,
+)
+from xenlb.model.settings import DrainPolicy, OnFailure, Port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberDraft:
+    place: Place
+    guest: Value[str | None]
+    host: Value[IPAddress | None]
+    address: Value[IPAddress | None]
+    weight: Value[int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelDraft:
+    """`section`: the key itself."""
+
+    section: Value[None]
+    type: Value[TunnelType]
+    port: Value[int | None]
+    checksum: Value[TunnelChecksum]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckDraft:
+    """`section`: the key itself; its value is false for `check: none`."""
+
+    section: Value[bool]
+    type: Value[str]
+    interval: Value[float]
+    timeout: Value[float | None]
+    rise: Value[int]
+    fall: Value[int]
+    port: Value[int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """`place` is that of the service's name. `netmask` is a prefix length, and whether it was
+    written in IPv4's dots."""
+
+    name: str
+    place: Place
+    address: Value[IPAddress | None]
+    fwmark: Value[int | None]
+    written_family: Value[Family]
+    placed_ports: Value[tuple[tuple[Port, Place], ...]]
+    scheduler: Value[str]
+    flags: Value[tuple[str, ...]]
+    one_packet: Value[bool]
+    persistence: Value[int | None]
+    netmask: Value[tuple[int, bool] | None]
+    forwarding: Value[Forwarding]
+    tunnel: TunnelDraft
+    server_port: Value[int | None]
+    weight: Value[int]
+    upper_threshold: Value[int]
+    lower_threshold: Value[int]
+    check: CheckDraft
+    on_failure: Value[OnFailure]
+    keep_in_service: Value[float]
+    slow_start: Value[float]
+    sorry_server: Value[tuple[IPAddress, int | None] | None]
+    drain: DrainPolicy
+    servers: Value[tuple[MemberDraft, ...]]
+    from_metadata: Value[bool]
+
+    @property
+    def family(self) -> Family | None:
+        """The address family of the service; None where it is not known."""
+        if self.address.value is not None:
+            return family_of(self.address.value)
+        if self.fwmark.value is not None and not self.written_family.bad:
+            return self.written_family.value
+        return None
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        return tuple(port for port, _ in self.placed_ports.value)
+
+    @property
+    def probed_ports(self) -> tuple[int, ...]:
+        """The ports of the service that a TCP probe can be sent to."""
+        if self.fwmark.given:
+            return ()
+        return tuple(
+            port.number for port in self.ports if port.protocol is Protocol.TCP and port.number > 0
+        )
+
+    @property
+    def all_udp(self) -> bool:
+        return self.fwmark.given or all(port.protocol is Protocol.UDP for port in self.ports)
+
+    @property
+    def one_port(self) -> int | None:
+        """The one port of an address service that has one, and not port 0."""
+        if self.fwmark.given or len(self.ports) != 1:
+            return None
+        return self.ports[0].number or None
+
+    def place_of(self, *involved: Value[Any]) -> Place:
+        """Where to report: what stands with the service itself before what is a default."""
+        given = sorted(
+            (value for value in involved if value.place is not None),
+            key=lambda value: value.inherited,
+        )
+        place = given[0].place if given else None
+        return self.place if place is None else place

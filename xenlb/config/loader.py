@@ -1,0 +1,173 @@
+"""The whole file: its sections, and the two ways in, load() and parse().
+
+Either the whole configuration is right and becomes Settings, or every problem of it is raised in
+one ConfigError; nothing is half taken.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from xenlb.config import service, values
+from xenlb.config.draft import Draft
+from xenlb.config.nodes import LARGEST_FILE, ConfigError, compose, decode
+from xenlb.config.reading import Cursor, Fields, Place, Report, keys_of
+from xenlb.config.rules import RULES, servers_are_no_vips, unique_keys
+from xenlb.config.settle import settings_of, without_idle_defaults
+from xenlb.config.values import Wrong
+from xenlb.model.problem import Problem
+from xenlb.model.settings import AddressPolicy, Director, IPNetwork, Settings, SysctlPolicy
+
+T = TypeVar("T")
+
+ROOT_KEYS: Final = ("libvirt", "guests", "director", "defaults", "services")
+LIBVIRT_KEYS: Final = ("uris",)
+GUESTS_KEYS: Final = ("networks",)
+DIRECTOR_KEYS: Final = ("interface", "addresses", "sysctls")
+
+
+def load(path: str | os.PathLike[str]) -> Settings:
+    """The settings of a file. Raises ConfigError, also where the file cannot be read."""
+    file = os.fspath(path)
+    try:
+        with Path(file).open("rb") as stream:
+            data = stream.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError((_unreadable(file, error),)) from None
+    return parse(decode(data, file), file)
+
+
+def parse(text: str, file: str) -> Settings:
+    """The settings of a text; `file` is the name that its problems bear. Raises ConfigError."""
+    report = Report(file=file)
+    root = Cursor(node=compose(text, file), path="", report=report)
+    settings = _settings(root, report)
+    problems = report.problems()
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _unreadable(file: str, error: OSError | ValueError) -> Problem:
+    match error:
+        case FileNotFoundError():
+            message, hint = "there is no such file", "write it, or name another with --config"
+        case PermissionError():
+            message, hint = "the file may not be read", "run as root, or check its rights"
+        case IsADirectoryError():
+            message, hint = "is a folder", "name the file in it"
+        case OSError():
+            message = f"cannot be read: {error.strerror}"
+            hint = "check the file and its disk"
+        case _:
+            message, hint = "is no file name", "name another with --config"
+    return Problem(file=file, line=1, column=1, path="", message=message, hint=hint)
+
+
+def _settings(root: Cursor, report: Report) -> Settings | None:
+    try:
+        top = root.keys(ROOT_KEYS)
+    except Wrong as wrong:
+        root.report_wrong(wrong)
+        return None
+    if "services" not in top:
+        root.wrong("there is no services section", "add services: and a service below it")
+    uris = _uris(Fields(own=keys_of(top.get("libvirt"), LIBVIRT_KEYS)))
+    networks = _networks(Fields(own=keys_of(top.get("guests"), GUESTS_KEYS)))
+    drafts = _drafts(top)
+    director = _director(top, drafts, root)
+    for draft in drafts:
+        for rule in RULES:
+            rule(draft, report)
+    unique_keys(drafts, report)
+    servers_are_no_vips(drafts, report)
+    if report.found:
+        return None
+    return Settings(
+        uris=uris,
+        networks=networks,
+        director=director,
+        services=tuple(settings_of(draft) for draft in drafts),
+    )
+
+
+def _uris(libvirt: Fields) -> tuple[str, ...]:
+    none: tuple[str, ...] = ()
+    return libvirt.read("uris", lambda c: _set(c, _uri, "[xen:///system]"), none).value
+
+
+def _networks(guests: Fields) -> tuple[IPNetwork, ...]:
+    none: tuple[IPNetwork, ...] = ()
+    return guests.read("networks", lambda c: _set(c, _network, "[10.0.0.0/24]"), none).value
+
+
+def _uri(item: Cursor) -> str:
+    return item.name(values.libvirt_uri)
+
+
+def _network(item: Cursor) -> IPNetwork:
+    return item.parsed(values.network)
+
+
+def _set(cursor: Cursor, parse: Callable[[Cursor], T], example: str) -> tuple[T, ...]:
+    """A list whose items differ."""
+    first: dict[T, str] = {}
+
+    def new(item: Cursor) -> T:
+        value = parse(item)
+        if value in first:
+            raise Wrong(
+                f"{value} stands here twice", hint=f"it is {first[value]} already: remove one"
+            )
+        first[value] = item.path
+        return value
+
+    return cursor.each(new, example)
+
+
+def _drafts(top: dict[str, Cursor]) -> list[Draft]:
+    inherited = service.read_defaults(top.get("defaults"))
+    cursor = top.get("services")
+    if cursor is None:
+        return []
+    try:
+        entries = cursor.entries()
+    except Wrong as wrong:
+        cursor.report_wrong(wrong)
+        return []
+    drafts = []
+    for name, place, body in entries:
+        try:
+            values.service_name(name)
+        except Wrong as wrong:
+            body.report.add(place, wrong.message, wrong.hint)
+        try:
+            own = body.keys(service.SERVICE_KEYS)
+        except Wrong as wrong:
+            body.report_wrong(wrong)
+            continue
+        draft = service.read(name, place, Fields(own=own, inherited=inherited))
+        drafts.append(without_idle_defaults(draft))
+    return drafts
+
+
+def _director(top: dict[str, Cursor], drafts: list[Draft], root: Cursor) -> Director:
+    section = top.get("director")
+    fields = Fields(own=keys_of(section, DIRECTOR_KEYS))
+    interface = fields.read("interface", lambda c: c.name(values.interface), None)
+    addresses = fields.read("addresses", lambda c: c.choice(AddressPolicy), AddressPolicy.MANAGE)
+    sysctls = fields.read("sysctls", lambda c: c.choice(SysctlPolicy), SysctlPolicy.IPVS)
+    if (
+        not interface.given
+        and addresses.value is AddressPolicy.MANAGE
+        and not addresses.bad
+        and any(draft.address.given for draft in drafts)
+    ):
+        at = (section or root).place
+        root.report.add(
+            Place(line=at.line, column=at.column, path="director.interface"),
+            "no interface for the service addresses",
+            "add director: {interface: eth0}, or addresses: leave",
+        )
+    return Director(interface=interface.value, addresses=addresses.value, sysctls=sysctls.value)

@@ -1,0 +1,302 @@
+"""YAML text → a tree of nodes that know their line and column, or the problems of its syntax.
+
+Built from the parser's events rather than from its constructed values, so that nothing YAML would
+turn into something else (010, on, 22:30) has been turned yet, so that every node has its place, and
+so that no file can be deep or large enough to hurt. What the nodes mean is reading.py's business.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import yaml
+
+from xenlb.model.problem import Problem
+
+Loader = type[yaml.SafeLoader] | type[yaml.CSafeLoader]
+# libyaml where PyYAML was built with it
+LOADER: Final[Loader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# A configuration of 1,000 services with 10 servers each has about 0.6 MB and 100,000 nodes.
+LARGEST_FILE: Final = 8 * 1024 * 1024
+MOST_NODES: Final = 1_000_000
+DEEPEST: Final = 32
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` are all that were found, in file order."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class Kind(StrEnum):
+    """What a plain scalar is to a YAML reader, of version 1.1 or 1.2 whichever is worse."""
+
+    TEXT = "a text"
+    NOTHING = "nothing"
+    TRUTH = "a truth value"
+    NUMBER = "a number"
+    DATE = "a date"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trap:
+    """A construct of YAML that is refused wherever it stands."""
+
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scalar:
+    """`plain`: written without quotes. Line and column count from 1."""
+
+    line: int
+    column: int
+    text: str
+    plain: bool
+    trap: Trap | None = None
+
+    @property
+    def kind(self) -> Kind:
+        if not self.plain:
+            return Kind.TEXT
+        for kind, pattern in _KINDS:
+            if pattern.fullmatch(self.text):
+                return kind
+        return Kind.TEXT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    line: int
+    column: int
+    items: "tuple[Node, ...]"
+    trap: Trap | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapping:
+    """`entries` in the order of the file; the keys may repeat."""
+
+    line: int
+    column: int
+    entries: "tuple[tuple[Node, Node], ...]"
+    trap: Trap | None = None
+
+
+Node = Scalar | Sequence | Mapping
+
+_KINDS: Final = (
+    (Kind.NOTHING, re.compile(r"~|null|Null|NULL|")),
+    (
+        Kind.TRUTH,
+        re.compile(
+            "|".join(
+                form
+                for word in ("true", "false", "yes", "no", "on", "off")
+                for form in (word, word.capitalize(), word.upper())
+            )
+        ),
+    ),
+    (
+        Kind.NUMBER,
+        re.compile(
+            r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7]+|0b[01_]+|[0-9][0-9_]*(:[0-5]?[0-9])*(\.[0-9_]*)?"
+            r"|\.[0-9][0-9_]*|[0-9]*\.?[0-9]+[eE][-+]?[0-9]+|[0-9]+\.[eE][-+]?[0-9]+"
+            r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
+        ),
+    ),
+    (Kind.DATE, re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?")),
+)
+
+_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+_NOT_YAML = re.compile(
+    r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+_LEADING_TAB = re.compile(r"^ *\t[\t ]*(?=[^\s#])", re.MULTILINE)
+
+# What libyaml says → what helps. The first whose words stand in «context: problem» is taken.
+_HINTS: Final = (
+    ("while scanning an alias", "a text that begins with * goes into quotes: '*mail'"),
+    ("while scanning an anchor", "a text that begins with & goes into quotes"),
+    ("cannot start any token", "a text that begins with % @ ` or a tab goes into quotes"),
+    ("mapping values are not allowed", "one KEY: VALUE a line; a text with ': ' goes into quotes"),
+    ("while scanning a quoted scalar", "close the quotes"),
+    ("while parsing a flow sequence", "a list is written [25, 465]; close the bracket"),
+    ("while parsing a flow mapping", "a mapping is written {type: tcp}; close the brace"),
+    ("could not find expected ':'", "write KEY: VALUE"),
+    ("while parsing a block", "put the keys of one mapping below each other, at the same depth"),
+    ("block sequence entries are not allowed", "begin the list on a line of its own"),
+)
+
+
+class _Refused(Exception):
+    """The text is no usable YAML, for this one reason."""
+
+    def __init__(self, line: int, column: int, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.where = line, column
+        self.message = message
+        self.hint = hint
+
+
+def decode(data: bytes, file: str) -> str:
+    """The bytes of a file as text. Raises ConfigError."""
+    if len(data) > LARGEST_FILE:
+        raise _error(file, 1, 1, "the file is larger than 8 MiB", "is it a configuration?")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _error(file, 1, 1, "the file is UTF-16", "save it as UTF-8")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line, column = _position(data[: error.start].decode(), error.start)
+        raise _error(
+            file,
+            line,
+            column,
+            f"byte 0x{data[error.start]:02x} is not UTF-8",
+            "save the file as UTF-8",
+        ) from None
+
+
+def compose(text: str, file: str, *, loader: Loader = LOADER) -> Node:
+    """The one document of the text as a tree. Raises ConfigError."""
+    if text.startswith("\ufeff"):
+        raise _error(
+            file, 1, 1, "the file begins with a byte order mark", "save it as UTF-8 without BOM"
+        )
+    if len(text) > LARGEST_FILE:
+        raise _error(file, 1, 1, "the file is larger than 8 MiB", "is it a configuration?")
+    if match := _NOT_YAML.search(text):
+        line, column = _position(text, match.start())
+        raise _error(file, line, column, f"character {_name(match[0])}", "remove it")
+    if tabs := list(_LEADING_TAB.finditer(text)):
+        raise ConfigError(
+            tuple(
+                _problem(file, line, column, "a tab in the indentation", "indent with spaces")
+                for line, column in (_position(text, tab.end() - 1) for tab in tabs[:100])
+            )
+        )
+    try:
+        return _build(text, loader)
+    except _Refused as refused:
+        raise _error(file, *refused.where, refused.message, refused.hint) from None
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError((_syntax(error, file, text),)) from None
+    except (yaml.YAMLError, ValueError, OverflowError):
+        # PyYAML's own parser lets chr() and int() of absurd escapes and directives through.
+        raise _error(file, 1, 1, "is not YAML", "look for \\u escapes and % directives") from None
+
+
+def _build(text: str, loader: Loader) -> Node:
+    open_nodes: list[tuple[yaml.CollectionStartEvent, list[Node]]] = []
+    root: Node | None = None
+    documents = count = 0
+    for event in yaml.parse(text, Loader=loader):
+        line, column = _start(event)
+        node: Node
+        match event:
+            case yaml.DocumentStartEvent():
+                documents += 1
+                if documents > 1:
+                    raise _Refused(
+                        line, column, "a second document begins", "one file holds one: remove ---"
+                    )
+                continue
+            case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
+                if len(open_nodes) >= DEEPEST:
+                    raise _Refused(
+                        line, column, f"nested deeper than {DEEPEST} levels", "flatten it"
+                    )
+                open_nodes.append((event, []))
+                continue
+            case yaml.SequenceEndEvent():
+                start, children = open_nodes.pop()
+                line, column = _start(start)
+                node = Sequence(line=line, column=column, items=tuple(children), trap=_trap(start))
+            case yaml.MappingEndEvent():
+                start, children = open_nodes.pop()
+                line, column = _start(start)
+                pairs = tuple(zip(children[::2], children[1::2], strict=True))
+                node = Mapping(line=line, column=column, entries=pairs, trap=_trap(start))
+            case yaml.ScalarEvent():
+                plain = bool(event.implicit[0]) and not event.style
+                node = Scalar(
+                    line=line, column=column, text=event.value, plain=plain, trap=_trap(event)
+                )
+            case yaml.AliasEvent():
+                node = Scalar(line=line, column=column, text="", plain=False, trap=_alias(event))
+            case _:
+                continue
+        count += 1
+        if count > MOST_NODES:
+            raise _Refused(line, column, "more than a million values", "is it a configuration?")
+        if open_nodes:
+            open_nodes[-1][1].append(node)
+        else:
+            root = node
+    if root is None:
+        raise _Refused(1, 1, "the file is empty", "it needs at least: services: {}")
+    return root
+
+
+def _start(event: yaml.Event) -> tuple[int, int]:
+    assert event.start_mark is not None
+    return event.start_mark.line + 1, event.start_mark.column + 1
+
+
+def _trap(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> Trap | None:
+    if event.anchor is not None:
+        return Trap(
+            message=f"an anchor (&{event.anchor[:40]})",
+            hint="write the value out, or put it under defaults",
+        )
+    if event.tag is not None:
+        return Trap(message=f"a tag ({event.tag[:60]})", hint="write the value without !")
+    return None
+
+
+def _alias(event: yaml.AliasEvent) -> Trap:
+    name = f"*{(event.anchor or '')[:40]}"
+    return Trap(
+        message=f"an alias ({name})",
+        hint=f"write the value out; a text that begins with * goes into quotes: '{name}'",
+    )
+
+
+def _syntax(error: yaml.MarkedYAMLError, file: str, text: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    said = f"{error.context or ''}: {error.problem or ''}"
+    hint = next((hint for words, hint in _HINTS if words in said), "see yaml.org")
+    lines = _BREAK.split(text)
+    if line <= len(lines) and re.search(r":\s+\[[0-9a-fA-F:.]+\]:[0-9]", lines[line - 1]):
+        hint = "an IPv6 address with a port goes into quotes: '[2001:db8::99]:25'"
+    message = f"not valid YAML: {error.problem or 'cannot be read'}"
+    if error.context and error.context_mark and error.context_mark.line + 1 != line:
+        message += f" {error.context} that begins in line {error.context_mark.line + 1}"
+    return _problem(file, line, column, message, hint)
+
+
+def _name(character: str) -> str:
+    return f"U+{ord(character):04X} is not allowed in YAML"
+
+
+def _position(text: str, offset: int) -> tuple[int, int]:
+    """Line and column, from 1, of the character at the offset (or at the end, if shorter)."""
+    line, start = 1, 0
+    for match in _BREAK.finditer(text, 0, min(offset, len(text))):
+        line, start = line + 1, match.end()
+    return line, min(offset, len(text)) - start + 1
+
+
+def _problem(file: str, line: int, column: int, message: str, hint: str) -> Problem:
+    return Problem(file=file, line=line, column=column, path="", message=message, hint=hint)
+
+
+def _error(file: str, line: int, column: int, message: str, hint: str) -> ConfigError:
+    return ConfigError((_problem(file, line, column, message, hint),))

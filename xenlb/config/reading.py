@@ -1,0 +1,273 @@
+"""Typed reading of a tree of nodes: every value with its place, every problem collected.
+
+A getter of Cursor returns a value of one type or raises Wrong; Fields.read() turns that into a
+problem of the report and a default that is marked bad, so that reading goes on and nothing is said
+twice. Which keys there are, and what they mean together, is not known here.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, NoReturn, TypeVar
+
+from xenlb.config import nodes, values
+from xenlb.config.nodes import Kind, Node, Scalar
+from xenlb.config.values import Wrong, did_you_mean, quoted
+from xenlb.model.problem import Problem
+
+T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
+
+
+class Reported(Wrong):
+    """The value cannot be taken, and the report already says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    line: int
+    column: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The problems found so far. One found twice (a default, say) is kept once."""
+
+    file: str
+    found: dict[Problem, None] = field(default_factory=dict)
+
+    def add(self, place: Place, message: str, hint: str) -> None:
+        problem = Problem(
+            file=self.file,
+            line=place.line,
+            column=place.column,
+            path=place.path,
+            message=message,
+            hint=hint,
+        )
+        self.found[problem] = None
+
+    def problems(self) -> tuple[Problem, ...]:
+        return tuple(sorted(self.found, key=lambda p: (p.line, p.column, p.path, p.message)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value(Generic[T]):
+    """What a key says, or its default where the key is left out (`place` is None) or cannot be
+    taken (`bad`). `inherited`: it stands under `defaults`, not with the service."""
+
+    value: T
+    place: Place | None = None
+    inherited: bool = False
+    bad: bool = False
+
+    @property
+    def given(self) -> bool:
+        return self.place is not None
+
+    @property
+    def own(self) -> bool:
+        return self.place is not None and not self.inherited
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """A node, its path, and the report that its problems go to."""
+
+    node: Node
+    path: str
+    report: Report
+
+    @property
+    def place(self) -> Place:
+        return Place(line=self.node.line, column=self.node.column, path=self.path)
+
+    def wrong(self, message: str, hint: str) -> None:
+        self.report.add(self.place, message, hint)
+
+    # Scalars
+
+    def raw(self) -> Scalar:
+        """The scalar, whatever YAML would make of it; a list, a mapping or nothing is refused."""
+        self._check_trap()
+        match self.node:
+            case Scalar(kind=Kind.NOTHING):
+                raise Wrong("has no value", hint="write one or remove the key")
+            case Scalar():
+                return self.node
+            case nodes.Sequence():
+                raise Wrong("is a list where one value is expected", hint="write one value")
+            case nodes.Mapping():
+                raise Wrong("is a mapping where one value is expected", hint="write one value")
+
+    def parsed(self, parse: Callable[[str], T]) -> T:
+        """A value with a form of its own (address, duration, port), quoted or not."""
+        return parse(values.plain_text(self.raw().text))
+
+    def text(self) -> str:
+        scalar = self.raw()
+        if scalar.kind is not Kind.TEXT:
+            raise Wrong(
+                f"{scalar.text[:60]} is {scalar.kind} to YAML, not a text",
+                hint=f"write it in quotes: '{scalar.text[:60]}'",
+            )
+        return values.plain_text(scalar.text)
+
+    def name(self, parse: Callable[[str], T]) -> T:
+        """A text with a rule of its own; what YAML takes for a number is refused first."""
+        return parse(self.text())
+
+    def whole_number(self, least: int, most: int) -> int:
+        scalar = self.raw()
+        if not scalar.plain:
+            raise Wrong(
+                f"{quoted(scalar.text)} is in quotes, but a number is expected",
+                hint=f"write {scalar.text[:20]}" if scalar.text.isdecimal() else "write a number",
+            )
+        return values.whole_number(scalar.text, least=least, most=most)
+
+    def true_or_false(self) -> bool:
+        scalar = self.raw()
+        if scalar.plain and scalar.text in {"true", "false"}:
+            return scalar.text == "true"
+        lower = scalar.text.lower()
+        if lower in {"yes", "on", "true", "1", "y"}:
+            raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint="write true")
+        if lower in {"no", "off", "false", "0", "n"}:
+            raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint="write false")
+        raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint="write true or false")
+
+    def choice(self, kind: type[E], also: Mapping[str, E] | None = None, without: Collection[E] = ()
+               ) -> E:  # fmt: skip
+        """A member of the enumeration. `also`: what other programs call them, for the hint."""
+        text = self.text()
+        known = tuple(member.value for member in kind if member not in without)
+        if text in known:
+            return kind(text)
+        other = (also or {}).get(text.lower())
+        hint = f"write {other.value}" if other is not None else did_you_mean(text, known)
+        raise Wrong(f"{quoted(text)} is not known", hint=hint)
+
+    # Lists and mappings
+
+    def items(self, example: str) -> "tuple[Cursor, ...]":
+        self._check_trap()
+        if not isinstance(self.node, nodes.Sequence):
+            self._not(f"a list is expected, like {example}")
+        return tuple(
+            Cursor(node=item, path=f"{self.path}[{index}]", report=self.report)
+            for index, item in enumerate(self.node.items)
+        )
+
+    def each(self, parse: "Callable[[Cursor], T]", example: str) -> tuple[T, ...]:
+        """Every item by `parse`; every bad one is reported at its own place."""
+        results, bad = [], False
+        for item in self.items(example):
+            try:
+                results.append(parse(item))
+            except Wrong as wrong:
+                item.report_wrong(wrong)
+                bad = True
+        if bad:
+            raise Reported("")
+        return tuple(results)
+
+    def entries(self) -> "tuple[tuple[str, Place, Cursor], ...]":
+        """Key, place of the key, and value, for every usable key; the others are reported."""
+        self._check_trap()
+        if not isinstance(self.node, nodes.Mapping):
+            self._not("a mapping is expected: one KEY: VALUE a line")
+        first: dict[str, int] = {}
+        result = []
+        for key, value in self.node.entries:
+            where = Cursor(node=key, path=self.path, report=self.report)
+            name = key.text if isinstance(key, Scalar) else ""
+            if isinstance(key, Scalar) and key.plain and name == "<<":
+                where.wrong("a merge key (<<)", "write the keys out, or put them under defaults")
+                continue
+            try:
+                if isinstance(key, Scalar):
+                    name = where.text()
+                else:
+                    raise Wrong("a list or a mapping as a key", hint="a key is a text")
+            except Wrong as wrong:
+                where.report_wrong(wrong)
+                continue
+            path = f"{self.path}.{name}" if self.path else name
+            place = Place(line=key.line, column=key.column, path=path[:200])
+            if name in first:
+                self.report.add(
+                    place,
+                    f"{quoted(name)} stands here twice",
+                    f"it is in line {first[name]} already: remove one",
+                )
+                continue
+            first[name] = key.line
+            result.append((name, place, Cursor(node=value, path=path[:200], report=self.report)))
+        return tuple(result)
+
+    def keys(self, known: tuple[str, ...]) -> "dict[str, Cursor]":
+        """The values by key; unknown keys are reported."""
+        result = {}
+        for name, place, cursor in self.entries():
+            if name in known:
+                result[name] = cursor
+            else:
+                self.report.add(place, "unknown key", did_you_mean(name, known))
+        return result
+
+    def report_wrong(self, wrong: Wrong) -> None:
+        if not isinstance(wrong, Reported):
+            self.wrong(wrong.message, wrong.hint)
+
+    def _check_trap(self) -> None:
+        trap = self.node.trap
+        if trap is not None:
+            self.wrong(trap.message, trap.hint)
+            if isinstance(self.node, Scalar):  # inside a list or a mapping there is more to read
+                raise Reported("")
+
+    def _not(self, expected: str) -> NoReturn:
+        match self.node:
+            case Scalar(kind=Kind.NOTHING):
+                raise Wrong("has no value", hint=expected)
+            case Scalar(text=text):
+                raise Wrong(f"{quoted(text)} is one value", hint=expected)
+            case nodes.Sequence():
+                raise Wrong("is a list", hint=expected)
+            case nodes.Mapping():
+                raise Wrong("is a mapping", hint=expected)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """The keys of a mapping, and behind them those of the same mapping under `defaults`."""
+
+    own: Mapping[str, Cursor]
+    inherited: Mapping[str, Cursor] = field(default_factory=dict)
+
+    def cursor(self, key: str) -> Cursor | None:
+        return self.own.get(key) or self.inherited.get(key)
+
+    def read(self, key: str, parse: Callable[[Cursor], T], default: T) -> Value[T]:
+        cursor = self.cursor(key)
+        if cursor is None:
+            return Value(value=default)
+        inherited = key not in self.own
+        try:
+            return Value(value=parse(cursor), place=cursor.place, inherited=inherited)
+        except Wrong as wrong:
+            cursor.report_wrong(wrong)
+            return Value(value=default, place=cursor.place, inherited=inherited, bad=True)
+
+
+def keys_of(cursor: Cursor | None, known: tuple[str, ...]) -> dict[str, Cursor]:
+    """The keys of a mapping that may be left out; one that is no mapping is reported and empty."""
+    if cursor is None:
+        return {}
+    try:
+        return cursor.keys(known)
+    except Wrong as wrong:
+        cursor.report_wrong(wrong)
+        return {}

@@ -1,0 +1,270 @@
+"""Reads a service: which keys there are, merged over the defaults, and what each may say.
+
+Keys are looked at one by one here; what they mean together is in rules.py.
+"""
+
+from typing import Final
+
+from xenlb.config import nodes, values
+from xenlb.config.draft import CheckDraft, Draft, MemberDraft, TunnelDraft
+from xenlb.config.nodes import Kind, Scalar
+from xenlb.config.reading import Cursor, Fields, Place, keys_of
+from xenlb.config.values import Wrong, did_you_mean, quoted
+from xenlb.ipvs.table import (
+    Family,
+    Forwarding,
+    SchedulerFlags,
+    TunnelChecksum,
+    TunnelType,
+)
+from xenlb.model.settings import Check, DrainPolicy, DrainUntil, OnFailure, Port
+
+# Those that say which service it is and who serves it have no common default.
+OWN_KEYS: Final = ("address", "fwmark", "ports", "servers")
+DEFAULT_KEYS: Final = (
+    "family",
+    "scheduler",
+    "scheduler-flags",
+    "one-packet",
+    "persistence",
+    "persistence-netmask",
+    "forwarding",
+    "tunnel",
+    "server-port",
+    "weight",
+    "upper-threshold",
+    "lower-threshold",
+    "check",
+    "on-failure",
+    "keep-in-service",
+    "slow-start",
+    "sorry-server",
+    "drain",
+    "from-metadata",
+)
+SERVICE_KEYS: Final = OWN_KEYS + DEFAULT_KEYS
+SERVER_KEYS: Final = ("guest", "host", "address", "weight")
+TUNNEL_KEYS: Final = ("type", "port", "checksum")
+CHECK_KEYS: Final = ("type", "interval", "timeout", "rise", "fall", "port")
+DRAIN_KEYS: Final = ("timeout", "until", "shutdown-grace")
+
+CHECK_TYPES: Final = ("tcp",)
+# flag → the scheduler that reads it, and its bit
+SCHEDULER_FLAGS: Final = {
+    "sh-fallback": ("sh", SchedulerFlags.ONE),
+    "sh-port": ("sh", SchedulerFlags.TWO),
+    "mh-fallback": ("mh", SchedulerFlags.ONE),
+    "mh-port": ("mh", SchedulerFlags.TWO),
+}
+READ_ONLY: Final = (Forwarding.LOCALNODE, Forwarding.BYPASS)
+FORWARDING_ELSEWHERE: Final = {
+    **dict.fromkeys(("nat", "masq", "masquerading"), Forwarding.MASQUERADE),
+    **dict.fromkeys(("dr", "gate", "gateway", "direct", "droute"), Forwarding.GATEWAYING),
+    **dict.fromkeys(("tun", "ipip", "tunneling"), Forwarding.TUNNEL),
+}
+MOST_WEIGHT: Final = 65535
+U32: Final = 2**32 - 1
+
+
+def read(name: str, place: Place, fields: Fields) -> Draft:
+    """The draft of a service; every value that cannot be taken is in the report."""
+    return Draft(
+        name=name,
+        place=place,
+        address=fields.read("address", lambda c: c.parsed(values.service_address), None),
+        fwmark=fields.read("fwmark", lambda c: c.whole_number(1, U32), None),
+        written_family=fields.read("family", lambda c: c.choice(Family), Family.INET),
+        placed_ports=fields.read("ports", _ports, ()),
+        scheduler=fields.read("scheduler", lambda c: c.name(values.scheduler), "wlc"),
+        flags=fields.read("scheduler-flags", _flags, ()),
+        one_packet=fields.read("one-packet", Cursor.true_or_false, False),
+        persistence=fields.read("persistence", lambda c: c.parsed(values.persistence), None),
+        netmask=fields.read("persistence-netmask", lambda c: c.parsed(values.netmask), None),
+        forwarding=fields.read("forwarding", _forwarding, Forwarding.MASQUERADE),
+        tunnel=_tunnel(fields),
+        server_port=fields.read("server-port", _port_number, None),
+        weight=fields.read("weight", _weight, 1),
+        upper_threshold=fields.read("upper-threshold", lambda c: c.whole_number(0, U32), 0),
+        lower_threshold=fields.read("lower-threshold", lambda c: c.whole_number(0, U32), 0),
+        check=_check(fields),
+        on_failure=fields.read("on-failure", lambda c: c.choice(OnFailure), OnFailure.REMOVE),
+        keep_in_service=fields.read("keep-in-service", lambda c: c.parsed(values.percent), 0.0),
+        slow_start=fields.read("slow-start", lambda c: _duration(c, 0, values.DAY), 0.0),
+        sorry_server=fields.read("sorry-server", lambda c: c.parsed(values.endpoint), None),
+        drain=_drain(fields),
+        servers=fields.read("servers", _servers, ()),
+        from_metadata=fields.read("from-metadata", Cursor.true_or_false, False),
+    )
+
+
+def read_defaults(cursor: Cursor | None) -> dict[str, Cursor]:
+    """The keys of `defaults`; they are checked even where no service uses them."""
+    found = keys_of(cursor, SERVICE_KEYS)
+    for key in OWN_KEYS:
+        if key in found:
+            found.pop(key).wrong(
+                "belongs to one service and has no default", "move it to its service"
+            )
+    place = cursor.place if cursor is not None else Place(line=1, column=1, path="defaults")
+    read("", place, Fields(own={}, inherited=found))
+    return found
+
+
+def _forwarding(cursor: Cursor) -> Forwarding:
+    return cursor.choice(Forwarding, also=FORWARDING_ELSEWHERE, without=READ_ONLY)
+
+
+def _duration(cursor: Cursor, least: float, most: float) -> float:
+    return cursor.parsed(lambda text: values.duration(text, least=least, most=most))
+
+
+def _port_number(cursor: Cursor) -> int:
+    return cursor.whole_number(1, 65535)
+
+
+def _weight(cursor: Cursor) -> int:
+    return cursor.whole_number(0, MOST_WEIGHT)
+
+
+def _ports(cursor: Cursor) -> tuple[tuple[Port, Place], ...]:
+    ports = cursor.each(lambda item: (item.parsed(values.port), item.place), "[25, 465/tcp]")
+    if not ports:
+        raise Wrong("has no port", hint="write at least one: [25]")
+    return ports
+
+
+def _flags(cursor: Cursor) -> tuple[str, ...]:
+    known = tuple(SCHEDULER_FLAGS)
+
+    def flag(item: Cursor) -> str:
+        text = item.text()
+        if text not in known:
+            raise Wrong(f"{quoted(text)} is not known", hint=did_you_mean(text, known))
+        return text
+
+    flags = cursor.each(flag, "[sh-fallback, sh-port]")
+    if len(set(flags)) < len(flags):
+        raise Wrong("a flag stands here twice", hint="remove one")
+    return flags
+
+
+def _section(fields: Fields, key: str, known: tuple[str, ...]) -> Fields:
+    """A nested mapping, its keys merged over those of the same mapping under defaults."""
+
+    def keys(cursor: Cursor | None) -> dict[str, Cursor]:
+        return keys_of(cursor, known) if _is_mapping(cursor) else {}
+
+    return Fields(own=keys(fields.own.get(key)), inherited=keys(fields.inherited.get(key)))
+
+
+def _is_mapping(cursor: Cursor | None) -> bool:
+    return cursor is not None and isinstance(cursor.node, nodes.Mapping)
+
+
+def _tunnel(fields: Fields) -> TunnelDraft:
+    def section(cursor: Cursor) -> None:
+        if not _is_mapping(cursor):
+            cursor.entries()  # raises what it is instead
+
+    nested = _section(fields, "tunnel", TUNNEL_KEYS)
+    return TunnelDraft(
+        section=fields.read("tunnel", section, None),
+        type=nested.read("type", lambda c: c.choice(TunnelType), TunnelType.IPIP),
+        port=nested.read("port", _port_number, None),
+        checksum=nested.read("checksum", lambda c: c.choice(TunnelChecksum), TunnelChecksum.NONE),
+    )
+
+
+def _check(fields: Fields) -> CheckDraft:
+    default = Check()
+    nested = _section(fields, "check", CHECK_KEYS)
+    return CheckDraft(
+        section=fields.read("check", _wants_check, True),
+        type=nested.read("type", _check_type, default.type),
+        interval=nested.read(
+            "interval", lambda c: _duration(c, 0.01, values.DAY), default.interval
+        ),
+        timeout=nested.read("timeout", lambda c: _duration(c, 0.001, values.DAY), None),
+        rise=nested.read("rise", lambda c: c.whole_number(1, 1000), default.rise),
+        fall=nested.read("fall", lambda c: c.whole_number(1, 1000), default.fall),
+        port=nested.read("port", _port_number, None),
+    )
+
+
+def _wants_check(cursor: Cursor) -> bool:
+    match cursor.node:
+        case nodes.Mapping():
+            return True
+        case nodes.Sequence():
+            raise Wrong("is a list, but a service has one check", hint="write {type: tcp}")
+        case Scalar(kind=Kind.NOTHING, trap=None):
+            raise Wrong("has no value", hint="write none for no check, or {type: tcp}")
+        case Scalar():
+            text = cursor.raw().text
+            if text == "none":
+                return False
+            known = f"{{type: {text}}}" if text in CHECK_TYPES else "{type: tcp}"
+            raise Wrong(f"{quoted(text)} is not a check", hint=f"write {known}, or none")
+
+
+def _check_type(cursor: Cursor) -> str:
+    text = cursor.text()
+    if text == "none":
+        raise Wrong("'none' is not a type of check", hint="write check: none")
+    if text not in CHECK_TYPES:
+        raise Wrong(
+            f"{quoted(text)} is not a type of check", hint=f"known: {', '.join(CHECK_TYPES)}"
+        )
+    return text
+
+
+def _drain(fields: Fields) -> DrainPolicy:
+    default = DrainPolicy()
+    for layer in (fields.own, fields.inherited):
+        if not _is_mapping(layer.get("drain")):
+            keys_of(layer.get("drain"), DRAIN_KEYS)  # reports what it is instead
+    nested = _section(fields, "drain", DRAIN_KEYS)
+    week = 7 * values.DAY
+    return DrainPolicy(
+        timeout=nested.read("timeout", lambda c: _duration(c, 0, week), default.timeout).value,
+        until=nested.read("until", lambda c: c.choice(DrainUntil), default.until).value,
+        shutdown_grace=nested.read(
+            "shutdown-grace", lambda c: _duration(c, 0, week), default.shutdown_grace
+        ).value,
+    )
+
+
+def _servers(cursor: Cursor) -> tuple[MemberDraft, ...]:
+    """Those that can be read; one that is no mapping is reported, and does not hide the others."""
+    members = []
+    for item in cursor.items("- guest: mail1"):
+        try:
+            if isinstance(item.node, Scalar) and item.node.kind is Kind.TEXT:
+                text = item.raw().text[:60]
+                raise Wrong(
+                    f"{quoted(text)} is neither guest nor host", hint=f"write - guest: {text}"
+                )
+            members.append(_member(item))
+        except Wrong as wrong:
+            item.report_wrong(wrong)
+    return tuple(members)
+
+
+def _member(cursor: Cursor) -> MemberDraft:
+    fields = Fields(own=cursor.keys(SERVER_KEYS))
+    member = MemberDraft(
+        place=cursor.place,
+        guest=fields.read("guest", Cursor.text, None),
+        host=fields.read("host", lambda c: c.parsed(values.server_address), None),
+        address=fields.read("address", lambda c: c.parsed(values.server_address), None),
+        weight=fields.read("weight", _weight, None),
+    )
+    if member.guest.given and member.host.given:
+        fields.own["host"].wrong("guest and host exclude each other", "make two servers of them")
+    elif not member.guest.given and not member.host.given:
+        cursor.wrong("is neither guest nor host", "add guest: NAME or host: ADDRESS")
+    if member.host.given and member.address.given and not member.guest.given:
+        fields.own["address"].wrong(
+            "a host is its address already", "remove address, or write guest instead of host"
+        )
+    return member
