@@ -4,7 +4,9 @@
 This file runs INSIDE a lab as root with nothing but the standard library; `host.py` is its other
 end. The protocol is one JSON object a line, both ways, over any byte stream: a tty for User-mode
 Linux (``--tty``), TCP for Xen (``--tcp``). A request is ``{"id": N, "op": NAME, ...}``; its answer
-is ``{"id": N, ...}`` or ``{"id": N, "error": "..."}``, in whatever order the operations end.
+is ``{"id": N, ...}`` or ``{"id": N, "error": "..."}``, in whatever order the operations end. On a
+tty it first sends ``{"id": "hello"}``, and ``{"id": "ack", "bytes": N}`` for all it has read, so
+that the sender can keep what is under way small (see Channel.WINDOW in host.py).
 
     run    {argv | sh, input, timeout, env, cwd} -> {rc, out, err, seconds, started, ended}
     spawn  {argv | sh, env, cwd, log}            -> {pid, started}      own session
@@ -44,8 +46,9 @@ Json = dict[str, Any]
 class Stream:
     """One peer: a pair of descriptors, and the lock that keeps answers whole."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, acknowledge: bool = False) -> None:
         self.fd = fd
+        self.acknowledge = acknowledge
         self._lock = threading.Lock()
 
     def lines(self) -> Iterator[bytes]:
@@ -57,6 +60,8 @@ class Stream:
                 return
             if not data:
                 return
+            if self.acknowledge:
+                self.send({"id": "ack", "bytes": len(data)})
             pending += data
             while (end := pending.find(b"\n")) >= 0:
                 line = bytes(pending[:end])
@@ -267,7 +272,7 @@ def _serve_connection(connection: socket.socket) -> None:
 def serve_tty(path: str) -> None:
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(fd)
-    stream = Stream(fd)
+    stream = Stream(fd, acknowledge=True)
     stream.send({"id": "hello", **ping({})})
     serve(stream)
 

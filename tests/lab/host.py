@@ -80,7 +80,12 @@ def shown(command: Command) -> str:
 class Channel:
     """Requests and answers over one stream socket; safe to use from several threads."""
 
-    def __init__(self, stream: socket.socket, *, name: str) -> None:
+    # A tty inside holds 4096 bytes, and User-mode Linux (6.1, arch/um/drivers/line.c) has no way
+    # back from a full one: throttling takes the descriptor out of its epoll set for good. So no
+    # more than this is under way before it is acknowledged.
+    WINDOW = 2048
+
+    def __init__(self, stream: socket.socket, *, name: str, acknowledged: bool = False) -> None:
         self.name = name
         self.hello = threading.Event()
         self._stream = stream
@@ -88,6 +93,9 @@ class Channel:
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
+        self._acknowledged = acknowledged
+        self._under_way = 0
+        self._room = threading.Condition()
         self._gone = False
         self._reader = threading.Thread(target=self._read, name=f"{name}-channel", daemon=True)
         self._reader.start()
@@ -108,7 +116,7 @@ class Channel:
         data = json.dumps({"id": number, **message}).encode() + b"\n"
         try:
             with self._send_lock:
-                self._stream.sendall(data)
+                self._send(data, time.monotonic() + wait)
             answer = future.result(wait)
         except FutureTimeout:
             raise LabError(f"{self.name} did not answer within {wait:.0f} s: {what}") from None
@@ -122,6 +130,23 @@ class Channel:
         if "error" in answer:
             raise LabError(f"{self.name} could not {what}: {answer['error']}")
         return answer
+
+    def _send(self, data: bytes, until: float) -> None:
+        if not self._acknowledged:
+            self._stream.sendall(data)
+            return
+        view = memoryview(data)
+        while view:
+            with self._room:
+                room = self.WINDOW - self._under_way
+                if room <= 0 and not self._gone:
+                    if not self._room.wait(until - time.monotonic()):
+                        raise FutureTimeout
+                    continue
+                piece = view[: max(room, 1)]
+                self._under_way += len(piece)
+            self._stream.sendall(piece)
+            view = view[len(piece) :]
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -145,8 +170,9 @@ class Channel:
                 self._take(bytes(pending[:end]))
                 del pending[: end + 1]
                 start = 0
-        with self._lock:
+        with self._lock, self._room:
             self._gone = True
+            self._room.notify_all()
             for future in self._waiting.values():
                 if not future.done():
                     future.set_result({"gone": True})
@@ -158,6 +184,11 @@ class Channel:
             return  # a tty may carry the kernel's last words
         if message.get("id") == "hello":
             self.hello.set()
+            return
+        if message.get("id") == "ack":
+            with self._room:
+                self._under_way -= message["bytes"]
+                self._room.notify_all()
             return
         with self._lock:
             future = self._waiting.get(message.get("id"))
@@ -239,6 +270,12 @@ class LabHost:
         self.name = name
         self._channel: Channel | None = None
         self._spawned = itertools.count(1)
+        # How to run traffic.py inside the lab.
+        self.traffic: list[str] = [
+            "/usr/bin/python3",
+            "-IS",
+            str(CHECKOUT / "tests/lab/traffic.py"),
+        ]
 
     # How it lives -------------------------------------------------------------------------
 
@@ -248,6 +285,9 @@ class LabHost:
     def close(self) -> None:
         """Powers the lab off and leaves no process behind; may be called twice."""
         raise NotImplementedError
+
+    def reset(self) -> None:
+        """Takes back what tests did; a lab that cannot is left as it is."""
 
     def __enter__(self) -> Self:
         try:
@@ -270,9 +310,9 @@ class LabHost:
         """The lab's console from its start."""
         return ""
 
-    def attach(self, stream: socket.socket) -> None:
+    def attach(self, stream: socket.socket, *, tty: bool = False) -> None:
         """Talks to the execd at the other end of `stream` from now on."""
-        self._channel = Channel(stream, name=self.name)
+        self._channel = Channel(stream, name=self.name, acknowledged=tty)
 
     def detach(self) -> None:
         if self._channel:

@@ -285,14 +285,15 @@ class Client:
         began, count = time.monotonic(), 0
         end = began + self.options.duration if self.options.duration else float("inf")
         requests: set[asyncio.Task[None]] = set()
-        while not self.stop.is_set() and (now := time.monotonic()) < end:
-            due = int((now - began) * self.options.rate) if self.options.rate else 0
+        most = self.options.count or float("inf")
+        while not self.stop.is_set() and count < most and (now := time.monotonic()) < end:
+            due = 1 + int((now - began) * self.options.rate) if self.options.rate else 0
             # After a stall (the lab shares its CPU) the backlog of a second at most is made up.
             count = max(count, due - int(self.options.rate))
-            while count < due:
+            while count < min(due, most):
                 count += 1
                 start(requests, self._request())
-            following = (count + 1) / self.options.rate if self.options.rate else 0.1
+            following = count / self.options.rate if self.options.rate else 0.1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(
                     self.stop.wait(),
@@ -409,6 +410,7 @@ def parser() -> argparse.ArgumentParser:
     client.add_argument("target", metavar="ADDR:PORT")
     client.add_argument("--rate", metavar="PER_SECOND", type=float, default=10)
     client.add_argument("--duration", metavar="S", type=float, default=0, help="0: until SIGTERM")
+    client.add_argument("--count", metavar="N", type=int, default=0, help="end after N requests")
     client.add_argument("--timeout", metavar="S", type=float, default=2)
     client.add_argument("--path", default="/")
     client.add_argument("--bind", metavar="ADDR")

@@ -1,0 +1,96 @@
+"""The labs as fixtures, booted once a session and only when a test asks for them.
+
+A test that fails leaves what explains it in $XENLB_ARTIFACTS/TESTNAME (CACHE/artifacts/TESTNAME).
+Where a lab cannot run, its tests are skipped with what is missing; with XENLB_REQUIRE_LABS=1, as
+under `make test`, they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab.host import LabHost, cache_directory
+
+if TYPE_CHECKING:
+    from tests.lab.uml import UmlLab
+    from tests.lab.xen import XenLab
+
+# Lab fixture name → the lab, while it runs.
+_RUNNING = pytest.StashKey[dict[str, LabHost]]()
+
+
+def _require(what: str, missing: list[str]) -> None:
+    if not missing:
+        return
+    message = f"the {what} lab needs: {', '.join(missing)}"
+    if os.environ.get("XENLB_REQUIRE_LABS") == "1":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+def _booted(request: pytest.FixtureRequest, name: str, lab: LabHost) -> Iterator[None]:
+    with lab:
+        running = request.config.stash.setdefault(_RUNNING, {})
+        running[name] = lab
+        try:
+            yield
+        finally:
+            del running[name]
+
+
+@pytest.fixture(scope="session")
+def uml(request: pytest.FixtureRequest) -> Iterator[UmlLab]:
+    """The User-mode Linux lab; as freshly booted for each module."""
+    from tests.lab.uml import UmlLab  # noqa: PLC0415 - a broken lab must not break the others
+
+    _require("User-mode Linux", UmlLab.missing())
+    lab = UmlLab()
+    for _ in _booted(request, "uml", lab):
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def xen(request: pytest.FixtureRequest) -> Iterator[XenLab]:
+    """The Xen lab: a Dom0 in QEMU."""
+    from tests.lab.xen import XenLab  # noqa: PLC0415 - a broken lab must not break the others
+
+    _require("Xen", XenLab.missing())
+    lab = XenLab()
+    for _ in _booted(request, "xen", lab):
+        yield lab
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh_uml_for_each_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    lab = request.config.stash.get(_RUNNING, {}).get("uml")
+    if lab is not None:
+        lab.reset()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        fixtures = getattr(item, "fixturenames", ())
+        for name, lab in item.config.stash.get(_RUNNING, {}).items():
+            if name in fixtures:
+                directory = _artifacts() / re.sub(r"[^\w.-]+", "_", item.nodeid) / name
+                shutil.rmtree(directory, ignore_errors=True)
+                lab.capture(directory)
+                report.sections.append((f"what the {name} lab left", str(directory)))
+    return report
+
+
+def _artifacts() -> Path:
+    named = os.environ.get("XENLB_ARTIFACTS")
+    return Path(named) if named else cache_directory() / "artifacts"

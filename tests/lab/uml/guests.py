@@ -1,0 +1,141 @@
+"""Guests of the User-mode Linux lab: libvirt domains that serve HTTP.
+
+A container shares the lab's files and runs guest.sh as its init, which ends in a
+`traffic.py server`. libvirt's LXC driver fires no event when a shutdown is asked for; init gets a
+SIGTERM, and only with `--mode signal` (the default mode wants an initctl fifo, finds none, and
+returns success without doing anything).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape, quoteattr
+
+from tests.lab.host import LabError, Result
+
+if TYPE_CHECKING:
+    from tests.lab.uml import UmlLab
+
+
+def lxc_xml(
+    *,
+    name: str,
+    address: str,
+    address6: str | None,
+    mac: str | None,
+    metadata: str | None,
+    init: Sequence[str],
+    environment: Mapping[str, str],
+) -> str:
+    arguments = "".join(f"<initarg>{escape(argument)}</initarg>" for argument in init[1:])
+    variables = "".join(
+        f"<initenv name={quoteattr(key)}>{escape(value)}</initenv>"
+        for key, value in environment.items()
+        if value  # libvirt takes no empty one
+    )
+    ip = f"<ip address='{address}' family='ipv4' prefix='24'/>"
+    route = "<route family='ipv4' address='0.0.0.0' prefix='0' gateway='10.0.0.1'/>"
+    if address6:
+        ip += f"<ip address='{address6}' family='ipv6' prefix='64'/>"
+        route += "<route family='ipv6' address='::' prefix='0' gateway='fd00:10::1'/>"
+    return f"""\
+<domain type='lxc'>
+  <name>{name}</name>
+  <metadata>{metadata or ""}</metadata>
+  <memory unit='MiB'>128</memory>
+  <vcpu>1</vcpu>
+  <os><type>exe</type><init>{init[0]}</init>{arguments}{variables}</os>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/lib/libvirt/libvirt_lxc</emulator>
+    <interface type='bridge'>
+      {f"<mac address='{mac}'/>" if mac else ""}
+      <source bridge='br0'/>{ip}{route}
+      <guest dev='eth0'/>
+    </interface>
+    <console type='pty'/>
+  </devices>
+</domain>
+"""
+
+
+class Guest:
+    """A defined domain. The calls are virsh's and return when virsh does."""
+
+    uri = ""
+
+    def __init__(self, lab: UmlLab, *, name: str, address: str) -> None:
+        self.lab = lab
+        self.name = name
+        self.address = address
+        self.uuid = ""
+        self.log_path = f"/run/lab/guest-{name}.log"
+        self.sick_file = f"/run/lab/sick-{name}"  # GET /health is 503 while it exists
+
+    def define(self, xml: str) -> None:
+        self.lab.write(f"/run/lab/guest-{self.name}.xml", xml)
+        self.virsh("define", f"/run/lab/guest-{self.name}.xml")
+        self.uuid = self.virsh("domuuid", self.name).out.strip()
+
+    def virsh(self, *arguments: str, check: bool = True, timeout: float = 60) -> Result:
+        return self.lab.run([*self.lab.virsh(self.uri), *arguments], check=check, timeout=timeout)
+
+    def start(self) -> Result:
+        """Returns before the guest serves; `wait_serving` waits for that."""
+        return self.virsh("start", self.name)
+
+    def destroy(self) -> Result:
+        return self.virsh("destroy", self.name)
+
+    def suspend(self) -> Result:
+        return self.virsh("suspend", self.name)
+
+    def resume(self) -> Result:
+        return self.virsh("resume", self.name)
+
+    def state(self) -> str:
+        """virsh domstate: running, paused, shut off …"""
+        return self.virsh("domstate", self.name).out.strip()
+
+    def alive(self) -> bool:
+        return self.state() != "shut off"
+
+    def wait_gone(self, timeout: float = 30) -> None:
+        self.lab.wait_until(lambda: not self.alive(), timeout, f"{self.name} to be shut off")
+
+    def set_metadata(self, xml: str) -> None:
+        """As an operator does, with the URI of xenlb's own element, live and in the file."""
+        arguments = ["urn:xenlb:1", "--key", "xenlb", "--set", xml, "--config"]
+        self.virsh("metadata", self.name, *arguments, *(["--live"] if self.alive() else []))
+
+    def remove(self) -> None:
+        """Destroys and undefines it; libvirtd is started if it has to be."""
+        if not self.lab.libvirtd or not self.lab.libvirtd.alive():
+            self.lab.start_libvirtd()
+        self.virsh("destroy", self.name, check=False)
+        self.virsh("undefine", self.name, check=False)
+
+
+class LxcGuest(Guest):
+    uri = "lxc:///"
+
+    def shutdown(self) -> Result:
+        return self.virsh("shutdown", self.name, "--mode", "signal")
+
+    def wait_serving(self, timeout: float = 30) -> None:
+        self.lab.wait_until(
+            f"grep -q 'serving on' {self.log_path}", timeout, f"{self.name} to serve"
+        )
+
+    def log(self) -> str:
+        try:
+            return self.lab.text(self.log_path)
+        except LabError:
+            return ""
+
+
+class QemuGuest(Guest):
+    uri = "qemu:///system"

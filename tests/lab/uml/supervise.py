@@ -1,0 +1,69 @@
+#!/usr/bin/python3
+"""Runs a lab's machine and ends it, whatever becomes of the tests.
+
+    supervise.py DIRECTORY COMMAND...
+
+Runs on the machine of the tests, between pytest and linux.uml. Standard input is a pipe that only
+pytest holds the other end of: when it closes, however pytest ended, the machine is killed. Where
+the system allows it, the command gets a process name space of its own, so that killing its first
+process ends all of them (one linux.uml is one process for each process inside), and a tmpfs on
+DIRECTORY/memory, since the machine's memory is a file in $TMPDIR and /tmp is often a disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+ISOLATE = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def isolation() -> list[str]:
+    probe = subprocess.run([*ISOLATE, "true"], capture_output=True, check=False)
+    return ISOLATE if probe.returncode == 0 else []
+
+
+def main(argv: list[str]) -> int:
+    directory, command = Path(argv[0]), argv[1:]
+    memory = directory / "memory"
+    memory.mkdir(exist_ok=True)
+    isolate = isolation()
+    if isolate:
+        # $0 and "$@" keep any path whole. Not exec: the first process of a name space ignores
+        # its own abort(), and a panicked kernel would stay for good.
+        script = 'mount -t tmpfs tmpfs "$0"; "$@"; exit $?'
+        command = [*isolate, "/bin/sh", "-c", script, str(memory), *command]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        close_fds=False,
+        env={**os.environ, "TMPDIR": str(memory)},
+        # Its own group, for the systems without isolation.
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - there are no threads here
+    )
+    ended = os.pidfd_open(process.pid)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    poll.register(0, select.POLLIN | select.POLLHUP)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if ended in ready:
+            return process.wait()
+        if 0 in ready and not os.read(0, 4096):
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
