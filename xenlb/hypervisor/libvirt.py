@@ -23,7 +23,7 @@ from functools import partial
 from typing import TypeVar
 
 from xenlb.hypervisor import eventloop, listing
-from xenlb.hypervisor.listing import CallFailed, Connection
+from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.session import CALL, CLOSE, Known, Session, open_connection
 from xenlb.hypervisor.threads import Stuck, in_thread
 from xenlb.model.events import Disconnected, GuestId, HypervisorEvent
@@ -35,10 +35,6 @@ T = TypeVar("T")
 # Seconds.
 CONNECT = 15.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
-
-
-class Unreachable(Exception):
-    """There is no connection to this libvirt now."""
 
 
 class LibvirtSource:
@@ -105,6 +101,13 @@ class LibvirtSource:
     async def live_ids(self) -> frozenset[int]:
         """Ids of the domains that run or are paused; raises Unreachable, CallFailed or Stuck."""
         return await self.ask(listing.live_ids)
+
+    async def find_dead(self) -> frozenset[int]:
+        """Ids of domains that were told as running and are not alive any more, though their end
+        has not been told yet; raises what live_ids raises."""
+        told = set(self._known.running)
+        alive = await self.live_ids()
+        return frozenset(told & self._known.running - alive)
 
     async def ask(self, call: Callable[[Connection], T], *, limit: float = CALL) -> T:
         """A blocking call on the connection; raises Unreachable, CallFailed or Stuck."""

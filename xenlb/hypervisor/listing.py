@@ -57,6 +57,10 @@ class Connection(Protocol):
     def domainEventDeregisterAny(self, number: int) -> int: ...
 
 
+class Unreachable(Exception):
+    """There is no connection to this libvirt now."""
+
+
 class CallFailed(Exception):
     """libvirt refused a call or could not make it; the message is one sentence of libvirt's."""
 
@@ -158,7 +162,6 @@ def live_ids(connection: Connection) -> frozenset[int]:
         libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         | libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
         | libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED
-        | libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER
     )
     with asking():
         return frozenset(domain.ID() for domain in connection.listAllDomains(flags))

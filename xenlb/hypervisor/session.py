@@ -66,9 +66,11 @@ _CLOSED = {
 
 @dataclass(slots=True)
 class Known:
-    """What outlives a session: guests that were told of, and their metadata as last read."""
+    """What outlives a session: guests that were told of, ids of domains that were told as running
+    (or paused), and metadata as last read."""
 
     named: set[UUID] = field(default_factory=set)
+    running: set[int] = field(default_factory=set)
     metadata: dict[UUID, Metadata] = field(default_factory=dict)
 
 
@@ -109,6 +111,7 @@ class Session:
         self._closing = False
         self._listing = asyncio.Lock()
         self._held: list[HypervisorEvent] = []
+        self._recent: set[int] = set()  # ids that started since the last listing began
         self._numbers: list[int] = []
         self._monitor: tuple[int, ...] = ()
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
@@ -142,8 +145,11 @@ class Session:
         """Emits Listed. Raises CallFailed or Stuck."""
         async with self._listing:
             asked = self._clock()
+            self._recent.clear()
             guests = await self.ask(partial(listing.list_domains, uri=self._uri))
             self._known.named = {each.guest.uuid for each in guests}
+            listed = {each.incarnation for each in guests if each.incarnation is not None}
+            self._known.running = listed | self._recent
             self._known.metadata = {
                 each.guest.uuid: (each.metadata, each.metadata_problems) for each in guests
             }
@@ -223,6 +229,7 @@ class Session:
                 # QEMU: the guest is gone, its process ends later. See qmp.py.
                 self._tell(guest, Died(at=at, guest=guest, incarnation=incarnation))
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                self._known.running.discard(domain.ID())
                 why = _STOPS.get(detail, Stop.UNKNOWN)
                 self._tell(guest, Stopped(at=at, guest=guest, incarnation=incarnation, why=why))
             case libvirt.VIR_DOMAIN_EVENT_CRASHED:
@@ -237,6 +244,8 @@ class Session:
             return  # no driver does this; a guest without an id does not run
         services, problems = self._known.metadata.get(guest.uuid, ((), ()))
         self._known.named.add(guest.uuid)
+        self._known.running.add(incarnation)
+        self._recent.add(incarnation)
         self._tell(
             guest,
             Started(
