@@ -1,0 +1,424 @@
+"""The runner's pace, what it tells and what it swallows: virtual time, probes of the test."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from tests.unit.health.virtual import gaps, now, run
+from xenlb.health.answer import Answer
+from xenlb.health.runner import HealthRunner
+from xenlb.model.events import Probed, Target
+from xenlb.model.health import Health, judge
+from xenlb.model.settings import Check
+
+CHECK = Check(type="fake", interval=5.0, timeout=3.0, rise=1, fall=3)
+BASE = int(IPv4Address("10.0.0.1"))
+
+
+def target(number: int = 0, check: Check = CHECK) -> Target:
+    return Target(check=check, address=IPv4Address(BASE + number), port=25)
+
+
+class Servers:
+    """Probes that answer what the test says, and keep account."""
+
+    def __init__(self) -> None:
+        self.answers: dict[Target, Answer] = {}
+        self.asked: dict[Target, list[float]] = {}
+        self.hang: set[Target] = set()
+        self.under_way: Counter[Target] = Counter()
+        self.most = 0
+        self.cancelled: list[Target] = []
+        self.broken: set[Target] = set()
+
+    async def probe(self, asked: Target) -> Answer:
+        self.asked.setdefault(asked, []).append(now())
+        self.under_way[asked] += 1
+        assert self.under_way[asked] == 1, "two probes of one target at once"
+        self.most = max(self.most, self.under_way.total())
+        try:
+            if asked in self.broken:
+                raise ZeroDivisionError
+            await asyncio.sleep(1e6 if asked in self.hang else 0.001)
+        except asyncio.CancelledError:
+            self.cancelled.append(asked)
+            raise
+        finally:
+            self.under_way[asked] -= 1
+        return self.answers.get(asked, Answer(up=True, detail="accepts"))
+
+
+class Bench:
+    """A runner with the real judge behind it, as the agent wires them."""
+
+    def __init__(self, *, at_once: int = 100) -> None:
+        self.servers = Servers()
+        self.told: list[Probed] = []
+        self.health: Mapping[Target, Health] = {}
+        self.runner = HealthRunner(
+            self.emit, now, checks={"fake": self.servers.probe}, at_once=at_once
+        )
+
+    def emit(self, result: Probed) -> None:
+        self.told.append(result)
+        # The agent takes the event in another task, a little later.
+        asyncio.get_running_loop().call_soon(self.take, result)
+
+    def take(self, result: Probed) -> None:
+        if (health := self.health.get(result.target)) is not None:
+            verdict = judge(health, result, result.target.check)
+            self.step({**self.health, result.target: verdict})
+
+    def step(self, health: Mapping[Target, Health]) -> None:
+        self.health = health
+        self.runner.targets(health)
+
+    def unknown(self, *targets: Target) -> None:
+        self.step({each: Health(valid_from=now()) for each in targets})
+
+
+@contextlib.asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[None]:
+    task = asyncio.create_task(bench.runner.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert bench.servers.under_way.total() == 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to it within 100 s")
+
+
+def test_a_new_target_is_probed_at_once_and_told_up() -> None:
+    async def main() -> None:
+        bench, start = Bench(), now()
+        async with running(bench):
+            bench.unknown(target())
+            await asyncio.sleep(0.01)
+            assert bench.servers.asked[target()] == [start]
+        assert [(r.asked, r.up, r.detail) for r in bench.told] == [(start, True, "accepts")]
+        assert bench.told[0].at == pytest.approx(start + 0.001)
+        assert bench.health[target()].up is True
+
+    run(main())
+
+
+def test_targets_given_before_it_runs_are_not_lost() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.unknown(target())
+        async with running(bench):
+            await asyncio.sleep(0.01)
+        assert len(bench.told) == 1
+
+    run(main())
+
+
+def test_a_booting_guest_is_asked_often_then_less_often_and_told_once() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target()
+        bench.servers.answers[one] = Answer(up=False, detail="refused")
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(600)
+        waits = gaps(bench.servers.asked[one])
+        assert waits[:10] == [0.25] * 10
+        assert waits == sorted(waits)
+        assert waits[-1] == 5.0
+        # Nobody waits much longer for its admission than it took to boot.
+        for moment, wait in zip(bench.servers.asked[one], waits, strict=False):
+            assert wait <= max(0.25, 0.021 * (moment - bench.servers.asked[one][0]))
+        assert [(r.up, r.detail) for r in bench.told] == [(False, "refused")]
+        assert bench.health[one].up is None
+
+    run(main())
+
+
+def test_a_server_in_order_is_asked_at_the_interval_and_not_told_again() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target()
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(1000)
+        waits = gaps(bench.servers.asked[one])
+        assert waits[0] < 5.5, "the first wait is cut short, to spread the herd"
+        assert all(4.5 <= wait <= 5.5 for wait in waits[1:])
+        assert len(set(waits)) > 100, "jitter"
+        assert len(bench.told) == 1
+
+    run(main())
+
+
+def test_failures_are_looked_into_quickly_and_told_until_the_verdict() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target()
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(60)
+            bench.servers.answers[one] = Answer(up=False, detail="refused")
+            await asyncio.sleep(60)
+            down = bench.told[1:]
+            assert [r.up for r in down] == [False] * 3
+            assert gaps(r.asked for r in down) == [0.5, 0.5]
+            assert bench.health[one].up is False
+            later = [t for t in bench.servers.asked[one] if t > down[-1].at]
+            assert all(4.5 <= wait <= 5.5 for wait in gaps(later))
+
+            bench.servers.answers[one] = Answer(up=True, detail="accepts")
+            await asyncio.sleep(60)
+        assert [r.up for r in bench.told[4:]] == [True]
+        assert bench.health[one].up is True
+
+    run(main())
+
+
+def test_one_good_result_ends_a_series_of_bad_ones() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target()
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(60)
+            for _ in range(4):  # two failures each, of fall: 3
+                bench.servers.answers[one] = Answer(up=False, detail="refused")
+                await until(lambda: bench.health[one].against == 2)
+                bench.servers.answers[one] = Answer(up=True, detail="accepts")
+                await until(lambda: bench.health[one].against == 0)
+        assert [r.up for r in bench.told] == [True, *[False, False, True] * 4]
+        assert bench.health[one].up is True
+
+    run(main())
+
+
+def test_a_short_interval_is_kept() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target(check=replace(CHECK, interval=0.1))
+        bench.servers.answers[one] = Answer(up=False, detail="refused")
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(10)
+        assert set(gaps(bench.servers.asked[one])) == {0.1}
+
+    run(main())
+
+
+def test_a_probe_without_an_answer_ends_at_its_timeout() -> None:
+    async def main() -> None:
+        bench, one, start = Bench(), target(), now()
+        bench.servers.hang.add(one)
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(6.5)
+        assert bench.told[0].detail == "no answer within 3 s from 10.0.0.1 port 25"
+        assert bench.told[0].at == pytest.approx(start + 3)
+        assert gaps(bench.servers.asked[one]) == [3, 3], "one after the other, never two at once"
+
+    run(main())
+
+
+def test_new_words_for_the_same_failure_are_told() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target()
+        async with running(bench):
+            bench.unknown(one)
+            for words in ("no route", "no route", "refused", "refused"):
+                bench.servers.answers[one] = Answer(up=False, detail=words)
+                await asyncio.sleep(1)
+        assert [r.detail for r in bench.told] == ["no route", "refused"]
+        assert bench.health[one].detail == "refused"
+
+    run(main())
+
+
+def test_a_dropped_target_is_not_probed_any_more() -> None:
+    async def main() -> None:
+        bench, stays, hangs, waits = Bench(), target(1), target(2), target(3)
+        bench.servers.hang.add(hangs)
+        async with running(bench):
+            bench.unknown(stays, hangs, waits)
+            await asyncio.sleep(1)
+            bench.step({stays: bench.health[stays]})
+            asked = {each: len(times) for each, times in bench.servers.asked.items()}
+            told = len(bench.told)
+            await asyncio.sleep(60)
+            assert bench.servers.cancelled == [hangs]
+            assert len(bench.servers.asked[hangs]) == asked[hangs]
+            assert len(bench.servers.asked[waits]) == asked[waits]
+            assert len(bench.servers.asked[stays]) > asked[stays]
+            assert len(bench.told) == told
+
+    run(main())
+
+
+def test_a_guest_that_boots_anew_is_probed_anew_at_once() -> None:
+    async def main() -> None:
+        bench, hangs, rests = Bench(), target(1), target(2)
+        bench.servers.hang.add(hangs)
+        async with running(bench):
+            bench.unknown(hangs, rests)
+            await asyncio.sleep(1)
+            assert bench.health[rests].up is True
+            again = now()
+            bench.unknown(hangs, rests)
+            await asyncio.sleep(0.01)
+            assert bench.servers.cancelled == [hangs]
+            assert bench.servers.asked[hangs] == [again - 1, again]
+            assert bench.servers.asked[rests][-1] == again
+            assert bench.told[-1].asked >= bench.health[rests].valid_from
+            assert bench.health[rests].up is True
+
+    run(main())
+
+
+def test_a_target_dropped_and_taken_back_has_one_probe() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target()
+        bench.servers.hang.add(one)
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(1)
+            for _ in range(3):  # the probe counts itself: two at once fail the test
+                bench.step({})
+                bench.unknown(one)
+            await asyncio.sleep(0.1)
+            assert bench.servers.under_way[one] == 1
+            assert len(bench.servers.asked[one]) == 2
+
+    run(main())
+
+
+def test_results_from_before_are_void_until_the_time_has_come() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target()
+        async with running(bench):
+            bench.step({one: Health(valid_from=now() + 2)})
+            await asyncio.sleep(1.9)
+            assert one not in bench.servers.asked
+            await asyncio.sleep(0.2)
+            assert len(bench.told) == 1
+
+    run(main())
+
+
+def test_trouble_of_this_host_takes_nobody_out(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        bench, serving, booting = Bench(), target(1), target(2)
+        async with running(bench):
+            bench.unknown(serving)
+            await asyncio.sleep(1)
+            trouble = Answer(up=None, detail="this host cannot probe: too many open files")
+            bench.servers.answers |= {serving: trouble, booting: trouble}
+            bench.step({**bench.health, booting: Health(valid_from=now())})
+            await asyncio.sleep(100)
+        assert bench.health[serving].up is True
+        assert bench.health[serving].against == 0
+        assert bench.health[booting].up is None
+        assert bench.health[booting].detail == trouble.detail, "why it is not admitted"
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    assert [record.message for record in caplog.records] == [
+        "this host cannot probe: too many open files; it stays in service"
+    ]
+
+
+def test_a_mistake_in_a_probe_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        bench, broken, fine = Bench(), target(1), target(2)
+        bench.servers.broken.add(broken)
+        async with running(bench):
+            bench.unknown(broken, fine)
+            await asyncio.sleep(100)
+        assert len(bench.servers.asked[fine]) > 15
+        assert len(bench.servers.asked[broken]) > 15
+        assert {r.target for r in bench.told} == {fine}
+
+    with caplog.at_level(logging.ERROR):
+        run(main())
+    assert "the probe of fake 10.0.0.1" not in caplog.text
+    assert "the probe of fake 10.0.0.2:25 failed: ZeroDivisionError()" in caplog.text
+
+
+def test_a_type_without_a_probe_is_said() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target(check=replace(CHECK, type="dance"))
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(1)
+        assert bench.health[one].detail == "there is no check of type dance"
+
+    run(main())
+
+
+def test_many_targets_are_spread_and_bounded() -> None:
+    async def main() -> None:
+        bench = Bench(at_once=50)
+        many = [target(number) for number in range(2000)]
+        async with running(bench):
+            bench.unknown(*many)
+            await asyncio.sleep(100)
+            assert bench.servers.most == 50
+            assert len(bench.told) == len(many)
+            # After the start the herd has dissolved: every second has its share of the probes.
+            late = Counter(
+                int(moment)
+                for times in bench.servers.asked.values()
+                for moment in times
+                if moment > times[0] + 50
+            )
+            assert max(list(late.values())[1:-1]) < 2 * len(many) / 5
+            assert len(bench.runner._heap) < 3 * len(many)
+
+    run(main())
+
+
+def test_hanging_servers_leave_room_for_the_others() -> None:
+    async def main() -> None:
+        bench = Bench(at_once=10)
+        dead = [target(number) for number in range(30)]
+        bench.servers.hang.update(dead)
+        alive = target(1000)
+        async with running(bench):
+            bench.unknown(*dead, alive)
+            await asyncio.sleep(300)
+            assert bench.servers.most == 10
+            # 30 that take 3 s each, ten at a time: a round takes 9 s.
+            assert max(gaps(bench.servers.asked[alive])) < 5.5 + 9.1
+
+    run(main())
+
+
+def test_nothing_changed_costs_no_hashing() -> None:
+    async def main() -> None:
+        bench = Bench()
+        many = [target(number) for number in range(100)]
+        bench.unknown(*many)
+        copy = dict(bench.health)  # as the model makes it anew at each step
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count)
+        try:
+            bench.runner.targets(copy)
+        finally:
+            sys.setprofile(None)
+        assert calls == 1
+
+    run(main())

@@ -1,0 +1,74 @@
+"""What a probe brings back, and how an errno of connect(2) is said in one line.
+
+Details are stable: the same trouble gives the same words (no times, no source ports), as a
+result whose words did not change is not worth an event.
+"""
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from xenlb.model.events import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The outcome of one probe. `up` None: this host could not ask, so nothing is known."""
+
+    up: bool | None
+    detail: str
+
+
+# A probe of one type of check: asks once, and leaves nothing open, also when it is cancelled.
+# How long it may take (`check.timeout`) is the runner's business.
+Probe = Callable[[Target], Awaitable[Answer]]
+
+# Trouble of this host: too many open files or ports in use, a local firewall. It says nothing
+# about the server, and taking every server out for it would turn a nuisance into an outage.
+_OURS = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EADDRNOTAVAIL,
+    errno.EADDRINUSE,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EAFNOSUPPORT,
+}
+
+
+def failed(target: Target, error: OSError) -> Answer:
+    """The answer for a connection that could not be made or broke."""
+    where = f"{target.address} port {target.port}"
+    code = error.errno
+    if code in _OURS:
+        reason = os.strerror(code).lower() if code else str(error)
+        return Answer(up=None, detail=f"this host cannot probe {where}: {reason}")
+    match code:
+        case errno.ECONNREFUSED:
+            detail = f"connection refused by {where}"
+        case errno.ECONNRESET | errno.ECONNABORTED | errno.EPIPE:
+            detail = f"connection reset by {where}"
+        case errno.EHOSTUNREACH:
+            what = "ARP" if target.address.version == 4 else "neighbour discovery"
+            detail = f"no route to {target.address}: it does not answer {what}, or a router said so"
+        case errno.ENETUNREACH:
+            detail = f"no route to the network of {target.address}"
+        case errno.ETIMEDOUT:
+            detail = f"no answer from {where}"
+        case None:
+            detail = f"{where}: {error}"
+        case _:
+            detail = f"{where}: {os.strerror(code).lower()}"
+    return Answer(up=False, detail=detail)
+
+
+def too_late(target: Target) -> Answer:
+    """The answer for a probe that its timeout ended."""
+    return Answer(
+        up=False,
+        detail=f"no answer within {target.check.timeout:g} s from {target.address} port"
+        f" {target.port}",
+    )
