@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
+from xenlb.hypervisor import reports
 from xenlb.hypervisor.listing import CallFailed, Unreachable
 from xenlb.hypervisor.threads import Stuck
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable, XenstoreClient
@@ -141,6 +142,16 @@ class XenstoreSource:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def reported(self, domid: int, most: int) -> tuple[str, ...]:
+        """Addresses that a guest has written of itself, uncut and unchecked; at most `most`.
+
+        Raises Unavailable or Refused.
+        """
+        client = self._client
+        if client is None:
+            raise Unavailable("not connected")
+        return await reports.read(client, domid, most)
 
     # --- watches, in the loop's thread -----------------------------------------------------------
 
