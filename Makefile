@@ -47,6 +47,7 @@ $(VENV)/.stamp: setup.cfg pyproject.toml
 	@touch $@
 
 venv: $(VENV)/.stamp ## the private virtual environment with the development tools
+	@:
 
 lint: venv ## ruff, mypy, shellcheck, man pages
 	$(call say,lint)
@@ -85,14 +86,14 @@ lab-shell: deps venv ## a shell in the Xen lab's Dom0
 
 wheels: ## collect the dependencies' wheels in WHEELS=DIR, for a Dom0 without network
 	@test -n '$(WHEELS)' || { echo 'say where: make wheels WHEELS=DIR' >&2; exit 2; }
-	@tools/install --wheels '$(WHEELS)' --python '$(PYTHON)'
+	@$(PYTHON) -I tools/install.py --wheels '$(WHEELS)'
 
 install: ## put the agent on this machine (PREFIX=, DESTDIR=, WHEELS=); configuration is kept
-	@tools/install --python '$(PYTHON)' --prefix '$(PREFIX)' --destdir '$(DESTDIR)' \
+	@$(PYTHON) -I tools/install.py --prefix '$(PREFIX)' --destdir '$(DESTDIR)' \
 	    --sysconfdir '$(SYSCONFDIR)' --venv '$(VENV)' $(if $(WHEELS),--find-links '$(WHEELS)')
 
 uninstall: ## take it away again; configuration stays
-	@tools/install --uninstall --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --sysconfdir '$(SYSCONFDIR)'
+	@$(PYTHON) -I tools/install.py --uninstall --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --sysconfdir '$(SYSCONFDIR)'
 
 clean: ## remove what was built in the checkout (the labs' cache stays)
 	@rm -rf build dist *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

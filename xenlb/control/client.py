@@ -12,23 +12,23 @@ from xenlb.control.protocol import NOT_PERMITTED, UNREACHABLE, ControlError
 START = "start it with: systemctl start xenlb"
 
 
-def call(path: Path, verb: str, *, timeout: float = 15.0, **arguments: object) -> object:
-    """The agent's answer to one request; `timeout` in seconds is for each step of it.
+def call(path: Path, verb: str, *, patience: float = 15.0, **arguments: object) -> object:
+    """The agent's answer to one request; `patience` in seconds is for each step of it.
 
     Raises ControlError, from the agent itself or because it cannot be asked.
     """
-    items = list(stream(path, verb, timeout=timeout, **arguments))
+    items = list(stream(path, verb, patience=patience, **arguments))
     return items[-1] if items else None
 
 
 def stream(
-    path: Path, verb: str, *, timeout: float | None = None, **arguments: object
+    path: Path, verb: str, *, patience: float | None = None, **arguments: object
 ) -> Iterator[object]:
     """The items of an answer as they come; a single answer is one item.
 
-    `timeout` None waits between items for as long as the agent lives.
+    `patience` None waits between items for as long as the agent lives.
     """
-    with _connect(path, timeout) as connection:
+    with _connect(path, patience) as connection:
         request = {"verb": verb, **arguments}
         try:
             # An agent that refuses may have closed before it read all; its answer tells why.
@@ -46,7 +46,7 @@ def stream(
                 yield answer["item"]
         except TimeoutError:
             raise ControlError(
-                f"the agent did not answer within {timeout:g} seconds",
+                f"the agent did not answer within {patience:g} seconds",
                 hint="see its log: journalctl -u xenlb",
                 status=UNREACHABLE,
             ) from None
@@ -58,16 +58,16 @@ def stream(
     raise ControlError("the agent stopped while it answered", hint=START, status=UNREACHABLE)
 
 
-def _connect(path: Path, timeout: float | None) -> socket.socket:
+def _connect(path: Path, patience: float | None) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Connecting to a unix socket waits when its backlog is full: an agent that hangs.
-        connection.settimeout(timeout or 15.0)
+        connection.settimeout(patience or 15.0)
         connection.connect(os.fspath(path))
     except OSError as error:
         connection.close()
         raise _not_reached(path, error) from None
-    connection.settimeout(timeout)
+    connection.settimeout(patience)
     return connection
 
 

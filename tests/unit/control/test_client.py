@@ -35,7 +35,7 @@ def test_nobody_listens(tmp_path: Path, listening: socket.socket) -> None:
 
 def test_an_agent_that_hangs(tmp_path: Path, listening: socket.socket) -> None:
     with pytest.raises(ControlError, match=r"did not answer within 0\.2 seconds") as caught:
-        client.call(tmp_path / "s", "status", timeout=0.2)
+        client.call(tmp_path / "s", "status", patience=0.2)
     assert caught.value.status == UNREACHABLE
 
 
@@ -61,6 +61,6 @@ def test_an_agent_that_breaks_off(
     agent = threading.Thread(target=answer)
     agent.start()
     with pytest.raises(ControlError, match=message) as caught:
-        client.call(tmp_path / "s", "status", timeout=5)
+        client.call(tmp_path / "s", "status", patience=5)
     agent.join()
     assert caught.value.status == status

@@ -55,7 +55,7 @@ HANDLERS = {
 
 
 async def ask(path: Path, verb: str, **arguments: object) -> object:
-    return await asyncio.to_thread(lambda: client.call(path, verb, timeout=10, **arguments))
+    return await asyncio.to_thread(lambda: client.call(path, verb, patience=10, **arguments))
 
 
 async def raw(path: Path, data: bytes, *, half_close: bool = False) -> dict[str, object]:
@@ -88,7 +88,7 @@ def test_items_as_they_come(tmp_path: Path) -> None:
     async def main() -> None:
         async with ControlServer(tmp_path / "s", HANDLERS):
             items = await asyncio.to_thread(
-                lambda: list(client.stream(tmp_path / "s", "count", timeout=5))
+                lambda: list(client.stream(tmp_path / "s", "count", patience=5))
             )
             assert items == [{"n": 0}, {"n": 1}, {"n": 2}]
 

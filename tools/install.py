@@ -1,0 +1,281 @@
+"""Puts xenlb on a machine, or under DESTDIR, and takes it away again; `make install` calls it.
+
+What lands where (PREFIX is /usr/local unless told otherwise):
+
+    PREFIX/lib/xenlb            a virtual environment with the agent and its dependencies
+    PREFIX/sbin/xenlb           the command
+    PREFIX/lib/systemd/system   the unit
+    PREFIX/share                man pages, shell completion, documentation
+    /etc/xenlb                  the configuration: made when absent, never changed, never removed
+
+Nothing written here holds the name of DESTDIR, so the tree may be moved before it is used. The
+dependencies are copied from the checkout's virtual environment when there is one, else installed
+by pip, from a folder of wheels where there is no network. Only the standard library is used.
+"""
+
+import argparse
+import compileall
+import configparser
+import gzip
+import hashlib
+import importlib.metadata
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+BUILD = HERE / "build"
+PYTHON_FOLDER = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+COMPLETION = {
+    "xenlb.bash": "share/bash-completion/completions/xenlb",
+    "_xenlb": "share/zsh/site-functions/_xenlb",
+    "xenlb.fish": "share/fish/vendor_completions.d/xenlb.fish",
+}
+LAUNCHER = """\
+#!/bin/sh
+# The command of xenlb, in its own Python environment; -I keeps the caller's out of it.
+python={prefix}/lib/xenlb/bin/python
+if ! [ -x "$python" ]; then
+    echo "xenlb: {python} is gone; install xenlb again for the Python of this system" >&2
+    exit 1
+fi
+exec "$python" -I -m xenlb.cli "$@"
+"""
+
+
+def die(message: str) -> None:
+    sys.exit(f"make install: {message}")
+
+
+def requirements() -> list[str]:
+    """What the agent needs at run time, from setup.cfg."""
+    config = configparser.ConfigParser()
+    config.read(HERE / "setup.cfg")
+    return config["options"]["install_requires"].split("\n")[1:]
+
+
+def name_of(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match, requirement
+    return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+def closure(site: Path) -> list[importlib.metadata.Distribution]:
+    """The distributions in `site` that the agent needs, with what those need in turn."""
+    installed = {
+        name_of(found.metadata["Name"]): found
+        for found in importlib.metadata.distributions(path=[str(site)])
+    }
+    wanted, queue = {}, list(requirements())
+    while queue:
+        requirement = queue.pop()
+        name = name_of(requirement)
+        if name in wanted or "extra ==" in requirement:
+            continue
+        if name not in installed:
+            if ";" in requirement:  # a condition that did not hold when pip looked at it
+                continue
+            die(f"{site} lacks {name}; run: make venv")
+        wanted[name] = installed[name]
+        queue.extend(installed[name].requires or ())
+    return [wanted[name] for name in sorted(wanted)]
+
+
+def compile_to(folder: Path) -> None:
+    """Byte code that is not checked against its source: it stays right through any copy, and a
+    Dom0 with one slow processor starts the command in a fraction of the time."""
+    compileall.compile_dir(
+        folder,
+        quiet=2,
+        workers=os.cpu_count() or 1,
+        stripdir=str(folder),
+        prependdir="xenlb",
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+
+
+def dependencies(venv: Path, find_links: str | None) -> Path:
+    """A folder with the agent's dependencies, byte-compiled; made once for each set of them."""
+    site = venv / "lib" / PYTHON_FOLDER / "site-packages"
+    from_venv = find_links is None and (venv / ".stamp").exists() and site.is_dir()
+    found = closure(site) if from_venv else []
+    source = [f"{each.metadata['Name']} {each.version}" for each in found] or [
+        str(find_links),
+        *(sorted(os.listdir(find_links)) if find_links else ()),
+    ]
+    recipe = "\n".join([sys.version, Path(__file__).read_text(), *requirements(), *source])
+    ready = BUILD / f"runtime-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if ready.is_dir():
+        return ready
+    for old in BUILD.glob("runtime-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    new = BUILD / f"runtime-new-{os.getpid()}"
+    new.mkdir(parents=True)
+    if from_venv:
+        print(f"collecting the dependencies from {venv}", flush=True)
+        for each in found:
+            for file in each.files or ():
+                if file.suffix != ".pyc" and ".." not in file.parts:
+                    target = new / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(site / file, target)
+    else:
+        pip(["install", "--target", str(new), "--no-compile"], find_links)
+        shutil.rmtree(new / "bin", ignore_errors=True)
+    compile_to(new)
+    new.rename(ready)
+    return ready
+
+
+def pip(arguments: list[str], find_links: str | None) -> None:
+    """Runs pip in an environment of its own: Debian's Python refuses it outside of one."""
+    own = BUILD / "pip"
+    if not (own / "bin" / "python").exists():
+        made = subprocess.run([sys.executable, "-m", "venv", own], capture_output=True, text=True)
+        if made.returncode:
+            die(f"no virtual environment could be made; try: make deps\n{made.stdout}")
+    print("fetching and building the dependencies (a minute)", flush=True)
+    offline = ["--no-index", "--find-links", find_links] if find_links else []
+    done = subprocess.run(
+        [own / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        + [*arguments, "--quiet", *offline, *requirements()],
+        check=False,
+    )
+    if done.returncode:
+        die(
+            "pip failed, see above. Building libvirt-python needs compiler and headers:"
+            " make deps. Without network: make wheels WHEELS=DIR on a machine of the same"
+            " distribution, then make install WHEELS=DIR here"
+        )
+
+
+def environment(target: Path, *, prefix: str, ready: Path) -> None:
+    """A virtual environment by hand: what `python -m venv` makes, less what holds its path."""
+    del prefix
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    site = new / "lib" / PYTHON_FOLDER / "site-packages"
+    site.parent.mkdir(parents=True)
+    # The exact interpreter: the next major version would not find its packages here.
+    interpreter = Path(sys.executable).resolve()
+    (new / "bin").mkdir()
+    (new / "bin" / "python").symlink_to(interpreter)
+    (new / "pyvenv.cfg").write_text(
+        f"home = {interpreter.parent}\ninclude-system-site-packages = false\n"
+        f"version = {sys.version.split()[0]}\n"
+    )
+    shutil.copytree(ready, site, symlinks=True)
+    package = site / "xenlb"
+    shutil.copytree(HERE / "xenlb", package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    compile_to(package)
+    for folder, _, files in os.walk(new):
+        Path(folder).chmod(0o755)
+        for name in files:
+            file = Path(folder, name)
+            if not file.is_symlink():
+                file.chmod(0o755 if os.access(file, os.X_OK) else 0o644)
+    shutil.rmtree(target, ignore_errors=True)
+    new.rename(target)
+
+
+def write(target: Path, data: bytes | str, mode: int = 0o644) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    new.write_bytes(data.encode() if isinstance(data, str) else data)
+    new.chmod(mode)
+    new.replace(target)
+
+
+def plain_files(prefix: str) -> dict[str, tuple[bytes, int]]:
+    """Everything below PREFIX but the environment: path, contents, mode."""
+    files = {
+        "sbin/xenlb": (
+            LAUNCHER.format(prefix=prefix, python=Path(sys.executable).resolve()).encode(),
+            0o755,
+        )
+    }
+    for unit in sorted((HERE / "etc" / "systemd").glob("*.*")):
+        text = unit.read_text().replace("/usr/local/", f"{prefix.rstrip('/')}/")
+        files[f"lib/systemd/system/{unit.name}"] = (text.encode(), 0o644)
+    for page in sorted((HERE / "man").glob("*.[1-9]")):
+        packed = gzip.compress(page.read_bytes(), mtime=0)
+        files[f"share/man/man{page.suffix[1:]}/{page.name}.gz"] = (packed, 0o644)
+    for name, place in COMPLETION.items():
+        files[place] = ((HERE / "etc" / "completion" / name).read_bytes(), 0o644)
+    for path in (HERE / "README.md", HERE / "CHANGELOG.md", HERE / "etc" / "xenlb.yaml"):
+        if path.exists():
+            files[f"share/doc/xenlb/{path.name}"] = (path.read_bytes(), 0o644)
+    return files
+
+
+def systemctl(*arguments: str) -> bool:
+    if not Path("/run/systemd/system").is_dir():
+        return False
+    return subprocess.run(["systemctl", *arguments], capture_output=True).returncode == 0
+
+
+def install(options: argparse.Namespace) -> None:
+    os.umask(0o022)
+    root = Path(options.destdir or "/")
+    base = root / options.prefix.lstrip("/")
+    ready = dependencies(Path(options.venv), options.find_links)
+    try:
+        environment(base / "lib" / "xenlb", prefix=options.prefix, ready=ready)
+        for place, (data, mode) in plain_files(options.prefix).items():
+            write(base / place, data, mode)
+        etc = root / options.sysconfdir.lstrip("/") / "xenlb"
+        (etc / "templates").mkdir(parents=True, exist_ok=True)
+        example = HERE / "etc" / "xenlb.yaml"
+        if example.exists() and not (etc / "xenlb.yaml").exists():
+            write(etc / "xenlb.yaml", example.read_bytes())
+    except PermissionError as error:
+        die(f"{error.filename} cannot be written; run it as root, or give DESTDIR=")
+    print(f"xenlb is in {base}, its configuration in {etc}")
+    if not options.destdir and systemctl("daemon-reload"):
+        if systemctl("is-active", "xenlb"):
+            print("the agent still runs as it was: systemctl restart xenlb")
+        else:
+            print(f"edit {etc}/xenlb.yaml, xenlb check, systemctl enable --now xenlb")
+
+
+def uninstall(options: argparse.Namespace) -> None:
+    root = Path(options.destdir or "/")
+    base = root / options.prefix.lstrip("/")
+    try:
+        if not options.destdir:
+            systemctl("disable", "--now", "xenlb")
+        shutil.rmtree(base / "lib" / "xenlb", ignore_errors=True)
+        for place in plain_files(options.prefix):
+            (base / place).unlink(missing_ok=True)
+        shutil.rmtree(base / "share" / "doc" / "xenlb", ignore_errors=True)
+    except PermissionError as error:
+        die(f"{error.filename} cannot be removed; run it as root")
+    if not options.destdir:
+        systemctl("daemon-reload")
+    print(f"xenlb is gone from {base}; its configuration and the kernel's table stay")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--prefix", default="/usr/local")
+    parser.add_argument("--destdir", default="")
+    parser.add_argument("--sysconfdir", default="/etc")
+    parser.add_argument("--venv", default=str(HERE / ".venv"))
+    parser.add_argument("--find-links", metavar="DIR")
+    parser.add_argument("--wheels", metavar="DIR", help="only collect wheels in DIR")
+    parser.add_argument("--uninstall", action="store_true")
+    options = parser.parse_args()
+    if options.wheels:
+        pip(["wheel", "--wheel-dir", options.wheels], None)
+    elif options.uninstall:
+        uninstall(options)
+    else:
+        install(options)
+
+
+if __name__ == "__main__":
+    main()

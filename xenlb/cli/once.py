@@ -1,0 +1,70 @@
+"""`xenlb plan` and `xenlb apply`: one pass without a daemon."""
+
+import json
+import logging
+from collections.abc import Sequence
+from errno import EACCES, EPERM
+from pathlib import Path
+
+import click
+
+from xenlb.cli import logs
+from xenlb.cli.check import settings
+from xenlb.cli.options import Failure, Options, as_json, given, state_file
+from xenlb.control.protocol import FAILED, NOT_PERMITTED
+
+
+@click.command()
+@state_file
+@as_json
+@given
+def plan(options: Options, state: Path, *, as_json: bool) -> int:
+    """Prints what `apply` would do; exit status 1 when that is anything."""
+    return _pass(options, state, change=False, as_json=as_json)
+
+
+@click.command()
+@state_file
+@as_json
+@given
+def apply(options: Options, state: Path, *, as_json: bool) -> int:
+    """Makes the kernel's table what the configuration and the guests want, once."""
+    return _pass(options, state, change=True, as_json=as_json)
+
+
+def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
+    from xenlb.ipvs.errors import IpvsError, explain
+    from xenlb.once import OnceError, run_once
+
+    logs.set_up(verbose=options.verbose, level=logging.WARNING)
+    try:
+        once = run_once(settings(options.config), state_path=state, change=change)
+    except OnceError as error:
+        raise Failure(error.message, hint=error.hint) from error
+    except IpvsError as error:
+        status = NOT_PERMITTED if error.errno in {EPERM, EACCES} else FAILED
+        raise Failure(error.message, hint=error.hint, status=status) from error
+    failed = [(f"ipvsadm {failure.op}", explain(failure)) for failure in once.failed]
+    if as_json:
+        answer = {
+            "operations": [f"ipvsadm {op}" for op in once.ops],
+            "failed": [
+                {"operation": op, "message": why.message, "hint": why.hint} for op, why in failed
+            ],
+            "notes": list(once.notes),
+        }
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        _print(once.ops, failed, once.notes)
+    return FAILED if failed or (once.ops and not change) else 0
+
+
+def _print(
+    ops: Sequence[object], failed: Sequence[tuple[str, object]], notes: Sequence[str]
+) -> None:
+    if ops:
+        click.echo("\n".join(f"ipvsadm {op}" for op in ops))
+    for note in notes:
+        click.echo(f"xenlb: {note}", err=True)
+    for op, why in failed:
+        click.echo(f"xenlb: {op}: {why}", err=True)

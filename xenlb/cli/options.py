@@ -1,0 +1,46 @@
+"""What every verb is given, and how a verb fails."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from xenlb.control.protocol import FAILED
+
+CONFIG = "/etc/xenlb/xenlb.yaml"
+SOCKET = "/run/xenlb/control.sock"
+STATE = "/run/xenlb/state.json"
+
+
+@dataclass(slots=True)
+class Options:
+    """The options in front of the verb."""
+
+    config: Path = Path(CONFIG)
+    socket: Path = Path(SOCKET)
+    verbose: int = 0
+
+
+given = click.make_pass_decorator(Options)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+state_file = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=STATE,
+    envvar="XENLB_STATE",
+    show_default=True,
+    help="Where the agent keeps what it must not forget.",
+)
+
+
+class Failure(Exception):
+    """A verb failed: one sentence, what to do about it, the exit status; details come before."""
+
+    def __init__(
+        self, message: str, *, hint: str = "", status: int = FAILED, details: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.status = status
+        self.details = details

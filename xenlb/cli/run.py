@@ -1,0 +1,20 @@
+"""`xenlb run`: the agent itself, with its log set up."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from xenlb.cli import logs
+from xenlb.cli.options import Options, given, state_file
+
+
+@click.command()
+@state_file
+@given
+def run(options: Options, state: Path) -> None:
+    """The agent, in the foreground (what the systemd unit starts)."""
+    from xenlb import agent  # the rest of the command line does without
+
+    logs.set_up(verbose=options.verbose)
+    asyncio.run(agent.run(config=options.config, socket=options.socket, state=state))
