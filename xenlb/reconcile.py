@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xenlb.ipvs.diff import Foreign, Owned, diff, foreign
-from xenlb.ipvs.kernel import KernelTable, explain
+from xenlb.ipvs.errors import explain
+from xenlb.ipvs.kernel import KernelTable
 from xenlb.ipvs.op import (
     AddServer,
     AddService,
@@ -48,8 +49,7 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        sentence, hint = explain(OpFailed(op=self.op, errno=self.errno))
-        return f"{sentence} ({hint})" if hint else sentence
+        return str(explain(OpFailed(op=self.op, errno=self.errno)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,14 +189,13 @@ class Reconciler:
             retry_at=now + min(RETRY_LAST, RETRY_FIRST * 2 ** (attempts - 1)),
         )
 
-    def settled(self, want: Table) -> None:
-        """Forgets failures of places that nobody wants changed any more."""
-        for place, failure in list(self.failures.items()):
-            key, server = place
-            wanted = key in want.entries and (server is None or server in want.entries[key].servers)
-            removal = isinstance(failure.op, DeleteServer | DeleteService)
-            if wanted is removal:
-                del self.failures[place]
+    def forgive(self, planned: Sequence[Op]) -> None:
+        """Forgets failures of places that need no change any more; `planned`: a whole plan."""
+        places = {place_of(op) for op in planned}
+        self.failures = {place: f for place, f in self.failures.items() if place in places}
+
+    def failure_of(self, op: Op) -> Failure | None:
+        return self.failures.get(place_of(op))
 
     def retry_at(self) -> float | None:
         return min((failure.retry_at for failure in self.failures.values()), default=None)

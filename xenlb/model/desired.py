@@ -143,6 +143,22 @@ def _ramped(
     return max(1, step), admission.at + service.slow_start * (max(1, step) + 1) / weight
 
 
+def next_deadline(state: State, now: float) -> float | None:
+    """When the state changes by itself: a grace ends, or a ramp takes its next step."""
+    times = [g.request.deadline for g in state.guests.values() if g.request is not None]
+    ramps = {slot: entry for slot, entry in state.admitted.items() if entry.ramp}
+    if ramps:
+        owners = claims(state)
+        for service in state.settings.services:
+            if service.slow_start <= 0:
+                continue
+            for candidate in candidates(service, state, owners):
+                if candidate.slot in ramps:
+                    step = _ramped(candidate.weight, service, ramps[candidate.slot], now)[1]
+                    times += [] if step is None else [step]
+    return min(times, default=None)
+
+
 def desired(
     services: Iterable[ServiceSettings],
     state: State,

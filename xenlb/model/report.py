@@ -49,10 +49,10 @@ def services(
                     candidate,
                     standing(candidate, service, state, now),
                     state,
-                    table,
-                    counters.get(key, {}),
-                    failures,
-                    wall,
+                    table=table,
+                    counters=counters.get(key, {}),
+                    failures=failures,
+                    wall=wall,
                 )
                 for candidate in mine
             ]
@@ -99,6 +99,7 @@ def _server(
     candidate: Candidate,
     stands: Standing,
     state: State,
+    *,
     table: Table,
     counters: Mapping[ServerKey, Counters],
     failures: Failures,

@@ -173,3 +173,13 @@ class Settings:
 
     def service_addresses(self) -> frozenset[IPAddress]:
         return frozenset(s.address for s in self.services if s.address is not None)
+
+
+def needed_uris(settings: Settings) -> tuple[str, ...]:
+    """The libvirts to connect to: none where no service can have guests, so that a host without
+    libvirt can be balanced too; "default" is libvirt's own choice."""
+    guests = any(
+        service.from_metadata or any(member.guest is not None for member in service.servers)
+        for service in settings.services
+    )
+    return (settings.uris or ("default",)) if guests else ()

@@ -56,6 +56,19 @@ class State:
         """Was every libvirt of the configuration listed once?"""
         return all(link.listed for link in self.links.values())
 
+    def listed(self, uri: str) -> bool:
+        """May guests of that libvirt be taken for gone? Not before it was listed once; "" is of
+        no libvirt."""
+        link = self.links.get(uri)
+        return link is None or link.listed
+
+    def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:
+        """The libvirt URI of each admitted server's guest, "" for a host."""
+        return {
+            (slot.service, slot.server): "" if slot.owner is None else slot.owner.uri
+            for slot in self.admitted
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:

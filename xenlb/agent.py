@@ -1,0 +1,288 @@
+"""The agent: the one task that owns the state and the kernel's table.
+
+Sources put events into a queue. The owner takes all that is there, folds them into the state, and
+in the same breath gives the kernel what follows from it; then, and only then, it tells the sources
+what interests it now and writes down what must outlive it. Nothing else changes state or table.
+
+The wiring of the sources is in sources.py, the control socket's verbs in verbs.py.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from xenlb import clock, statefile
+from xenlb.config import ConfigError, load
+from xenlb.ipvs.errors import IpvsError
+from xenlb.ipvs.kernel import Kernel, KernelTable
+from xenlb.ipvs.table import Snapshot, Table
+from xenlb.journal import Journal
+from xenlb.model.desired import desired, next_deadline
+from xenlb.model.events import ConfigurationRefused, Configured, Event, Tick
+from xenlb.model.settings import Settings, needed_uris
+from xenlb.model.state import Note, State
+from xenlb.model.step import step
+from xenlb.reconcile import Pass, Reconciler, surprised
+
+log = logging.getLogger(__name__)
+
+RESYNC = 15.0  # seconds between two full reads of the kernel's table
+RETRY = 2.0  # the same, while the kernel refuses to be read
+PULSE = 5.0  # longest time between two rounds
+SAVE_DELAY = 1.0  # seconds until what only saves work after a restart is written
+
+
+class Agent:
+    """The owner. `changed` is called after each round with the state before and after it; `begun`
+    is set when the kernel's table was read, and brought in line, once (or could not be)."""
+
+    def __init__(
+        self,
+        *,
+        config: Path,
+        state_file: Path,
+        kernel: KernelTable | None = None,
+        reader: KernelTable | None = None,
+    ) -> None:
+        self.config = config
+        self.state_file = state_file
+        self.changed: Callable[[State, State], None] = lambda before, after: None
+        self.begun = asyncio.Event()
+        self.journal = Journal(wall=clock.wall)
+        saved = statefile.load(state_file)
+        self.state = saved.state
+        self.addresses = saved.addresses
+        self.sysctls: Mapping[str, str] = saved.sysctls
+        self.reconciler = Reconciler(
+            kernel=kernel or Kernel(),
+            services=set(saved.services),
+            servers=dict(saved.servers),
+        )
+        self.kernel_problem = "the kernel's table was not read yet"
+        self._reader = reader or Kernel()  # another socket, for the thread that reads
+        self._queue: deque[Event] = deque()
+        self._taken: list[asyncio.Future[None]] = []
+        self.director_problems: tuple[str, ...] = ()
+        self._news = asyncio.Event()
+        self._snapshot: Snapshot | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._resync_at = 0.0
+        self._save_at: float | None = None
+        self._swept = False  # the whole table was brought in line after the last read
+        self.round_at = clock.now()
+
+    # --- what others call ------------------------------------------------------------------------
+
+    def emit(self, event: Event, taken: asyncio.Future[None] | None = None) -> None:
+        """Takes an event; in the loop's thread. `taken` is done when the kernel has heard of it."""
+        self._queue.append(event)
+        if taken is not None:
+            self._taken.append(taken)
+        self._news.set()
+
+    def configure(self, settings: Settings) -> None:
+        settings = replace(settings, uris=needed_uris(settings))
+        self.emit(Configured(at=clock.now(), settings=settings))
+
+    async def reload(self) -> tuple[str, ...]:
+        """Reads the configuration again; the problems, if it is refused."""
+        try:
+            settings = await asyncio.to_thread(load, self.config)
+        except ConfigError as error:
+            self.emit(ConfigurationRefused(at=clock.now(), problems=error.problems))
+            return tuple(str(problem) for problem in error.problems)
+        self.configure(settings)
+        return ()
+
+    async def counters(self) -> Snapshot:
+        """A fresh read of the table with its counters; raises IpvsError."""
+        kernel = Kernel()
+        try:
+            return await asyncio.to_thread(kernel.read)
+        finally:
+            kernel.close()
+
+    def note(self, text: str, *, warning: bool = False) -> None:
+        self.journal.write(Note(at=clock.now(), text=text, warning=warning), self.state.guests)
+
+    # --- the owner task --------------------------------------------------------------------------
+
+    async def own(self) -> None:
+        """Until cancelled. `round_at` is the time of the last round, at most PULSE ago."""
+        try:
+            while True:
+                await self._wait()
+                self._round()
+                self.round_at = clock.now()
+        finally:
+            if self._reading is not None:
+                self._reading.cancel()
+            self._save()
+            self.reconciler.kernel.close()
+            self._reader.close()
+
+    async def _wait(self) -> None:
+        if self._queue:
+            await asyncio.sleep(0)  # sources that are ready may add to this round
+            return
+        now = clock.now()
+        times = [
+            now + PULSE,
+            None if self._reading is not None else self._resync_at,
+            next_deadline(self.state, now),
+            None if self.kernel_problem else self.reconciler.retry_at(),
+            self._save_at,
+        ]
+        first = min(at for at in times if at is not None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, first - now)):
+                await self._news.wait()
+
+    def _round(self) -> None:
+        self._news.clear()
+        before = self.state
+        events = list(self._queue)
+        self._queue.clear()
+        names: set[str] | None = set()
+        notes: list[Note] = []
+        deadline = next_deadline(self.state, clock.now())
+        if deadline is not None and deadline <= clock.now():
+            events.append(Tick(at=clock.now()))
+        for event in events:
+            result = step(self.state, event)
+            self.state = result.state
+            notes += result.notes
+            names = None if names is None or result.services is None else names | result.services
+        heard = min((event.at for event in events), default=None)
+        notes += self._apply(names, heard)  # the kernel first: writing a log may take its time
+        for taken in self._taken:
+            if not taken.done():
+                taken.set_result(None)
+        self._taken.clear()
+        guests = {**self.state.guests, **before.guests}
+        for note in notes:
+            self.journal.write(note, guests)
+        if events:
+            self.changed(before, self.state)
+            self._save_soon(before)
+        self._upkeep()
+
+    def _apply(self, names: Collection[str] | None, heard: float | None) -> list[Note]:
+        """Gives the kernel what follows from the state, for the named services or for all."""
+        now = clock.now()
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            self.reconciler.absorb(snapshot)
+            self._swept = False
+        if self.kernel_problem:
+            return []
+        retry_at = self.reconciler.retry_at()
+        whole = names is None or not self._swept or (retry_at is not None and retry_at <= now)
+        if whole:
+            services = self.state.settings.services
+        elif names:
+            services = tuple(s for s in self.state.settings.services if s.name in names)
+        else:
+            return []
+        want = desired(services, self.state, now)
+        if self.reconciler.claim(want, self.state.origins()):
+            self._save()
+        ops = self.reconciler.plan(want, whole=whole, removable=self.state.listed)
+        # Nothing was heard and nothing had failed, yet the table differs: somebody else changed it.
+        drift = (
+            self.begun.is_set() and names is not None and not names and not self.reconciler.failures
+        )
+        try:
+            result = self.reconciler.execute(ops, now)
+        except IpvsError as error:
+            self._kernel_failed(error)
+            return []
+        if surprised(result.failed):
+            self._resync_at = now
+        if whole:
+            self._swept = True
+            self.begun.set()
+            self.reconciler.forgive(ops)
+            if self.reconciler.release(want):
+                self._save_at = now + SAVE_DELAY
+        return self._noted(result, heard=heard, drift=drift)
+
+    def _kernel_failed(self, error: IpvsError) -> None:
+        if str(error) != self.kernel_problem:
+            self.note(str(error), warning=True)
+        self.kernel_problem = str(error)
+        self.begun.set()
+        self._swept = False
+
+    def _noted(self, result: Pass, *, heard: float | None, drift: bool) -> list[Note]:
+        now = clock.now()
+        took = "" if heard is None else f" ({(now - heard) * 1000:.1f} ms after the event)"
+        notes = [
+            Note(at=now, text=f"drift repaired: ipvsadm {op}", warning=True)
+            if drift
+            else Note(at=now, text=f"ipvsadm {op}{took}")
+            for op in result.done
+        ]
+        for failed in result.failed:
+            failure = self.reconciler.failure_of(failed.op)
+            if failure is not None and failure.attempts == 1:
+                text = f"ipvsadm {failed.op} failed: {failure.reason}"
+                notes.append(Note(at=now, text=text, warning=True))
+        return notes
+
+    # --- upkeep: full reads, the state file ------------------------------------------------------
+
+    def _upkeep(self) -> None:
+        now = clock.now()
+        if now >= self._resync_at and self._reading is None:
+            self._resync_at = now + (RETRY if self.kernel_problem else RESYNC)
+            self.reconciler.touched.clear()
+            self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
+        if self._save_at is not None and now >= self._save_at:
+            self._save()
+
+    async def _read(self) -> None:
+        """Reads the table in a thread; the owner takes it in its next round."""
+        try:
+            self._snapshot = await asyncio.to_thread(self._reader.read)
+            if self.kernel_problem:
+                log.debug("the kernel's table was read")
+            self.kernel_problem = ""
+        except IpvsError as error:
+            self._kernel_failed(error)
+        finally:
+            self._reading = None
+            self._news.set()
+
+    def _save_soon(self, before: State) -> None:
+        if _lasting(before) != _lasting(self.state):
+            self._save()
+        elif before.admitted != self.state.admitted or before.health != self.state.health:
+            self._save_at = min(self._save_at or float("inf"), clock.now() + SAVE_DELAY)
+
+    def _save(self) -> None:
+        self._save_at = None
+        saved = statefile.Saved(
+            state=self.state,
+            services=frozenset(self.reconciler.services),
+            servers=self.reconciler.servers,
+            addresses=self.addresses,
+            sysctls=self.sysctls,
+        )
+        try:
+            statefile.save(self.state_file, saved)
+        except OSError as error:
+            log.error("%s cannot be written: %s (is there room in /run?)", self.state_file, error)
+
+    def table(self) -> Table:
+        """The table as it is believed to be."""
+        return Table(entries=self.reconciler.believed)
+
+
+def _lasting(state: State) -> tuple[object, ...]:
+    """What a restart must find as it is now: guests' lives, requests and drains."""
+    return tuple(replace(guest, heard=0.0) for guest in state.guests.values())

@@ -1,0 +1,102 @@
+"""Asks the sources one time, for `plan` and `apply`: who runs, at which address, and who answers.
+
+The same sources as the agent's, run until each has said what it has to say.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from xenlb import clock
+from xenlb.health.runner import HealthRunner
+from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.libvirt import LibvirtSource
+from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.model.events import Disconnected, Event
+from xenlb.model.state import State
+from xenlb.model.step import step
+from xenlb.once import OnceError
+from xenlb.sources import interesting, is_local_xen
+
+LISTING = 20.0  # seconds
+ADDRESSES = 3.0  # the neighbour table and leases know at once, a guest's agent within a second
+SPARE = 1.0  # on top of the time that the slowest check may take
+
+
+class _Asker:
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._news = asyncio.Event()
+        self._lost: Disconnected | None = None
+
+    def emit(self, event: Event) -> None:
+        self.state = step(self.state, event).state
+        if isinstance(event, Disconnected):
+            self._lost = event
+        self._news.set()
+
+    async def until(self, done: Callable[[], bool], limit: float) -> bool:
+        """Waits until `done`, at most `limit` seconds; raises OnceError for a lost libvirt."""
+        try:
+            async with asyncio.timeout(limit):
+                while not done():
+                    if self._lost is not None:
+                        raise OnceError(
+                            f"libvirt {self._lost.uri} cannot be reached: {self._lost.reason}",
+                            "is libvirtd running? systemctl status libvirtd",
+                        )
+                    await self._news.wait()
+                    self._news.clear()
+        except TimeoutError:
+            return False
+        return True
+
+    async def ask(self) -> State:
+        libvirts = {
+            uri: LibvirtSource(None if uri == "default" else uri, self.emit, clock.now)
+            for uri in self.state.links
+        }
+        xenstores = {
+            uri: XenstoreSource(uri, self.emit, clock.now)
+            for uri in self.state.links
+            if is_local_xen(uri)
+        }
+        finder = AddressFinder(self.emit, clock.now, libvirts, xenstores)
+        health = HealthRunner(self.emit, clock.now)
+        sources = (*libvirts.values(), *xenstores.values(), finder, health)
+        tasks = [asyncio.create_task(source.run()) for source in sources]
+        try:
+            if not await self.until(lambda: self.state.synced, LISTING):
+                raise OnceError(
+                    f"libvirt did not list its guests within {LISTING:g} s",
+                    "try virsh list --all",
+                )
+            settings = self.state.settings
+            finder.context(settings.service_addresses(), settings.networks)
+            finder.interest(interesting(self.state))
+            await self.until(self._addresses_known, ADDRESSES)
+            await self.until(lambda: self._answered(health), self._patience())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return self.state
+
+    def _addresses_known(self) -> bool:
+        return all(self.state.guests[key].found for key in interesting(self.state))
+
+    def _answered(self, health: HealthRunner) -> bool:
+        """Has every target a verdict, or failed as often as would take it out of service?"""
+        health.targets(self.state.health)
+        return all(
+            verdict.up is not None or (verdict.detail and not verdict.against)
+            for verdict in self.state.health.values()
+        )
+
+    def _patience(self) -> float:
+        checks = [target.check for target in self.state.health]
+        return max((check.timeout * check.rise for check in checks), default=0.0) + SPARE
+
+
+def ask_once(state: State) -> State:
+    """The state after every source of its configuration was heard; raises OnceError."""
+    return asyncio.run(_Asker(state).ask())

@@ -1,0 +1,85 @@
+"""One pass without a daemon: what `xenlb plan` prints and `xenlb apply` does.
+
+The same state, rules and reconciler as the agent's; the sources are asked once instead of listened
+to. asyncio and the sources are imported only where the configuration has guests or checks: a
+configuration of plain hosts is applied in the time of its batch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xenlb import clock, statefile
+from xenlb.ipvs import text
+from xenlb.ipvs.kernel import Kernel, KernelTable
+from xenlb.ipvs.op import Op, OpFailed
+from xenlb.ipvs.table import Table
+from xenlb.model.desired import desired
+from xenlb.model.events import Configured
+from xenlb.model.settings import Settings, needed_uris
+from xenlb.model.step import step
+from xenlb.reconcile import Reconciler
+
+
+class OnceError(Exception):
+    """The pass cannot be made; nothing was changed."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message} ({hint})")
+        self.message = message
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Once:
+    """`ops`: the difference (planned) or what was done; `failed`: what the kernel refused;
+    `notes`: sentences for people, as foreign entries that are left alone."""
+
+    ops: tuple[Op, ...] = ()
+    failed: tuple[OpFailed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def run_once(
+    settings: Settings, *, state_path: Path, change: bool, kernel: KernelTable | None = None
+) -> Once:
+    """Plans, and applies with `change`. Raises OnceError, and IpvsError from the kernel."""
+    saved = statefile.load(state_path)
+    settings = replace(settings, uris=needed_uris(settings))
+    state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
+    if state.links or state.health:
+        from xenlb.ask import ask_once  # noqa: PLC0415  (loads asyncio and libvirt)
+
+        state = ask_once(state)
+    table = kernel or Kernel()
+    try:
+        reconciler = Reconciler(
+            kernel=table, services=set(saved.services), servers=dict(saved.servers)
+        )
+        reconciler.absorb(table.read())
+        want = desired(settings.services, state, clock.now())
+        reconciler.claim(want, state.origins())
+        ops = reconciler.plan(want, whole=True, removable=state.listed)
+        notes = tuple(_foreign(reconciler, want))
+        if not change:
+            return Once(ops=ops, notes=notes)
+        save = replace(saved, state=state, services=frozenset(reconciler.services))
+        statefile.save(state_path, replace(save, servers=reconciler.servers))
+        result = reconciler.execute(ops, clock.now())
+        if reconciler.release(want):
+            save = replace(save, services=frozenset(reconciler.services))
+            statefile.save(state_path, replace(save, servers=reconciler.servers))
+        return Once(ops=result.done, failed=result.failed, notes=notes)
+    finally:
+        table.close()
+
+
+def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:
+    foreign = reconciler.foreign(want)
+    for key in foreign.services:
+        yield f"the service {text.service_key(key)} is another tool's and is left alone"
+    for key, server in foreign.servers:
+        yield (
+            f"the server {server.address} port {server.port} of {text.service_key(key)} is"
+            " another tool's and is left alone"
+        )

@@ -1,0 +1,128 @@
+"""The wiring: which sources run for a configuration, and what of the state interests each."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from xenlb import clock
+from xenlb.agent import Agent
+from xenlb.director.addresses import ServiceAddresses
+from xenlb.health.runner import HealthRunner
+from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.libvirt import LibvirtSource
+from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.model.events import GuestId
+from xenlb.model.guest import Phase
+from xenlb.model.members import needs_address, services_of
+from xenlb.model.settings import AddressPolicy
+from xenlb.model.state import State
+
+log = logging.getLogger(__name__)
+
+RELIST = 60.0  # seconds between two listings of a libvirt, should an event ever be lost
+RESTART = 5.0  # seconds until a source that failed by a fault of its own runs again
+XEN_CAPABILITIES = Path("/proc/xen/capabilities")
+
+
+class Sources:
+    """The running sources of one agent; libvirts come and go with the configuration."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
+        self._libvirts: dict[str, LibvirtSource] = {}
+        self._xenstores: dict[str, XenstoreSource] = {}
+        self._health = HealthRunner(agent.emit, clock.now)
+        self._finder = AddressFinder(agent.emit, clock.now, self._libvirts, self._xenstores)
+        self._addresses = ServiceAddresses(owned=agent.addresses)
+
+    def start(self) -> None:
+        self._run("health", self._health.run)
+        self._run("addresses of guests", self._finder.run)
+        self._run("service addresses", self._addresses.run)
+
+    async def stop(self) -> None:
+        for name in list(self._tasks):
+            await self._end(name)
+
+    def follow(self, before: State, after: State) -> None:
+        """Tells every source what interests the state now; called after each round."""
+        self._health.targets(after.health)
+        if before.guests is not after.guests or before.settings is not after.settings:
+            self._finder.interest(interesting(after))
+        if before.settings is not after.settings:
+            self._reconfigure(after)
+
+    def _reconfigure(self, state: State) -> None:
+        director = state.settings.director
+        wanted = state.settings.service_addresses()
+        self._finder.context(wanted, state.settings.networks)
+        if director.addresses is AddressPolicy.MANAGE:
+            self._addresses.want(director.interface, wanted)
+        else:
+            self._addresses.want(None, frozenset())
+        for uri in state.links:
+            if uri not in self._libvirts:
+                self._connect(uri)
+        for uri in self._libvirts.keys() - state.links.keys():
+            del self._libvirts[uri]
+            self._xenstores.pop(uri, None)
+            self._run(f"leave {uri}", partial(self._end, uri))
+
+    def _connect(self, uri: str) -> None:
+        source = LibvirtSource(None if uri == "default" else uri, self._agent.emit, clock.now)
+        self._libvirts[uri] = source
+        self._run(uri, source.run)
+        self._run(uri, lambda: _relist(source))
+        if is_local_xen(uri):
+            xenstore = XenstoreSource(uri, self._agent.emit, clock.now, find_dead=source.find_dead)
+            self._xenstores[uri] = xenstore
+            self._run(uri, xenstore.run)
+
+    def _run(self, name: str, source: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.create_task(supervise(name, source), name=name)
+        self._tasks.setdefault(name, []).append(task)
+
+    async def _end(self, name: str) -> None:
+        tasks = self._tasks.pop(name, [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def supervise(name: str, source: Callable[[], Awaitable[None]]) -> None:
+    """Runs a source until it ends; one that fails is started again: the others go on."""
+    while True:
+        try:
+            return await source()
+        except Exception:  # whatever it is, the other sources and the table must go on
+            log.exception("%s failed and is started again in %g s", name, RESTART)
+            await asyncio.sleep(RESTART)
+
+
+async def _relist(source: LibvirtSource) -> None:
+    while True:
+        await asyncio.sleep(RELIST)
+        await source.relist()
+
+
+def interesting(state: State) -> dict[GuestId, int | None]:
+    """Guests that run and whose address nobody has written down, with their domain ids."""
+    return {
+        guest.id: guest.incarnation
+        for guest in state.guests.values()
+        if guest.phase is not Phase.ABSENT
+        and any(needs_address(service, guest) for service in services_of(state, guest))
+    }
+
+
+def is_local_xen(uri: str) -> bool:
+    """Are the guests of this libvirt those of the Dom0 this process runs in?"""
+    if uri not in {"default", "xen:///", "xen:///system"}:
+        return False
+    try:
+        return "control_d" in XEN_CAPABILITIES.read_text()
+    except OSError:
+        return False
