@@ -1,0 +1,636 @@
+"""Builds what the Xen lab boots: hypervisor, kernels, initramfs archives and Dom0's disk.
+
+Everything comes from the Debian packages that this machine's own apt would install (its mirrors,
+proxies and pins), so nothing here names a server or a kernel version. The work is done in three
+steps, each kept in the cache under a hash of what it is made from:
+
+    xen-kernels-KEY/    the packages that are only unpacked: kernels, hypervisor, busybox
+    xen-userland-KEY.tar  Dom0's Debian, made by mmdebstrap
+    xen-KEY/            what QEMU is given; see `Image`
+
+An interrupted build goes on after the last finished step; a change of one unit file rebuilds only
+the last one (a few seconds). Booting is the business of `lab.py`.
+
+No step needs a loop device or root: mmdebstrap and mkfs.ext4 run in a user namespace when the
+caller is not root (that takes the package uidmap and a range in /etc/subuid).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import gzip
+import hashlib
+import logging
+import lzma
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.lab.host import LabError, cache_directory, last_lines
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).resolve().parent
+TRAFFIC = HERE.parent / "traffic.py"  # the guests' server
+SUITE = "bookworm"
+# What the machine that builds and boots has to have, and the Debian package that has it;
+# tests/lab/apt-packages lists them, too.
+NEEDS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mmdebstrap": "mmdebstrap",
+    "mkfs.ext4": "e2fsprogs",
+    "cpio": "cpio",
+    "depmod": "kmod",
+    "lz4": "lz4",
+    "setpriv": "util-linux",
+}
+
+# Unpacked only. The kernels' names carry a version, which apt tells.
+HYPERVISOR = "xen-hypervisor-4.17-amd64"
+KERNELS = {"dom0": "linux-image-amd64", "guest": "linux-image-cloud-amd64"}
+BUSYBOX = "busybox-static"
+
+# Installed in Dom0. libvirt-daemon-system brings the units, files and the group that an operator's
+# Dom0 has; python3 is for the agent and for execd.
+DOM0_PACKAGES = (
+    "ethtool",
+    "iproute2",
+    "iptables",
+    "iputils-ping",
+    "ipvsadm",
+    "kmod",
+    "libvirt-clients",
+    "libvirt-daemon-driver-xen",
+    "libvirt-daemon-system",
+    "procps",
+    "python3",
+    "systemd-sysv",
+    "tcpdump",
+    "xen-utils-4.17",
+    "xenstore-utils",
+)
+# Files of those packages that no test looks at. Of libvirt's drivers only libxl and network stay:
+# the daemon loads what it finds, and each driver costs start time in an emulated machine.
+DOM0_WITHOUT = (
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+    "/usr/lib/python3/dist-packages/*/test/*",
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_interface.so",
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_nodedev.so",
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_nwfilter.so",
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_secret.so",
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_storage.so",
+)
+# Parts of the kernel package that Dom0 can need; the rest is drivers for hardware it has not got.
+DOM0_MODULES = (
+    "arch",
+    "crypto",
+    "drivers/block",
+    "drivers/net/bonding",
+    "drivers/net/dummy.ko",
+    "drivers/net/gre.ko",
+    "drivers/net/tap.ko",
+    "drivers/net/tun.ko",
+    "drivers/net/veth.ko",
+    "drivers/net/virtio_net.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/xen-netback",
+    "drivers/virtio",
+    "drivers/xen",
+    "fs/ext4",
+    "fs/fuse",
+    "fs/jbd2",
+    "fs/mbcache.ko",
+    "lib",
+    "net",
+)
+DOM0_BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+GUEST_MODULES = ("xen-netfront", "ipip")
+GUEST_APPLETS = (
+    *("awk", "cat", "dd", "dmesg", "echo", "env", "free", "grep", "hostname", "insmod", "ip"),
+    *("kill", "ls", "mkdir", "mount", "nc", "netstat", "ping", "printf", "ps", "rm", "sed", "sh"),
+    *("sleep", "sysctl", "top", "touch", "usleep"),
+)
+# Imported on use only, so that watching the imports of traffic.py does not find them.
+GUEST_PYTHON_EXTRAS = ("concurrent.futures.thread", "encodings.idna", "encodings.latin_1")
+
+OUTDATED = (
+    "If a file was not found, this machine's package lists are older than its mirror: run "
+    "`apt-get update` and try again."
+)
+# Prints the files of all that is imported by a script and by some modules, and of the encodings
+# that Python itself needs to start. ssl is large, and asyncio does without.
+IMPORTS = """
+import importlib, runpy, sys
+sys.modules["ssl"] = sys.modules["_ssl"] = None
+runpy.run_path(sys.argv[1])
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+# Sources of frozen modules, too: some ask for them by name.
+for module in list(sys.modules.values()):
+    if path := getattr(module, "__file__", None):
+        if path.startswith(sys.prefix):
+            print(path)
+"""
+
+DISK_SIZE = "2G"  # sparse; the tests write little
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """Paths on this machine of what QEMU is given."""
+
+    directory: Path
+    built_from: Mapping[str, str]  # package → version, for reports
+
+    @property
+    def hypervisor(self) -> Path:
+        return self.directory / "xen"
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "vmlinux-dom0"
+
+    @property
+    def initramfs(self) -> Path:
+        return self.directory / "initramfs-dom0"
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "dom0.img"
+
+
+def report(message: str) -> None:
+    """The default progress report: one line, also where pytest shows it live."""
+    log.info("%s", message)
+
+
+Progress = Callable[[str], None]
+
+
+def missing_packages() -> list[str]:
+    """The Debian packages to install before `build` and a boot can work."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    needs = dict(NEEDS) if os.geteuid() == 0 else {**NEEDS, "newuidmap": "uidmap"}
+    return sorted({name for program, name in needs.items() if not shutil.which(program, path=path)})
+
+
+def build(progress: Progress = report) -> Image:
+    """The image of the present recipe, from the cache or built now (one to two minutes)."""
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    versions = _versions()
+    with _lock(cache / "xen.lock", progress):
+        kernels = _step(
+            cache,
+            f"xen-kernels-{_key(versions)}",
+            "downloading and unpacking kernels and hypervisor",
+            progress,
+            lambda target: _unpack_kernels(versions, target),
+        )
+        userland = _step(
+            cache,
+            f"xen-userland-{_key(versions, DOM0_PACKAGES, DOM0_WITHOUT)}.tar",
+            f"installing Debian {SUITE} for Dom0 (about a minute)",
+            progress,
+            _install_userland,
+        )
+        recipe = [TRAFFIC, *(path for path in sorted(HERE.rglob("*")) if _is_recipe(path))]
+        contents = [f"{path.name}:{path.read_bytes()!r}" for path in recipe]
+        directory = _step(
+            cache,
+            f"xen-{_key(versions, DOM0_PACKAGES, contents)}",
+            "making Dom0's disk",
+            progress,
+            lambda target: _assemble(kernels, userland, target),
+        )
+        _forget_others(cache, {kernels.name, userland.name, directory.name})
+    return Image(directory=directory, built_from=versions)
+
+
+def _is_recipe(path: Path) -> bool:
+    if path.is_dir() or "__pycache__" in path.parts:
+        return False
+    return path.name == "image.py" or path.suffix != ".py"
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another build of the Xen lab's image")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _step(
+    cache: Path, name: str, what: str, progress: Progress, make: Callable[[Path], None]
+) -> Path:
+    """Makes cache/name by `make(temporary path)` unless it is there; atomic."""
+    target = cache / name
+    if target.exists():
+        return target
+    progress(f"Xen lab: {what} …")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f"{name}.tmp", dir=cache) as work:
+        made = Path(work) / "made"
+        make(made)
+        made.rename(target)
+    progress(f"Xen lab: {what}: done in {time.monotonic() - started:.0f} s")
+    return target
+
+
+def _forget_others(cache: Path, keep: set[str]) -> None:
+    # Open files of a lab that runs from an older image live on until it ends.
+    for path in cache.glob("xen-*"):
+        if path.name not in keep:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _call(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    hint: str = "",
+) -> str:
+    """The standard output of a command that must succeed; `hint` ends the error."""
+    words = [str(word) for word in command]
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    result = subprocess.run(
+        words,
+        cwd=cwd,
+        env={**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", **(env or {})},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise LabError(
+            f"building the Xen lab failed at: {' '.join(words)[:300]}\n"
+            f"it ended with status {result.returncode} and said:\n"
+            f"{last_lines(result.stdout + result.stderr, 30)}\n{hint}".rstrip()
+        )
+    return result.stdout
+
+
+def _as_root() -> list[str]:
+    """Before a command that gives files to root: nothing for root, else a user namespace."""
+    return [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--map-auto", "--"]
+
+
+# Packages ---------------------------------------------------------------------------------
+
+
+def _versions() -> dict[str, str]:
+    """Package → version of all that is named here; a new one of any means a new image."""
+    kernels = {role: _depends_on_kernel(name) for role, name in KERNELS.items()}
+    names = sorted({HYPERVISOR, BUSYBOX, *kernels.values(), *DOM0_PACKAGES})
+    found: dict[str, str] = {}
+    package = ""
+    for line in _call(["apt-cache", "policy", *names]).splitlines():
+        if not line.startswith(" "):
+            package = line.rstrip(":")
+        elif line.strip().startswith("Candidate:"):
+            version = line.split()[1]
+            if version != "(none)":
+                found[package] = version
+    if absent := [name for name in names if name not in found]:
+        raise LabError(
+            f"apt knows no version of {', '.join(absent)}. The Xen lab is made from Debian "
+            f"{SUITE}: run `apt-get update`, and check that apt's sources name {SUITE}."
+        )
+    return found
+
+
+def _depends_on_kernel(metapackage: str) -> str:
+    for line in _call(["apt-cache", "depends", "--important", metapackage]).splitlines():
+        kind, _, name = line.strip().partition(": ")
+        if kind == "Depends" and name.startswith("linux-image-"):
+            return name
+    raise LabError(
+        f"apt knows no kernel for {metapackage}; run `apt-get update`, and check that apt's "
+        f"sources name Debian {SUITE}."
+    )
+
+
+def _kernel_package(versions: Mapping[str, str], role: str) -> str:
+    cloud = role == "guest"
+    for name in versions:
+        if name.startswith("linux-image-") and name.endswith("-cloud-amd64") == cloud:
+            return name
+    raise AssertionError(f"no kernel for {role} in {versions}")
+
+
+def _unpack_kernels(versions: Mapping[str, str], target: Path) -> None:
+    packages = {
+        "hypervisor": HYPERVISOR,
+        "busybox": BUSYBOX,
+        "dom0": _kernel_package(versions, "dom0"),
+        "guest": _kernel_package(versions, "guest"),
+    }
+    target.mkdir()
+    for role, package in packages.items():
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            # As root apt would drop to its own user, who may not write here, and warn.
+            _call(
+                [
+                    *("apt-get", "-q", "-o", "APT::Sandbox::User=root"),
+                    *("download", f"{package}={versions[package]}"),
+                ],
+                cwd=Path(work),
+                hint=OUTDATED,
+            )
+            (archive,) = Path(work).glob("*.deb")
+            _call(["dpkg-deb", "-x", archive, target / role])
+
+
+def _apt_options() -> list[str]:
+    """How this machine's apt reaches its mirrors: proxies, retries, date checks, credentials."""
+    wanted = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries")
+    options = [
+        f"--aptopt={line}"
+        for line in _call(["apt-config", "dump"]).splitlines()
+        if line.startswith(wanted) and not line.endswith(' "";')
+    ]
+    options.append('--aptopt=Acquire::Languages "none"')
+    if any(Path("/etc/apt/auth.conf.d").glob("*")):
+        options.append('--aptopt=Dir::Etc::netrcparts "/etc/apt/auth.conf.d/"')
+    if Path("/etc/apt/auth.conf").exists():
+        options.append('--aptopt=Dir::Etc::netrc "/etc/apt/auth.conf"')
+    return options
+
+
+def _sources() -> str:
+    """This machine's own apt sources for the suite, as lines of a sources.list."""
+    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    signed = f"[signed-by={keyring}] " if keyring.exists() else ""
+    lines = {
+        f"deb {signed}{uri} {release} main"
+        for uri, release, component in (
+            line.split("|")
+            for line in _call(
+                [
+                    *("apt-get", "indextargets", "Created-By: Packages"),
+                    *("--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"),
+                ]
+            ).splitlines()
+        )
+        if component == "main" and release.split("-")[0] == SUITE
+    }
+    if not lines:
+        raise LabError(
+            f"apt's sources on this machine do not name Debian {SUITE}, of which the Xen lab's "
+            "Dom0 is made; add it to /etc/apt/sources.list.d and run `apt-get update`."
+        )
+    return "".join(f"{line}\n" for line in sorted(lines))
+
+
+def _install_userland(target: Path) -> None:
+    command = [
+        "mmdebstrap",
+        "--mode=root" if os.geteuid() == 0 else "--mode=unshare",
+        "--variant=essential",
+        "--format=tar",
+        *_apt_options(),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in DOM0_WITHOUT),
+        f"--include={','.join(DOM0_PACKAGES)}",
+        # What mmdebstrap leaves of this machine's way to its mirrors.
+        '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list',
+        SUITE,
+        target,
+        "-",
+    ]
+    _call([str(word) for word in command], stdin=_sources(), hint=OUTDATED)
+
+
+# The pieces of the image ------------------------------------------------------------------
+
+
+def _assemble(kernels: Path, userland: Path, target: Path) -> None:
+    target.mkdir()
+    _unzip_hypervisor(kernels / "hypervisor", target / "xen")
+    busybox = next(
+        path for path in (kernels / "busybox").rglob("busybox") if "bin" in path.parent.name
+    )
+    for role in KERNELS:
+        _unpack_kernel(_only(kernels / role / "boot", "vmlinuz-*"), target / f"vmlinux-{role}")
+        modules = _only(kernels / role / "lib/modules", "*")
+        if not (modules / "modules.dep").exists():
+            _call(["depmod", "-b", kernels / role, modules.name])
+    _make_dom0_initramfs(busybox, _only(kernels / "dom0/lib/modules", "*"), target)
+    _make_guest_initramfs(busybox, _only(kernels / "guest/lib/modules", "*"), userland, target)
+    _make_disk(kernels, userland, target)
+
+
+def _only(directory: Path, pattern: str) -> Path:
+    (path,) = directory.glob(pattern)
+    return path
+
+
+def _unzip_hypervisor(unpacked: Path, target: Path) -> None:
+    # The package has symbolic links, and -dbg and -flask forms, beside the plain file.
+    (packed,) = (path for path in unpacked.glob("boot/xen-*-amd64.gz") if not path.is_symlink())
+    with gzip.open(packed) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+
+
+def _unpack_kernel(packed: Path, target: Path) -> None:
+    """The ELF file inside a bzImage: what QEMU's multiboot loader and Xen's builder take.
+
+    The offsets are those of the kernel's Documentation/x86/boot.rst.
+    """
+    data = packed.read_bytes()
+    setup_sectors = data[0x1F1] or 4
+    offset = int.from_bytes(data[0x248:0x24C], "little") + (setup_sectors + 1) * 512
+    length = int.from_bytes(data[0x24C:0x250], "little")
+    # The last four bytes are the unpacked size, which no compressor's format knows about.
+    payload = data[offset : offset + length - 4]
+    if payload.startswith(b"\xfd7zXZ\0"):
+        unpacked = lzma.decompress(payload)
+    elif payload.startswith(b"\x02\x21\x4c\x18"):
+        unpacked = subprocess.run(
+            ["lz4", "-d", "-c"], input=payload, capture_output=True, check=True
+        ).stdout
+    elif payload.startswith(b"\x1f\x8b"):
+        unpacked = gzip.decompress(payload)
+    else:
+        raise LabError(f"{packed.name} is packed in an unknown way: {payload[:6]!r}")
+    if not unpacked.startswith(b"\x7fELF"):
+        raise LabError(f"{packed.name} holds no ELF kernel")
+    target.write_bytes(unpacked)
+
+
+def _module_files(modules: Path, names: Sequence[str]) -> list[Path]:
+    """The files of modules and of what they depend on, in the order to insert them."""
+    needs: dict[str, list[str]] = {}
+    by_name: dict[str, str] = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        path, _, rest = line.partition(":")
+        needs[path] = rest.split()
+        by_name[Path(path).name.split(".")[0].replace("-", "_")] = path
+    built_in = {
+        Path(line).name.split(".")[0].replace("-", "_")
+        for line in (modules / "modules.builtin").read_text().splitlines()
+    }
+    order: list[str] = []
+    for name in (given.replace("-", "_") for given in names):
+        if name in built_in:
+            continue
+        if name not in by_name:
+            raise LabError(f"kernel {modules.name} has no module {name}")
+        # modules.dep lists what is needed last-to-be-inserted first.
+        for path in [*reversed(needs[by_name[name]]), by_name[name]]:
+            if path not in order:
+                order.append(path)
+    return [modules / path for path in order]
+
+
+def _make_initramfs(
+    target: Path,
+    *,
+    busybox: Path,
+    applets: Sequence[str],
+    modules: Sequence[Path],
+    files: Mapping[str, Path],
+) -> None:
+    """An archive of busybox, modules (in /modules, to insert in the order of /modules/order) and
+    files (path in the archive → file here; programs have their mode)."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        root = Path(work) / "root"
+        for name in ("bin", "dev", "modules", "proc", "root", "run", "sbin", "sys", "tmp"):
+            (root / name).mkdir(parents=True)
+        shutil.copy(busybox, root / "bin/busybox")
+        for applet in applets:
+            (root / "bin" / applet).symlink_to("busybox")
+        for path in modules:
+            shutil.copy(path, root / "modules" / path.name)
+        (root / "modules/order").write_text("".join(f"{path.name}\n" for path in modules))
+        for name, source in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, root / name)
+        names = [".", *(str(path.relative_to(root)) for path in sorted(root.rglob("*")))]
+        archive = subprocess.run(
+            ["cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet"],
+            cwd=root,
+            input="".join(f"{name}\n" for name in names).encode(),
+            capture_output=True,
+            check=True,
+        ).stdout
+    # Not compressed: unpacking costs an emulated machine more than copying.
+    target.write_bytes(archive)
+
+
+def _make_dom0_initramfs(busybox: Path, modules: Path, target: Path) -> None:
+    _make_initramfs(
+        target / "initramfs-dom0",
+        busybox=busybox,
+        applets=("sh", "mount", "insmod", "switch_root", "tar", "sleep", "mkdir", "umount"),
+        modules=_module_files(modules, DOM0_BOOT_MODULES),
+        files={"init": HERE / "dom0-init"},
+    )
+
+
+def _make_guest_initramfs(busybox: Path, modules: Path, userland: Path, target: Path) -> None:
+    guest = HERE / "guest"
+    scripts = {
+        str(path.relative_to(guest)): path for path in sorted(guest.rglob("*")) if path.is_file()
+    }
+    with tempfile.TemporaryDirectory(dir=target) as work:
+        _make_initramfs(
+            target / "initramfs-guest",
+            busybox=busybox,
+            applets=GUEST_APPLETS,
+            modules=_module_files(modules, GUEST_MODULES),
+            files={
+                **scripts,
+                "srv/traffic.py": TRAFFIC,
+                **_python_files(userland, Path(work)),
+            },
+        )
+
+
+def _python_files(userland: Path, work: Path) -> dict[str, Path]:
+    """The part of Dom0's Python that traffic.py imports: path in the guest → unpacked file.
+
+    Compiled modules only, each in the place of its source, which Python takes as it is.
+    """
+    with tarfile.open(userland) as archive:
+        archive.extractall(
+            work,
+            members=(
+                member
+                for member in archive
+                if member.name.startswith(
+                    (
+                        "./usr/bin/python3",
+                        "./usr/lib/python3.",
+                        "./usr/lib64/",
+                        "./usr/lib/x86_64-linux-gnu/l",
+                    )
+                )
+                and (member.isreg() or member.issym())
+            ),
+            filter="tar",
+        )
+    python = next(path for path in (work / "usr/bin").iterdir() if path.name.startswith("python3."))
+    libraries = work / "usr/lib/x86_64-linux-gnu"
+    loader = libraries / "ld-linux-x86-64.so.2"
+    start: list[str | Path] = [loader, "--library-path", libraries]
+    modules = _call(
+        [*start, python, "-S", "-s", "-c", IMPORTS, TRAFFIC, *GUEST_PYTHON_EXTRAS],
+        env={"PYTHONHOME": str(work / "usr"), "PYTHONDONTWRITEBYTECODE": "1"},
+    ).split()
+    tag = python.name.replace("python3.", "cpython-3")
+    files: dict[str, Path] = {"usr/bin/python3": python, "lib64/ld-linux-x86-64.so.2": loader}
+    for name in modules:
+        source = Path(name)
+        place = source.relative_to(work)
+        compiled = source.parent / "__pycache__" / f"{source.stem}.{tag}.pyc"
+        if source.suffix == ".py" and compiled.exists():
+            files[str(place.with_suffix(".pyc"))] = compiled
+        else:
+            files[str(place)] = source
+    native = [python, *(path for path in files.values() if path.suffix == ".so")]
+    for path in native:
+        for line in _call([*start, "--list", path]).splitlines():
+            words = line.split()
+            if len(words) > 2 and words[1] == "=>" and words[0] != "ld-linux-x86-64.so.2":
+                files[f"lib/x86_64-linux-gnu/{words[0]}"] = libraries / words[0]
+    return files
+
+
+def _make_disk(kernels: Path, userland: Path, target: Path) -> None:
+    modules = _only(kernels / "dom0/lib/modules", "*")
+    _call(
+        [*_as_root(), "sh", "-e", HERE / "make-disk"],
+        cwd=target,
+        env={
+            "USERLAND": str(userland),
+            "MODULES": str(modules),
+            "MODULE_PARTS": " ".join(DOM0_MODULES),
+            "OVERLAY": str(HERE / "dom0"),
+            "DISK_SIZE": DISK_SIZE,
+        },
+    )
