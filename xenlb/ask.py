@@ -62,8 +62,8 @@ class _Asker:
         }
         finder = AddressFinder(self.emit, clock.now, libvirts, xenstores)
         health = HealthRunner(self.emit, clock.now)
-        sources = (*libvirts.values(), *xenstores.values(), finder, health)
-        tasks = [asyncio.create_task(source.run()) for source in sources]
+        runs = [*(s.run for s in libvirts.values()), *(s.run for s in xenstores.values())]
+        tasks = [asyncio.create_task(run()) for run in (*runs, finder.run, health.run)]
         try:
             if not await self.until(lambda: self.state.synced, LISTING):
                 raise OnceError(
