@@ -1,4 +1,4 @@
-"""The daemon: from the first reading of the configuration to SIGTERM.
+"""The daemon: from its first configuration to SIGTERM.
 
 What it leaves behind when it stops, or is killed: the kernel's table, the service addresses and the
 state file, all as they are; the balancing goes on without it.
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from xenlb import clock
 from xenlb.agent import Agent
-from xenlb.config import load
 from xenlb.config.watch import ConfigWatcher
 from xenlb.control.server import ControlServer
 from xenlb.control.systemd import Notifier
@@ -26,11 +25,10 @@ STUCK = 20.0  # seconds without a round of the owner after which systemd hears n
 SIGN_OF_LIFE = 5.0  # seconds between two of them, unless systemd wants more
 
 
-def run(*, config: Path, socket: Path, state: Path) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigError for a first configuration that is wrong,
-    ControlError where another agent runs."""
-    settings = load(config)  # without a first configuration there is nothing to do
-    asyncio.run(Daemon(config=config, socket=socket, state=state).serve(settings))
+def run(first: Settings, *, config: Path, socket: Path, state: Path) -> None:
+    """Serves until SIGTERM or SIGINT, with `first` until the file changes. Raises ControlError
+    where another agent runs."""
+    asyncio.run(Daemon(config=config, socket=socket, state=state).serve(first))
 
 
 class Daemon:

@@ -1,11 +1,11 @@
 """`xenlb run`: the agent itself, with its log set up."""
 
-import asyncio
 from pathlib import Path
 
 import click
 
 from xenlb.cli import logs
+from xenlb.cli.check import settings
 from xenlb.cli.options import Options, given, state_file
 
 
@@ -14,7 +14,8 @@ from xenlb.cli.options import Options, given, state_file
 @given
 def run(options: Options, state: Path) -> None:
     """The agent, in the foreground (what the systemd unit starts)."""
-    from xenlb import agent  # the rest of the command line does without
+    from xenlb.daemon import run as serve  # the rest of the command line does without
 
     logs.set_up(verbose=options.verbose)
-    asyncio.run(agent.run(config=options.config, socket=options.socket, state=state))
+    first = settings(options.config)  # without a configuration there is nothing to go on with
+    serve(first, config=options.config, socket=options.socket, state=state)
