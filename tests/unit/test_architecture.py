@@ -1,0 +1,142 @@
+"""The import rules of the project, checked on the source: floors, rooms, purity, size.
+
+Floors from top to bottom: the command line; the agent with what wires it; the rooms that touch the
+world; the rules; the table. Imports point down, and never from one room to another of its floor.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LONGEST = 400
+
+MODULES = sorted(ROOT.glob("xenlb/**/*.py"))
+
+# The floors; a name is a room (a package) or a single module of xenlb. Those modules are one room:
+# the owner task and what belongs to it.
+CLI = {"cli"}
+WIRING = {path.stem for path in MODULES if path.parent.name == "xenlb"} - {"__init__"}
+TOP_ROOMS = {"doctor", "guestside"}
+ROOMS = {"hypervisor", "health", "config", "control", "director"}
+FLOORS = (CLI, WIRING | TOP_ROOMS, ROOMS, {"model"}, {"ipvs"})
+PURE = {"model"} | {
+    f"ipvs/{name}"
+    for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")
+}
+UNCLEAN = {"asyncio", "os", "socket", "time", "logging", "libvirt", "libvirtaio", "pyroute2"}
+
+
+def ident(path: Path) -> str:
+    return str(path.relative_to(ROOT).with_suffix(""))
+
+
+@cache
+def imports(path: Path) -> tuple[tuple[str, int], ...]:
+    """Every module imported anywhere in a file, lazily or for types too, with its line."""
+    return tuple(_imports(ast.parse(path.read_text()), path))
+
+
+def _imports(tree: ast.Module, path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                for alias in names:
+                    yield alias.name, node.lineno
+            case ast.ImportFrom(module=module, names=names, level=0):
+                assert module is not None
+                for alias in names:
+                    inner = (ROOT / module.replace(".", "/") / f"{alias.name}.py").exists()
+                    package = (ROOT / module.replace(".", "/") / alias.name).is_dir()
+                    yield (f"{module}.{alias.name}" if inner or package else module), node.lineno
+            case ast.ImportFrom():
+                pytest.fail(f"{path}:{node.lineno}: a relative import; write it out")
+            case _:
+                pass
+
+
+def room(module: str) -> str:
+    """`xenlb.model.guest` → `model`; the package itself → ``."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def floor(name: str) -> int:
+    found = [n for n, floor in enumerate(FLOORS) if name in floor]
+    assert found, f"xenlb/{name} stands on no floor; give it one here, and say so in the README"
+    return found[0]
+
+
+def allowed(mine: str, other: str) -> bool:
+    if other in ("", mine) or (mine in WIRING and other in WIRING):
+        return True
+    return mine != "" and floor(other) > floor(mine)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=ident)
+def test_imports_point_down(path: Path) -> None:
+    mine = room(ident(path).replace("/", "."))
+    if mine == "__init__":
+        mine = ""
+    wrong = [
+        f"{path}:{line}: {mine or 'xenlb'} must not import {module}"
+        for module, line in imports(path)
+        if module.split(".")[0] == "xenlb" and not allowed(mine, room(module))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def is_pure(path: Path) -> bool:
+    name = ident(path).removeprefix("xenlb/")
+    return name in PURE or name.partition("/")[0] in PURE
+
+
+def dotted(path: Path) -> str:
+    return ident(path).replace("/", ".").removesuffix(".__init__")
+
+
+PURE_MODULES = [path for path in MODULES if is_pure(path)]
+
+
+@pytest.mark.parametrize("path", PURE_MODULES, ids=ident)
+def test_pure_modules_touch_nothing(path: Path) -> None:
+    """Neither themselves nor through one of ours that they import."""
+    clean = {"xenlb", *map(dotted, PURE_MODULES)}
+    wrong = [
+        f"{path}:{line}: a pure module imports {module}"
+        for module, line in imports(path)
+        if module.split(".")[0] in UNCLEAN
+        or (module.split(".")[0] == "xenlb" and module not in clean)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=ident)
+def test_no_module_asks_to_be_two(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= LONGEST, f"{path} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=ident)
+def test_a_module_says_what_lives_in_it(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_the_rules_see_what_they_forbid() -> None:
+    """The rules on imports that must not be, so that a rule that sees nothing is noticed."""
+    assert not allowed("model", "hypervisor")
+    assert not allowed("hypervisor", "control")
+    assert not allowed("control", "agent")
+    assert not allowed("agent", "doctor")
+    assert not allowed("ipvs", "model")
+    assert not allowed("", "model")
+    assert allowed("cli", "config")
+    assert allowed("agent", "once")
+    with pytest.raises(AssertionError, match="stands on no floor"):
+        floor("utils")
+    tree = ast.parse("def f():\n    from xenlb.ipvs import text\n    import socket.x\n")
+    assert {"xenlb.model.step", "xenlb.ipvs.codec"} <= {dotted(path) for path in PURE_MODULES}
+    assert list(_imports(tree, Path("x"))) == [("xenlb.ipvs.text", 2), ("socket.x", 3)]
