@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Lab fixture name → the lab, while it runs.
 _RUNNING = pytest.StashKey[dict[str, LabHost]]()
+# The test file that has the User-mode Linux lab now.
+_USED_BY = pytest.StashKey[Path]()
 
 
 def _require(what: str, missing: list[str]) -> None:
@@ -68,10 +70,14 @@ def xen(request: pytest.FixtureRequest) -> Iterator[XenLab]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fresh_uml_for_each_module(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
+def _fresh_uml_for_each_module(request: pytest.FixtureRequest) -> None:
+    """Boots the lab anew (two seconds) when another module has used it."""
     lab = request.config.stash.get(_RUNNING, {}).get("uml")
-    if lab is not None:
+    items = [item for item in request.session.items if item.path == request.path]
+    if lab is None or not any("uml" in getattr(item, "fixturenames", ()) for item in items):
+        return
+    if request.config.stash.setdefault(_USED_BY, request.path) != request.path:
+        request.config.stash[_USED_BY] = request.path
         lab.reset()
 
 

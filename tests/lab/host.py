@@ -60,6 +60,12 @@ def last_lines(text: str, count: int = 25) -> str:
     return "\n".join(text.splitlines()[-count:])
 
 
+def console_end(text: str) -> str:
+    """The lines of a console that matter: from a kernel panic on, or the last."""
+    start = text.find("Kernel panic")
+    return "\n".join(text[start:].splitlines()[:25]) if start >= 0 else last_lines(text)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """How a command ended; `started` and `ended` are the lab's wall clock, in seconds."""
@@ -287,7 +293,9 @@ class LabHost:
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Takes back what tests did; a lab that cannot is left as it is."""
+        """Takes back all that tests did: here, powers it off and boots it anew."""
+        self.close()
+        self.boot()
 
     def __enter__(self) -> Self:
         try:
@@ -371,7 +379,7 @@ class LabHost:
             raise self._told(str(error)) from error
 
     def _told(self, message: str) -> LabError:
-        return LabError(f"{message}\nthe console of {self.name} ends:\n{last_lines(self.console)}")
+        return LabError(f"{message}\nthe console of {self.name} ends:\n{console_end(self.console)}")
 
     # Commands -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import shlex
 import signal
+from pathlib import Path
 from typing import Any
 
 from tests.lab.host import Command, LabHost, Process, Result
@@ -102,11 +103,17 @@ class NetNs:
         return Load(self.lab, process=process, summary=f"{stem}.json", live=f"{stem}.live")
 
     def fetch(self, target: str, *, timeout: float = 3, udp: bool = False) -> str:
-        """One request; the name of the server that answered (LabError with the reason if not)."""
-        summary = self.burst(target, 1, timeout=timeout, udp=udp)
-        if summary["failed"]:
-            raise AssertionError(f"{self.name} → {target}: {summary['failures'][0]['error']}")
-        return str(next(iter(summary["by_server"])))
+        """One request to ADDRESS:PORT; the name of the server that answered.
+
+        A request that fails raises AssertionError with the step and the reason.
+        """
+        python, tool = self.lab.traffic[:-1], Path(self.lab.traffic[-1]).with_name("fetch.py")
+        address, _, port = target.rpartition(":")
+        command = [*python, str(tool), address.strip("[]"), port, str(timeout)]
+        result = self.run([*command, *(["udp"] if udp else [])], timeout=timeout + 30, check=False)
+        if result.rc:
+            raise AssertionError(f"{self.name} → {target}: {result.out.strip()}{result.err}")
+        return result.out.strip()
 
     def burst(
         self, target: str, count: int, *, timeout: float = 3, udp: bool = False
@@ -135,6 +142,6 @@ class NetNs:
     def delete(self) -> None:
         """Ends what runs in it and removes it with its interfaces."""
         self.lab.run(
-            f'pids=$(ip netns pids {self.name}) && [ -n "$pids" ] && kill -9 $pids; '
-            f"ip netns delete {self.name}"
+            f"[ -e /run/netns/{self.name} ] || exit 0; pids=$(ip netns pids {self.name}); "
+            f'[ -z "$pids" ] || kill -9 $pids; ip netns delete {self.name}'
         )

@@ -43,9 +43,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tests.lab.host import CHECKOUT, LabError, LabHost, Process, last_lines
+from tests.lab.host import CHECKOUT, LabError, LabHost, Process, console_end, last_lines
 from tests.lab.netns import NetNs
-from tests.lab.uml.guests import LxcGuest, QemuGuest, lxc_xml
+from tests.lab.uml.guests import LxcGuest, lxc_xml
 
 HERE = Path(__file__).resolve().parent
 BOOT_TIMEOUT = 60.0
@@ -98,8 +98,6 @@ class UmlLab(LabHost):
         self.libvirtd: Process | None = None
         self._directory: Path | None = None
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._guests: dict[str, LxcGuest | QemuGuest] = {}
-        self._spaces: dict[str, NetNs] = {}
         self._last_console = ""
 
     # How it lives -------------------------------------------------------------------------
@@ -147,6 +145,13 @@ class UmlLab(LabHost):
         self.request("answer a first ping", op="ping")
         self.boot_seconds = time.monotonic() - began
 
+    @property
+    def supervisor_pid(self) -> int:
+        """The process on this machine whose end ends the lab."""
+        if not self._supervisor:
+            raise LabError(f"{self.name} is not running")
+        return self._supervisor.pid
+
     def _wait_for_hello(self) -> None:
         assert self._channel
         assert self._supervisor
@@ -159,7 +164,7 @@ class UmlLab(LabHost):
                 why = said[0] if said else "linux.uml ended" if ended else "no word from execd"
                 raise LabError(
                     f"{self.name} did not boot within {BOOT_TIMEOUT:.0f} s: {why}\n"
-                    f"its console ends:\n{last_lines(self.console)}"
+                    f"its console ends:\n{console_end(self.console)}"
                 )
 
     def close(self) -> None:
@@ -175,8 +180,6 @@ class UmlLab(LabHost):
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
         self.libvirtd = None
-        self._guests.clear()
-        self._spaces.clear()
 
     @property
     def console(self) -> str:
@@ -187,22 +190,6 @@ class UmlLab(LabHost):
         # linux.uml's own checks, which each of its helper processes prints once more.
         noise = ("Checking ", "Core dump limits", "\tsoft", "\thard", "Warning: tempdir")
         return "\n".join(line for line in text.splitlines() if not line.startswith(noise))
-
-    def reset(self) -> None:
-        """As after a boot: no guests, name spaces, services, service addresses, agent files."""
-        if not self.attached:
-            self.close()
-            self.boot()
-            return
-        for guest in list(self._guests.values()):
-            guest.remove()
-        self._guests.clear()
-        if self.libvirtd:
-            self.stop_libvirtd()
-        for space in self._spaces.values():
-            space.delete()
-        self._spaces.clear()
-        self.run(["/bin/sh", str(HERE / "reset.sh")])
 
     # libvirt --------------------------------------------------------------------------------
 
@@ -285,7 +272,6 @@ class UmlLab(LabHost):
             },
         )
         guest.define(xml)
-        self._guests[name] = guest
         return guest
 
     # The network ----------------------------------------------------------------------------
@@ -323,7 +309,6 @@ class UmlLab(LabHost):
             arguments += [prefixed(address), gateway or self.gateway(bridge, address)]
             gateway = None
         self.run(["/bin/sh", str(HERE / "netns.sh"), *arguments])
-        self._spaces[space.name] = space
 
     @staticmethod
     def gateway(bridge: str, address: str) -> str:

@@ -111,13 +111,6 @@ class Guest:
         arguments = ["urn:xenlb:1", "--key", "xenlb", "--set", xml, "--config"]
         self.virsh("metadata", self.name, *arguments, *(["--live"] if self.alive() else []))
 
-    def remove(self) -> None:
-        """Destroys and undefines it; libvirtd is started if it has to be."""
-        if not self.lab.libvirtd or not self.lab.libvirtd.alive():
-            self.lab.start_libvirtd()
-        self.virsh("destroy", self.name, check=False)
-        self.virsh("undefine", self.name, check=False)
-
 
 class LxcGuest(Guest):
     uri = "lxc:///"
