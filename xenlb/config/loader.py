@@ -103,7 +103,7 @@ def _networks(guests: Fields) -> tuple[IPNetwork, ...]:
 
 
 def _uri(item: Cursor) -> str:
-    return item.name(values.libvirt_uri)
+    return item.parsed(values.libvirt_uri)
 
 
 def _network(item: Cursor) -> IPNetwork:

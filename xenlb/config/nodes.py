@@ -117,6 +117,7 @@ _BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 _NOT_YAML = re.compile(
     r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # from an escape; libyaml refuses it by itself
 _LEADING_TAB = re.compile(r"^ *\t[\t ]*(?=[^\s#])", re.MULTILINE)
 
 # What libyaml says → what helps. The first whose words stand in «context: problem» is taken.
@@ -225,6 +226,8 @@ def _build(text: str, loader: Loader) -> Node:
                 node = Mapping(line=line, column=column, entries=pairs, trap=_trap(start))
             case yaml.ScalarEvent():
                 plain = bool(event.implicit[0]) and not event.style
+                if _SURROGATE.search(event.value):
+                    raise _Refused(line, column, "half a character (\\ud800 …)", "remove it")
                 node = Scalar(
                     line=line, column=column, text=event.value, plain=plain, trap=_trap(event)
                 )

@@ -6,7 +6,7 @@ twice. Which keys there are, and what they mean together, is not known here.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, NoReturn, TypeVar
 
@@ -93,7 +93,7 @@ class Cursor:
         self._check_trap()
         match self.node:
             case Scalar(kind=Kind.NOTHING):
-                raise Wrong("has no value", hint="write one or remove the key")
+                raise Wrong("has no value", hint="write one or remove it")
             case Scalar():
                 return self.node
             case nodes.Sequence():
@@ -114,6 +114,13 @@ class Cursor:
             )
         return values.plain_text(scalar.text)
 
+    def word(self, known: tuple[str, ...], what: str) -> str:
+        """One of the words known; `what` they are, for the message."""
+        text = self.raw().text
+        if text not in known:
+            raise Wrong(f"{quoted(text)} is not {what}", hint=did_you_mean(text, known))
+        return text
+
     def name(self, parse: Callable[[str], T]) -> T:
         """A text with a rule of its own; what YAML takes for a number is refused first."""
         return parse(self.text())
@@ -131,30 +138,30 @@ class Cursor:
         scalar = self.raw()
         if scalar.plain and scalar.text in {"true", "false"}:
             return scalar.text == "true"
-        lower = scalar.text.lower()
-        if lower in {"yes", "on", "true", "1", "y"}:
-            raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint="write true")
-        if lower in {"no", "off", "false", "0", "n"}:
-            raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint="write false")
-        raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint="write true or false")
+        meant = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false",
+                 "0": "false"}.get(scalar.text.lower(), scalar.text.lower())  # fmt: skip
+        quotes = "" if scalar.plain else " without quotes"
+        hint = f"write {meant}{quotes}" if meant in {"true", "false"} else "write true or false"
+        raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint=hint)
 
-    def choice(self, kind: type[E], also: Mapping[str, E] | None = None, without: Collection[E] = ()
-               ) -> E:  # fmt: skip
+    def choice(
+        self, kind: type[E], also: Mapping[str, E] | None = None, without: Collection[E] = ()
+    ) -> E:
         """A member of the enumeration. `also`: what other programs call them, for the hint."""
-        text = self.text()
+        other = (also or {}).get(self.raw().text.lower())
+        if other is not None:
+            raise Wrong(
+                f"{quoted(self.raw().text)} is what others call it", hint=f"write {other.value}"
+            )
         known = tuple(member.value for member in kind if member not in without)
-        if text in known:
-            return kind(text)
-        other = (also or {}).get(text.lower())
-        hint = f"write {other.value}" if other is not None else did_you_mean(text, known)
-        raise Wrong(f"{quoted(text)} is not known", hint=hint)
+        return kind(self.word(known, "a value of this key"))
 
     # Lists and mappings
 
     def items(self, example: str) -> "tuple[Cursor, ...]":
         self._check_trap()
         if not isinstance(self.node, nodes.Sequence):
-            self._not(f"a list is expected, like {example}")
+            self._not(f"write a list, like {example}")
         return tuple(
             Cursor(node=item, path=f"{self.path}[{index}]", report=self.report)
             for index, item in enumerate(self.node.items)
@@ -177,7 +184,7 @@ class Cursor:
         """Key, place of the key, and value, for every usable key; the others are reported."""
         self._check_trap()
         if not isinstance(self.node, nodes.Mapping):
-            self._not("a mapping is expected: one KEY: VALUE a line")
+            self._not("write KEY: VALUE, one a line")
         first: dict[str, int] = {}
         result = []
         for key, value in self.node.entries:
@@ -187,10 +194,11 @@ class Cursor:
                 where.wrong("a merge key (<<)", "write the keys out, or put them under defaults")
                 continue
             try:
-                if isinstance(key, Scalar):
-                    name = where.text()
-                else:
+                if not isinstance(key, Scalar):
                     raise Wrong("a list or a mapping as a key", hint="a key is a text")
+                if key.kind is Kind.NOTHING:
+                    raise Wrong("a key without a name", hint="write KEY: VALUE")
+                name = where.text()
             except Wrong as wrong:
                 where.report_wrong(wrong)
                 continue
@@ -204,7 +212,11 @@ class Cursor:
                 )
                 continue
             first[name] = key.line
-            result.append((name, place, Cursor(node=value, path=path[:200], report=self.report)))
+            node = value
+            if isinstance(value, Scalar) and value.plain and not value.text:
+                # The parser puts a value that is not there behind the next line's indentation.
+                node = replace(value, line=key.line, column=key.column)
+            result.append((name, place, Cursor(node=node, path=path[:200], report=self.report)))
         return tuple(result)
 
     def keys(self, known: tuple[str, ...]) -> "dict[str, Cursor]":
@@ -219,7 +231,7 @@ class Cursor:
 
     def report_wrong(self, wrong: Wrong) -> None:
         if not isinstance(wrong, Reported):
-            self.wrong(wrong.message, wrong.hint)
+            self.wrong(wrong.message if self.path else f"the file {wrong.message}", wrong.hint)
 
     def _check_trap(self) -> None:
         trap = self.node.trap

@@ -174,7 +174,7 @@ def thresholds(draft: Draft, report: Report) -> None:
     # ip_vs_add_dest() answers ERANGE, also where the upper one is 0 (none).
     if upper.given:
         what = f"lower-threshold {lower.value} is above upper-threshold {upper.value}"
-        hint = f"write at most {upper.value}, or a higher upper-threshold"
+        hint = "the lower one is at most the upper one"
     else:
         what = "a lower-threshold without an upper one"
         hint = f"add upper-threshold: {2 * lower.value}, or remove it"

@@ -9,7 +9,7 @@ from xenlb.config import nodes, values
 from xenlb.config.draft import CheckDraft, Draft, MemberDraft, TunnelDraft
 from xenlb.config.nodes import Kind, Scalar
 from xenlb.config.reading import Cursor, Fields, Place, keys_of
-from xenlb.config.values import Wrong, did_you_mean, quoted
+from xenlb.config.values import Wrong, quoted
 from xenlb.ipvs.table import (
     Family,
     Forwarding,
@@ -75,7 +75,9 @@ def read(name: str, place: Place, fields: Fields) -> Draft:
         fwmark=fields.read("fwmark", lambda c: c.whole_number(1, U32), None),
         written_family=fields.read("family", lambda c: c.choice(Family), Family.INET),
         placed_ports=fields.read("ports", _ports, ()),
-        scheduler=fields.read("scheduler", lambda c: c.name(values.scheduler), "wlc"),
+        scheduler=fields.read(
+            "scheduler", lambda c: c.word(values.SCHEDULERS, "a scheduler of the kernel"), "wlc"
+        ),
         flags=fields.read("scheduler-flags", _flags, ()),
         one_packet=fields.read("one-packet", Cursor.true_or_false, False),
         persistence=fields.read("persistence", lambda c: c.parsed(values.persistence), None),
@@ -137,10 +139,7 @@ def _flags(cursor: Cursor) -> tuple[str, ...]:
     known = tuple(SCHEDULER_FLAGS)
 
     def flag(item: Cursor) -> str:
-        text = item.text()
-        if text not in known:
-            raise Wrong(f"{quoted(text)} is not known", hint=did_you_mean(text, known))
-        return text
+        return item.word(known, "a flag")
 
     flags = cursor.each(flag, "[sh-fallback, sh-port]")
     if len(set(flags)) < len(flags):
@@ -208,14 +207,9 @@ def _wants_check(cursor: Cursor) -> bool:
 
 
 def _check_type(cursor: Cursor) -> str:
-    text = cursor.text()
-    if text == "none":
+    if cursor.raw().text == "none":
         raise Wrong("'none' is not a type of check", hint="write check: none")
-    if text not in CHECK_TYPES:
-        raise Wrong(
-            f"{quoted(text)} is not a type of check", hint=f"known: {', '.join(CHECK_TYPES)}"
-        )
-    return text
+    return cursor.word(CHECK_TYPES, "a type of check")
 
 
 def _drain(fields: Fields) -> DrainPolicy:

@@ -5,6 +5,7 @@ know nothing of YAML (nodes.py, reading.py) and nothing of other keys (rules.py)
 """
 
 import re
+from decimal import Decimal
 from difflib import get_close_matches
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
@@ -88,10 +89,11 @@ def duration(text: str, *, least: float, most: float) -> float:
         if _NUMBER.fullmatch(text):
             shown = (text.lstrip("0") or "0")[:12]
             raise Wrong(f"{shown} what? a duration needs a unit", hint=f"write {shown}s")
-        if re.fullmatch(r"[0-9]+\.[0-9]+(ms|s|m|h)?", text):
+        if match := re.fullmatch(r"([0-9]{1,9}\.[0-9]{1,9})(ms|s|m|h)", text):
+            exact = Decimal(match[1]) * _UNITS[match[2]]
             raise Wrong(
-                f"{quoted(text)}: a duration is a whole number with a unit",
-                hint="write 1500ms for one and a half seconds",
+                f"{text} is not a whole number with a unit",
+                hint=f"write {show_duration(round(exact) / 1000)}",
             )
         raise Wrong(f"{quoted(text)} is not a duration", hint="write 500ms, 30s, 5m or 2h")
     seconds = int(match[1]) * _UNITS[match[2]] / 1000
@@ -132,7 +134,8 @@ def whole_number(text: str, *, least: int, most: int) -> int:
             f"{quoted(text)} is one number of base 60 to YAML", hint="write one plain number"
         )
     if re.fullmatch(r"[-+]?[0-9][0-9_,]*", text) and not re.fullmatch(r"-?[0-9]+", text):
-        raise Wrong(f"{quoted(text)} is not written in digits alone", hint="write 1000, not 1_000")
+        digits = re.sub(r"[^0-9-]", "", text)[:20]
+        raise Wrong(f"{quoted(text)} is not written in digits alone", hint=f"write {digits}")
     if re.fullmatch(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9.]+[eE][-+]?[0-9]+)", text):
         raise Wrong(f"{quoted(text)} is not a whole number", hint=f"write {least} … {most}")
     if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
@@ -182,6 +185,8 @@ def address(text: str) -> IPAddress:
     except ValueError:
         if re.fullmatch(r"[0-9.]+", text):
             hint = "four numbers of 0 … 255 without leading zeros, like 192.0.2.10"
+        elif re.fullmatch(r"[0-9.]+:[0-9]+", text):
+            hint = "write the address alone, without the port"
         elif _HOST_NAME.fullmatch(text):
             raise Wrong(
                 f"{quoted(text)} is a name, and names are not looked up",
@@ -279,14 +284,6 @@ def service_name(text: str) -> str:
         raise Wrong(
             f"{quoted(text)} cannot be the name of a service",
             hint="1 to 63 of the letters A-Z a-z, digits, dot, underscore and hyphen",
-        )
-    return text
-
-
-def scheduler(text: str) -> str:
-    if text not in SCHEDULERS:
-        raise Wrong(
-            f"{quoted(text)} is not a scheduler of the kernel", hint=did_you_mean(text, SCHEDULERS)
         )
     return text
 

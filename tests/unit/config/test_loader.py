@@ -1,0 +1,432 @@
+"""What a configuration means, how its problems read, and that nothing else ever comes out."""
+
+import os
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from tests.unit.config.test_broken import problems
+from xenlb.config import ConfigError, load, parse
+from xenlb.ipvs.table import (
+    AddressKey,
+    Family,
+    Forwarding,
+    MarkKey,
+    Protocol,
+    SchedulerFlags,
+    Tunnel,
+    TunnelChecksum,
+    TunnelType,
+)
+from xenlb.model.settings import (
+    AddressPolicy,
+    Check,
+    Director,
+    DrainPolicy,
+    DrainUntil,
+    Member,
+    OnFailure,
+    Port,
+    ServiceSettings,
+    Settings,
+    SysctlPolicy,
+)
+
+ETC = Path(__file__).parents[3] / "etc"
+EXAMPLES = sorted((ETC / "examples").glob("*.yaml"))
+
+
+def one(keys: str, defaults: str = "{}") -> ServiceSettings:
+    """The only service of a configuration, in flow style."""
+    text = f"director: {{addresses: leave}}\ndefaults: {defaults}\nservices: {{a: {{{keys}}}}}"
+    (service,) = parse(text, "xenlb.yaml").services
+    return service
+
+
+# What it means
+
+
+def test_everything_said() -> None:
+    text = """\
+libvirt: {uris: ["xen:///system", "xen+ssh://root@dom0b/system"]}
+guests: {networks: [10.0.0.0/24]}
+director: {interface: br0, addresses: leave, sysctls: apply}
+services:
+  mail:
+    address: 192.0.2.10
+    ports: [53/udp]
+    scheduler: sh
+    scheduler-flags: [sh-port, sh-fallback]
+    one-packet: true
+    persistence: 5m
+    persistence-netmask: 255.255.255.0
+    forwarding: masquerade
+    server-port: 5353
+    weight: 7
+    upper-threshold: 100
+    lower-threshold: 80
+    check: {type: tcp, interval: 2s, timeout: 500ms, rise: 2, fall: 4, port: 8053}
+    on-failure: quiesce
+    keep-in-service: 50%
+    slow-start: 1m
+    sorry-server: 10.0.0.99:54
+    drain: {timeout: 2h, until: all, shutdown-grace: 30s}
+    servers:
+      - {guest: "mail*", address: 10.0.0.11, weight: 2}
+      - {guest: 6695EB01-f6a4-8304-79aa-97f2502e193f}
+      - {host: 10.0.0.5, weight: 0}
+    from-metadata: true
+"""
+    assert parse(text, "xenlb.yaml") == Settings(
+        uris=("xen:///system", "xen+ssh://root@dom0b/system"),
+        networks=(IPv4Network("10.0.0.0/24"),),
+        director=Director(
+            interface="br0", addresses=AddressPolicy.LEAVE, sysctls=SysctlPolicy.APPLY
+        ),
+        services=(
+            ServiceSettings(
+                name="mail",
+                address=IPv4Address("192.0.2.10"),
+                family=Family.INET,
+                ports=(Port(number=53, protocol=Protocol.UDP),),
+                scheduler="sh",
+                flags=SchedulerFlags.ONE | SchedulerFlags.TWO,
+                one_packet=True,
+                persistence=300,
+                prefix=24,
+                forwarding=Forwarding.MASQUERADE,
+                server_port=5353,
+                weight=7,
+                upper_threshold=100,
+                lower_threshold=80,
+                check=Check(type="tcp", interval=2.0, timeout=0.5, rise=2, fall=4, port=8053),
+                on_failure=OnFailure.QUIESCE,
+                keep_in_service=0.5,
+                slow_start=60.0,
+                sorry_server=(IPv4Address("10.0.0.99"), 54),
+                drain=DrainPolicy(timeout=7200.0, until=DrainUntil.ALL, shutdown_grace=30.0),
+                servers=(
+                    Member(guest="mail*", address=IPv4Address("10.0.0.11"), weight=2),
+                    Member(guest="6695EB01-f6a4-8304-79aa-97f2502e193f"),
+                    Member(host=IPv4Address("10.0.0.5"), weight=0),
+                ),
+                from_metadata=True,
+            ),
+        ),
+    )
+
+
+def test_nothing_said() -> None:
+    assert parse("services: {}", "xenlb.yaml") == Settings()
+    assert one("address: 192.0.2.10, ports: [25]") == ServiceSettings(
+        name="a", address=IPv4Address("192.0.2.10"), ports=(Port(number=25),)
+    )
+
+
+def test_ipv6() -> None:
+    service = one("address: '2001:db8::10', ports: [25], forwarding: tunnel, "
+                  "servers: [{host: 192.0.2.5}]")  # fmt: skip
+    assert service.family is Family.INET6
+    assert service.prefix == 128
+    assert service.tunnel == Tunnel()
+    assert service.kernel_keys() == (
+        AddressKey(protocol=Protocol.TCP, address=IPv6Address("2001:db8::10"), port=25),
+    )
+
+
+def test_firewall_mark() -> None:
+    service = one("fwmark: 4294967295, family: inet6, check: none")
+    assert service.kernel_keys() == (MarkKey(family=Family.INET6, mark=4294967295),)
+    assert service.prefix == 128
+    both = parse(
+        "services: {a: {fwmark: 7, check: none}, b: {fwmark: 7, family: inet6, check: none}}", "f"
+    )
+    assert len({key for service in both.services for key in service.kernel_keys()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("ports: [25]", Check()),
+        ("ports: [25, 465]", Check()),
+        ("ports: [25], server-port: 26", Check()),
+        ("ports: [53/udp]", None),
+        ("ports: [53/udp, 5060/sctp]", None),
+        ("ports: [53/udp, 53, 953]", Check(port=53)),
+        ("ports: [0, 8080], persistence: 60s", Check(port=8080)),
+        ("ports: [53/udp], check: {port: 53}", Check(port=53)),
+        ("ports: [0], persistence: 60s, check: {port: 80}", Check(port=80)),
+        ("ports: [25], check: none", None),
+        ("ports: [25], check: {}", Check()),
+        ("ports: [25], check: {interval: 2s}", Check(interval=2.0, timeout=1.0)),
+        ("ports: [25], check: {interval: 4s}", Check(interval=4.0, timeout=3.0)),
+        ("ports: [25], check: {interval: 3s}", Check(interval=3.0, timeout=1.5)),
+    ],
+)
+def test_check(keys: str, expected: Check | None) -> None:
+    assert one(f"address: 192.0.2.10, {keys}").check == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("ports: [25], sorry-server: 10.0.0.99", 25),
+        ("ports: [25], sorry-server: '10.0.0.99:26'", 26),
+        ("ports: [25], sorry-server: '10.0.0.99:25', forwarding: gatewaying", 25),
+        ("ports: [25, 465], sorry-server: 10.0.0.99", 0),
+        ("ports: [0], persistence: 1s, check: none, sorry-server: 10.0.0.99", 0),
+    ],
+)
+def test_port_of_the_sorry_server(keys: str, expected: int) -> None:
+    service = one(f"address: 192.0.2.10, {keys}")
+    assert service.sorry_server == (IPv4Address("10.0.0.99"), expected)
+
+
+# Defaults
+
+
+def test_defaults_are_merged_key_by_key() -> None:
+    service = one(
+        "address: 192.0.2.10, ports: [25], weight: 3, drain: {until: all}, check: {rise: 2}",
+        "{weight: 5, scheduler: rr, drain: {timeout: 2m, until: established}, check: {fall: 9}}",
+    )
+    assert (service.weight, service.scheduler) == (3, "rr")
+    assert service.drain == DrainPolicy(timeout=120.0, until=DrainUntil.ALL)
+    assert service.check == Check(rise=2, fall=9)
+
+
+def test_a_check_of_the_defaults_and_none() -> None:
+    keys = "address: 192.0.2.10, ports: [25]"
+    assert one(f"{keys}, check: none", "{check: {fall: 9}}").check is None
+    assert one(keys, "{check: none}").check is None
+    assert one(f"{keys}, check: {{fall: 9}}", "{check: none}").check == Check(fall=9)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "keys"),
+    [
+        ("family: inet6", "address: 192.0.2.10, ports: [25]"),
+        ("persistence-netmask: 24", "address: 192.0.2.10, ports: [25]"),
+        ("persistence-netmask: 64", "address: 192.0.2.10, ports: [25], persistence: 60s"),
+        ("persistence-netmask: 255.255.255.0",
+         "address: '2001:db8::1', ports: [25], persistence: 60s"),
+        ("scheduler-flags: [sh-port]", "address: 192.0.2.10, ports: [25], scheduler: mh"),
+        ("one-packet: true", "address: 192.0.2.10, ports: [53/udp, 53]"),
+        ("server-port: 26", "address: 192.0.2.10, ports: [25], forwarding: tunnel"),
+        ("server-port: 26", "address: 192.0.2.10, ports: [25, 465]"),
+        ("server-port: 26", "fwmark: 7, check: none"),
+        ("tunnel: {type: gue, port: 6080}", "address: 192.0.2.10, ports: [25]"),
+        ("check: {fall: 9}", "address: 192.0.2.10, ports: [53/udp]"),
+    ],
+)  # fmt: skip
+def test_a_default_without_meaning_is_not_used(defaults: str, keys: str) -> None:
+    assert one(keys, f"{{{defaults}}}") == one(keys)
+
+
+def test_a_default_with_meaning_is_used() -> None:
+    masquerade = one("address: 192.0.2.10, ports: [25]", "{server-port: 26}")
+    assert masquerade.server_port == 26
+    mark = one("fwmark: 7, check: none", "{family: inet6, one-packet: true}")
+    assert (mark.family, mark.one_packet) == (Family.INET6, True)
+    tunnel = one(
+        "address: 192.0.2.10, ports: [25], forwarding: tunnel, tunnel: {type: gre}",
+        "{tunnel: {type: gue, port: 6080, checksum: csum}}",
+    )
+    assert tunnel.tunnel == Tunnel(type=TunnelType.GRE, checksum=TunnelChecksum.CHECKSUM)
+
+
+# How it reads
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("weight: 010", "4:13: services.mail.weight: '010' begins with 0, which YAML reads as octal"
+         " (write 10)"),
+        ("ports: [22:30]", "4:13: services.mail.ports[0]: '22:30' is one number of base 60 to YAML"
+         " (write one plain number)"),
+        ("one-packet: yes", "4:17: services.mail.one-packet: 'yes' is neither true nor false"
+         " (write true)"),
+        ("weight: '1'", "4:13: services.mail.weight: '1' is in quotes, but a number is expected"
+         " (write 1)"),
+        ("persistence: 300", "4:18: services.mail.persistence: 300 what? a duration needs a unit"
+         " (write 300s)"),
+        ("slow-start: 1.5h", "4:17: services.mail.slow-start: 1.5h is not a whole number with a"
+         " unit (write 90m)"),
+        ("keep-in-service: 50", "4:22: services.mail.keep-in-service: 50 what? a share needs a"
+         " percent sign (write 50%)"),
+        ("scheduler: lbcl", "4:16: services.mail.scheduler: 'lbcl' is not a scheduler of the kernel"
+         " (did you mean lblc?)"),
+        ("forwarding: nat", "4:17: services.mail.forwarding: 'nat' is what others call it"
+         " (write masquerade)"),
+        ("fowarding: tunnel", "4:5: services.mail.fowarding: unknown key"
+         " (did you mean forwarding?)"),
+        ("check: tcp", "4:12: services.mail.check: 'tcp' is not a check"
+         " (write {type: tcp}, or none)"),
+        ("check: {type: smpt}", "4:19: services.mail.check.type: 'smpt' is not a type of check"
+         " (one of: tcp)"),
+        ("check: [{type: tcp}]", "4:12: services.mail.check: is a list, but a service has one check"
+         " (write {type: tcp})"),
+        ("servers: [mail1]", "4:15: services.mail.servers[0]: 'mail1' is neither guest nor host"
+         " (write - guest: mail1)"),
+        ("servers: [{host: mx.example.org}]", "4:22: services.mail.servers[0].host:"
+         " 'mx.example.org' is a name, and names are not looked up (write the IP address)"),
+        ("servers: [{guest: *mail}]", "4:23: services.mail.servers[0].guest: an alias (*mail)"
+         " (write the value out; a text that begins with * goes into quotes: '*mail')"),
+        ("servers: [{guest: 7}]", "4:23: services.mail.servers[0].guest: 7 is a number to YAML,"
+         " not a text (write it in quotes: '7')"),
+        ("servers: [{host: 192.0.2.10}]", "4:22: services.mail.servers[0].host: 192.0.2.10 is the"
+         " address of service mail (write the server's own address)"),
+        ("address: 127.0.0.1", "4:14: services.mail.address: 127.0.0.1 is a loopback address, which"
+         " no client can reach (write an address of the clients' side)"),
+        ("lower-threshold: 5", "4:22: services.mail.lower-threshold: a lower-threshold without an"
+         " upper one (add upper-threshold: 10, or remove it)"),
+        ("<<: *base", "4:5: services.mail: a merge key (<<)"
+         " (write the keys out, or put them under defaults)"),
+    ],
+)  # fmt: skip
+def test_message(line: str, expected: str) -> None:
+    more = "" if line.startswith("address") else "    address: 192.0.2.10\n"
+    more += "" if line.startswith("ports") else "    ports: [25]\n"
+    text = f"director: {{interface: eth0}}\nservices:\n  mail:\n    {line}\n{more}"
+    assert [str(problem) for problem in problems(text)] == [f"xenlb.yaml:{expected}"]
+
+
+def test_two_services_with_one_key_are_both_named() -> None:
+    text = (
+        "director: {addresses: leave}\nservices:\n"
+        "  mail: {address: 192.0.2.10, ports: [25]}\n  spam: {address: 192.0.2.10, ports: [25]}\n"
+    )
+    assert [str(problem) for problem in problems(text)] == [
+        "xenlb.yaml:4:39: services.spam.ports[0]: tcp port 25 of 192.0.2.10 is service mail already"
+        " (see line 3: remove it there or in spam)"
+    ]
+
+
+def test_all_problems_at_once_in_file_order() -> None:
+    text = """\
+libvirt: {uris: [xne:///system]}
+director: {interface: eth0, sysctl: ipvs}
+defaults:
+  drain: {timeout: 60}
+services:
+  mail:
+    address: 192.0.2.10
+    ports: [25, 010, 465, 70000]
+    scheduler: lbcl
+    server-port: 26
+    forwarding: gatewaying
+    servers:
+      - guest: mail1
+      - mail2
+      - host: mail3.example.org
+        wieght: 2
+      - host: 192.0.2.10
+  web:
+    fwmark: 7
+    ports: [80]
+  web:
+    fwmark: 8
+"""
+    where = [(problem.line, problem.path) for problem in problems(text)]
+    assert where == [
+        (1, "libvirt.uris[0]"),
+        (2, "director.sysctl"),
+        (4, "defaults.drain.timeout"),
+        (8, "services.mail.ports[1]"),
+        (8, "services.mail.ports[3]"),
+        (9, "services.mail.scheduler"),
+        (10, "services.mail.server-port"),
+        (14, "services.mail.servers[1]"),
+        (15, "services.mail.servers[2].host"),
+        (16, "services.mail.servers[2].wieght"),
+        (17, "services.mail.servers[3].host"),
+        (18, "services.web"),
+        (20, "services.web.ports"),
+        (21, "services.web"),
+    ]
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "xenlb.yaml")
+    assert str(caught.value).splitlines() == [str(problem) for problem in problems(text)]
+
+
+# Files
+
+
+@pytest.mark.parametrize("path", [ETC / "xenlb.yaml", *EXAMPLES], ids=lambda path: path.name)
+def test_example(path: Path) -> None:
+    assert load(path).services
+
+
+def test_examples_are_what_they_say() -> None:
+    assert [path.stem for path in EXAMPLES] == [
+        "fwmark-http-https",
+        "mail-gatewaying",
+        "mail-masquerade",
+        "tunnel",
+        "web-ipv6",
+    ]
+    (mail,) = load(ETC / "examples" / "mail-masquerade.yaml").services
+    assert (mail.ports, mail.server_port) == ((Port(number=25),), 26)
+    assert (mail.scheduler, mail.persistence) == ("lblc", 300)
+    assert [str(member.address) for member in mail.servers] == ["10.0.0.11", "10.0.0.12"]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (problem,) = caught.value.problems
+    return str(problem).removeprefix(f"{path}:")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "1:1: the file is empty (it needs at least: services: {})"),
+        (b"# nothing\n\n", "1:1: the file is empty (it needs at least: services: {})"),
+        (b"---\n", "2:1: the file has no value (write KEY: VALUE, one a line)"),
+        (b"- a\n", "1:1: the file is a list (write KEY: VALUE, one a line)"),
+        (b"a: 1\nb: \xff\n", "2:4: byte 0xff is not UTF-8 (save the file as UTF-8)"),
+        (b"\xef\xbb\xbfservices: {}\n",
+         "1:1: the file begins with a byte order mark (save it as UTF-8 without BOM)"),
+        ("services: {}\n".encode("utf-16"), "1:1: the file is UTF-16 (save it as UTF-8)"),
+        (b"services: {}\n\0", "2:1: character U+0000 is not allowed in YAML (remove it)"),
+        (b"a: 1\r\nb: \x07\r\n", "2:4: character U+0007 is not allowed in YAML (remove it)"),
+        (b"#" * (8 * 1024 * 1024 + 1),
+         "1:1: the file is larger than 8 MiB (is it a configuration?)"),
+        (b"a: " + b"[" * 100_000, "1:35: nested deeper than 32 levels (flatten it)"),
+        (b"a: " + b"{a: " * 100_000, "1:128: nested deeper than 32 levels (flatten it)"),
+        (b"a: [" + b"1," * 1_000_001 + b"]",
+         "1:2000003: more than a million values (is it a configuration?)"),
+    ],
+)  # fmt: skip
+def test_file_that_is_no_configuration(tmp_path: Path, data: bytes, expected: str) -> None:
+    path = tmp_path / "xenlb.yaml"
+    path.write_bytes(data)
+    assert refused(path) == expected
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    assert refused(tmp_path / "x") == (
+        "1:1: there is no such file (write it, or name another with --config)"
+    )
+    assert refused(tmp_path) == "1:1: is a folder (name the file in it)"
+    (tmp_path / "loop").symlink_to("loop")
+    assert refused(tmp_path / "loop").startswith("1:1: cannot be read: ")
+    assert refused(Path("/dev/zero")).endswith("larger than 8 MiB (is it a configuration?)")
+    assert refused(Path("a\0b")).startswith("1:1: is no file name")
+
+
+def test_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "xenlb.yaml"
+    path.write_text("services: {}\n")
+    path.chmod(0)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        said = refused(path)
+    finally:
+        os.seteuid(was)
+    assert said == "1:1: the file may not be read (run as root, or check its rights)"

@@ -1,0 +1,107 @@
+"""The JSON Schema and the annotated example against the loader: same keys, same words."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.unit.config.test_broken import SCHEMA
+from tests.unit.config.test_loader import ETC, EXAMPLES
+from xenlb.config import loader, service, values
+from xenlb.ipvs.table import Family, Forwarding, TunnelChecksum, TunnelType
+from xenlb.model.settings import AddressPolicy, DrainUntil, OnFailure, SysctlPolicy
+
+FILES = [ETC / "xenlb.yaml", *EXAMPLES]
+DEFS = SCHEMA["$defs"]
+SERVICE = DEFS["service"]["properties"]
+ROOT = SCHEMA["properties"]
+
+
+def test_it_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_it_takes_the_examples(path: Path) -> None:
+    document: Any = yaml.safe_load(path.read_text())
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_editors_find_it(path: Path) -> None:
+    match = re.match(r"# yaml-language-server: \$schema=(\S+)\n", path.read_text())
+    assert match
+    assert (path.parent / match[1]).resolve() == Path(loader.__file__).parent / "schema.json"
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        (SCHEMA, loader.ROOT_KEYS),
+        (ROOT["libvirt"], loader.LIBVIRT_KEYS),
+        (ROOT["guests"], loader.GUESTS_KEYS),
+        (ROOT["director"], loader.DIRECTOR_KEYS),
+        (ROOT["defaults"], service.DEFAULT_KEYS),
+        (DEFS["service"], service.SERVICE_KEYS),
+        (DEFS["server"], service.SERVER_KEYS),
+        (DEFS["tunnel"], service.TUNNEL_KEYS),
+        (DEFS["check"], service.CHECK_KEYS),
+        (DEFS["drain"], service.DRAIN_KEYS),
+    ],
+)
+def test_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
+    assert set(section["properties"]) == set(keys)
+    assert section["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (SERVICE["family"], Family),
+        (SERVICE["scheduler"], values.SCHEDULERS),
+        (SERVICE["scheduler-flags"]["items"], service.SCHEDULER_FLAGS),
+        (SERVICE["forwarding"], set(Forwarding) - set(service.READ_ONLY)),
+        (SERVICE["on-failure"], OnFailure),
+        (DEFS["tunnel"]["properties"]["type"], TunnelType),
+        (DEFS["tunnel"]["properties"]["checksum"], TunnelChecksum),
+        (DEFS["check"]["properties"]["type"], service.CHECK_TYPES),
+        (DEFS["drain"]["properties"]["until"], DrainUntil),
+        (ROOT["director"]["properties"]["addresses"], AddressPolicy),
+        (ROOT["director"]["properties"]["sysctls"], SysctlPolicy),
+    ],
+)
+def test_words(schema: dict[str, Any], words: Any) -> None:
+    assert sorted(schema["enum"]) == sorted(str(word) for word in words)
+
+
+def test_drivers_and_transports() -> None:
+    pattern = ROOT["libvirt"]["properties"]["uris"]["items"]["pattern"]
+    assert re.findall(r"\w+", pattern) == [*values.DRIVERS, *values.TRANSPORTS]
+
+
+def test_the_annotated_example_has_every_key() -> None:
+    text = (ETC / "xenlb.yaml").read_text()
+    keys = {
+        *loader.ROOT_KEYS,
+        *loader.LIBVIRT_KEYS,
+        *loader.GUESTS_KEYS,
+        *loader.DIRECTOR_KEYS,
+        *service.SERVICE_KEYS,
+        *service.SERVER_KEYS,
+        *service.TUNNEL_KEYS,
+        *service.CHECK_KEYS,
+        *service.DRAIN_KEYS,
+    }
+    missing = [key for key in keys if not re.search(rf"^[- ]*{key}:", text, re.MULTILINE)]
+    assert not missing
+
+
+def test_the_annotated_example_shows_the_built_in_defaults() -> None:
+    """Its `defaults` section can be left out without a change."""
+    text = (ETC / "xenlb.yaml").read_text()
+    document = yaml.safe_load(text)
+    del document["defaults"]
+    assert loader.parse(text, "f") == loader.parse(yaml.safe_dump(document, sort_keys=False), "f")
