@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-from xenlb.hypervisor.xmltext import shown
+from xenlb.hypervisor.xmltext import harmless
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import Found, Refused, Source
 from xenlb.model.settings import IPNetwork
@@ -66,7 +66,7 @@ def judge(candidate: str | bytes, source: Source, context: Context) -> Found | R
         candidate = candidate[: LONGEST + 1].decode("ascii", errors="replace")
 
     def refused(reason: str) -> Refused:
-        return Refused(text=shown(candidate, LONGEST)[:LONGEST], source=source, reason=reason)
+        return Refused(text=harmless(candidate, LONGEST), source=source, reason=reason)
 
     try:
         address = parse(candidate)

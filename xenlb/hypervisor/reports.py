@@ -22,7 +22,8 @@ async def read(client: XenstoreClient, domid: int, most: int) -> tuple[str, ...]
     async def take(path: str) -> None:
         if len(texts) < most:
             text = await _value(client, path)
-            if text:
+            # Every IPv6 interface has a link-local address; there is nothing to tell of it.
+            if text and not text.lower().startswith("fe80:"):
                 texts.append(text)
 
     for vif in await _names(client, f"{base}/attr/vif"):
@@ -35,8 +36,7 @@ async def read(client: XenstoreClient, domid: int, most: int) -> tuple[str, ...]
             for number in await _names(client, f"{base}/attr/{name}/ipv6"):
                 await take(f"{base}/attr/{name}/ipv6/{number}/addr")
     await take(f"{base}/data/ip")
-    # Every IPv6 interface has a link-local address; there is nothing to tell of it.
-    return tuple(text for text in texts if not text.lower().startswith("fe80:"))
+    return tuple(texts)
 
 
 async def _names(client: XenstoreClient, path: str) -> list[str]:

@@ -46,6 +46,13 @@ def local_name(tag: str) -> tuple[str, str]:
 
 
 def shown(text: str, longest: int = 64) -> str:
-    """Text that somebody else wrote, cut and made harmless for a log or a terminal."""
-    cut = text if len(text) <= longest else text[: longest - 1] + "…"
-    return ascii(cut) if not cut.isprintable() else f"'{cut}'"
+    """Text that somebody else wrote, quoted, cut and made harmless for a log or a terminal."""
+    return f"'{harmless(text, longest)}'"
+
+
+def harmless(text: str, longest: int = 64) -> str:
+    """At most `longest` printable characters of it; the rest becomes an ellipsis."""
+    written = text[: longest + 1]
+    if not written.isprintable():
+        written = ascii(written)[1:-1]
+    return written if len(written) <= longest else written[: longest - 1] + "…"

@@ -1,0 +1,43 @@
+"""Running a source inside a test, and waiting for what it does."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def run(main: Callable[[], Awaitable[T]], *, limit: float = 30) -> T:
+    """Runs `main` in a loop in debug mode, where calls from a wrong thread raise; no task may be
+    left."""
+
+    async def checked() -> T:
+        async with asyncio.timeout(limit):
+            result = await main()
+        for _ in range(100):
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            if not left:
+                return result
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"tasks left: {left}")
+
+    return asyncio.run(checked(), debug=True)
+
+
+async def until(true: Callable[[], object], what: str, limit: float = 10) -> None:
+    deadline = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < deadline, f"not seen within {limit} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    """Cancels a source and waits for its end."""
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled(), task
+
+
+def clock() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
