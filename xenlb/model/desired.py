@@ -181,20 +181,19 @@ def desired(
                 )
         for key, members in servers.items():
             entries[key] = Entry(
-                service=service_of(service, key), servers=_with_sorry(service, members)
+                service=service_of(service, key), servers=_with_sorry(service, key, members)
             )
     return Table(entries=entries)
 
 
 def _with_sorry(
-    service: ServiceSettings, servers: dict[ServerKey, Server]
+    service: ServiceSettings, key: ServiceKey, servers: dict[ServerKey, Server]
 ) -> dict[ServerKey, Server]:
     """The sorry server takes new connections as long as no other server does."""
-    if service.sorry_server is None or any(server.weight > 0 for server in servers.values()):
+    sorry = service.sorry_key(key)
+    if sorry is None or any(server.weight > 0 for server in servers.values()):
         return servers
-    address, port = service.sorry_server
-    key = ServerKey(address=address, port=port)
-    return servers | {key: server_of(service, key, 1)}
+    return servers | {sorry: server_of(service, sorry, 1)}
 
 
 def service_of(service: ServiceSettings, key: ServiceKey) -> Service:

@@ -17,6 +17,7 @@ from xenlb.ipvs.table import (
     MarkKey,
     Protocol,
     SchedulerFlags,
+    ServerKey,
     ServiceKey,
     Tunnel,
 )
@@ -108,7 +109,7 @@ class ServiceSettings:
 
     Exactly one of `address` and `fwmark` is set; with `fwmark`, `ports` is empty. `family` is that
     of the address, or the mark's. `prefix` is the netmask of persistence as a prefix length.
-    `keep_in_service` is a share, 0.0 … 1.0.
+    `keep_in_service` is a share, 0.0 … 1.0. Port 0 of `sorry_server` is each service's own.
     """
 
     name: str
@@ -149,6 +150,14 @@ class ServiceSettings:
             AddressKey(protocol=port.protocol, address=self.address, port=port.number)
             for port in self.ports
         )
+
+    def sorry_key(self, key: ServiceKey) -> ServerKey | None:
+        """The sorry server of one kernel service of this one."""
+        if self.sorry_server is None:
+            return None
+        address, port = self.sorry_server
+        own = key.port if isinstance(key, AddressKey) else 0
+        return ServerKey(address=address, port=port or own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

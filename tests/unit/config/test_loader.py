@@ -15,6 +15,7 @@ from xenlb.ipvs.table import (
     MarkKey,
     Protocol,
     SchedulerFlags,
+    ServerKey,
     Tunnel,
     TunnelChecksum,
     TunnelType,
@@ -171,16 +172,18 @@ def test_check(keys: str, expected: Check | None) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("ports: [25], sorry-server: 10.0.0.99", 25),
-        ("ports: [25], sorry-server: '10.0.0.99:26'", 26),
-        ("ports: [25], sorry-server: '10.0.0.99:25', forwarding: gatewaying", 25),
-        ("ports: [25, 465], sorry-server: 10.0.0.99", 0),
-        ("ports: [0], persistence: 1s, check: none, sorry-server: 10.0.0.99", 0),
+        ("ports: [25], sorry-server: 10.0.0.99", [25]),
+        ("ports: [25], sorry-server: '10.0.0.99:26'", [26]),
+        ("ports: [25], sorry-server: '10.0.0.99:25', forwarding: gatewaying", [25]),
+        ("ports: [25, 465], sorry-server: 10.0.0.99", [25, 465]),
+        ("ports: [0], persistence: 1s, check: none, sorry-server: 10.0.0.99", [0]),
     ],
 )
-def test_port_of_the_sorry_server(keys: str, expected: int) -> None:
+def test_port_of_the_sorry_server(keys: str, expected: list[int]) -> None:
     service = one(f"address: 192.0.2.10, {keys}")
-    assert service.sorry_server == (IPv4Address("10.0.0.99"), expected)
+    assert [service.sorry_key(key) for key in service.kernel_keys()] == [
+        ServerKey(address=IPv4Address("10.0.0.99"), port=port) for port in expected
+    ]
 
 
 # Defaults
