@@ -1,0 +1,253 @@
+"""Which sysctls the services need, and setting them: in a folder that looks like /proc/sys."""
+
+import logging
+import os
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from tests.unit.director.netns import in_own_network
+from xenlb.director import sysctls
+from xenlb.director.sysctls import Finding, Need, Scope, apply, needed
+from xenlb.ipvs.table import Family, Forwarding
+from xenlb.model.settings import Director, Port, ServiceSettings, Settings, SysctlPolicy
+
+NEW = (6, 1)
+VIP = IPv4Address("192.0.2.10")
+
+
+def settings(
+    *forwardings: Forwarding, persistence: int | None = None, v6: bool = False
+) -> Settings:
+    return Settings(
+        director=Director(interface="eth0.7"),
+        services=tuple(
+            ServiceSettings(
+                name=f"s{number}",
+                address=IPv6Address("2001:db8::10") if v6 else VIP,
+                family=Family.INET6 if v6 else Family.INET,
+                ports=(Port(number=80 + number),),
+                forwarding=forwarding,
+                persistence=persistence,
+            )
+            for number, forwarding in enumerate(forwardings)
+        ),
+    )
+
+
+def values(needs: tuple[Need, ...]) -> dict[str, int]:
+    assert all(need.why for need in needs)
+    return {need.name: need.value for need in needs}
+
+
+MASQUERADE = {
+    "net.ipv4.vs.expire_nodest_conn": 1,
+    "net.ipv4.vs.conn_reuse_mode": 1,
+    "net.ipv4.ip_forward": 1,
+}
+
+
+def test_no_services_no_needs() -> None:
+    assert needed(Settings(), NEW, forwards=True) == ()
+
+
+def test_masquerading() -> None:
+    assert values(needed(settings(Forwarding.MASQUERADE), NEW)) == MASQUERADE
+
+
+def test_masquerading_ipv6() -> None:
+    assert values(needed(settings(Forwarding.MASQUERADE, v6=True), NEW)) == {
+        "net.ipv4.vs.expire_nodest_conn": 1,
+        "net.ipv4.vs.conn_reuse_mode": 1,
+        "net.ipv6.conf.all.forwarding": 1,
+    }
+
+
+def test_old_kernels_delay_reused_ports_in_mode_1() -> None:
+    needs = values(needed(settings(Forwarding.MASQUERADE), (5, 8)))
+    assert needs == MASQUERADE | {"net.ipv4.vs.conn_reuse_mode": 0}
+
+
+def test_persistent_services() -> None:
+    needs = values(needed(settings(Forwarding.MASQUERADE, persistence=300), NEW))
+    assert needs == MASQUERADE | {"net.ipv4.vs.expire_quiescent_template": 1}
+
+
+@pytest.mark.parametrize("method", [Forwarding.GATEWAYING, Forwarding.TUNNEL])
+def test_answers_that_pass_this_host(method: Forwarding) -> None:
+    ipvs_only = values(needed(settings(method), NEW))
+    assert set(ipvs_only) == {"net.ipv4.vs.expire_nodest_conn", "net.ipv4.vs.conn_reuse_mode"}
+    routed = {
+        "net.ipv4.conf.eth0/7.accept_local": 1,
+        "net.ipv4.conf.eth0/7.rp_filter": 0,
+        "net.ipv4.conf.all.rp_filter": 0,
+    }
+    assert values(needed(settings(method), NEW, forwards=True)) == ipvs_only | routed
+    assert values(needed(settings(method, Forwarding.MASQUERADE), NEW)) == MASQUERADE | routed
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [("6.1.0-31-amd64", (6, 1)), ("5.10", (5, 10)), ("4.19.0+", (4, 19)), ("strange", (0, 0))],
+)
+def test_kernel_version(release: str, version: tuple[int, int]) -> None:
+    assert sysctls.kernel_version(release) == version
+
+
+class Proc:
+    """A folder that looks like /proc/sys, and where `sysctls: apply` would write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "sys"
+        self.persisted = folder / "sysctl.d" / "90-xenlb.conf"
+        self.persisted.parent.mkdir()
+        for name, value in {
+            "net/ipv4/vs/expire_nodest_conn": 0,
+            "net/ipv4/vs/expire_quiescent_template": 0,
+            "net/ipv4/vs/conn_reuse_mode": 1,
+            "net/ipv4/vs/conntrack": 0,
+            "net/ipv4/ip_forward": 0,
+            "net/ipv4/conf/all/rp_filter": 0,
+            "net/ipv4/conf/eth0.7/rp_filter": 2,
+            "net/ipv4/conf/eth0.7/accept_local": 0,
+        }.items():
+            self.file(name).parent.mkdir(parents=True, exist_ok=True)
+            self.file(name).write_text(f"{value}\n")
+
+    def file(self, name: str) -> Path:
+        return self.root / name
+
+    def all(self) -> dict[str, str]:
+        return {
+            str(file.relative_to(self.root)): file.read_text().strip()
+            for file in self.root.rglob("*")
+            if file.is_file()
+        }
+
+    def apply(self, policy: SysctlPolicy, needs: tuple[Need, ...]) -> sysctls.Outcome:
+        return apply(needs, policy, root=self.root, persisted=self.persisted)
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Proc:
+    return Proc(tmp_path)
+
+
+BOTH = needed(settings(Forwarding.MASQUERADE, Forwarding.GATEWAYING, persistence=300), NEW)
+
+
+def test_ipvs_sets_those_of_ipvs_and_reports_the_rest(
+    proc: Proc, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = proc.all()
+    with caplog.at_level(logging.INFO):
+        outcome = proc.apply(SysctlPolicy.IPVS, BOTH)
+    assert proc.all() == before | {
+        "net/ipv4/vs/expire_nodest_conn": "1",
+        "net/ipv4/vs/expire_quiescent_template": "1",
+    }
+    assert [(change.need.name, change.old) for change in outcome.changes] == [
+        ("net.ipv4.vs.expire_nodest_conn", 0),
+        ("net.ipv4.vs.expire_quiescent_template", 0),
+    ]
+    assert [record.message for record in caplog.records] == [str(c) for c in outcome.changes]
+    assert caplog.records[0].message.startswith("net.ipv4.vs.expire_nodest_conn: 0 → 1 (conn")
+    assert [(f.name, f.have, f.want, f.fix) for f in outcome.findings] == [
+        ("net.ipv4.ip_forward", 0, 1, "sysctl -w net.ipv4.ip_forward=1"),
+        (
+            "net.ipv4.conf.eth0/7.accept_local",
+            0,
+            1,
+            "sysctl -w net.ipv4.conf.eth0/7.accept_local=1",
+        ),
+        ("net.ipv4.conf.eth0/7.rp_filter", 2, 0, "sysctl -w net.ipv4.conf.eth0/7.rp_filter=0"),
+    ]
+    assert not proc.persisted.exists()
+    again = proc.apply(SysctlPolicy.IPVS, BOTH)
+    assert again == sysctls.Outcome(findings=outcome.findings)
+
+
+def test_check_sets_nothing(proc: Proc) -> None:
+    before = proc.all()
+    outcome = proc.apply(SysctlPolicy.CHECK, BOTH)
+    assert proc.all() == before
+    assert outcome.changes == ()
+    assert len(outcome.findings) == 5
+    assert not proc.persisted.exists()
+
+
+def test_apply_sets_and_persists_all(proc: Proc) -> None:
+    before = proc.all()
+    outcome = proc.apply(SysctlPolicy.APPLY, BOTH)
+    assert outcome.findings == ()
+    assert len(outcome.changes) == 5
+    assert proc.all() == before | {
+        "net/ipv4/vs/expire_nodest_conn": "1",
+        "net/ipv4/vs/expire_quiescent_template": "1",
+        "net/ipv4/ip_forward": "1",
+        "net/ipv4/conf/eth0.7/rp_filter": "0",
+        "net/ipv4/conf/eth0.7/accept_local": "1",
+    }
+    text = proc.persisted.read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines == [f"-{need.name} = {need.value}" for need in BOTH]
+    assert os.listdir(proc.persisted.parent) == [proc.persisted.name]
+
+    inode = proc.persisted.stat().st_ino
+    assert proc.apply(SysctlPolicy.APPLY, BOTH) == sysctls.Outcome()
+    assert proc.persisted.stat().st_ino == inode, "not written again"
+
+
+def test_a_folder_that_is_not_there_is_a_finding(proc: Proc) -> None:
+    proc.persisted.parent.rmdir()
+    (finding,) = proc.apply(SysctlPolicy.APPLY, BOTH).findings
+    assert finding.name == str(proc.persisted)
+    assert finding.trouble == "no such file or directory"
+
+
+def test_a_mode_that_does_more_is_left(proc: Proc) -> None:
+    proc.file("net/ipv4/vs/conn_reuse_mode").write_text("3\n")
+    proc.apply(SysctlPolicy.APPLY, BOTH)
+    assert proc.file("net/ipv4/vs/conn_reuse_mode").read_text() == "3\n"
+
+
+def test_no_ipvs_is_one_finding(proc: Proc) -> None:
+    for file in proc.file("net/ipv4/vs").iterdir():
+        file.unlink()
+    proc.file("net/ipv4/vs").rmdir()
+    outcome = proc.apply(SysctlPolicy.IPVS, needed(settings(Forwarding.GATEWAYING), NEW))
+    (finding,) = outcome.findings
+    assert str(finding) == (
+        "net.ipv4.vs is missing; this kernel has no IPVS, or its module is not loaded"
+        " (modprobe ip_vs)"
+    )
+
+
+def test_a_sysctl_that_the_kernel_does_not_have(proc: Proc) -> None:
+    proc.file("net/ipv4/vs/conn_reuse_mode").unlink()
+    outcome = proc.apply(SysctlPolicy.APPLY, BOTH)
+    assert [(f.name, f.have) for f in outcome.findings] == [("net.ipv4.vs.conn_reuse_mode", None)]
+
+
+@in_own_network
+def test_the_real_thing_and_what_it_refuses(tmp_path: Path) -> None:
+    """The kernel's own /proc/sys/net of a name space; a value that it does not take."""
+    assert sysctls.read("net.ipv4.conf.lo.accept_local") == 0
+    needs = tuple(
+        Need(name=f"net.ipv4.conf.{name}", value=value, why="so", scope=Scope.NET)
+        for name, value in (("lo.accept_local", 1), ("lo.rp_filter", 1 << 40))
+    )
+    outcome = apply(needs, SysctlPolicy.APPLY, persisted=tmp_path / "90-xenlb.conf")
+    assert [change.old for change in outcome.changes] == [0]
+    assert sysctls.read("net.ipv4.conf.lo.accept_local") == 1
+    assert outcome.findings == (
+        Finding(
+            name="net.ipv4.conf.lo.rp_filter",
+            have=sysctls.read("net.ipv4.conf.lo.rp_filter"),
+            want=1 << 40,
+            why="so",
+            fix=f"sysctl -w net.ipv4.conf.lo.rp_filter={1 << 40}",
+            trouble="invalid argument",
+        ),
+    )

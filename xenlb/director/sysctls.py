@@ -1,0 +1,280 @@
+"""The sysctls that the services of a configuration need: which and why, and setting them.
+
+`needed` is pure. `apply` follows `director.sysctls`: what it sets is logged, one line each, and
+what it leaves is a finding for `status` and `doctor`. Nothing is set back when a service goes or
+the agent stops: a sysctl may have become somebody else's need meanwhile, and the old value is in
+the log and in what `apply` returns.
+
+Names are those of sysctl(8): in the name of an interface, a dot is written as a slash.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from xenlb.ipvs.table import Family, Forwarding
+from xenlb.model.settings import ServiceSettings, Settings, SysctlPolicy
+
+log = logging.getLogger(__name__)
+
+PROC_SYS = Path("/proc/sys")
+PERSISTED = Path("/etc/sysctl.d/90-xenlb.conf")
+VS = "net.ipv4.vs"
+
+
+class Scope(StrEnum):
+    """Whose a sysctl is: of IPVS alone, or of everything this host does with packets."""
+
+    IPVS = "ipvs"
+    NET = "net"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """A sysctl, the value that the services need, and why. Values in `also` do as well."""
+
+    name: str
+    value: int
+    why: str
+    scope: Scope
+    also: tuple[int, ...] = ()
+
+    @property
+    def command(self) -> str:
+        return f"sysctl -w {self.name}={self.value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A sysctl that was set; `old` is what it was before."""
+
+    need: Need
+    old: int
+
+    def __str__(self) -> str:
+        return f"{self.need.name}: {self.old} → {self.need.value} ({self.need.why})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not as needed, why that matters, and what cures it.
+
+    `have` is None where there is no such sysctl; `trouble` is what was in the way of setting it.
+    """
+
+    name: str
+    have: int | None
+    want: int | None
+    why: str
+    fix: str
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        state = "missing" if self.have is None else f"{self.have}, should be {self.want}"
+        trouble = f" and cannot be set: {self.trouble}" if self.trouble else ""
+        return f"{self.name} is {state}{trouble}; {self.why} ({self.fix})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What `apply` set, and what it left."""
+
+    changes: tuple[Change, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def needed(
+    settings: Settings, kernel: tuple[int, int], *, forwards: bool = False
+) -> tuple[Need, ...]:
+    """What the services need on a kernel of that version (major, minor).
+
+    `forwards`: does this host forward IPv4 packets already? It may then be the guests' gateway,
+    which makes a difference for gatewaying and tunnels.
+    """
+    services = settings.services
+    if not services:
+        return ()
+    needs = list(_of_ipvs(services, kernel))
+    masqueraded = {s.family for s in services if s.forwarding is Forwarding.MASQUERADE}
+    answers = "with masquerading, the servers' answers are forwarded by this host"
+    if Family.INET in masqueraded:
+        needs.append(Need(name="net.ipv4.ip_forward", value=1, why=answers, scope=Scope.NET))
+        forwards = True
+    if Family.INET6 in masqueraded:
+        needs.append(
+            Need(
+                name="net.ipv6.conf.all.forwarding",
+                value=1,
+                why=f"{answers} (which then heeds router advertisements only with accept_ra=2)",
+                scope=Scope.NET,
+            )
+        )
+    direct = any(
+        s.family is Family.INET and s.forwarding in {Forwarding.GATEWAYING, Forwarding.TUNNEL}
+        for s in services
+    )
+    if direct and forwards and settings.director.interface is not None:
+        needs.extend(_of_a_gateway(settings.director.interface))
+    return tuple(needs)
+
+
+def _of_ipvs(services: Iterable[ServiceSettings], kernel: tuple[int, int]) -> Iterator[Need]:
+    yield Need(
+        name=f"{VS}.expire_nodest_conn",
+        value=1,
+        why="connections of a server that is gone end with a reset, and a client's port that one"
+        " of them used works again at once",
+        scope=Scope.IPVS,
+    )
+    if any(service.persistence is not None for service in services):
+        yield Need(
+            name=f"{VS}.expire_quiescent_template",
+            value=1,
+            why="a server that is drained gets no new connections of its persistent clients",
+            scope=Scope.IPVS,
+        )
+    if kernel >= (5, 9):
+        yield Need(
+            name=f"{VS}.conn_reuse_mode",
+            value=1,
+            also=(3,),  # 1 and more: also for entries in FIN_WAIT
+            why="a client's port that is used again is scheduled anew",
+            scope=Scope.IPVS,
+        )
+    else:
+        yield Need(
+            name=f"{VS}.conn_reuse_mode",
+            value=0,
+            why="kernels before 5.9 drop the first packet from a client's port that is used again,"
+            " which costs a second",
+            scope=Scope.IPVS,
+        )
+
+
+def _of_a_gateway(interface: str) -> Iterator[Need]:
+    """Where the guests' default gateway is this host, their answers come from a service address,
+    an address of this host itself: martians. The kernel takes the maximum of `all` and the
+    interface for rp_filter, and either for accept_local."""
+    why = (
+        "with gatewaying or tunnels, answers of guests whose gateway is this host come from the"
+        " service address, and are dropped otherwise"
+    )
+    name = interface.replace(".", "/")
+    for key, value in (
+        (f"net.ipv4.conf.{name}.accept_local", 1),
+        (f"net.ipv4.conf.{name}.rp_filter", 0),
+        ("net.ipv4.conf.all.rp_filter", 0),
+    ):
+        yield Need(name=key, value=value, why=why, scope=Scope.NET)
+
+
+def kernel_version(release: str | None = None) -> tuple[int, int]:
+    """Major and minor of `uname -r`, by default of the kernel that runs."""
+    match = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def read(name: str, *, root: Path = PROC_SYS) -> int | None:
+    """A sysctl's value; None if this kernel has none of that name (now)."""
+    try:
+        return int(_path(name, root).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def apply(
+    needs: Sequence[Need],
+    policy: SysctlPolicy,
+    *,
+    root: Path = PROC_SYS,
+    persisted: Path = PERSISTED,
+) -> Outcome:
+    """Sets what the policy says is to be set, and reports the rest. May be called again at will.
+
+    The ip_vs module must be loaded by now: without it there is no net.ipv4.vs, and a finding says
+    so.
+    """
+    changes: list[Change] = []
+    findings: list[Finding] = []
+    loaded = _path(VS, root).is_dir()
+    if not loaded and any(need.scope is Scope.IPVS for need in needs):
+        findings.append(
+            Finding(
+                name=VS,
+                have=None,
+                want=None,
+                why="this kernel has no IPVS, or its module is not loaded",
+                fix="modprobe ip_vs",
+            )
+        )
+    for need in needs:
+        if need.scope is Scope.IPVS and not loaded:
+            continue
+        have = read(need.name, root=root)
+        if have == need.value or have in need.also:
+            continue
+        trouble = ""
+        if have is not None and (
+            policy is SysctlPolicy.APPLY
+            or (policy is SysctlPolicy.IPVS and need.scope is Scope.IPVS)
+        ):
+            try:
+                _path(need.name, root).write_text(f"{need.value}\n")
+            except OSError as error:
+                trouble = (error.strerror or str(error)).lower()
+            else:
+                changes.append(Change(need=need, old=have))
+                log.info("%s", changes[-1])
+                continue
+        findings.append(
+            Finding(
+                name=need.name,
+                have=have,
+                want=need.value,
+                why=need.why,
+                fix=need.command,
+                trouble=trouble,
+            )
+        )
+    if policy is SysctlPolicy.APPLY and (problem := _persist(needs, persisted)) is not None:
+        findings.append(problem)
+    return Outcome(changes=tuple(changes), findings=tuple(findings))
+
+
+def _path(name: str, root: Path) -> Path:
+    return root / name.translate(str.maketrans("./", "/."))
+
+
+def _persist(needs: Iterable[Need], file: Path) -> Finding | None:
+    """Writes the file for the next boot, if it differs; in one step, so that it is never half."""
+    lines = ["# Written by xenlb (director: {sysctls: apply}); changes here are overwritten.\n"]
+    # The minus: at boot, neither the module nor the interface may be there yet. udev sets those of
+    # an interface when it comes, and the agent those of IPVS.
+    lines.extend(f"# {need.why}\n-{need.name} = {need.value}\n" for need in needs)
+    content = "\n".join(lines)
+    new = file.with_name(f".{file.name}.new")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if file.read_text() == content:
+                return None
+        with new.open("w") as writing:
+            writing.write(content)
+            writing.flush()
+            os.fsync(writing.fileno())
+        new.replace(file)
+    except OSError as error:
+        return Finding(
+            name=str(file),
+            have=None,
+            want=None,
+            why="the sysctls that were set do not outlast a reboot",
+            fix="make it writable for the agent, or set them elsewhere and use sysctls: ipvs",
+            trouble=(error.strerror or str(error)).lower(),
+        )
+    log.info("wrote %s", file)
+    return None
