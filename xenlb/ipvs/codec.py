@@ -180,10 +180,12 @@ def _service_body(op: AddService | SetService | DeleteService) -> bytes:
     if service.one_packet:
         flags |= _F_ONE_PACKET
     scheduler = service.scheduler.encode() + b"\0"
+    # The kernel keeps a netmask without persistence too; so that it is always the same one:
+    prefix = service.key.family.bits if service.persistence is None else service.prefix
     netmask = (
-        _NETWORK32.pack(mask_of(service.prefix))
+        _NETWORK32.pack(mask_of(prefix))
         if service.key.family is Family.INET
-        else struct.pack("=I", service.prefix)
+        else struct.pack("=I", prefix)
     )
     parts = [
         _identity(service.key)[4:],

@@ -123,7 +123,10 @@ def _tunnel(value: Server) -> str:
 
 
 def dump(table: Table) -> str:
-    """The table as `ipvsadm -Sn` prints it, byte for byte, in its order (see `_order`)."""
+    """The table as `ipvsadm -Sn` prints it, byte for byte.
+
+    In its order, too, but for marks more than 2**31 apart: there ipvsadm's comparison overflows.
+    """
     return "".join(f"{line}\n" for line in _lines(table))
 
 
