@@ -106,6 +106,11 @@ class Agent:
         finally:
             kernel.close()
 
+    def resync(self) -> None:
+        """Reads the whole table again now."""
+        self._resync_at = 0.0
+        self._news.set()
+
     def note(self, text: str, *, warning: bool = False) -> None:
         self.journal.write(Note(at=clock.now(), text=text, warning=warning), self.state.guests)
 
@@ -248,7 +253,7 @@ class Agent:
     async def _read(self) -> None:
         """Reads the table in a thread; the owner takes it in its next round."""
         try:
-            self._snapshot = await asyncio.to_thread(self._reader.read)
+            self._snapshot = await asyncio.to_thread(self._reader.read, counters=False)
             if self.kernel_problem:
                 log.debug("the kernel's table was read")
             self.kernel_problem = ""

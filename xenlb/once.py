@@ -56,7 +56,7 @@ def run_once(
         reconciler = Reconciler(
             kernel=table, services=set(saved.services), servers=dict(saved.servers)
         )
-        reconciler.absorb(table.read())
+        reconciler.absorb(table.read(counters=False))
         want = desired(settings.services, state, clock.now())
         reconciler.claim(want, state.origins())
         ops = reconciler.plan(want, whole=True, removable=state.listed)
