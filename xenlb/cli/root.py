@@ -31,7 +31,6 @@ VERBS = {
     "reload": "xenlb.cli.reload:reload",
 }
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-PIPE_CLOSED = 128 + 13  # SIGPIPE
 
 
 class Verbs(click.Group):
@@ -104,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # The reader has what it wanted (`xenlb events | head`); the exit must not stumble again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+        return FAILED  # as click does it where the pipe breaks in the middle
     except OSError as error:
         return _system(error, verbose=options.verbose)
     except Exception as error:  # the promise: never a traceback unasked

@@ -14,8 +14,9 @@ from xenlb.cli.options import Options, given, state_file
 @given
 def run(options: Options, state: Path) -> None:
     """The agent, in the foreground (what the systemd unit starts)."""
-    from xenlb.daemon import run as serve  # the rest of the command line does without
-
     logs.set_up(verbose=options.verbose)
-    first = settings(options.config)  # without a configuration there is nothing to go on with
-    serve(first, config=options.config, socket=options.socket, state=state)
+    first = settings(options.config)
+
+    from xenlb import daemon  # loads libvirt, for nothing where the configuration is wrong
+
+    daemon.run(first, config=options.config, socket=options.socket, state=state)

@@ -1,0 +1,152 @@
+"""What an agent says of a host with two mail guests, a web service by mark and a little trouble."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+
+def ago(**span: float) -> str:
+    return (datetime.now(UTC) - timedelta(**span)).isoformat().replace("+00:00", "Z")
+
+
+def server(guest: str | None, **given: Any) -> dict[str, Any]:
+    return {
+        "guest": guest,
+        "uuid": None if guest is None else "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1",
+        "uri": None if guest is None else "xen:///system",
+        "address": "10.0.0.11",
+        "port": 25,
+        "phase": "serving",
+        "weight": 2,
+        "configured_weight": 2,
+        "in_table": True,
+        "active_connections": 12,
+        "inactive_connections": 3,
+        "persistent_connections": 0,
+        "health": "up",
+        "reason": "check passed",
+        "since": ago(minutes=3),
+        "deadline": None,
+        **given,
+    }
+
+
+def status() -> dict[str, Any]:
+    return {
+        "version": "0.1.0",
+        "pid": 812,
+        "started": ago(hours=3),
+        "synced": True,
+        "kernel": None,
+        "libvirt": [
+            {"uri": "xen:///system", "connected": True, "since": ago(hours=3), "reason": ""},
+            {
+                "uri": "xen+ssh://dom0b/system",
+                "connected": False,
+                "since": ago(seconds=40),
+                "reason": "connection refused",
+            },
+        ],
+        "config": {
+            "file": "/etc/xenlb/xenlb.yaml",
+            "loaded": ago(hours=3),
+            "problems": ["/etc/xenlb/xenlb.yaml:3:5: services.mail.weight: is too much"],
+        },
+        "director": {"interface": "eth0", "problems": []},
+        "services": [
+            {
+                "name": "mail",
+                "address": "192.0.2.10",
+                "port": 25,
+                "protocol": "tcp",
+                "fwmark": None,
+                "scheduler": "lblc",
+                "forwarding": "gatewaying",
+                "in_table": True,
+                "reason": "",
+                "foreign_servers": 1,
+                "servers": [
+                    server("mail1"),
+                    server(
+                        "mail2",
+                        address="10.0.0.12",
+                        phase="draining",
+                        weight=0,
+                        reason="asked for poweroff",
+                        deadline=ago(seconds=-61),
+                    ),
+                    server(
+                        "a-guest-with-a-rather-long-name",
+                        address=None,
+                        port=None,
+                        phase="absent",
+                        weight=0,
+                        in_table=False,
+                        health="unknown",
+                        reason="not running",
+                        since=None,
+                    ),
+                ],
+            },
+            {
+                "name": "web",
+                "address": None,
+                "port": None,
+                "protocol": None,
+                "fwmark": 7,
+                "family": "inet6",
+                "scheduler": "wlc",
+                "forwarding": "masquerade",
+                "in_table": True,
+                "reason": "",
+                "foreign_servers": 0,
+                "servers": [server(None, address="2001:db8::5", port=8080, weight=1)],
+            },
+        ],
+    }
+
+
+def why() -> dict[str, Any]:
+    return {
+        "guest": "mail2",
+        "uuid": "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1",
+        "uri": "xen:///system",
+        "phase": "up",
+        "since": ago(hours=3),
+        "domain_id": 4,
+        "request": None,
+        "drain": {
+            "reason": "drained",
+            "by": "alice (sudo)",
+            "since": ago(seconds=10),
+            "deadline": ago(seconds=-50),
+        },
+        "addresses": [{"address": "10.0.0.12", "source": "interface xml"}],
+        "refused_addresses": [
+            {
+                "address": "192.0.2.10",
+                "source": "reported by the guest",
+                "reason": "a service address",
+            }
+        ],
+        "metadata_problems": [],
+        "services": ["mail"],
+        "servers": [
+            {
+                "service": "mail",
+                **server("mail2", address="10.0.0.12", phase="draining", weight=0),
+                "reason": "drained by alice (sudo)",
+            }
+        ],
+        "events": [event()],
+    }
+
+
+def event(text: str = "drained by alice (sudo)") -> dict[str, Any]:
+    return {
+        "number": 1,
+        "time": "2026-01-02T03:04:05.678000Z",
+        "level": "info",
+        "guest": "mail2",
+        "uuid": "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1",
+        "text": text,
+    }

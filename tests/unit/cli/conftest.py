@@ -1,0 +1,104 @@
+"""The real command, run as a process against a small agent: a control server with set answers."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from xenlb.control.protocol import ControlError
+from xenlb.control.server import ControlServer, Handler
+
+COMMAND = [sys.executable, "-I", "-m", "xenlb.cli"]
+Request = Mapping[str, object]
+Xenlb = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class SmallAgent:
+    """Answers each verb from `answers`: a value, a ControlError to refuse with, a function of the
+    request, or for events a list. What was asked stands in `requests`."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self.answers: dict[str, object] = {}
+        self.requests: list[Request] = []
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+
+    def serve(self, started: threading.Event) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(started))
+
+    async def _serve(self, started: threading.Event) -> None:
+        handlers = {
+            verb: Handler(self._one(verb))
+            for verb in ("status", "why", "reload", "drain", "undrain")
+        }
+        async with ControlServer(self.socket, {**handlers, "events": Handler(self._events)}):
+            started.set()
+            await self._stop.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _one(self, verb: str) -> Callable[[Request], Awaitable[object]]:
+        async def answer(request: Request) -> object:
+            self.requests.append(request)
+            found = self.answers[verb]
+            if callable(found):
+                found = found(request)
+            if isinstance(found, ControlError):
+                raise found
+            return found
+
+        return answer
+
+    async def _events(self, request: Request) -> AsyncIterator[object]:
+        self.requests.append(request)
+        items = self.answers["events"]
+        assert isinstance(items, list)
+        for item in items:
+            yield item
+        if request["follow"]:
+            await asyncio.Event().wait()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[SmallAgent]:
+    small = SmallAgent(tmp_path / "control.sock")
+    started = threading.Event()
+    thread = threading.Thread(target=small.serve, args=(started,))
+    thread.start()
+    assert started.wait(10)
+    yield small
+    small.stop()
+    thread.join(10)
+
+
+@pytest.fixture
+def xenlb(tmp_path: Path) -> Xenlb:
+    """Runs `xenlb ARGUMENTS` to its end, with the socket of this test's agent."""
+
+    def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env={
+                "PATH": "/usr/bin:/bin",
+                "LC_ALL": "C.UTF-8",
+                "TZ": "UTC",
+                "XENLB_SOCKET": str(tmp_path / "control.sock"),
+                "XENLB_CONFIG": str(tmp_path / "xenlb.yaml"),
+                "XENLB_STATE": str(tmp_path / "state.json"),
+                **environment,
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return call

@@ -1,0 +1,170 @@
+"""Options, usage, exit statuses: what every verb has in common."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
+from xenlb import __version__
+from xenlb.cli.root import VERBS
+from xenlb.control.protocol import NOT_PERMITTED, ControlError
+
+
+def test_version(xenlb: Xenlb) -> None:
+    assert xenlb("--version").stdout == f"xenlb {__version__}\n"
+
+
+def test_help_names_every_verb(xenlb: Xenlb) -> None:
+    done = xenlb("--help")
+    assert done.returncode == 0
+    assert re.findall(r"^  (\w+) {2,}", done.stdout.partition("Commands:")[2], re.M) == list(VERBS)
+
+
+def test_nothing_asked_shows_help_as_wrong_usage(xenlb: Xenlb) -> None:
+    done = xenlb()
+    assert done.returncode == 2
+    assert "Commands:" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(xenlb: Xenlb, verb: str) -> None:
+    done = xenlb(verb, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: xenlb {verb}")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "hint"),
+    [
+        (["nonsense"], "No such command 'nonsense'", "xenlb --help"),
+        (["--nonsense"], "No such option", "xenlb --help"),
+        (["status", "--nonsense"], "No such option", "xenlb status --help"),
+        (["why"], "Missing argument 'GUEST'", "xenlb why --help"),
+        (["drain", "mail1", "--timeout", "soon"], "“soon” is no duration", "xenlb drain --help"),
+        (["drain", "mail1", "--timeout", "3"], "“3” is no duration", "xenlb drain --help"),
+    ],
+)
+def test_wrong_usage(xenlb: Xenlb, arguments: list[str], said: str, hint: str) -> None:
+    done = xenlb(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    sentence, follows = done.stderr.splitlines()
+    assert sentence.startswith("xenlb: ")
+    assert said in sentence
+    assert follows == f"  see {hint}"
+
+
+@pytest.mark.parametrize(
+    "verb", [["status"], ["why", "x"], ["events"], ["drain", "x"], ["undrain", "x"], ["reload"]]
+)
+def test_no_agent(xenlb: Xenlb, verb: list[str], tmp_path: Path) -> None:
+    done = xenlb(*verb)
+    assert done.returncode == 4
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"xenlb: the agent cannot be reached: there is no {tmp_path}/control.sock\n"
+        "  start it with: systemctl start xenlb\n"
+    )
+
+
+def test_a_refusal_of_the_agent(xenlb: Xenlb, agent: SmallAgent) -> None:
+    agent.answers["drain"] = ControlError(
+        "only root may drain", hint="run it as root", status=NOT_PERMITTED
+    )
+    done = xenlb("drain", "mail1")
+    assert done.returncode == 5
+    assert done.stderr == "xenlb: only root may drain\n  run it as root\n"
+
+
+def test_an_error_in_xenlb_is_a_sentence(xenlb: Xenlb, agent: SmallAgent) -> None:
+    """An agent whose answer lacks what this command needs stands for any bug."""
+    agent.answers["status"] = {"version": "9"}
+    done = xenlb("status")
+    assert done.returncode == 1
+    assert done.stderr.startswith("xenlb: an error in xenlb itself: KeyError: ")
+    assert "Traceback" not in done.stderr
+    assert "--verbose" in done.stderr
+    assert "Traceback" in xenlb("--verbose", "status").stderr
+
+
+def test_a_reader_that_goes_early(agent: SmallAgent) -> None:
+    agent.answers["status"] = {"x": "y" * 1_000_000}
+    process = subprocess.Popen(
+        [*COMMAND, "--socket", str(agent.socket), "status", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"{"
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(30) == 1
+
+
+def test_socket_by_option(agent: SmallAgent, xenlb: Xenlb) -> None:
+    agent.answers["status"] = {"fine": True}
+    done = xenlb("--socket", str(agent.socket), "status", "--json", XENLB_SOCKET="/nowhere")
+    assert done.stdout == '{\n  "fine": true\n}\n'
+
+
+@pytest.mark.parametrize("verb", ["status", "why", "events", "drain", "undrain", "reload"])
+def test_asking_the_agent_loads_next_to_nothing(verb: str, tmp_path: Path) -> None:
+    """150 ms is what `xenlb status` may take; these would eat it up."""
+    arguments = [] if verb in {"status", "events", "reload"} else ["mail1"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-X", "importtime", "-m", "xenlb.cli", verb, *arguments],
+        env={**os.environ, "LC_ALL": "C.UTF-8", "XENLB_SOCKET": str(tmp_path / "none")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 4
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "xenlb.control.client" in loaded
+    heavy = {"asyncio", "rich", "yaml", "libvirt", "pyroute2", "watchdog", "logging"}
+    assert loaded & heavy == set()
+    ours = {name.split(".")[1] for name in loaded if name.startswith("xenlb.")}
+    assert ours == {"cli", "control"}
+
+
+def test_completion_in_bash(agent: SmallAgent, tmp_path: Path) -> None:
+    """Through the shipped file, with a command of that name in PATH."""
+    agent.answers["status"] = {"services": [{"servers": [{"guest": "mail1"}, {"guest": None}]}]}
+    command = tmp_path / "xenlb"
+    command.write_text(f'#!/bin/sh\nexec {" ".join(COMMAND)} "$@"\n')
+    command.chmod(0o755)
+    shipped = Path(__file__).resolve().parents[3] / "etc" / "completion" / "xenlb.bash"
+
+    def complete(*words: str) -> list[str]:
+        script = f"""
+            source {shipped}
+            compopt() {{ :; }}  # only inside a real completion
+            COMP_WORDS=({" ".join(repr(w) for w in words)}) COMP_CWORD={len(words) - 1}
+            _xenlb xenlb
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        done = subprocess.run(
+            ["bash", "--norc", "-c", script],
+            env={
+                "PATH": f"{tmp_path}:/usr/bin:/bin",
+                "LC_ALL": "C.UTF-8",
+                "XENLB_SOCKET": str(agent.socket),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout.split()
+
+    assert complete("xenlb", "dr") == ["drain"]
+    assert complete("xenlb", "status", "--w") == ["--watch"]
+    assert complete("xenlb", "why", "m") == ["mail1"]

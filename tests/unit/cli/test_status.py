@@ -1,0 +1,228 @@
+"""`status`, `why` and `events` as they are printed: to a pipe, as JSON, on a terminal."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.unit.cli import answers
+from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
+from xenlb.cli import layout
+
+TABLE = """\
+xenlb 0.1.0, pid 812, up 3h: in step
+libvirt xen:///system connected for 3h
+libvirt xen+ssh://dom0b/system NOT CONNECTED for 40s: connection refused
+/etc/xenlb/xenlb.yaml HAS PROBLEMS, the last good one is in use:
+  /etc/xenlb/xenlb.yaml:3:5: services.mail.weight: is too much
+
+mail  192.0.2.10:25/tcp  lblc  gatewaying  1 foreign server
+  guest               address             phase     weight  act  inact  health   since
+  mail1               10.0.0.11           serving        2   12      3  up       3m
+  mail2               10.0.0.12           draining     0/2   12      3  up       3m
+    asked for poweroff, 61s left
+  a-guest-with-a-ra…  -                   absent         -    -      -  unknown  -
+
+web  fwmark 7 inet6  wlc  masquerade
+  guest               address             phase     weight  act  inact  health   since
+  (host)              [2001:db8::5]:8080  serving      1/2   12      3  up       3m
+    check passed
+"""
+
+
+def test_table_in_a_pipe(xenlb: Xenlb, agent: SmallAgent) -> None:
+    agent.answers["status"] = lambda _: answers.status()
+    done = xenlb("status")
+    assert done.returncode == 0, done.stderr
+    assert re.sub(r"\b6[01]s left", "61s left", done.stdout) == TABLE
+    assert agent.requests[0]["service"] is None
+
+
+def test_width(xenlb: Xenlb, agent: SmallAgent) -> None:
+    """Names and IPv4 addresses of usual length fit a terminal of 80 columns."""
+    usual = answers.status()
+    usual["services"] = usual["services"][:1]
+    usual["services"][0]["servers"][2]["guest"] = "mail-standby-01"
+    lines = layout.text(usual, time.time()).splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_one_service(xenlb: Xenlb, agent: SmallAgent) -> None:
+    agent.answers["status"] = lambda _: answers.status()
+    xenlb("status", "mail")
+    assert agent.requests[0]["service"] == "mail"
+
+
+def test_json_is_what_the_agent_says(xenlb: Xenlb, agent: SmallAgent) -> None:
+    said = answers.status()
+    agent.answers["status"] = said
+    assert json.loads(xenlb("status", "--json").stdout) == said
+
+
+def test_an_agent_out_of_step(xenlb: Xenlb, agent: SmallAgent) -> None:
+    agent.answers["status"] = {
+        **answers.status(),
+        "synced": False,
+        "kernel": "the kernel has no IPVS",
+        "services": [],
+        "director": {"problems": ["eth0 is gone"]},
+    }
+    out = xenlb("status").stdout
+    assert "not everything was listed yet: nothing is removed" in out
+    assert "THE KERNEL'S TABLE IS OUT OF REACH: the kernel has no IPVS" in out
+    assert "ADDRESSES: eth0 is gone" in out
+
+
+def test_why(xenlb: Xenlb, agent: SmallAgent) -> None:
+    agent.answers["why"] = lambda _: answers.why()
+    done = xenlb("why", "mail2")
+    assert agent.requests[0]["guest"] == "mail2"
+    assert re.sub(r"\b(49|50)s left", "50s left", done.stdout) == (
+        "mail2  3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1  xen:///system\n"
+        "  up for 3h, domain id 4\n"
+        "  drained for 10s: drained by alice (sudo), 50s left\n"
+        "  address 10.0.0.12: interface xml\n"
+        "  address 192.0.2.10 refused: a service address (reported by the guest)\n"
+        "\n"
+        "servers\n"
+        "  mail  10.0.0.12:25  draining  weight 0 of 2: drained by alice (sudo)\n"
+        "\n"
+        "what happened\n"
+        "  01-02 03:04:05.678 mail2: drained by alice (sudo)\n"
+    )
+    said = answers.why()
+    agent.answers["why"] = said
+    assert json.loads(xenlb("why", "mail2", "--json").stdout) == said
+
+
+def test_events(xenlb: Xenlb, agent: SmallAgent) -> None:
+    agent.answers["events"] = [answers.event("one"), answers.event("two")]
+    assert xenlb("events").stdout == (
+        "01-02 03:04:05.678 mail2: one\n01-02 03:04:05.678 mail2: two\n"
+    )
+    lines = xenlb("events", "--json").stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
+
+
+def test_events_follow_until_interrupted(agent: SmallAgent) -> None:
+    agent.answers["events"] = [answers.event("one")]
+    process = subprocess.Popen(
+        [*COMMAND, "--socket", str(agent.socket), "events", "--follow"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TZ": "UTC"},
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "01-02 03:04:05.678 mail2: one\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "\n")
+
+
+class Terminal:
+    """A process on a terminal of its own."""
+
+    def __init__(self, *arguments: str, columns: int = 80) -> None:
+        ours, its = pty.openpty()
+        self._fd = ours
+        self._process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            start_new_session=True,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "LC_ALL": "C.UTF-8",
+                "TERM": "xterm-256color",
+                "COLUMNS": str(columns),
+                "LINES": "40",
+            },
+        )
+        os.close(its)
+        self.shown = ""
+
+    def read_until(self, text: str | None, seconds: float = 30) -> None:
+        """Until `text` was shown; None: to the end."""
+        until = time.monotonic() + seconds
+        while text is None or text not in self.shown:
+            ready, _, _ = select.select([self._fd], [], [], max(0, until - time.monotonic()))
+            assert ready, f"{text!r} was not shown, but: {self.shown}"
+            try:
+                data = os.read(self._fd, 65536)
+            except OSError:  # EIO: the process has closed its side
+                data = b""
+            if not data:
+                assert text is None, f"{text!r} was not shown, but: {self.shown}"
+                return
+            self.shown += data.decode()
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        self.read_until(None)
+        os.close(self._fd)
+        return self._process.wait(30)
+
+
+def plain(shown: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+
+
+def test_colours_on_a_terminal(agent: SmallAgent) -> None:
+    agent.answers["status"] = answers.status()
+    terminal = Terminal("--socket", str(agent.socket), "status", columns=100)
+    assert terminal.end() == 0
+    assert "\x1b[32mserving" in terminal.shown, "green"
+    shown = plain(terminal.shown)
+    assert re.search(r"mail1 +10\.0\.0\.11 +serving +2 +12 +3 +up +3m", shown)
+    assert "asked for poweroff" in shown
+
+
+def test_watch(agent: SmallAgent) -> None:
+    """Shows what changes, waits for an agent that is away, and leaves the screen in order."""
+    answer = answers.status()
+    agent.answers["status"] = lambda _: answer
+    terminal = Terminal("--socket", str(agent.socket), "status", "--watch", columns=100)
+    terminal.read_until("mail1")
+    answer["services"][0]["name"] = "post"
+    terminal.read_until("post")
+    agent.socket.rename(agent.socket.with_name("away"))
+    terminal.read_until("cannot be reached")
+    agent.socket.with_name("away").rename(agent.socket)
+    answer["services"][0]["name"] = "letters"
+    terminal.read_until("letters")
+    terminal.interrupt()
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.shown
+    assert terminal.shown.rstrip().endswith(("\x1b[?1049l", "\x1b[?25h", "\x1b[?1049l\x1b[?25h"))
+
+
+def test_watch_as_json(agent: SmallAgent) -> None:
+    agent.answers["status"] = {"n": 1}
+    process = subprocess.Popen(
+        [*COMMAND, "--socket", str(agent.socket), "status", "--watch", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ['{"n": 1}\n'] * 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (172800, "2d")]
+)
+def test_age(seconds: float, shown: str) -> None:
+    assert layout.age("2026-01-01T00:00:00Z", 1767225600 + seconds) == shown
