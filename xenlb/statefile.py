@@ -185,7 +185,7 @@ def _read_check(item: list[Any]) -> Check:
 
 
 def _guest(guest: Guest) -> dict[str, Any]:
-    request, death, drain = guest.request, guest.death, guest.drain
+    request, drain = guest.request, guest.drain
     return {
         "id": _owner(guest.id),
         "name": guest.name,
@@ -195,7 +195,7 @@ def _guest(guest: Guest) -> dict[str, Any]:
         "booted": guest.booted,
         "recheck": guest.recheck,
         "request": request and [request.ask.value, request.at, request.deadline],
-        "death": death and [death.incarnation, death.at],
+        "deaths": [[death.incarnation, death.at] for death in guest.deaths],
         "drain": drain and [drain.reason, drain.by, drain.since, drain.deadline],
         "found": [[str(found.address), found.source.value] for found in guest.found],
         # A guest that joined by its metadata is a member before libvirt has been asked again.
@@ -210,7 +210,7 @@ def _read_guest(item: dict[str, Any]) -> Guest:
     owner = _read_owner(item["id"])
     if owner is None:
         raise ValueError("a guest without identity")
-    request, death, drain = item["request"], item["death"], item["drain"]
+    request, drain = item["request"], item["drain"]
     return Guest(
         id=owner,
         name=str(item["name"]),
@@ -220,7 +220,7 @@ def _read_guest(item: dict[str, Any]) -> Guest:
         booted=float(item["booted"]),
         recheck=float(item["recheck"]),
         request=request and Request(ask=Ask(request[0]), at=request[1], deadline=request[2]),
-        death=death and Death(incarnation=death[0], at=death[1]),
+        deaths=tuple(Death(incarnation=number, at=at) for number, at in item["deaths"]),
         drain=drain and Drain(reason=drain[0], by=drain[1], since=drain[2], deadline=drain[3]),
         found=tuple(
             Found(address=ip_address(address), source=Source(source))

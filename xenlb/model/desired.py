@@ -3,16 +3,14 @@
 `standing` is the one place that decides a weight; the table and the status are made from it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from xenlb.ipvs.table import Entry, IPAddress, Server, ServerKey, Service, ServiceKey, Table
-from xenlb.model.events import GuestId
+from xenlb.ipvs.table import Entry, Server, ServerKey, Service, ServiceKey, Table
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.members import Candidate, candidates, claims
-from xenlb.model.settings import OnFailure, ServiceSettings
-from xenlb.model.state import Admission, State
+from xenlb.model.settings import ServiceSettings
+from xenlb.model.state import Admission, Candidate, State
 
 
 class ServerPhase(StrEnum):
@@ -113,16 +111,17 @@ def _up(
         reason, up, since = "check passed", True, max(health.since, admission.at)
     else:
         reason, up, since = health.detail, False, health.since
-    if not up and service.on_failure is OnFailure.QUIESCE:
+    if admission.quiesced:
         return Standing(phase=ServerPhase.FAILED, weight=0, reason=reason, since=since)
-    if not up:  # settle() would have removed it, were it free to go
+    weight, deadline = _ramped(candidate.weight, service, admission, now)
+    if not up:  # settle() would have taken it out, were it free to go
         return Standing(
             phase=ServerPhase.FAILED,
-            weight=candidate.weight,
+            weight=weight,
             reason=f"{reason}; kept for keep-in-service",
             since=since,
+            deadline=deadline,
         )
-    weight, deadline = _ramped(candidate.weight, service, admission, now)
     if deadline is not None:
         reason = "slow start"
     return Standing(
@@ -139,8 +138,9 @@ def _ramped(
     passed = max(0.0, now - admission.at)
     if passed >= service.slow_start:
         return weight, None
-    step = int(weight * passed / service.slow_start)
-    return max(1, step), admission.at + service.slow_start * (max(1, step) + 1) / weight
+    # A trifle more, so that at the time a step is due, as reckoned here, it is taken.
+    step = max(1, int(weight * passed / service.slow_start + 1e-6))
+    return step, admission.at + service.slow_start * (step + 1) / weight
 
 
 def next_deadline(state: State, now: float) -> float | None:
@@ -148,32 +148,24 @@ def next_deadline(state: State, now: float) -> float | None:
     times = [g.request.deadline for g in state.guests.values() if g.request is not None]
     ramps = {slot: entry for slot, entry in state.admitted.items() if entry.ramp}
     if ramps:
-        owners = claims(state)
         for service in state.settings.services:
             if service.slow_start <= 0:
                 continue
-            for candidate in candidates(service, state, owners):
+            for candidate in state.candidates[service.name]:
                 if candidate.slot in ramps:
                     step = _ramped(candidate.weight, service, ramps[candidate.slot], now)[1]
                     times += [] if step is None else [step]
     return min(times, default=None)
 
 
-def desired(
-    services: Iterable[ServiceSettings],
-    state: State,
-    now: float,
-    owners: Mapping[IPAddress, GuestId | None] | None = None,
-) -> Table:
+def desired(services: Iterable[ServiceSettings], state: State, now: float) -> Table:
     """The kernel services of these services, each with the servers it should have at `now`."""
-    if owners is None:
-        owners = claims(state)
     entries: dict[ServiceKey, Entry] = {}
     for service in services:
         servers: dict[ServiceKey, dict[ServerKey, Server]] = {
             key: {} for key in service.kernel_keys()
         }
-        for candidate in candidates(service, state, owners):
+        for candidate in state.candidates[service.name]:
             weight = standing(candidate, service, state, now).weight
             if weight is not None and candidate.slot is not None:
                 servers[candidate.service][candidate.slot.server] = server_of(
@@ -193,7 +185,7 @@ def _with_sorry(
     sorry = service.sorry_key(key)
     if sorry is None or any(server.weight > 0 for server in servers.values()):
         return servers
-    return servers | {sorry: server_of(service, sorry, 1)}
+    return {sorry: server_of(service, sorry, 1)} | servers  # one of them that drains keeps 0
 
 
 def service_of(service: ServiceSettings, key: ServiceKey) -> Service:

@@ -14,7 +14,8 @@ PAUSED      the domain exists and its CPUs stand still. Weight 0, not removed: c
 
 Phases change by happenings. Each belongs to one incarnation of the guest (libvirt's domain id):
 START says what a new incarnation begins as, TABLE what happens to the present one; those of older
-incarnations change nothing. Facts that shape it, all seen on Xen 4.17 and libvirt 9.0:
+incarnations, which died or were followed by another, change nothing. Facts that shape it, all seen
+on Xen 4.17 and libvirt 9.0:
 
 * libvirt says nothing when a shutdown is asked for. The request is seen in xenstore (Xen) or QMP
   (QEMU); on LXC not at all, there the first sign is STOPPED.
@@ -23,7 +24,7 @@ incarnations change nothing. Facts that shape it, all seen on Xen 4.17 and libvi
 * libvirt's STARTED comes seconds after the domain exists. A request or a death may be seen before
   it, so both are remembered with their incarnation, and a late STARTED undoes neither.
 * QEMU starts with RESUMED, then STARTED; it reboots inside its domain, with the same domain id,
-  and says SHUTDOWN first even then.
+  and says SHUTDOWN first even then. LXC's REBOOT brings a new id and no STARTED.
 * A request may be ignored, or come too early in a boot. A guest still there when the grace is over
   is UP again.
 """
@@ -63,6 +64,7 @@ _A, _U, _L, _S, _P = Phase.ABSENT, Phase.UP, Phase.LEAVING, Phase.SUSPENDING, Ph
 START: dict[Happening, Phase] = {
     Happening.RUNNING: Phase.UP,
     Happening.RESUMED: Phase.UP,
+    Happening.REBOOTED: Phase.UP,
     Happening.PAUSED: Phase.PAUSED,
     Happening.ASKED_TO_GO: Phase.LEAVING,
     Happening.ASKED_TO_SUSPEND: Phase.SUSPENDING,
@@ -114,8 +116,9 @@ class Guest:
 
     `incarnation`: libvirt's domain id of the present or last domain. `since`: when the phase
     began. `booted`: when this boot of it began: what was admitted before is gone. `recheck`: checks
-    begun before then say nothing of it now. `heard`: when its life was last heard of: a listing
-    begun before that is older news.
+    begun before then say nothing of it now. `heard`, `metadata_heard`: when its life, its metadata
+    was last heard of: a listing begun before that is older news. `deaths`: those of the last
+    minute, of any of its incarnations.
     """
 
     id: GuestId
@@ -126,46 +129,45 @@ class Guest:
     booted: float = 0.0
     recheck: float = 0.0
     heard: float = 0.0
+    metadata_heard: float = 0.0
     request: Request | None = None
-    death: Death | None = None
+    deaths: tuple[Death, ...] = ()
     drain: Drain | None = None
     found: tuple[Found, ...] = ()
     refused: tuple[Refused, ...] = ()
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
 
-    def is_dead(self, incarnation: int | None, at: float) -> bool:
-        """Was this incarnation seen to die, so short ago that late news of it may still come?
+    def is_dead(self, incarnation: int, at: float) -> bool:
+        """Is this incarnation over, since so short a time that late news of it may still come?
 
         Not for ever: LXC's domain ids are process ids, which are used again.
         """
-        return (
-            self.death is not None
-            and self.death.incarnation == incarnation
-            and at - self.death.at < DEATH_REMEMBERED
+        return any(
+            death.incarnation == incarnation and at - death.at < DEATH_REMEMBERED
+            for death in self.deaths
         )
 
 
 def hear(guest: Guest, happening: Happening, *, at: float, incarnation: int | None) -> Guest:
     """The guest after a happening of one of its incarnations.
 
-    `incarnation` None means that the source could not say which: then it is the present one.
-    Total: what does not apply returns the guest as it was.
+    `incarnation` None means that the source could not say which: then it is the present one, and
+    nothing begins with it. Total: what does not apply returns the guest as it was.
     """
-    present = guest.phase is not Phase.ABSENT and incarnation in (None, guest.incarnation)
+    runs = guest.phase is not Phase.ABSENT
     if incarnation is None:
         incarnation = guest.incarnation
+        if incarnation is None or not (runs or happening is Happening.REBOOTED):
+            return guest
+    present = incarnation == guest.incarnation
     if happening is Happening.GONE:
-        if present or guest.phase is Phase.ABSENT:
-            return _gone(guest, at=at, incarnation=incarnation)
-        return guest  # an older incarnation than the one that runs
-    if happening is Happening.REBOOTED:
-        if present or guest.phase is Phase.ABSENT:
-            return _boot(guest, TABLE[happening][guest.phase], at=at, incarnation=incarnation)
-        return guest
+        return _gone(guest, at=at, incarnation=incarnation)
+    if happening is Happening.REBOOTED and present:  # QEMU said SHUTDOWN before: back from the dead
+        return _boot(guest, TABLE[happening][guest.phase], at=at, incarnation=incarnation)
     if guest.is_dead(incarnation, at):
         return guest
-    if present:
+    if runs and present:
         phase = TABLE[happening][guest.phase]
         if phase is guest.phase:
             return guest
@@ -175,15 +177,17 @@ def hear(guest: Guest, happening: Happening, *, at: float, incarnation: int | No
     if happening not in START or (
         # Only a start replaces a domain that runs: a request for another incarnation than the one
         # that is known to run is late news.
-        guest.phase is not Phase.ABSENT and START[happening] not in {Phase.UP, Phase.PAUSED}
+        runs and START[happening] not in {Phase.UP, Phase.PAUSED}
     ):
         return guest
     return _boot(guest, START[happening], at=at, incarnation=incarnation)
 
 
-def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int | None) -> Guest:
+def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int) -> Guest:
     """A boot begins: what was asked of the one before and found out about it is over."""
     same = incarnation == guest.incarnation
+    if guest.phase is not Phase.ABSENT and not same and guest.incarnation is not None:
+        guest = _with_death(guest, at=at, incarnation=guest.incarnation)
     return replace(
         guest,
         phase=phase,
@@ -192,15 +196,23 @@ def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int | None) -> 
         booted=at,
         recheck=at,
         request=None,
-        death=None,
+        deaths=tuple(death for death in guest.deaths if death.incarnation != incarnation),
         drain=None,
         found=guest.found if same else (),
         refused=guest.refused if same else (),
     )
 
 
-def _gone(guest: Guest, *, at: float, incarnation: int | None) -> Guest:
-    death = guest.death if incarnation is None else Death(incarnation=incarnation, at=at)
-    if guest.phase is Phase.ABSENT:
-        return replace(guest, death=death)
-    return replace(guest, phase=Phase.ABSENT, since=at, death=death, request=None, drain=None)
+def _gone(guest: Guest, *, at: float, incarnation: int) -> Guest:
+    guest = _with_death(guest, at=at, incarnation=incarnation)
+    if guest.phase is Phase.ABSENT or guest.incarnation != incarnation:
+        return guest  # it had gone already, or another one runs
+    return replace(guest, phase=Phase.ABSENT, since=at, request=None, drain=None)
+
+
+def _with_death(guest: Guest, *, at: float, incarnation: int) -> Guest:
+    """The guest with one more death to remember; those that nobody will speak of are dropped."""
+    if guest.is_dead(incarnation, at):
+        return guest
+    recent = (death for death in guest.deaths if at - death.at < DEATH_REMEMBERED)
+    return replace(guest, deaths=(*recent, Death(incarnation=incarnation, at=at)))

@@ -6,8 +6,8 @@ belongs to another guest or to a host of the configuration, whatever it reports.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from uuid import UUID
 
 from xenlb.ipvs.table import (
     AddressKey,
@@ -22,25 +22,14 @@ from xenlb.ipvs.table import (
 from xenlb.model.events import Found, GuestId, MetadataService, Source, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import Member, ServiceSettings
-from xenlb.model.state import Slot, State
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A server that a service may have. `slot` None: its address is not known, `why` says more."""
-
-    owner: GuestId | None
-    service: ServiceKey
-    slot: Slot | None
-    target: Target | None
-    weight: int
-    why: str = ""
+from xenlb.model.state import Candidate, Slot, State
 
 
 @lru_cache(maxsize=65536)
-def member_for(service: ServiceSettings, name: str, uuid: str) -> Member | None:
+def member_for(service: ServiceSettings, name: str, uuid: UUID) -> Member | None:
     """The first entry of the service's `servers` that means this guest."""
-    return next((member for member in service.servers if member.matches(name, uuid)), None)
+    text = str(uuid)
+    return next((member for member in service.servers if member.matches(name, text)), None)
 
 
 def joined(service: ServiceSettings, guest: Guest) -> MetadataService | None:
@@ -52,30 +41,50 @@ def joined(service: ServiceSettings, guest: Guest) -> MetadataService | None:
 
 def is_member(service: ServiceSettings, guest: Guest) -> bool:
     return (
-        member_for(service, guest.name, str(guest.id.uuid)) is not None
+        member_for(service, guest.name, guest.id.uuid) is not None
         or joined(service, guest) is not None
     )
 
 
 def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:
-    return tuple(service for service in state.settings.services if is_member(service, guest))
+    return _services_of(state.settings.services, guest.name, guest.id.uuid, guest.metadata)
+
+
+@lru_cache(maxsize=4096)
+def _services_of(
+    services: tuple[ServiceSettings, ...],
+    name: str,
+    uuid: UUID,
+    metadata: tuple[MetadataService, ...],
+) -> tuple[ServiceSettings, ...]:
+    asked = {entry.name for entry in metadata}
+    return tuple(
+        service
+        for service in services
+        if member_for(service, name, uuid) is not None
+        or (service.from_metadata and service.name in asked)
+    )
 
 
 def addresses(service: ServiceSettings, guest: Guest) -> Iterator[Found]:
     """Every address given for the guest as a server of the service, best source first."""
-    member = member_for(service, guest.name, str(guest.id.uuid))
+    yield from written(service, guest)
+    yield from guest.found
+
+
+def written(service: ServiceSettings, guest: Guest) -> Iterator[Found]:
+    """Those that configuration and metadata give."""
+    member = member_for(service, guest.name, guest.id.uuid)
     if member is not None and member.address is not None:
         yield Found(address=member.address, source=Source.CONFIGURATION)
     entry = joined(service, guest)
     if entry is not None and entry.address is not None:
         yield Found(address=entry.address, source=Source.METADATA)
-    yield from guest.found
 
 
 def needs_address(service: ServiceSettings, guest: Guest) -> bool:
     """Must the guest's address be looked for, because neither configuration nor metadata has it?"""
-    written = {Source.CONFIGURATION, Source.METADATA}
-    return not any(found.source in written for found in addresses(service, guest))
+    return not any(written(service, guest))
 
 
 def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
@@ -84,31 +93,35 @@ def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
     Between equal sources the guest that runs longest keeps it, so that a newcomer who reports a
     neighbour's address does not take it over.
     """
-    owners: dict[IPAddress, GuestId | None] = {}
+    owners: dict[IPAddress, GuestId | None] = {
+        member.host: None
+        for service in state.settings.services
+        for member in service.servers
+        if member.host is not None
+    }
     ranked = sorted(
         (
-            (_rank(found.source), guest.booted, guest.id, found.address)
+            (_RANKS[found.source], guest.booted, guest.id, found.address)
             for guest in state.guests.values()
             if guest.phase is not Phase.ABSENT
-            for service in services_of(state, guest)
-            for found in addresses(service, guest)
+            for found in claimed(state, guest)
         ),
         key=lambda claim: (claim[0], claim[1], claim[2].uri, claim[2].uuid.int),
     )
-    for service in state.settings.services:
-        for member in service.servers:
-            if member.host is not None:
-                owners[member.host] = None
     for _, _, guest_id, address in ranked:
         owners.setdefault(address, guest_id)
     return owners
 
 
+def claimed(state: State, guest: Guest) -> tuple[Found, ...]:
+    """Every address given for the guest as a server of any service."""
+    services = services_of(state, guest)
+    if not services:
+        return ()
+    return (*(found for service in services for found in written(service, guest)), *guest.found)
+
+
 _RANKS = {source: rank for rank, source in enumerate(Source)}
-
-
-def _rank(source: Source) -> int:
-    return _RANKS[source]
 
 
 def candidates(
@@ -118,23 +131,29 @@ def candidates(
 
     `owners`: `claims` of the same state. Guests that do not run are candidates too.
     """
-    guests = sorted(
-        (guest for guest in state.guests.values() if is_member(service, guest)),
-        key=lambda guest: (guest.name, guest.id.uri),
-    )
+    guests = [
+        (guest.id, _weight(service, guest), *_address(service, guest, owners))
+        for guest in sorted(
+            (guest for guest in state.guests.values() if is_member(service, guest)),
+            key=lambda guest: (guest.name, guest.id),
+        )
+    ]
     for key in service.kernel_keys():
         taken: set[ServerKey] = set()
         for member in service.servers:
             if member.host is not None:
                 yield _candidate(service, key, None, member.host, weight=member.weight, taken=taken)
-        for guest in guests:
-            entry = joined(service, guest)
-            written = member_for(service, guest.name, str(guest.id.uuid))
-            weight = None if written is None else written.weight
-            if weight is None and entry is not None:
-                weight = entry.weight
-            address, why = _address(service, guest, owners)
-            yield _candidate(service, key, guest.id, address, weight=weight, taken=taken, why=why)
+        for owner, weight, address, why in guests:
+            yield _candidate(service, key, owner, address, weight=weight, taken=taken, why=why)
+
+
+def _weight(service: ServiceSettings, guest: Guest) -> int | None:
+    """What the configuration's entry says, else the guest's metadata; None: the service's."""
+    member = member_for(service, guest.name, guest.id.uuid)
+    if member is not None and member.weight is not None:
+        return member.weight
+    entry = joined(service, guest)
+    return None if entry is None else entry.weight
 
 
 def _address(

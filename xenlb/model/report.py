@@ -18,8 +18,8 @@ from xenlb.ipvs.table import (
 from xenlb.model.desired import Standing, standing
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest
-from xenlb.model.members import Candidate, candidates, claims, services_of
-from xenlb.model.state import State
+from xenlb.model.members import services_of
+from xenlb.model.state import Candidate, State
 
 Wall = Callable[[float], str]
 Failures = Mapping[tuple[ServiceKey, ServerKey | None], str]
@@ -36,12 +36,11 @@ def services(
     only: str | None = None,
 ) -> list[dict[str, Any]]:
     """The `services` of `status --json`; `only` one by name. `table` is what the kernel has."""
-    owners = claims(state)
     shown = []
     for service in state.settings.services:
         if only is not None and service.name != only:
             continue
-        found = tuple(candidates(service, state, owners))
+        found = state.candidates[service.name]
         for key in service.kernel_keys():
             mine = [candidate for candidate in found if candidate.service == key]
             servers = [

@@ -1,4 +1,4 @@
-"""After every step: which servers are let into the table, which have left it, what is probed.
+"""After every step: who may serve, what is probed, who is let into the table and who has left it.
 
 A server, once let in, stays for as long as its guest is drained, leaving or paused (its weight is
 0 then, see desired.py): its connections go on. It leaves when its guest is gone or boots anew, when
@@ -8,34 +8,114 @@ its address or its service is, or when it fails its check while nothing else is 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from xenlb.model.events import Target
+from xenlb.ipvs.table import IPAddress
+from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, may_leave
-from xenlb.model.members import Candidate, candidates, claims
+from xenlb.model.members import candidates, claimed, claims, is_member
 from xenlb.model.settings import OnFailure, ServiceSettings
-from xenlb.model.state import Admission, Slot, State
+from xenlb.model.state import Admission, Candidate, Slot, State
 
 
-def settle(state: State, names: frozenset[str] | None, at: float) -> State:
-    """The state with admissions and probes drawn anew for the named services; None means all."""
-    services = [s for s in state.settings.services if names is None or s.name in names]
-    owners = claims(state)
-    found = {service.name: tuple(candidates(service, state, owners)) for service in services}
-    state = _with_targets(state, services, found, at)
-    if names is None:
-        admitted: dict[Slot, Admission] = {}
+def settle(
+    before: State, state: State, names: frozenset[str] | None, at: float
+) -> tuple[State, frozenset[str] | None]:
+    """The state with all that follows from the rest drawn anew, and for which services it was.
+
+    `names`: the services where something changed; None means all. `before` is the settled state
+    that `state` was made from.
+    """
+    afresh = state.settings is not before.settings
+    if afresh:
+        names = None
+        state = _drawn(state, state.settings.services, claims(state))
     else:
-        keys = {key for service in services for key in service.kernel_keys()}
-        admitted = {slot: e for slot, e in state.admitted.items() if slot.service not in keys}
+        changed = _changed(before, state)
+        if changed:
+            owners = claims(state)
+            redrawn = _contested(before, state, changed, owners)
+            named = (s for s in state.settings.services if s.name in redrawn)
+            state = _drawn(state, named, owners)
+            names = None if names is None else names | redrawn
+    services = [s for s in state.settings.services if names is None or s.name in names]
+    state = _with_targets(state, services, _carried(before, at) if afresh else None, at)
+    admitted = {} if afresh else dict(state.admitted)
+    for service in services if not afresh else ():
+        for candidate in before.candidates[service.name]:
+            if candidate.slot is not None:
+                admitted.pop(candidate.slot, None)
     for service in services:
-        admitted |= _admitted(service, found[service.name], state, at)
-    return replace(state, admitted=admitted)
+        admitted |= _admitted(service, state, at)
+    return replace(state, admitted=admitted), names
+
+
+def _drawn(
+    state: State,
+    services: Iterable[ServiceSettings],
+    owners: Mapping[IPAddress, GuestId | None],
+) -> State:
+    """The state with the candidates of these services drawn anew."""
+    names = {service.name for service in state.settings.services}
+    kept = {name: found for name, found in state.candidates.items() if name in names}
+    fresh = {service.name: tuple(candidates(service, state, owners)) for service in services}
+    return replace(state, owners=owners, candidates=kept | fresh)
+
+
+def _changed(before: State, state: State) -> tuple[Guest, ...]:
+    """The guests, as they were and as they are, whose change may be one of candidates."""
+    changed: list[Guest] = []
+    for key in before.guests.keys() | state.guests.keys():
+        was, now = before.guests.get(key), state.guests.get(key)
+        if was is not now and (was is None or now is None or _draws(was) != _draws(now)):
+            changed += (guest for guest in (was, now) if guest is not None)
+    return tuple(changed)
+
+
+def _draws(guest: Guest) -> tuple[object, ...]:
+    """What of a guest goes into `candidates` and `claims`."""
+    running = guest.phase is not Phase.ABSENT
+    return guest.name, running, guest.booted, guest.found, guest.refused, guest.metadata
+
+
+def _contested(
+    before: State,
+    state: State,
+    changed: tuple[Guest, ...],
+    owners: Mapping[IPAddress, GuestId | None],
+) -> frozenset[str]:
+    """The services of the changed guests, and of all who are given an address that changed hands
+    with them (and some more, where that is cheaper than to look closer)."""
+    addresses = {found.address for guest in changed for found in claimed(state, guest)}
+    moved = {each for each in addresses if before.owners.get(each, "") != owners.get(each, "")}
+    affected = list(changed)
+    for guest in state.guests.values() if moved else ():
+        given = (*(f.address for f in guest.found), *(m.address for m in guest.metadata))
+        if not moved.isdisjoint(given):
+            affected.append(guest)
+    return frozenset(
+        service.name
+        for service in state.settings.services
+        if any(is_member(service, guest) for guest in affected)
+        or any(member.address in moved for member in service.servers)
+    )
+
+
+def _carried(before: State, at: float) -> Mapping[Slot, Health]:
+    """What is known of each server in the table, for a check it was never probed by: what the one
+    before said. A new check does not take servers out before it was tried."""
+    unchecked = Health(valid_from=at, up=True, since=at, detail="let in without a check")
+    return {
+        candidate.slot: before.health[candidate.target] if candidate.target else unchecked
+        for found in before.candidates.values()
+        for candidate in found
+        if candidate.slot is not None and candidate.slot in before.admitted
+    }
 
 
 def _with_targets(
     state: State,
     services: Iterable[ServiceSettings],
-    found: Mapping[str, Iterable[Candidate]],
+    carried: Mapping[Slot, Health] | None,
     at: float,
 ) -> State:
     known = {service.name for service in state.settings.services}
@@ -43,16 +123,21 @@ def _with_targets(
     health = dict(state.health)
     for service in services:
         targets = set()
-        for candidate in found[service.name]:
+        for candidate in state.candidates[service.name]:
             guest = _guest(candidate, state)
             if candidate.target is None or (guest is not None and guest.phase is Phase.ABSENT):
                 continue
             targets.add(candidate.target)
             have = health.get(candidate.target)
             recheck = 0.0 if guest is None else guest.recheck
-            if have is None or have.valid_from < recheck:
+            verdict = carried.get(candidate.slot) if carried and candidate.slot else None
+            if have is None and verdict is not None:
+                health[candidate.target] = replace(verdict, valid_from=at, against=0)
+            elif have is None or have.valid_from < recheck:
                 health[candidate.target] = Health(valid_from=max(at, recheck))
         probed[service.name] = frozenset(targets)
+    if probed == state.probed and carried is None:
+        return replace(state, health=health)
     used: set[Target] = set().union(*probed.values())
     return replace(
         state,
@@ -61,43 +146,52 @@ def _with_targets(
     )
 
 
-def _admitted(
-    service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
-) -> dict[Slot, Admission]:
+def _admitted(service: ServiceSettings, state: State, at: float) -> dict[Slot, Admission]:
     """The servers of one service that are in the table now."""
     admitted: dict[Slot, Admission] = {}
-    free: list[tuple[float, Slot]] = []  # fail their check and may be taken out for it
+    failing: list[tuple[float, Slot]] = []  # and may be taken out for it
     able = out = 0  # servers that serve or have served in this boot; of them, those that left
-    for candidate in found:
+    for candidate in state.candidates[service.name]:
         slot, guest = candidate.slot, _guest(candidate, state)
         if slot is None or (guest is not None and guest.phase is Phase.ABSENT):
             continue
         before = state.admitted.get(slot)
         if before is not None and guest is not None and before.at < guest.booted:
             before = None
-        in_service = guest is None or (guest.phase is Phase.UP and guest.drain is None)
-        if before is not None and not in_service:
-            admitted[slot] = before
-        if not in_service:
+        if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
+            if before is not None:
+                admitted[slot] = before
             continue
         verdict = state.health[candidate.target] if candidate.target is not None else None
         up = True if verdict is None else verdict.up
         able += up is not None
-        if before is None and up:
-            admitted[slot] = Admission(at=at, ramp=service.slow_start > 0)
-        elif before is not None:
-            admitted[slot] = before
-            if up is False and verdict is not None:
-                free.append((verdict.since, slot))
-        else:
+        if before is None:
+            if up:
+                admitted[slot] = Admission(at=at, ramp=service.slow_start > 0)
             out += up is False
-    if service.on_failure is OnFailure.REMOVE:
-        free.sort(key=lambda failed: failed[0])  # the longest failed leave first
-        for _, slot in free[: may_leave(of=able, out=out, share=service.keep_in_service)]:
-            del admitted[slot]
-    if not any(slot in state.admitted for slot in admitted):  # the first needs all its weight now
-        admitted = {slot: replace(entry, ramp=False) for slot, entry in admitted.items()}
-    return admitted
+        elif up and before.quiesced:
+            admitted[slot] = Admission(at=at, ramp=service.slow_start > 0)
+        elif up is False and verdict is not None:
+            admitted[slot] = before
+            if before.quiesced and service.on_failure is OnFailure.QUIESCE:
+                out += 1
+            else:
+                failing.append((verdict.since, slot))
+        else:
+            admitted[slot] = before
+    failing.sort(key=lambda failed: failed[0])  # the longest failed leave first
+    for _, slot in failing[: may_leave(of=able, out=out, share=service.keep_in_service)]:
+        match service.on_failure:
+            case OnFailure.REMOVE:
+                del admitted[slot]
+            case OnFailure.QUIESCE:
+                admitted[slot] = replace(admitted[slot], quiesced=True)
+    # The first server of a kernel service needs all its weight now.
+    served = {slot.service for slot in admitted if slot in state.admitted}
+    return {
+        slot: entry if slot.service in served or not entry.ramp else replace(entry, ramp=False)
+        for slot, entry in admitted.items()
+    }
 
 
 def _guest(candidate: Candidate, state: State) -> Guest | None:

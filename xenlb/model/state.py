@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from xenlb.ipvs.table import ServerKey, ServiceKey
+from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health
@@ -21,11 +21,25 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A server that a service may have. `slot` None: its address is not known, `why` says more."""
+
+    owner: GuestId | None
+    service: ServiceKey
+    slot: Slot | None
+    target: Target | None
+    weight: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """A server was let into the table at `at`; `ramp`: its weight grows by slow-start."""
+    """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
+    it failed its check since, and on-failure says that it stays without new connections."""
 
     at: float
     ramp: bool = False
+    quiesced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +54,18 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`probed`: by service name, what is to be probed for it; `health` has exactly these."""
+    """`owners`: whose an address is (None: a configured host's). By service name: `candidates`, who
+    may serve it, and `probed`, what is to be probed for it; `health` has exactly these. `admitted`:
+    who is in the table. All five follow from the rest, drawn by settle.py.
+    """
 
     settings: Settings = field(default_factory=Settings)
     problems: tuple[Problem, ...] = ()
     configured_at: float = 0.0
     links: Mapping[str, Link] = field(default_factory=dict)
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
+    owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
+    candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     probed: Mapping[str, frozenset[Target]] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
     admitted: Mapping[Slot, Admission] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from xenlb.model.events import (
     Disconnected,
     DrainAsked,
     Event,
-    GuestId,
+    Found,
     Listed,
     MetadataChanged,
     Paused,
@@ -29,14 +29,13 @@ from xenlb.model.events import (
     Resumed,
     Started,
     Stopped,
-    Target,
     Tick,
     Undefined,
     UndrainAsked,
 )
 from xenlb.model.guest import Drain, Guest, Happening, Phase, Request, hear
 from xenlb.model.health import judge
-from xenlb.model.members import claims, is_member, services_of
+from xenlb.model.members import services_of
 from xenlb.model.settle import settle
 from xenlb.model.state import Link, Note, State
 
@@ -69,7 +68,7 @@ def step(state: State, event: Event) -> Step:
                 links=links,
                 guests=guests,
             )
-            return _settled(known, None, at, Note(at=at, text="configuration loaded"))
+            return _settled(state, known, None, at, Note(at=at, text="configuration loaded"))
         case ConfigurationRefused(at=at, problems=problems):
             text = f"configuration refused, the last good one goes on: {problems[0]}"
             if len(problems) > 1:
@@ -104,7 +103,7 @@ def step(state: State, event: Event) -> Step:
                 return Step(state=state)
             names = _names(state, guest)
             guests = {key: value for key, value in state.guests.items() if key != guest_id}
-            return _settled(replace(state, guests=guests), names, event.at)
+            return _settled(state, replace(state, guests=guests), names, event.at)
         case Started() | Asked() | Died() | Stopped() | Crashed() | Paused() | Resumed():
             return _lived(state, event)
         case Rebooted():
@@ -130,23 +129,32 @@ def _lived(state: State, event: LifeEvent) -> Step:
             name=event.name,
             metadata=event.metadata,
             metadata_problems=event.metadata_problems,
+            metadata_heard=event.at,
         )
     happening, text = _happening(event)
     heard = hear(guest, happening, at=event.at, incarnation=event.incarnation)
-    if isinstance(event, Asked) and heard.phase in {Phase.LEAVING, Phase.SUSPENDING}:
+    present = event.incarnation in {None, heard.incarnation}
+    if isinstance(event, Asked) and present and _goes(heard, event.ask):
         heard = replace(
             heard,
             request=Request(ask=event.ask, at=event.at, deadline=event.at + _grace(state, heard)),
         )
-    heard = replace(heard, heard=event.at)
+    took = _took(guest, heard)
+    if took or present:  # news of a former incarnation says nothing of this one's life
+        heard = replace(heard, heard=event.at)
     changed = replace(state, guests={**state.guests, event.guest: heard})
-    late = "" if _took(guest, heard) or isinstance(event, Started) else ", which changes nothing"
+    late = "" if took or isinstance(event, Started) else ", which changes nothing"
     note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
-    return _settled(changed, _names(state, guest) | _names(changed, heard), event.at, note)
+    return _settled(state, changed, _names(state, guest) | _names(changed, heard), event.at, note)
+
+
+def _goes(guest: Guest, ask: Ask) -> bool:
+    """Does the guest go because of this request? Not if it was told to shut down before."""
+    return guest.phase is (Phase.SUSPENDING if ask is Ask.SUSPEND else Phase.LEAVING)
 
 
 def _took(before: Guest, after: Guest) -> bool:
-    return replace(before, heard=0.0) != replace(after, heard=0.0)
+    return replace(before, deaths=()) != replace(after, deaths=())
 
 
 def _happening(event: LifeEvent) -> tuple[Happening, str]:
@@ -182,9 +190,7 @@ def _grace(state: State, guest: Guest) -> float:
 
 
 def _names(state: State, guest: Guest) -> frozenset[str]:
-    return frozenset(
-        service.name for service in state.settings.services if is_member(service, guest)
-    )
+    return frozenset(service.name for service in services_of(state, guest))
 
 
 def _listed(state: State, event: Listed) -> Step:
@@ -219,19 +225,21 @@ def _listed(state: State, event: Listed) -> Step:
         else:
             notes.append(Note(at=event.at, guest=key, text="no longer known to libvirt"))
     changed = replace(state, links=links, guests=guests)
-    return _settled(changed, None, event.at, *notes)
+    return _settled(state, changed, None, event.at, *notes)
 
 
 def _described(guest: Guest | None, described: Described, event: Listed) -> Guest:
     if guest is None:
-        guest = Guest(id=described.guest, name=described.name, since=event.asked)
-    guest = replace(
-        guest,
-        name=described.name,
-        metadata=described.metadata,
-        metadata_problems=described.metadata_problems,
-    )
-    if guest.heard > event.asked:
+        guest = Guest(id=described.guest, name=described.name, since=event.at)
+    guest = replace(guest, name=described.name)
+    if guest.metadata_heard <= event.asked:
+        guest = replace(
+            guest,
+            metadata=described.metadata,
+            metadata_problems=described.metadata_problems,
+        )
+    other = guest.phase is Phase.ABSENT and described.incarnation != guest.incarnation
+    if guest.heard > event.asked and not other:
         return guest
     happening = {
         Power.OFF: Happening.GONE,
@@ -242,8 +250,8 @@ def _described(guest: Guest | None, described: Described, event: Listed) -> Gues
     if happening is Happening.GONE:
         if guest.phase is Phase.ABSENT:
             return guest
-        return hear(guest, happening, at=event.asked, incarnation=guest.incarnation)
-    return hear(guest, happening, at=event.asked, incarnation=described.incarnation)
+        return hear(guest, happening, at=event.at, incarnation=guest.incarnation)
+    return hear(guest, happening, at=event.at, incarnation=described.incarnation)
 
 
 def _probed(state: State, event: Probed) -> Step:
@@ -254,37 +262,37 @@ def _probed(state: State, event: Probed) -> Step:
     changed = replace(state, health={**state.health, event.target: after})
     if after.up is health.up:
         return Step(state=changed)
-    names = frozenset(
-        service.name for service in state.settings.services if service.check == event.target.check
-    )
+    names = frozenset(name for name, targets in state.probed.items() if event.target in targets)
     word = "passes" if after.up else "fails"
     note = Note(
         at=event.at,
         text=f"check {event.target} {word}: {event.detail}",
         warning=not after.up,
-        guest=_owner(state, event.target),
+        guest=state.owners.get(event.target.address),
     )
-    return _settled(changed, names, event.at, note)
-
-
-def _owner(state: State, target: Target) -> GuestId | None:
-    """Whose check it is, for the journal."""
-    return claims(state).get(target.address)
+    return _settled(state, changed, names, event.at, note)
 
 
 def _tick(state: State, at: float) -> Step:
     guests = dict(state.guests)
     notes: list[Note] = []
+    ramped = {slot.service for slot, entry in state.admitted.items() if entry.ramp}
+    names = {
+        service.name
+        for service in state.settings.services
+        if not ramped.isdisjoint(service.kernel_keys())
+    }
     for key, guest in state.guests.items():
         if guest.request is not None and guest.request.deadline <= at:
             after = hear(guest, Happening.GRACE_OVER, at=at, incarnation=guest.incarnation)
             guests[key] = replace(after, request=None)
+            names |= _names(state, guest)
             text = (
                 f"still runs {at - guest.request.at:.0f} s after it was asked for"
-                f" {guest.request.ask}: back into service"
+                f" {guest.request.ask}: {'still drained' if guest.drain else 'back into service'}"
             )
             notes.append(Note(at=at, guest=key, text=text, warning=True))
-    return _settled(replace(state, guests=guests), None, at, *notes)
+    return _settled(state, replace(state, guests=guests), frozenset(names), at, *notes)
 
 
 def _operator(state: State, event: DrainAsked | UndrainAsked) -> Step:
@@ -300,15 +308,14 @@ def _operator(state: State, event: DrainAsked | UndrainAsked) -> Step:
         drain, text = None, f"undrained by {event.by}"
     changed = replace(state, guests={**state.guests, event.guest: replace(guest, drain=drain)})
     note = Note(at=event.at, guest=event.guest, text=text)
-    return _settled(changed, _names(state, guest), event.at, note)
+    return _settled(state, changed, _names(state, guest), event.at, note)
 
 
 def _addresses(state: State, event: AddressesFound) -> Step:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
         return Step(state=state)
-    # An address stays until another is found: neighbour entries and reports come and go.
-    found = event.found or guest.found
+    found = _kept(guest.found, event.found)
     after = replace(guest, found=found, refused=event.refused)
     if after == guest:
         return Step(state=state)
@@ -327,14 +334,28 @@ def _addresses(state: State, event: AddressesFound) -> Step:
         if item not in guest.refused
     ]
     changed = replace(state, guests={**state.guests, guest.id: after})
-    return _settled(changed, _names(changed, after), event.at, *notes)
+    return _settled(state, changed, _names(changed, after), event.at, *notes)
+
+
+def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, ...]:
+    """What was found now; of a family that nothing was found of, what was found before.
+
+    Neighbour entries and reports come and go, and those of IPv4 and IPv6 apart from each other.
+    """
+    families = {item.address.version for item in found}
+    return found + tuple(item for item in before if item.address.version not in families)
 
 
 def _metadata(state: State, event: MetadataChanged) -> Step:
     guest = state.guests.get(event.guest)
     if guest is None:
         return Step(state=state)
-    after = replace(guest, metadata=event.services, metadata_problems=event.problems)
+    after = replace(
+        guest,
+        metadata=event.services,
+        metadata_problems=event.problems,
+        metadata_heard=event.at,
+    )
     changed = replace(state, guests={**state.guests, guest.id: after})
     notes = [
         Note(at=event.at, guest=guest.id, text=f"metadata: {problem}", warning=True)
@@ -343,8 +364,11 @@ def _metadata(state: State, event: MetadataChanged) -> Step:
     ]
     if after.metadata != guest.metadata:
         notes.append(Note(at=event.at, guest=guest.id, text="metadata changed"))
-    return _settled(changed, _names(state, guest) | _names(changed, after), event.at, *notes)
+    return _settled(state, changed, _names(state, guest) | _names(changed, after), event.at, *notes)
 
 
-def _settled(state: State, names: frozenset[str] | None, at: float, *notes: Note) -> Step:
-    return Step(state=settle(state, names, at), services=names, notes=notes)
+def _settled(
+    before: State, state: State, names: frozenset[str] | None, at: float, *notes: Note
+) -> Step:
+    state, names = settle(before, state, names, at)
+    return Step(state=state, services=names, notes=notes)
