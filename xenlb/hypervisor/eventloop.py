@@ -65,12 +65,17 @@ class EventLoop:
     _watched: dict[int, int] = field(default_factory=dict)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs on `loop` from now on. Handles and timers of an earlier loop are forgotten."""
+        """Runs on `loop` from now on, with the handles and timers of an earlier one."""
         if loop is self._loop:
             return
         self._loop = loop
-        for table in (self._handles, self._timers, self._by_fd, self._watched):
-            table.clear()
+        self._by_fd.clear()
+        self._watched.clear()
+        for handle in tuple(self._handles.values()):
+            self._soon(self._adopt, handle)
+        for timer in tuple(self._timers.values()):
+            timer.armed = None
+            self._soon(self._arm, timer)
 
     @property
     def idle(self) -> bool:
@@ -227,3 +232,8 @@ def install(loop: asyncio.AbstractEventLoop) -> EventLoop:
 
 def _silent(_context: object, _error: object) -> None:
     pass
+
+
+def installed() -> EventLoop | None:
+    """The process's event loop for libvirt, once there is one."""
+    return _installed
