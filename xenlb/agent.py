@@ -19,7 +19,7 @@ from xenlb import clock, statefile
 from xenlb.config import ConfigError, load
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
-from xenlb.ipvs.table import Snapshot, Table
+from xenlb.ipvs.table import IPAddress, Snapshot, Table
 from xenlb.journal import Journal
 from xenlb.model.desired import desired, next_deadline
 from xenlb.model.events import ConfigurationRefused, Configured, Event, Tick
@@ -66,7 +66,6 @@ class Agent:
         self._reader = reader or Kernel()  # another socket, for the thread that reads
         self._queue: deque[Event] = deque()
         self._taken: list[asyncio.Future[None]] = []
-        self.director_problems: tuple[str, ...] = ()
         self._news = asyncio.Event()
         self._snapshot: Snapshot | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -105,6 +104,19 @@ class Agent:
             return await asyncio.to_thread(kernel.read)
         finally:
             kernel.close()
+
+    def keep(
+        self,
+        *,
+        addresses: frozenset[tuple[str, IPAddress]] | None = None,
+        sysctls: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes down what the director has done, so that a restart knows it."""
+        if addresses is not None:
+            self.addresses = addresses
+        if sysctls is not None:
+            self.sysctls = {**sysctls, **self.sysctls}  # the first old value is the host's own
+        self._save()
 
     def resync(self) -> None:
         """Reads the whole table again now."""

@@ -48,8 +48,9 @@ class Daemon:
             self._loop.add_signal_handler(number, stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         # The lock of the socket comes first: two agents would undo each other's work.
-        async with ControlServer(self._socket, Verbs(self._agent).handlers()):
-            sources = Sources(self._agent)
+        sources = Sources(self._agent)
+        verbs = Verbs(self._agent, sources.director_problems)
+        async with ControlServer(self._socket, verbs.handlers()):
             self._agent.changed = sources.follow
             self._agent.configure(settings)
             tasks = [

@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from xenlb import clock
 from xenlb.agent import Agent
-from xenlb.director.addresses import ServiceAddresses
+from xenlb.director import sysctls
+from xenlb.director.addresses import Placed, ServiceAddresses
 from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.libvirt import LibvirtSource
@@ -22,6 +24,7 @@ from xenlb.model.state import State
 log = logging.getLogger(__name__)
 
 RELIST = 60.0  # seconds between two listings of a libvirt, should an event ever be lost
+SYSCTLS = 60.0  # seconds between two looks at the sysctls
 RESTART = 5.0  # seconds until a source that failed by a fault of its own runs again
 XEN_CAPABILITIES = Path("/proc/xen/capabilities")
 
@@ -36,12 +39,18 @@ class Sources:
         self._xenstores: dict[str, XenstoreSource] = {}
         self._health = HealthRunner(agent.emit, clock.now)
         self._finder = AddressFinder(agent.emit, clock.now, self._libvirts, self._xenstores)
-        self._addresses = ServiceAddresses(owned=agent.addresses)
+        self._addresses = ServiceAddresses(
+            frozenset(Placed(interface=name, address=address) for name, address in agent.addresses),
+            changed=self._keep_addresses,
+        )
+        self._findings: tuple[sysctls.Finding, ...] = ()
+        self._look_at_sysctls = asyncio.Event()
 
     def start(self) -> None:
         self._run("health", self._health.run)
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
+        self._run("sysctls", self._set_sysctls)
 
     async def stop(self) -> None:
         for name in list(self._tasks):
@@ -62,7 +71,8 @@ class Sources:
         if director.addresses is AddressPolicy.MANAGE:
             self._addresses.want(director.interface, wanted)
         else:
-            self._addresses.want(None, frozenset())
+            self._addresses.leave()
+        self._look_at_sysctls.set()
         for uri in state.links:
             if uri not in self._libvirts:
                 self._connect(uri)
@@ -80,6 +90,34 @@ class Sources:
             xenstore = XenstoreSource(uri, self._agent.emit, clock.now, find_dead=source.find_dead)
             self._xenstores[uri] = xenstore
             self._run(uri, xenstore.run)
+
+    def director_problems(self) -> list[str]:
+        """One sentence each, for `status`."""
+        addresses = [f"{a}: {why}" for a, why in self._addresses.problems.items()]
+        return addresses + [str(finding) for finding in self._findings]
+
+    def _keep_addresses(self) -> None:
+        self._agent.keep(
+            addresses=frozenset(
+                (placed.interface, placed.address) for placed in self._addresses.owned
+            )
+        )
+
+    async def _set_sysctls(self) -> None:
+        """Now, when the configuration changes, and now and then: others set them too."""
+        await self._agent.begun.wait()  # reading the table has loaded ip_vs, if anything can
+        while True:
+            self._look_at_sysctls.clear()
+            settings = self._agent.state.settings
+            forwards = sysctls.read("net.ipv4.ip_forward") == 1
+            needs = sysctls.needed(settings, sysctls.kernel_version(), forwards=forwards)
+            outcome = sysctls.apply(needs, settings.director.sysctls)
+            self._findings = outcome.findings
+            if outcome.changes:
+                self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYSCTLS):
+                    await self._look_at_sysctls.wait()
 
     def _run(self, name: str, source: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.create_task(supervise(name, source), name=name)

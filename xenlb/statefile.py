@@ -39,12 +39,13 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """`servers`: ours, with the libvirt URI of their guest. `sysctls`: values before ours."""
+    """`servers`: ours, with the libvirt URI of their guest. `addresses`: service addresses that we
+    put on an interface. `sysctls`: the values before ours."""
 
     state: State = field(default_factory=State)
     services: frozenset[ServiceKey] = frozenset()
     servers: Mapping[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
-    addresses: frozenset[IPAddress] = frozenset()
+    addresses: frozenset[tuple[str, IPAddress]] = frozenset()
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,7 +96,7 @@ def _encode(saved: Saved) -> dict[str, Any]:
         "boot": _boot_id(),
         "services": [_key(key) for key in saved.services],
         "servers": [[_key(k), _server(s), uri] for (k, s), uri in saved.servers.items()],
-        "addresses": sorted(str(address) for address in saved.addresses),
+        "addresses": sorted([name, str(address)] for name, address in saved.addresses),
         "sysctls": dict(saved.sysctls),
         "guests": [_guest(guest) for guest in state.guests.values()],
         "admitted": [
@@ -134,7 +135,7 @@ def _decode(data: dict[str, Any]) -> Saved:
         state=State(guests={g.id: g for g in guests}, admitted=admitted, health=health),
         services=frozenset(_read_key(key) for key in data["services"]),
         servers={(_read_key(k), _read_server(s)): str(uri) for k, s, uri in data["servers"]},
-        addresses=frozenset(ip_address(text) for text in data["addresses"]),
+        addresses=frozenset((str(name), ip_address(text)) for name, text in data["addresses"]),
         sysctls={str(name): str(value) for name, value in data["sysctls"].items()},
     )
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from xenlb import __version__, clock
@@ -19,8 +19,11 @@ Request = Mapping[str, object]
 
 
 class Verbs:
-    def __init__(self, agent: Agent) -> None:
+    """`director_problems`: what is not as it should be of service addresses and sysctls."""
+
+    def __init__(self, agent: Agent, director_problems: Callable[[], list[str]]) -> None:
         self._agent = agent
+        self._director_problems = director_problems
         self._started = clock.now()
 
     def handlers(self) -> dict[str, Handler]:
@@ -66,7 +69,7 @@ class Verbs:
             },
             "director": {
                 "interface": state.settings.director.interface,
-                "problems": list(agent.director_problems),
+                "problems": self._director_problems(),
             },
             "services": self._services(snapshot, only=None if only is None else str(only)),
         }

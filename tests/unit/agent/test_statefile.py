@@ -50,7 +50,7 @@ def saved() -> statefile.Saved:
         ),
         services=frozenset({KEY, MARK}),
         servers={(KEY, SERVER): "xen:///system", (MARK, SERVER): ""},
-        addresses=frozenset({ip_address("192.0.2.10")}),
+        addresses=frozenset({("front0", ip_address("192.0.2.10"))}),
         sysctls={"net.ipv4.vs.expire_nodest_conn": "0"},
     )
 
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) ->
     text = json.dumps(data | {key: value})
     path.write_text(text)
     found = statefile.load(path)
-    if value == {} or (key, value) == ("addresses", "text"):
+    if value == {}:
         return  # an empty mapping reads as an empty list
     assert found == statefile.Saved()
     assert (tmp_path / "state.broken").read_text() == text
