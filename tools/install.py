@@ -112,7 +112,8 @@ def dependencies(venv: Path, find_links: str | None) -> Path:
     if ready.is_dir():
         return ready
     for old in BUILD.glob("runtime-*"):
-        shutil.rmtree(old, ignore_errors=True)
+        if "new" not in old.name:
+            shutil.rmtree(old, ignore_errors=True)
     new = BUILD / f"runtime-new-{os.getpid()}"
     new.mkdir(parents=True)
     if from_venv:
@@ -127,7 +128,10 @@ def dependencies(venv: Path, find_links: str | None) -> Path:
         pip(["install", "--target", str(new), "--no-compile"], find_links)
         shutil.rmtree(new / "bin", ignore_errors=True)
     compile_to(new)
-    new.rename(ready)
+    try:
+        new.rename(ready)
+    except OSError:  # another one made the same meanwhile
+        shutil.rmtree(new)
     return ready
 
 
@@ -135,16 +139,15 @@ def pip(arguments: list[str], find_links: str | None) -> None:
     """Runs pip in an environment of its own: Debian's Python refuses it outside of one."""
     own = BUILD / "pip"
     if not (own / "bin" / "python").exists():
-        made = subprocess.run([sys.executable, "-m", "venv", own], capture_output=True, text=True)
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", own], capture_output=True, text=True, check=False
+        )
         if made.returncode:
             die(f"no virtual environment could be made; try: make deps\n{made.stdout}")
     print("fetching and building the dependencies (a minute)", flush=True)
     offline = ["--no-index", "--find-links", find_links] if find_links else []
-    done = subprocess.run(
-        [own / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
-        + [*arguments, "--quiet", *offline, *requirements()],
-        check=False,
-    )
+    command = [str(own / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *arguments, "--quiet", *offline, *requirements()], check=False)
     if done.returncode:
         die(
             "pip failed, see above. Building libvirt-python needs compiler and headers:"
@@ -153,9 +156,8 @@ def pip(arguments: list[str], find_links: str | None) -> None:
         )
 
 
-def environment(target: Path, *, prefix: str, ready: Path) -> None:
+def environment(target: Path, *, ready: Path) -> None:
     """A virtual environment by hand: what `python -m venv` makes, less what holds its path."""
-    del prefix
     new = target.with_name(f".{target.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     site = new / "lib" / PYTHON_FOLDER / "site-packages"
@@ -202,20 +204,33 @@ def plain_files(prefix: str) -> dict[str, tuple[bytes, int]]:
         text = unit.read_text().replace("/usr/local/", f"{prefix.rstrip('/')}/")
         files[f"lib/systemd/system/{unit.name}"] = (text.encode(), 0o644)
     for page in sorted((HERE / "man").glob("*.[1-9]")):
-        packed = gzip.compress(page.read_bytes(), mtime=0)
+        text = page.read_text().replace("/usr/local/", f"{prefix.rstrip('/')}/")
+        packed = gzip.compress(text.encode(), mtime=0)
         files[f"share/man/man{page.suffix[1:]}/{page.name}.gz"] = (packed, 0o644)
     for name, place in COMPLETION.items():
         files[place] = ((HERE / "etc" / "completion" / name).read_bytes(), 0o644)
-    for path in (HERE / "README.md", HERE / "CHANGELOG.md", HERE / "etc" / "xenlb.yaml"):
-        if path.exists():
-            files[f"share/doc/xenlb/{path.name}"] = (path.read_bytes(), 0o644)
+    for name in ("README.md", "CHANGELOG.md"):
+        files[f"share/doc/xenlb/{name}"] = ((HERE / name).read_bytes(), 0o644)
+    for path in sorted((HERE / "etc" / "examples").glob("*.yaml")):
+        files[f"share/doc/xenlb/examples/{path.name}"] = (path.read_bytes(), 0o644)
+    schema = (HERE / "xenlb" / "config" / "schema.json").read_bytes()
+    files["share/xenlb/schema.json"] = (schema, 0o644)
+    files["share/doc/xenlb/xenlb.yaml"] = (configuration(prefix), 0o644)
     return files
+
+
+def configuration(prefix: str) -> bytes:
+    """The annotated configuration; editors find its schema where it was installed."""
+    text = (HERE / "etc" / "xenlb.yaml").read_text()
+    schema = f"{prefix}/share/xenlb/schema.json"
+    return text.replace("$schema=../xenlb/config/schema.json", f"$schema={schema}").encode()
 
 
 def systemctl(*arguments: str) -> bool:
     if not Path("/run/systemd/system").is_dir():
         return False
-    return subprocess.run(["systemctl", *arguments], capture_output=True).returncode == 0
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def install(options: argparse.Namespace) -> None:
@@ -224,14 +239,13 @@ def install(options: argparse.Namespace) -> None:
     base = root / options.prefix.lstrip("/")
     ready = dependencies(Path(options.venv), options.find_links)
     try:
-        environment(base / "lib" / "xenlb", prefix=options.prefix, ready=ready)
+        environment(base / "lib" / "xenlb", ready=ready)
         for place, (data, mode) in plain_files(options.prefix).items():
             write(base / place, data, mode)
         etc = root / options.sysconfdir.lstrip("/") / "xenlb"
         (etc / "templates").mkdir(parents=True, exist_ok=True)
-        example = HERE / "etc" / "xenlb.yaml"
-        if example.exists() and not (etc / "xenlb.yaml").exists():
-            write(etc / "xenlb.yaml", example.read_bytes())
+        if not (etc / "xenlb.yaml").exists():
+            write(etc / "xenlb.yaml", configuration(options.prefix))
     except PermissionError as error:
         die(f"{error.filename} cannot be written; run it as root, or give DESTDIR=")
     print(f"xenlb is in {base}, its configuration in {etc}")
@@ -251,7 +265,8 @@ def uninstall(options: argparse.Namespace) -> None:
         shutil.rmtree(base / "lib" / "xenlb", ignore_errors=True)
         for place in plain_files(options.prefix):
             (base / place).unlink(missing_ok=True)
-        shutil.rmtree(base / "share" / "doc" / "xenlb", ignore_errors=True)
+        for folder in ("share/doc/xenlb", "share/xenlb"):
+            shutil.rmtree(base / folder, ignore_errors=True)
     except PermissionError as error:
         die(f"{error.filename} cannot be removed; run it as root")
     if not options.destdir:

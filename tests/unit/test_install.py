@@ -1,0 +1,147 @@
+"""`make install` into a folder that is moved before use, and `make uninstall`; the unit file."""
+
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xenlb import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = "/usr/opt"  # not the default: a path that is written out somewhere shows
+
+
+def make(*arguments: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-C", ROOT, *arguments],
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file and link below `root` with what it holds."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = os.readlink(path).encode()
+        elif path.is_file():
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An installation made under one name and moved to another; where it was made is gone."""
+    made = tmp_path_factory.mktemp("made") / "staging"
+    make("install", f"DESTDIR={made}", f"PREFIX={PREFIX}")
+    moved = tmp_path_factory.mktemp("moved") / "root"
+    made.rename(moved)
+    yield moved
+    shutil.rmtree(moved)
+
+
+def test_what_lands_where(staged: Path) -> None:
+    base = staged / PREFIX.lstrip("/")
+    for place in (
+        "sbin/xenlb",
+        "lib/xenlb/bin/python",
+        "lib/systemd/system/xenlb.service",
+        "share/man/man8/xenlb.8.gz",
+        "share/man/man5/xenlb.yaml.5.gz",
+        "share/bash-completion/completions/xenlb",
+        "share/zsh/site-functions/_xenlb",
+        "share/fish/vendor_completions.d/xenlb.fish",
+    ):
+        assert (base / place).exists(), place
+    assert (staged / "etc/xenlb/xenlb.yaml").exists()
+    assert (staged / "etc/xenlb/templates").is_dir()
+    assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
+    assert os.access(base / "sbin/xenlb", os.X_OK)
+    assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()
+    rights = {path.stat().st_mode & 0o022 for path in staged.rglob("*") if not path.is_symlink()}
+    assert rights == {0}, "somebody else may write"
+
+
+def test_nothing_knows_where_it_was_made(staged: Path) -> None:
+    for name, held in tree(staged).items():
+        assert b"staging/usr" not in held, name
+        assert str(ROOT).encode() not in held or name.endswith(".so"), name
+
+
+def test_the_moved_command_works(staged: Path) -> None:
+    python = staged / PREFIX.lstrip("/") / "lib/xenlb/bin/python"
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [python, "-I", *arguments],
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert run("-m", "xenlb.cli", "--version").stdout == f"xenlb {__version__}\n"
+    check = run("-m", "xenlb.cli", "check", str(staged / "etc/xenlb/xenlb.yaml"))
+    assert check.returncode == 0, check.stdout
+    # Everything the agent needs is there, byte-compiled, and comes from there.
+    needs = "libvirt, libvirtaio, pyroute2, yaml, watchdog.observers, click, rich, xenlb.daemon"
+    loaded = run("-v", "-c", f"import {needs}; print(xenlb.__file__)")
+    assert loaded.returncode == 0, loaded.stderr
+    site = python.parents[1] / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    assert loaded.stdout == f"{site}/site-packages/xenlb/__init__.py\n"
+    compiled = re.findall(rf"code object from '?{staged}/(\S+\.py)\b(?!c)", loaded.stderr)
+    assert not compiled, "these were compiled at the start"
+    assert "site-packages/rich/__pycache__/" in loaded.stderr
+
+
+def test_installing_again_keeps_the_configuration(staged: Path) -> None:
+    before = tree(staged)
+    config = staged / "etc/xenlb/xenlb.yaml"
+    config.write_text("mine")
+    extra = staged / "etc/xenlb/templates/mine"
+    extra.write_text("mine")
+    make("install", f"DESTDIR={staged}", f"PREFIX={PREFIX}")
+    after = tree(staged)
+    assert after.pop("etc/xenlb/xenlb.yaml") == b"mine"
+    assert after.pop("etc/xenlb/templates/mine") == b"mine"
+    del before["etc/xenlb/xenlb.yaml"]
+    assert after.keys() == before.keys()
+
+
+def test_uninstall_leaves_only_the_configuration(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    make("install", f"DESTDIR={root}", f"PREFIX={PREFIX}")
+    make("uninstall", f"DESTDIR={root}", f"PREFIX={PREFIX}")
+    assert list(tree(root)) == ["etc/xenlb/xenlb.yaml"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_the_unit_is_understood(tmp_path: Path) -> None:
+    """By systemd itself, with a command in place of the one that is not installed here."""
+    unit = tmp_path / "xenlb.service"
+    text = (ROOT / "etc/systemd/xenlb.service").read_text()
+    unit.write_text(text.replace("/usr/local/sbin/xenlb", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
