@@ -69,7 +69,9 @@ class Kernel:
     raise IpvsError: no IPVS in the kernel, no permission, a socket that fails.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, connect: Callable[[], socket.socket] | None = None) -> None:
+        """`connect` makes the socket; a test may give one whose other end is no kernel."""
+        self._connect = connect or _connect
         self._socket: socket.socket | None = None
         self._family = 0
         self._sequence = 0
@@ -110,7 +112,13 @@ class Kernel:
         except OSError as error:
             self.close()
             raise no_access(error.errno or errno.EIO) from error
-        except (IpvsError, ValueError, KeyError):
+        except (ValueError, KeyError, struct.error) as error:
+            self.close()
+            raise IpvsError(
+                f"the kernel's answer cannot be understood: {error!r}",
+                "report it with the output of: uname -r; ipvsadm -Sn",
+            ) from error
+        except IpvsError:
             self.close()
             raise
 
@@ -283,18 +291,22 @@ class Kernel:
 
     def _opened(self) -> socket.socket:
         if self._socket is None:
-            sock = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC
-            )
+            sock = self._connect()
             try:
-                self._set_up(sock)
+                sequence = self._next()
+                # The kernel loads the module ip_vs for this look-up, if it may.
+                sock.send(wire.family_request(sequence))
+                self._family = wire.family_of_answer(*self._answer(sock, sequence))
             except BaseException:
                 sock.close()
                 raise
             self._socket = sock
         return self._socket
 
-    def _set_up(self, sock: socket.socket) -> None:
+
+def _connect() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
+    try:
         sock.bind((0, 0))
         # Not settimeout(), which puts a poll() before every receive.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT, 0))
@@ -306,13 +318,13 @@ class Kernel:
                 sock.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
             except PermissionError:
                 sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER)
-        # Failures then come back without the message that failed; kernels before 4.3 have no such.
+        # Failures then come back without the message that failed; before Linux 4.3, with it.
         with contextlib.suppress(OSError):
             sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        sequence = self._next()
-        # The kernel loads the module ip_vs for this look-up, if it may.
-        sock.send(wire.family_request(sequence))
-        self._family = wire.family_of_answer(*self._answer(sock, sequence))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _gone_anyway(op: Op, number: int) -> bool:
