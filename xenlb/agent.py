@@ -19,6 +19,7 @@ from xenlb import clock, statefile
 from xenlb.config import ConfigError, load
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
+from xenlb.ipvs.op import DeleteService
 from xenlb.ipvs.table import IPAddress, Snapshot, Table
 from xenlb.journal import Journal
 from xenlb.model.desired import desired, next_deadline
@@ -72,6 +73,7 @@ class Agent:
         self._resync_at = 0.0
         self._save_at: float | None = None
         self._swept = False  # the whole table was brought in line after the last read
+        self._withheld = False  # services wait for a fresh read until they are removed
         self.round_at = clock.now()
 
     # --- what others call ------------------------------------------------------------------------
@@ -211,8 +213,20 @@ class Agent:
         ops = self.reconciler.plan(want, whole=whole, removable=self.state.listed)
         # Nothing was heard and nothing had failed, yet the table differs: somebody else changed it.
         drift = (
-            self.begun.is_set() and names is not None and not names and not self.reconciler.failures
+            self.begun.is_set()
+            and names is not None
+            and not names
+            and not self.reconciler.failures
+            and not self._withheld
         )
+        # A service takes all its servers along, and since the last read another tool may have put
+        # one of its own there.
+        if whole:
+            removes = any(isinstance(op, DeleteService) for op in ops)
+            self._withheld = removes and snapshot is None
+        if self._withheld:
+            ops = tuple(op for op in ops if not isinstance(op, DeleteService))
+            self._resync_at = now
         try:
             result = self.reconciler.execute(ops, now)
         except IpvsError as error:

@@ -13,7 +13,7 @@ from tests.fakes.kernel import FakeKernel
 from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.ipvs.errors import IpvsError
-from xenlb.ipvs.op import DeleteServer, Op, OpFailed, SetServer
+from xenlb.ipvs.op import AddServer, DeleteServer, Op, OpFailed, SetServer
 from xenlb.ipvs.table import AddressKey, Protocol, Server, ServerKey
 from xenlb.model.events import (
     Ask,
@@ -269,6 +269,22 @@ def test_a_new_configuration_takes_effect_at_once_and_a_wrong_one_not_at_all(
             assert await desk.agent.reload() == ()
             await until(lambda: not kernel.read().table.entries)
             assert desk.agent.state.problems == ()
+
+    asyncio.run(story())
+
+
+def test_a_service_that_another_tool_uses_since_the_last_read_stays(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5))
+            await desk.pass_checks()
+            ours = kernel.read().table.server(KEY, key(11))
+            assert ours is not None
+            kernel.do(AddServer(service=KEY, server=replace(ours, key=key(99))))
+            desk.agent.configure(Settings(uris=(XEN,)))
+            await until(lambda: desk.weights() == {"10.0.0.99": 1})
+            assert "drift" not in desk.told()
 
     asyncio.run(story())
 
