@@ -40,4 +40,4 @@ def judge(health: Health, result: Probed, check: Check) -> Health:
 
 def may_leave(*, of: int, out: int, share: float) -> int:
     """How many more of `of` servers may leave for failing: `out` have, and `share` must stay."""
-    return max(0, of - ceil(share * of) - out)
+    return max(0, of - ceil(round(share * of, 6)) - out)

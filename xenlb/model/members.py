@@ -101,7 +101,7 @@ def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
     }
     ranked = sorted(
         (
-            (_RANKS[found.source], guest.booted, guest.id, found.address)
+            (RANKS[found.source], guest.booted, guest.id, found.address)
             for guest in state.guests.values()
             if guest.phase is not Phase.ABSENT
             for found in claimed(state, guest)
@@ -121,7 +121,7 @@ def claimed(state: State, guest: Guest) -> tuple[Found, ...]:
     return (*(found for service in services for found in written(service, guest)), *guest.found)
 
 
-_RANKS = {source: rank for rank, source in enumerate(Source)}
+RANKS = {source: rank for rank, source in enumerate(Source)}
 
 
 def candidates(

@@ -35,7 +35,7 @@ from xenlb.model.events import (
 )
 from xenlb.model.guest import Drain, Guest, Happening, Phase, Request, hear
 from xenlb.model.health import judge
-from xenlb.model.members import services_of
+from xenlb.model.members import RANKS, services_of
 from xenlb.model.settle import settle
 from xenlb.model.state import Link, Note, State
 
@@ -341,9 +341,12 @@ def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, .
     """What was found now; of a family that nothing was found of, what was found before.
 
     Neighbour entries and reports come and go, and those of IPv4 and IPv6 apart from each other.
+    Among equal sources the order stays, so that a server does not move without need.
     """
     families = {item.address.version for item in found}
-    return found + tuple(item for item in before if item.address.version not in families)
+    kept = [item for item in before if item in found or item.address.version not in families]
+    new = [item for item in found if item not in before]
+    return tuple(sorted(kept + new, key=lambda item: RANKS[item.source]))
 
 
 def _metadata(state: State, event: MetadataChanged) -> Step:

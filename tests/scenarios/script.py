@@ -1,0 +1,428 @@
+"""Plays a scenario: events in, ipvsadm lines out. How one is written is told in README.md.
+
+The player stands for the agent: it folds events into the state, draws the table that should be for
+the services that the step names, and gives the difference to a table that starts empty. What the
+agent gets wrong without noticing is an error here: a step that forgets a service, a deadline that
+passes without a tick.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import ndiff
+from ipaddress import ip_address
+from pathlib import Path
+from textwrap import dedent
+from uuid import UUID
+
+from xenlb import config, statefile
+from xenlb.ipvs.diff import Owned, diff
+from xenlb.ipvs.op import (
+    AddServer,
+    AddService,
+    DeleteServer,
+    DeleteService,
+    Op,
+    SetServer,
+    SetService,
+)
+from xenlb.ipvs.table import Entry, IPAddress, ServerKey, ServiceKey, Table
+from xenlb.model.desired import desired, next_deadline, standing
+from xenlb.model.events import (
+    AddressesFound,
+    Ask,
+    Asked,
+    Configured,
+    Crashed,
+    Described,
+    Died,
+    Disconnected,
+    DrainAsked,
+    Event,
+    Found,
+    GuestId,
+    Listed,
+    MetadataChanged,
+    MetadataService,
+    Paused,
+    Power,
+    Probed,
+    Rebooted,
+    Refused,
+    Resumed,
+    Source,
+    Started,
+    Stop,
+    Stopped,
+    Tick,
+    Undefined,
+    UndrainAsked,
+)
+from xenlb.model.settings import needed_uris
+from xenlb.model.state import Note, State
+from xenlb.model.step import step
+
+SOURCES = {
+    "interface": Source.INTERFACE_XML,
+    "lease": Source.LEASE,
+    "reported": Source.REPORTED,
+    "neighbour": Source.NEIGHBOUR,
+}
+BEGIN = 1000.0  # boot-time clocks do not begin at 0 when an agent starts
+
+
+class ScriptError(AssertionError):
+    """The scenario is not played as it is written; the message names the line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """An event with what is expected after it; `block` is the indented text below it."""
+
+    number: int
+    text: str
+    wait: float
+    words: tuple[str, ...]
+    block: str
+    expected: tuple[str, ...]
+
+
+def parse(text: str) -> Iterator[Line]:
+    """The event lines of a scenario."""
+    lines = text.splitlines()
+    at = 0
+    while at < len(lines):
+        number, raw = at + 1, lines[at]
+        at += 1
+        if not raw.strip() or raw.startswith("#"):
+            continue
+        if raw.startswith((" ", ">")):
+            raise ScriptError(f"line {number}: belongs to no event: {raw}")
+        block, expected = [], []
+        while at < len(lines) and not (lines[at] and lines[at][0] not in " >#"):
+            if lines[at].startswith(">"):
+                expected.append(lines[at][1:].strip())
+            elif lines[at].startswith(" ") or (not lines[at] and not expected):
+                block.append(lines[at])
+            at += 1
+        words = shlex.split(raw)
+        wait = float(words.pop(0)) if words[0].startswith("+") else 0.0
+        yield Line(
+            number=number,
+            text=raw,
+            wait=wait,
+            words=tuple(words),
+            block=dedent("\n".join(block)),
+            expected=tuple(expected),
+        )
+
+
+@dataclass(slots=True)
+class Player:
+    """`folder` is where a restarted agent's state file lies."""
+
+    folder: Path
+    state: State = field(default_factory=State)
+    now: float = BEGIN
+    want: Table = field(default_factory=Table)
+    table: Table = field(default_factory=Table)
+    origins: dict[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
+    config: str = ""
+    guests: dict[str, GuestId] = field(default_factory=dict)
+    metadata: dict[GuestId, tuple[MetadataService, ...]] = field(default_factory=dict)
+
+    def play(self, text: str) -> None:
+        for line in parse(text):
+            try:
+                self._line(line)
+            except ScriptError as error:
+                raise ScriptError(f"line {line.number}: {line.text}\n{error}") from None
+            except (KeyError, ValueError, IndexError, StopIteration) as error:
+                raise ScriptError(
+                    f"line {line.number}: {line.text}\ncannot be read: {error!r}"
+                ) from error
+
+    def _line(self, line: Line) -> None:
+        verb, *words = line.words
+        now = round(self.now + line.wait, 6)
+        due = next_deadline(self.state, self.now)
+        if due is not None and (due < now or (due == now and verb != "tick")):
+            raise ScriptError(f"a tick is due before this, at +{due - self.now:g}")
+        self.now = now
+        done: list[str] = []
+        notes: list[Note] = []
+        for event in self._events(verb, words, line.block):
+            result = step(self.state, event)
+            self.state = result.state
+            notes += result.notes
+            done += self._apply(result.services)
+        self._compare(line, done, notes)
+
+    def _apply(self, names: frozenset[str] | None) -> list[str]:
+        """What the agent does after a step: the lines of the operations."""
+        services = self.state.settings.services
+        whole = desired(services, self.state, self.now)
+        if names is None:
+            self.want = whole
+        else:
+            named = [service for service in services if service.name in names]
+            part = desired(named, self.state, self.now)
+            self.want = Table(entries={**self.want.entries, **part.entries})
+        if self.want != whole:
+            raise ScriptError(f"the step names {sorted(names or ())}, but more has changed")
+        removable = {
+            (key, server)
+            for key, entry in self.table.entries.items()
+            for server in entry.servers
+            if self.state.listed(self.origins.get((key, server), ""))
+        }
+        self.origins |= self.state.origins()
+        owned = Owned(services=frozenset(self.table.entries), servers=frozenset(removable))
+        ops = diff(self.want, self.table, owned)
+        self.table = _applied(self.table, ops)
+        return [f"ipvsadm {op}" for op in ops]
+
+    def _compare(self, line: Line, done: Sequence[str], notes: Sequence[Note]) -> None:
+        expected: list[str] = []
+        actual = list(done)
+        for want in line.expected:
+            verb, _, rest = want.partition(" ")
+            expected.append(want)
+            match verb:
+                case "ipvsadm":
+                    pass
+                case "status":
+                    actual += self._status(rest)
+                case "note" | "warning":
+                    said = [self._note(note) for note in notes]
+                    actual += [want] if want in said else said
+                case _:
+                    raise ScriptError(f"nothing is expected with {verb!r}")
+        if sorted(expected) != sorted(actual) or _ops(expected) != _ops(actual):
+            lines = "\n".join(ndiff(expected, actual))
+            raise ScriptError(
+                f"- is expected and did not come, + came and is not expected\n{lines}"
+            )
+
+    def _status(self, want: str) -> list[str]:
+        """`NAME PHASE WEIGHT [REASON]`, as it is, with a reason if `want` has one; `NAME[SERVICE]`
+        is one service's, and `NAME -` one that is nobody's server."""
+        who, *words = want.split(" ")
+        name, _, service_name = who.rstrip("]").partition("[")
+        told = set()
+        for service in self.state.settings.services:
+            if service_name not in {"", service.name}:
+                continue
+            for candidate in self.state.candidates[service.name]:
+                if candidate.owner is None:
+                    mine = candidate.slot is not None and str(candidate.slot.server.address) == name
+                else:
+                    mine = candidate.owner == self.guests.get(name)
+                if not mine:
+                    continue
+                stands = standing(candidate, service, self.state, self.now)
+                weight = "-" if stands.weight is None else str(stands.weight)
+                reason = f" {stands.reason}" if len(words) > 2 else ""
+                told.add(f"status {who} {stands.phase} {weight}{reason}")
+        return sorted(told) or [f"status {who} -"]
+
+    def _note(self, note: Note) -> str:
+        names = {guest: name for name, guest in self.guests.items()}
+        of = "" if note.guest is None else f"{names[note.guest]}: "
+        return f"{'warning' if note.warning else 'note'} {of}{note.text}"
+
+    # --- the events ------------------------------------------------------------------------------
+
+    def _events(self, verb: str, words: list[str], block: str) -> list[Event]:
+        at = self.now
+        match verb:
+            case "tick":
+                return [Tick(at=at)]
+            case "configured" | "restart":
+                if verb == "restart":
+                    self._restart()
+                else:
+                    own = "" if "director:" in block else "director: {addresses: leave}\n"
+                    self.config = own + block
+                settings = config.parse(self.config, "xenlb.yaml")
+                settings = replace(settings, uris=needed_uris(settings))
+                return [Configured(at=at, settings=settings)]
+            case "listed":
+                return [self._listed(words)]
+            case "disconnected":
+                return [Disconnected(at=at, uri=words[0], reason=" ".join(words[1:]))]
+            case "probe":
+                return self._probed(words)
+        guest = self._guest(words.pop(0))
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        flags = [word for word in words if "=" not in word]
+        number = options.pop("id", None)
+        incarnation = None if number is None else int(number)
+        life: dict[str, type[Died | Crashed | Paused | Resumed | Rebooted]] = {
+            "died": Died,
+            "crashed": Crashed,
+            "paused": Paused,
+            "resumed": Resumed,
+            "rebooted": Rebooted,
+        }
+        match verb:
+            case _ if verb in life and not flags and not options:
+                return [life[verb](at=at, guest=guest, incarnation=incarnation)]
+            case "started" if incarnation is not None and not options:
+                return [
+                    Started(
+                        at=at,
+                        guest=guest,
+                        name=self._name(guest),
+                        incarnation=incarnation,
+                        paused=flags == ["paused"],
+                        metadata=self.metadata.get(guest, ()),
+                    )
+                ]
+            case "asked" if not options:
+                return [Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask(*flags))]
+            case "stopped" if not options:
+                why = Stop(" ".join(flags))
+                return [Stopped(at=at, guest=guest, incarnation=incarnation, why=why)]
+            case "undefined" if not options and not flags:
+                return [Undefined(at=at, guest=guest)]
+            case "metadata" if not options:
+                self.metadata[guest] = tuple(_joins(word) for word in flags)
+                return [MetadataChanged(at=at, guest=guest, services=self.metadata[guest])]
+            case "address" | "refused":
+                if incarnation is None:
+                    incarnation = self.state.guests[guest].incarnation
+                found, refused = _addresses(words, refused=verb == "refused")
+                return [
+                    AddressesFound(
+                        at=at, guest=guest, incarnation=incarnation, found=found, refused=refused
+                    )
+                ]
+            case "drain" if not flags:
+                timeout = float(options["timeout"]) if "timeout" in options else None
+                return [DrainAsked(at=at, guest=guest, by=options["by"], timeout=timeout)]
+            case "undrain" if not flags:
+                return [UndrainAsked(at=at, guest=guest, by=options["by"])]
+        raise ValueError(f"{verb} {words}")
+
+    def _guest(self, name: str) -> GuestId:
+        """`mail1`, or `mail1@URI` where it is not of the first libvirt; same name, same UUID."""
+        if name not in self.guests:
+            plain, _, uri = name.partition("@")
+            uuids = {self._name(guest): guest.uuid for guest in self.guests.values()}
+            uuid = uuids.get(plain, UUID(int=len(uuids) + 1))
+            self.guests[name] = GuestId(uri=uri or next(iter(self.state.links), ""), uuid=uuid)
+        return self.guests[name]
+
+    def _name(self, guest: GuestId) -> str:
+        known = next(name for name, each in self.guests.items() if each == guest)
+        return known.partition("@")[0]
+
+    def _listed(self, words: list[str]) -> Listed:
+        """`URI [asked=SECONDS-AGO] GUEST=off|running/ID|paused/ID|crashed/ID …`"""
+        uri = words.pop(0)
+        asked = self.now
+        guests = []
+        for word in words:
+            name, _, value = word.rpartition("=")
+            if name == "asked":
+                asked -= float(value)
+                continue
+            guest = self._guest(name)
+            power, _, number = value.partition("/")
+            guests.append(
+                Described(
+                    guest=guest,
+                    name=self._name(guest),
+                    power=Power(power),
+                    incarnation=int(number) if number else None,
+                    metadata=self.metadata.get(guest, ()),
+                )
+            )
+        return Listed(at=self.now, uri=uri, asked=asked, guests=tuple(guests))
+
+    def _probed(self, words: list[str]) -> list[Event]:
+        """`GUEST|ADDRESS up|down [port=PORT] [asked=SECONDS-AGO]`: all its checks or one."""
+        name, result, *rest = words
+        options = dict(word.split("=") for word in rest)
+        asked = self.now - float(options.pop("asked", 0))
+        port = options.pop("port", "")
+        targets = sorted(
+            (
+                target
+                for target in self.state.health
+                if name in self._owner_names(target.address, str(target.address))
+                and port in {"", str(target.port)}
+            ),
+            key=str,
+        )
+        if not targets or result not in {"up", "down"}:
+            raise ScriptError(f"{name} is not probed, only {sorted(map(str, self.state.health))}")
+        return [
+            Probed(
+                at=self.now,
+                target=target,
+                asked=asked,
+                up=result == "up",
+                detail="connected" if result == "up" else "connection refused",
+            )
+            for target in targets
+        ]
+
+    def _owner_names(self, address: IPAddress, text: str) -> set[str]:
+        owner = self.state.owners.get(address)
+        return {text} | {name for name, guest in self.guests.items() if guest == owner}
+
+    def _restart(self) -> None:
+        """kill -9 and a start: what was not in the state file is forgotten; the table is not."""
+        path = self.folder / "state.json"
+        statefile.save(path, statefile.Saved(state=self.state))
+        self.state = statefile.load(path).state
+        self.want = Table()
+
+
+def _ops(lines: Sequence[str]) -> list[str]:
+    """Their order matters; that of the rest does not."""
+    return [line for line in lines if line.startswith("ipvsadm")]
+
+
+def _applied(table: Table, ops: Sequence[Op]) -> Table:
+    """What a kernel makes of the operations."""
+    entries = dict(table.entries)
+    for op in ops:
+        match op:
+            case AddService(service=service) | SetService(service=service):
+                servers = entries[service.key].servers if service.key in entries else {}
+                entries[service.key] = Entry(service=service, servers=servers)
+            case DeleteService(key=key):
+                del entries[key]
+            case AddServer(service=key, server=server) | SetServer(service=key, server=server):
+                members = {**entries[key].servers, server.key: server}
+                entries[key] = Entry(service=entries[key].service, servers=members)
+            case DeleteServer(service=key, key=gone):
+                members = {each: s for each, s in entries[key].servers.items() if each != gone}
+                entries[key] = Entry(service=entries[key].service, servers=members)
+    return Table(entries=entries)
+
+
+def _joins(word: str) -> MetadataService:
+    """`SERVICE[:WEIGHT][@ADDRESS]`"""
+    rest, _, address = word.partition("@")
+    name, _, weight = rest.partition(":")
+    return MetadataService(
+        name=name,
+        weight=int(weight) if weight else None,
+        address=ip_address(address) if address else None,
+    )
+
+
+def _addresses(
+    words: Sequence[str], *, refused: bool
+) -> tuple[tuple[Found, ...], tuple[Refused, ...]]:
+    """`SOURCE=ADDRESS …`; of refused ones one, and then why it is refused."""
+    pairs = [word.split("=", 1) for word in words if "=" in word and not word.startswith("id=")]
+    if not refused:
+        return tuple(Found(address=ip_address(a), source=SOURCES[s]) for s, a in pairs), ()
+    ((source, text),) = pairs
+    reason = " ".join(word for word in words if "=" not in word)
+    return (), (Refused(text=text, source=SOURCES[source], reason=reason),)
