@@ -14,6 +14,7 @@ A guest may report whatever it likes: it is cut, counted, and written down with 
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
@@ -41,17 +42,21 @@ SEARCHING, SETTLED = 1.0, 10.0
 SHORTEST = 0.1  # between two looks that neighbours asked for
 CALL, AGENT = 10.0, 1.0
 MOST = 16  # texts of one source
-AT_ONCE = 4  # guests
+AT_ONCE = 2  # questions to libvirt
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class _Search:
+    """What is known of one guest in one incarnation, and the task that looks."""
+
+    guest: GuestId
     incarnation: int | None
-    due: float
     macs: frozenset[str] = frozenset()
     said: dict[Source, tuple[str, ...]] = field(default_factory=dict)
     found: tuple[Found, ...] = ()
     refused: tuple[Refused, ...] = ()
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    task: "asyncio.Task[None] | None" = None
     agent: "asyncio.Task[list[str]] | None" = None
 
     def keep(self, source: Source, texts: Sequence[str]) -> None:
@@ -61,26 +66,38 @@ class _Search:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Host:
+class _Seen:
     interfaces: tuple[Interface, ...] = ()
     leases: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
 class AddressFinder:
     """`libvirts` and `xenstores` by libvirt URI; they may be filled later.
 
     `emit` is called in the loop's thread.
     """
 
-    emit: Callable[[HypervisorEvent], None]
-    clock: Callable[[], float]
-    libvirts: Mapping[str, LibvirtSource] = field(default_factory=dict)
-    xenstores: Mapping[str, XenstoreSource] = field(default_factory=dict)
-    _searches: dict[GuestId, _Search] = field(default_factory=dict)
-    _services: frozenset[IPAddress] = frozenset()
-    _networks: tuple[IPNetwork, ...] = ()
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(
+        self,
+        emit: Callable[[HypervisorEvent], None],
+        clock: Callable[[], float],
+        libvirts: Mapping[str, LibvirtSource],
+        xenstores: Mapping[str, XenstoreSource],
+    ) -> None:
+        self._emit = emit
+        self._clock = clock
+        self._libvirts = libvirts
+        self._xenstores = xenstores
+        self._searches: dict[GuestId, _Search] = {}
+        self._services: frozenset[IPAddress] = frozenset()
+        self._networks: tuple[IPNetwork, ...] = ()
+        self._group: asyncio.TaskGroup | None = None
+        self._watch: NeighbourWatch | None = None
+        # A guest that starts holds up every question about it, and libvirtd takes five questions
+        # at a time from one client: the others are left for what is urgent.
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._looking = asyncio.Lock()
+        self._view: tuple[float, HostView] | None = None
 
     def interest(self, guests: Mapping[GuestId, int | None]) -> None:
         """Which guests to look for, with the incarnation each has now. Cheap to call again."""
@@ -91,8 +108,8 @@ class AddressFinder:
             if search is not None and search.incarnation == incarnation:
                 continue
             self._forget(guest)
-            self._searches[guest] = _Search(incarnation=incarnation, due=float("-inf"))
-            self._wake.set()
+            search = self._searches[guest] = _Search(guest=guest, incarnation=incarnation)
+            self._begin(search)
 
     def context(
         self, service_addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]
@@ -101,106 +118,106 @@ class AddressFinder:
         services, configured = frozenset(service_addresses), tuple(networks)
         if (services, configured) != (self._services, self._networks):
             self._services, self._networks = services, configured
-            self._look_soon()
+            self._look_soon(None)
 
     async def run(self) -> None:
         """Until cancelled."""
-        watch = NeighbourWatch(self._look_soon)
+        self._watch = NeighbourWatch(self._look_soon)
         try:
-            watch.open()
+            self._watch.open()
         except OSError as error:
             log.warning("neighbours are looked up only now and then: %s", error.strerror)
         try:
-            while True:
-                self._wake.clear()
-                await self._round()
-                watch.follow(frozenset(m for s in self._searches.values() for m in s.macs))
-                await asyncio.sleep(SHORTEST)
-                due = min((s.due for s in self._searches.values()), default=float("inf"))
-                pause = max(0.0, due - self.clock())
-                try:
-                    async with asyncio.timeout(pause if self._searches else None):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+            async with asyncio.TaskGroup() as self._group:
+                for search in self._searches.values():
+                    self._begin(search)
+                await asyncio.get_running_loop().create_future()
         finally:
-            watch.close()
+            self._group = None
+            self._watch.close()
             agents = [s.agent for s in self._searches.values() if s.agent is not None]
-            for guest in tuple(self._searches):
-                self._forget(guest)
+            for agent in agents:
+                agent.cancel()
             await asyncio.gather(*agents, return_exceptions=True)
 
-    def _look_soon(self) -> None:
-        for search in self._searches.values():
-            search.due = float("-inf")
-        self._wake.set()
+    def _begin(self, search: _Search) -> None:
+        if self._group is not None:
+            name = f"address of {search.guest}"
+            search.task = self._group.create_task(self._follow(search), name=name)
 
     def _forget(self, guest: GuestId) -> None:
         search = self._searches.pop(guest, None)
-        if search is not None and search.agent is not None:
+        if search is None:
+            return
+        if search.task is not None:
+            search.task.cancel()
+        if search.agent is not None:
             search.agent.add_done_callback(_heed)
             search.agent.cancel()
 
-    async def _round(self) -> None:
-        now = self.clock()
-        due = [guest for guest, search in self._searches.items() if search.due <= now]
-        if not due:
-            return
+    def _look_soon(self, mac: str | None) -> None:
+        """At every guest, or at the one with that MAC address if it is still searched for: the
+        entries of one that is known change all the time (reachable, stale, probe)."""
+        for search in self._searches.values():
+            if mac is None or (mac in search.macs and not search.found):
+                search.wake.set()
+
+    async def _follow(self, search: _Search) -> None:
+        while True:
+            search.wake.clear()
+            await self._look(search)
+            if self._watch is not None:
+                self._watch.follow(frozenset(m for s in self._searches.values() for m in s.macs))
+            await asyncio.sleep(SHORTEST)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLED if search.found else SEARCHING):
+                    await search.wake.wait()
+
+    async def _look(self, search: _Search) -> None:
         try:
-            host = await in_thread(look, limit=CALL)
+            host = await self._host()
         except (OSError, Stuck) as error:
             log.warning("this host's addresses and neighbours cannot be read: %s", error)
-            for guest in due:
-                self._searches[guest].due = now + SETTLED
+            return
+        if not await self._ask_sources(search, host):
             return
         context = Context(
             networks=(*host.networks, *self._networks), own=host.own, services=self._services
         )
-        slots = asyncio.Semaphore(AT_ONCE)
-
-        async def one(guest: GuestId) -> None:
-            async with slots:
-                search = self._searches.get(guest)
-                if search is not None:
-                    await self._search(guest, search, host, context)
-
-        async with asyncio.TaskGroup() as group:
-            for guest in due:
-                group.create_task(one(guest))
-
-    async def _search(
-        self, guest: GuestId, search: _Search, host: HostView, context: Context
-    ) -> None:
-        complete = await self._ask_sources(guest, search, host)
-        if self._searches.get(guest) is not search:
-            return  # of no interest any more, or started anew meanwhile
-        if not complete:
-            search.due = self.clock() + SEARCHING
-            return
         candidates = [(text, source) for source, texts in search.said.items() for text in texts]
         found, refused = judge_all(candidates, context)
-        search.due = self.clock() + (SETTLED if found else SEARCHING)
         if (found, refused) == (search.found, search.refused):
             return
         search.found, search.refused = found, refused
-        log.debug("%s: found %s, refused %s", guest, found, refused)
-        self.emit(
+        log.debug("%s: found %s, refused %s", search.guest, found, refused)
+        self._emit(
             AddressesFound(
-                at=self.clock(),
-                guest=guest,
+                at=self._clock(),
+                guest=search.guest,
                 incarnation=search.incarnation,
                 found=found,
                 refused=refused,
             )
         )
 
-    async def _ask_sources(self, guest: GuestId, search: _Search, host: HostView) -> bool:
+    async def _host(self) -> HostView:
+        """One reading of the tables serves all who look at about the same time."""
+        wanted = self._clock()
+        async with self._looking:
+            if self._view is None or self._view[0] < wanted - SHORTEST:
+                begun = self._clock()
+                self._view = (begun, await in_thread(look, limit=CALL))
+            return self._view[1]
+
+    async def _ask_sources(self, search: _Search, host: HostView) -> bool:
         """Into `said`; False where libvirt cannot be asked, which tells nothing of the guest."""
-        source = self.libvirts.get(guest.uri)
+        guest = search.guest
+        source = self._libvirts.get(guest.uri)
         if source is None:
             return False
         try:
-            seen = await source.ask(partial(_look_at, uuid=guest.uuid), limit=CALL)
+            async with self._slots:
+                seen = await source.ask(partial(_look_at, uuid=guest.uuid), limit=None)
         except (Unreachable, CallFailed, Stuck) as error:
             log.debug("%s: its XML cannot be read: %s", guest, error)
             return False
@@ -209,7 +226,7 @@ class AddressFinder:
             text for each in seen.interfaces for text in each.addresses
         )
         search.keep(Source.LEASE, seen.leases)
-        search.keep(Source.REPORTED, await self._reported(guest, search, source))
+        search.keep(Source.REPORTED, await self._reported(search, source))
         self._neighbours(search, host)
         return True
 
@@ -230,10 +247,9 @@ class AddressFinder:
         search.said[Source.NEIGHBOUR] = tuple(text for text in kept if text not in others)
         search.keep(Source.NEIGHBOUR, texts)
 
-    async def _reported(
-        self, guest: GuestId, search: _Search, source: LibvirtSource
-    ) -> Sequence[str]:
-        xenstore = self.xenstores.get(guest.uri)
+    async def _reported(self, search: _Search, source: LibvirtSource) -> Sequence[str]:
+        guest = search.guest
+        xenstore = self._xenstores.get(guest.uri)
         if xenstore is not None and search.incarnation is not None:
             try:
                 return await xenstore.reported(search.incarnation, MOST)
@@ -245,7 +261,7 @@ class AddressFinder:
         # An agent that hangs holds its call for long: it is waited for a moment, and asked again
         # only after it has answered.
         if search.agent is None:
-            call = source.ask(partial(_ask_agent, uuid=guest.uuid))
+            call = source.ask(partial(_ask_agent, uuid=guest.uuid), limit=None)
             search.agent = asyncio.create_task(call, name=f"agent of {guest}")
         done, _ = await asyncio.wait({search.agent}, timeout=AGENT)
         if not done:
@@ -265,7 +281,7 @@ def _heed(task: "asyncio.Task[list[str]]") -> None:
 # --- calls of libvirt, in a thread ---------------------------------------------------------------
 
 
-def _look_at(connection: Connection, uuid: UUID) -> _Host:
+def _look_at(connection: Connection, uuid: UUID) -> _Seen:
     """Interfaces and leases; raises CallFailed."""
     with asking():
         domain = connection.lookupByUUIDString(str(uuid))
@@ -273,9 +289,9 @@ def _look_at(connection: Connection, uuid: UUID) -> _Host:
             found = interfaces(domain.XMLDesc(0))
         except Malformed as error:
             log.debug("%s: %s", uuid, error)
-            return _Host()
+            return _Seen()
     leases = _texts(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
-    return _Host(interfaces=found, leases=tuple(leases))
+    return _Seen(interfaces=found, leases=tuple(leases))
 
 
 def _ask_agent(connection: Connection, uuid: UUID) -> list[str]:

@@ -9,6 +9,7 @@ judge.py.
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -69,12 +70,12 @@ def look() -> HostView:
 
 
 class NeighbourWatch:
-    """Calls `changed` in the loop's thread when a neighbour with one of `macs`, or an address of
-    this host, comes, goes or changes."""
+    """Calls `changed` in the loop's thread with the MAC address of a followed neighbour that has
+    come, gone or changed, or with None when this host's own addresses have (or may have)."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[str | None], None]) -> None:
         self._changed = changed
-        self._macs: frozenset[bytes] = frozenset()
+        self._macs: dict[bytes, str] = {}
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
 
@@ -97,7 +98,7 @@ class NeighbourWatch:
             self._socket = None
 
     def follow(self, macs: frozenset[str]) -> None:
-        self._macs = frozenset(bytes.fromhex(mac.replace(":", "")) for mac in macs)
+        self._macs = {bytes.fromhex(mac.replace(":", "")): mac for mac in macs}
 
     def _readable(self, source: socket.socket) -> None:
         try:
@@ -106,8 +107,11 @@ class NeighbourWatch:
             return
         except OSError as error:  # ENOBUFS: messages were dropped
             log.debug("rtnetlink: %s", error.strerror)
-            self._changed()
+            self._changed(None)
             return
-        kind = int.from_bytes(data[4:6], "little") if len(data) >= _HEADER else 0
-        if kind in {_RTM_NEWADDR, _RTM_DELADDR} or any(mac in data for mac in self._macs):
-            self._changed()
+        kind = int.from_bytes(data[4:6], sys.byteorder) if len(data) >= _HEADER else 0
+        if kind in {_RTM_NEWADDR, _RTM_DELADDR}:
+            self._changed(None)
+        for raw, mac in self._macs.items():
+            if raw in data:
+                self._changed(mac)

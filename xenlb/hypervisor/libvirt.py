@@ -81,14 +81,15 @@ class LibvirtSource:
             await self._forget_opening()
 
     async def relist(self) -> None:
-        """Lists again (a resync). Nothing while there is no connection."""
+        """Lists again (a resync). Nothing while there is no connection, or while it still lists."""
         session = self._session
-        if session is None or not session.listed:
+        if session is None or not session.listed or session.listing:
             return
         try:
             await session.list()
         except (CallFailed, Stuck) as error:
-            session.lose(str(error))
+            # A connection that is lost is noticed by itself.
+            log.warning("libvirt %s cannot be listed now: %s", self.uri, error)
 
     async def shutdown(self, guest: GuestId) -> None:
         """Asks the guest to power off; raises Unreachable, CallFailed or Stuck."""
@@ -106,10 +107,10 @@ class LibvirtSource:
         """Ids of domains that were told as running and are not alive any more, though their end
         has not been told yet; raises what live_ids raises."""
         told = set(self._known.running)
-        alive = await self.live_ids()
+        alive = await self.ask(listing.live_ids, limit=None)
         return frozenset(told & self._known.running - alive)
 
-    async def ask(self, call: Callable[[Connection], T], *, limit: float = CALL) -> T:
+    async def ask(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
         """A blocking call on the connection; raises Unreachable, CallFailed or Stuck."""
         session = self._session
         if session is None:

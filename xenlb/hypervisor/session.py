@@ -46,6 +46,9 @@ T = TypeVar("T")
 # Seconds. Keepalive notices a hung daemon after 2 × 3 and a bit; CALL is the last resort.
 KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 2, 3
 CALL, CLOSE = 30.0, 2.0
+# libvirtd takes five calls at a time from a client (max_client_requests); a call about a domain
+# that is being started waits for it. So no kind of call may take all five places.
+LOOKS = 2
 
 _STOPS = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: Stop.SHUTDOWN,
@@ -110,6 +113,7 @@ class Session:
         self.hypervisor_type = ""
         self._closing = False
         self._listing = asyncio.Lock()
+        self._slots = asyncio.Semaphore(LOOKS)
         self._held: list[HypervisorEvent] = []
         self._recent: set[int] = set()  # ids that started since the last listing began
         self._numbers: list[int] = []
@@ -141,12 +145,21 @@ class Session:
         if self.hypervisor_type == "QEMU":
             self._monitor = qmp.register(connection, self._on_monitor)
 
+    @property
+    def listing(self) -> bool:
+        """Is a listing under way?"""
+        return self._listing.locked()
+
     async def list(self) -> None:
-        """Emits Listed. Raises CallFailed or Stuck."""
+        """Emits Listed. Raises CallFailed.
+
+        It takes as long as it takes: a domain that is being started or destroyed holds the
+        listing up, on a busy Dom0 for half a minute. A daemon that hangs is keepalive's to tell.
+        """
         async with self._listing:
             asked = self._clock()
             self._recent.clear()
-            guests = await self.ask(partial(listing.list_domains, uri=self._uri))
+            guests = await self.ask(partial(listing.list_domains, uri=self._uri), limit=None)
             self._known.named = {each.guest.uuid for each in guests}
             listed = {each.incarnation for each in guests if each.incarnation is not None}
             self._known.running = listed | self._recent
@@ -159,7 +172,7 @@ class Session:
             for event in held:
                 self._emit(event)
 
-    async def ask(self, call: Callable[[Connection], T], *, limit: float = CALL) -> T:
+    async def ask(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
         """A blocking call in a thread; raises CallFailed or Stuck."""
         connection = self._connection
 
@@ -319,7 +332,9 @@ class Session:
             self._look_again.discard(guest.uuid)
             heard = self._heard.get(guest.uuid)
             try:
-                snapshot = await self.ask(partial(listing.look_at, uuid=guest.uuid))
+                async with self._slots:
+                    look = partial(listing.look_at, uuid=guest.uuid)
+                    snapshot = await self.ask(look, limit=None)
             except (CallFailed, Stuck) as error:
                 log.debug("libvirt %s: %s cannot be read: %s", self._uri, guest.uuid, error)
                 self._started.discard(guest.uuid)

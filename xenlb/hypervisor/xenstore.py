@@ -159,6 +159,7 @@ class XenstoreSource:
         if token in {INTRODUCED, RELEASED}:
             self._changed.set()
             if token == RELEASED:
+                log.debug("xenstore: @releaseDomain")
                 self._released.set()
             return
         client = self._client
@@ -173,7 +174,7 @@ class XenstoreSource:
         answer.add_done_callback(partial(self._read, domain))
 
     def _read(self, domain: _Domain, answer: "asyncio.Future[bytes]") -> None:
-        if answer.cancelled() or answer.exception() is not None:
+        if answer.cancelled() or answer.exception() is not None or domain.dead:
             return  # no such path: the domain is being removed
         value = answer.result().decode("ascii", errors="replace")
         before, domain.value = domain.value, value

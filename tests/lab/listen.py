@@ -1,0 +1,92 @@
+"""Runs inside a lab with xenlb's Python: prints what the hypervisor room tells, a JSON line each.
+
+    listen.py URI
+
+Each line: t (the lab's wall clock when it was emitted), event (its type), guest (libvirt's name,
+its UUID until that is known), and the event's own fields. On Xen xenstore is listened to as well.
+Ends with SIGTERM. SIGUSR1 holds the event loop for 0.3 s, as a busy agent would.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import signal
+import sys
+import time
+from ipaddress import IPv4Network, IPv6Network
+from uuid import UUID
+
+from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.libvirt import LibvirtSource
+from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.model.events import Died, GuestId, HypervisorEvent, Listed, Started, Stopped
+
+NAMES: dict[UUID, str] = {}
+RUNNING: dict[GuestId, int | None] = {}
+
+
+def clock() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def line(event: HypervisorEvent) -> dict[str, object]:
+    fields: dict[str, object] = {"t": time.time(), "event": type(event).__name__}
+    for field in dataclasses.fields(event):
+        value = getattr(event, field.name)
+        if isinstance(value, GuestId):
+            fields["guest"] = NAMES.get(value.uuid, str(value.uuid))
+        elif field.name == "guests":
+            fields["guests"] = {each.name: [each.power, each.incarnation] for each in value}
+        elif field.name == "found":
+            fields["found"] = [[str(each.address), each.source] for each in value]
+        elif field.name == "refused":
+            fields["refused"] = [[each.text, each.source, each.reason] for each in value]
+        elif field.name != "at":
+            fields[field.name] = value
+    return fields
+
+
+def follow(event: HypervisorEvent) -> None:
+    """Keeps names, and which guests run."""
+    match event:
+        case Listed():
+            NAMES.update({each.guest.uuid: each.name for each in event.guests})
+            for each in event.guests:
+                if each.incarnation is not None:
+                    RUNNING[each.guest] = each.incarnation
+        case Started():
+            NAMES[event.guest.uuid] = event.name
+            RUNNING[event.guest] = event.incarnation
+        case Died() | Stopped() if RUNNING.get(event.guest) == event.incarnation:
+            RUNNING.pop(event.guest, None)
+
+
+async def main(uri: str) -> None:
+    loop = asyncio.get_running_loop()
+    finder: AddressFinder | None = None
+
+    def emit(event: HypervisorEvent) -> None:
+        follow(event)
+        print(json.dumps(line(event), default=str), flush=True)
+        if finder is not None:
+            finder.interest(RUNNING)
+
+    libvirt = LibvirtSource(uri, emit, clock)
+    xenstore = XenstoreSource(uri, emit, clock, find_dead=libvirt.find_dead)
+    on_xen = uri.startswith("xen:")
+    finder = AddressFinder(emit, clock, {uri: libvirt}, {uri: xenstore} if on_xen else {})
+    finder.context((), (IPv4Network("203.0.113.0/24"), IPv6Network("2001:db8::/32")))
+    sources = [libvirt.run, finder.run, *([xenstore.run] if on_xen else [])]
+    tasks = [asyncio.ensure_future(run()) for run in sources]
+    loop.add_signal_handler(signal.SIGTERM, lambda: [task.cancel() for task in tasks])
+    loop.add_signal_handler(signal.SIGUSR1, time.sleep, 0.3)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if on_xen:
+        print(json.dumps({"t": time.time(), "event": "end", "missed": xenstore.missed}))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stderr)
+    logging.getLogger("xenlb").setLevel(logging.DEBUG)
+    asyncio.run(main(sys.argv[1]))
