@@ -83,11 +83,14 @@ class AddressFinder:
         clock: Callable[[], float],
         libvirts: Mapping[str, LibvirtSource],
         xenstores: Mapping[str, XenstoreSource],
+        *,
+        look: Callable[[], HostView] = look,
     ) -> None:
         self._emit = emit
         self._clock = clock
         self._libvirts = libvirts
         self._xenstores = xenstores
+        self._look_at_host = look
         self._searches: dict[GuestId, _Search] = {}
         self._services: frozenset[IPAddress] = frozenset()
         self._networks: tuple[IPNetwork, ...] = ()
@@ -206,7 +209,7 @@ class AddressFinder:
         async with self._looking:
             if self._view is None or self._view[0] < wanted - SHORTEST:
                 begun = self._clock()
-                self._view = (begun, await in_thread(look, limit=CALL))
+                self._view = (begun, await in_thread(self._look_at_host, limit=CALL))
             return self._view[1]
 
     async def _ask_sources(self, search: _Search, host: HostView) -> bool:
