@@ -43,6 +43,6 @@ Facts this rests on (Debian 12: QEMU 7.2, Xen 4.17, Linux 6.1, libvirt 9.0; two 
 """
 
 from tests.lab.xen.guests import Guest
-from tests.lab.xen.lab import XenLab
+from tests.lab.xen.lab import Client, XenLab
 
-__all__ = ["Guest", "XenLab"]
+__all__ = ["Client", "Guest", "XenLab"]

@@ -1,4 +1,4 @@
-"""Guests of the Xen lab: libvirt domains that serve HTTP and UDP through traffic.py's server.
+"""Guests of the Xen lab: libvirt domains that serve HTTP and UDP (guest/srv/server.py).
 
 A guest is a paravirtual machine with a kernel, busybox and a little Python in its initramfs
 (guest/init is its whole userland), so it has no disk and starts in seconds. Its settings travel
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from tests.lab.xen.lab import XenLab
 
 MEMORY_MIB = 128
+# panic=1 alone would make Xen see a reboot; xen_legacy_crash makes it see a crash.
+KERNEL_OPTIONS = (
+    "console=hvc0 quiet rdinit=/init panic=1 xen_legacy_crash mitigations=off audit=0 "
+    "cryptomgr.notests"
+)
 COMMAND_LINE_LIMIT = 1023  # Xen's MAX_GUEST_CMDLINE, less the final zero
 
 
@@ -31,10 +36,10 @@ def domain_xml(
     addresses: list[str],
     memory_mib: int,
     on_crash: str,
+    vif_script: str | None,
 ) -> str:
     words = [f"lab_{key}={value}" for key, value in settings.items() if value]
-    # panic=1 alone would make Xen see a reboot; xen_legacy_crash makes it see a crash.
-    command_line = " ".join(["console=hvc0 quiet rdinit=/init panic=1 xen_legacy_crash", *words])
+    command_line = " ".join([KERNEL_OPTIONS, *words])
     if len(command_line) > COMMAND_LINE_LIMIT:
         raise LabError(f"too many settings for guest {name}: {command_line}")
     ip = "".join(f"<ip address='{address}' family='{_family(address)}'/>" for address in addresses)
@@ -57,7 +62,7 @@ def domain_xml(
   <devices>
     <interface type='bridge'>
       <mac address='{mac}'/>
-      <source bridge='br0'/>
+      <source bridge='br0'/>{f"<script path='{vif_script}'/>" if vif_script else ""}
       {ip}
     </interface>
     <console type='pty'/>
@@ -94,7 +99,7 @@ class Guest:
         self.lab.write(path, xml)
         self.virsh("define", path)
 
-    def virsh(self, *arguments: str, check: bool = True, timeout: float = 120) -> Result:
+    def virsh(self, *arguments: str, check: bool = True, timeout: float = 240) -> Result:
         return self.lab.run([*self.lab.virsh(), *arguments], check=check, timeout=timeout)
 
     # Life -----------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ class Guest:
         text = self.virsh("domid", self.name).out.strip()
         return int(text) if text.isdigit() else None
 
-    def wait_serving(self, timeout: float = 60) -> None:
+    def wait_serving(self, timeout: float = 180) -> None:
         """Until its first port takes a connection from Dom0."""
         # In one process: a probe that forks anew each time would take the CPU the guest boots on.
         loop = f"until exec 3<>/dev/tcp/{self.address}/{self.port}; do sleep 0.1; done 2>/dev/null"
@@ -168,9 +173,19 @@ class Guest:
                 f"{timeout:.0f} s; its console ends:\n{self.log()[-2000:]}"
             )
 
-    def wait_gone(self, timeout: float = 60) -> None:
+    def wait_gone(self, timeout: float = 120) -> None:
         """Until libvirt says that it is shut off."""
-        self.lab.wait_until(lambda: not self.alive(), timeout, f"{self.name} to be shut off")
+        # Seldom: each virsh takes the CPU that the guest's end needs.
+        self.lab.wait_until(
+            lambda: not self.alive(), timeout, f"{self.name} to be shut off", every=0.3
+        )
+
+    def wait_rebooted(self, before: int | None, timeout: float = 180) -> None:
+        """Until it runs as another domain than `before`, and serves."""
+        self.lab.wait_until(
+            lambda: self.domid() not in (None, before), timeout, f"{self.name} anew", every=0.5
+        )
+        self.wait_serving(timeout)
 
     def log(self) -> str:
         """Its console, of all its boots."""

@@ -27,7 +27,6 @@ import lzma
 import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from tests.lab.host import LabError, cache_directory, last_lines
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
-TRAFFIC = HERE.parent / "traffic.py"  # the guests' server
+GUEST_SERVER = HERE / "guest/srv/server.py"
 SUITE = "bookworm"
 # What the machine that builds and boots has to have, and the Debian package that has it;
 # tests/lab/apt-packages lists them, too.
@@ -121,26 +120,19 @@ GUEST_APPLETS = (
     *("kill", "ls", "mkdir", "mount", "nc", "netstat", "ping", "printf", "ps", "rm", "sed", "sh"),
     *("sleep", "sysctl", "top", "touch", "usleep"),
 )
-# Imported on use only, so that watching the imports of traffic.py does not find them.
-GUEST_PYTHON_EXTRAS = ("concurrent.futures.thread", "encodings.idna", "encodings.latin_1")
 
 OUTDATED = (
     "If a file was not found, this machine's package lists are older than its mirror: run "
     "`apt-get update` and try again."
 )
-# Prints the files of all that is imported by a script and by some modules, and of the encodings
-# that Python itself needs to start. ssl is large, and asyncio does without.
+# Prints the files of all that a script imports, and of what Python itself needs to start.
 IMPORTS = """
-import importlib, runpy, sys
-sys.modules["ssl"] = sys.modules["_ssl"] = None
+import encodings.latin_1, runpy, sys
 runpy.run_path(sys.argv[1])
-for name in sys.argv[2:]:
-    importlib.import_module(name)
-# Sources of frozen modules, too: some ask for them by name.
 for module in list(sys.modules.values()):
-    if path := getattr(module, "__file__", None):
-        if path.startswith(sys.prefix):
-            print(path)
+    path = getattr(module, "__file__", None)
+    if path and path.startswith(sys.prefix):
+        print(path)
 """
 
 DISK_SIZE = "2G"  # sparse; the tests write little
@@ -205,7 +197,7 @@ def build(progress: Progress = report) -> Image:
             progress,
             _install_userland,
         )
-        recipe = [TRAFFIC, *(path for path in sorted(HERE.rglob("*")) if _is_recipe(path))]
+        recipe = [path for path in sorted(HERE.rglob("*")) if _is_recipe(path)]
         contents = [f"{path.name}:{path.read_bytes()!r}" for path in recipe]
         directory = _step(
             cache,
@@ -221,7 +213,7 @@ def build(progress: Progress = report) -> Image:
 def _is_recipe(path: Path) -> bool:
     if path.is_dir() or "__pycache__" in path.parts:
         return False
-    return path.name == "image.py" or path.suffix != ".py"
+    return path.name == "image.py" or path.parent != HERE or path.suffix != ".py"
 
 
 def _key(*parts: object) -> str:
@@ -565,41 +557,24 @@ def _make_guest_initramfs(busybox: Path, modules: Path, userland: Path, target: 
             modules=_module_files(modules, GUEST_MODULES),
             files={
                 **scripts,
-                "srv/traffic.py": TRAFFIC,
                 **_python_files(userland, Path(work)),
             },
         )
 
 
 def _python_files(userland: Path, work: Path) -> dict[str, Path]:
-    """The part of Dom0's Python that traffic.py imports: path in the guest → unpacked file.
+    """The part of Dom0's Python that server.py imports: path in the guest → unpacked file.
 
     Compiled modules only, each in the place of its source, which Python takes as it is.
     """
-    with tarfile.open(userland) as archive:
-        archive.extractall(
-            work,
-            members=(
-                member
-                for member in archive
-                if member.name.startswith(
-                    (
-                        "./usr/bin/python3",
-                        "./usr/lib/python3.",
-                        "./usr/lib64/",
-                        "./usr/lib/x86_64-linux-gnu/l",
-                    )
-                )
-                and (member.isreg() or member.issym())
-            ),
-            filter="tar",
-        )
+    wanted = ("./usr/bin/python3.*", "./usr/lib/python3.*", "./usr/lib/x86_64-linux-gnu/l*.so*")
+    _call(["tar", "-x", "--no-same-owner", "-f", userland, "-C", work, "--wildcards", *wanted])
     python = next(path for path in (work / "usr/bin").iterdir() if path.name.startswith("python3."))
     libraries = work / "usr/lib/x86_64-linux-gnu"
     loader = libraries / "ld-linux-x86-64.so.2"
     start: list[str | Path] = [loader, "--library-path", libraries]
     modules = _call(
-        [*start, python, "-S", "-s", "-c", IMPORTS, TRAFFIC, *GUEST_PYTHON_EXTRAS],
+        [*start, python, "-S", "-s", "-c", IMPORTS, GUEST_SERVER],
         env={"PYTHONHOME": str(work / "usr"), "PYTHONDONTWRITEBYTECODE": "1"},
     ).split()
     tag = python.name.replace("python3.", "cpython-3")

@@ -41,6 +41,22 @@ def prefixed(address: str) -> str:
     return f"{address}/{64 if ':' in address else 24}"
 
 
+class Client(NetNs):
+    """A name space in Dom0; one request costs it a tenth of what starting Python would."""
+
+    def fetch(self, target: str, *, timeout: float = 15, udp: bool = False) -> str:
+        """One request to ADDRESS:PORT; the name of the server that answered.
+
+        A request that fails raises AssertionError with the reason.
+        """
+        result = self.run(
+            ["/usr/lib/lab/fetch", "udp" if udp else "tcp", target, f"{timeout:g}"], check=False
+        )
+        if result.rc != 0:
+            raise AssertionError(f"{self.name} → {target}: {result.err.strip() or 'timeout'}")
+        return result.out.strip()
+
+
 class XenLab(LabHost):
     """See the package's docstring. One needs about 3 GiB of memory and a core of its own."""
 
@@ -68,7 +84,7 @@ class XenLab(LabHost):
         self._qemu: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._guests: dict[str, Guest] = {}
-        self._spaces: dict[str, NetNs] = {}
+        self._spaces: dict[str, Client] = {}
         self._last_console = ""
 
     # How it lives -------------------------------------------------------------------------
@@ -286,6 +302,7 @@ class XenLab(LabHost):
         metadata: str = "",
         on_crash: Literal["destroy", "restart", "preserve"] = "destroy",
         memory_mib: int = MEMORY_MIB,
+        vif_script: str | None = "/usr/lib/lab/vif",
     ) -> Guest:
         """Defines a guest that serves HTTP and UDP echo on `services`; does not start it.
 
@@ -293,7 +310,7 @@ class XenLab(LabHost):
         `start_delay`: seconds between its boot and its first answer; `stop_delay`: seconds it
         still serves after it was asked to shut down. `report_address`: it writes its address into
         its xenstore attr/, as guest agents do. `address_in_xml`: <ip address> in its interface.
-        `metadata`: elements for the domain's <metadata>.
+        `metadata`: elements for the domain's <metadata>. `vif_script`: None for Debian's own.
         """
         vips = [vip] if isinstance(vip, str) else list(vip or ())
         # From the address, in the range that is Xen's: a guest keeps it from boot to boot.
@@ -325,6 +342,7 @@ class XenLab(LabHost):
                 addresses=[a for a in (address, address6) if a] if address_in_xml else [],
                 memory_mib=memory_mib,
                 on_crash=on_crash,
+                vif_script=vif_script,
             )
         )
         self._guests[name] = guest
@@ -348,20 +366,20 @@ class XenLab(LabHost):
         where: Literal["bridge", "routed"] = "routed",
         *,
         address6: str | None = None,
-    ) -> NetNs:
+    ) -> Client:
         """A client: on the guests' bridge (10.0.0.0/24), or in front of the director
         (192.0.2.0/24). Dom0 is its gateway in both places."""
-        space = NetNs(self, name, address=address)
+        space = Client(self, name, address=address)
         self._add_space(space, "front0" if where == "routed" else "br0", address, address6)
         return space
 
-    def server_ns(self, name: str, address: str, *, address6: str | None = None) -> NetNs:
+    def server_ns(self, name: str, address: str, *, address6: str | None = None) -> Client:
         """A server that is no guest, on the guests' bridge; `NetNs.serve` makes it serve."""
-        space = NetNs(self, name, address=address)
+        space = Client(self, name, address=address)
         self._add_space(space, "br0", address, address6)
         return space
 
-    def _add_space(self, space: NetNs, bridge: str, *addresses: str | None) -> None:
+    def _add_space(self, space: Client, bridge: str, *addresses: str | None) -> None:
         arguments = [space.name, bridge]
         for address in addresses:
             if address:
