@@ -1,0 +1,359 @@
+"""What holds after every step, whatever was heard in whatever order."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+from hypothesis import HealthCheck, given, settings
+
+from tests.unit.model.worlds import Move, a_story, stories
+from xenlb.ipvs.table import ServerKey, ServiceKey, Table
+from xenlb.model.desired import desired, next_deadline, standing
+from xenlb.model.events import (
+    Ask,
+    Asked,
+    Configured,
+    Crashed,
+    Died,
+    Event,
+    GuestId,
+    Listed,
+    Paused,
+    Probed,
+    Rebooted,
+    Resumed,
+    Started,
+    Stopped,
+    Tick,
+    UndrainAsked,
+)
+from xenlb.model.guest import Guest, Phase
+from xenlb.model.settings import ServiceSettings
+from xenlb.model.settle import settle
+from xenlb.model.state import Candidate, Slot, State
+from xenlb.model.step import Step, step
+
+Life = Sequence["Seen"]
+LIFE = Started | Asked | Died | Stopped | Crashed | Paused | Resumed | Rebooted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One step, and the tables around it. `told`: as the agent has it, which draws anew only the
+    services that a step names."""
+
+    event: Event
+    before: State
+    result: Step
+    table: Table
+    told: Table
+
+    @property
+    def state(self) -> State:
+        return self.result.state
+
+    @property
+    def at(self) -> float:
+        return self.event.at
+
+
+@dataclass(slots=True)
+class World:
+    """Lives through a story, with the ticks that an agent would make."""
+
+    state: State = field(default_factory=State)
+    now: float = 1000.0
+    told: Table = field(default_factory=Table)
+
+    def live(self, story: Sequence[Move]) -> Iterator[Seen]:
+        for move in story:
+            then = self.now + move.wait
+            while (due := next_deadline(self.state, self.now)) is not None and due <= then:
+                assert due > self.now or due == self.now
+                yield self._step(Tick(at=max(due, self.now)))
+                later = next_deadline(self.state, self.now)
+                assert later is None or later > self.now, "a tick that changes nothing"
+            self.now = then
+            yield self._step(move.make(self.state, self.now))
+
+    def _step(self, event: Event) -> Seen:
+        self.now = event.at
+        before = self.state
+        result = step(before, event)
+        assert step(before, event) == result
+        self.state = result.state
+        services = self.state.settings.services
+        table = desired(services, self.state, self.now)
+        if result.services is None:
+            self.told = table
+        else:
+            named = [service for service in services if service.name in result.services]
+            part = desired(named, self.state, self.now)
+            self.told = Table(entries={**self.told.entries, **part.entries})
+        return Seen(event=event, before=before, result=result, table=table, told=self.told)
+
+
+def servers(state: State) -> Iterator[tuple[ServiceSettings, Candidate, Slot, Guest | None]]:
+    """Every server that there could be, with its service and its guest."""
+    for service in state.settings.services:
+        for candidate in state.candidates[service.name]:
+            if candidate.slot is not None:
+                guest = None if candidate.owner is None else state.guests[candidate.owner]
+                yield service, candidate, candidate.slot, guest
+
+
+def weights(table: Table) -> dict[tuple[ServiceKey, ServerKey], int]:
+    return {
+        (key, server.key): server.weight
+        for key, entry in table.entries.items()
+        for server in entry.servers.values()
+    }
+
+
+story = given(story=stories)
+often = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+seldom = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def the_table_has_who_may_be_there_and_nobody_else(life: Life) -> None:
+    for seen in life:
+        state = seen.state
+        known = {slot: (service, guest) for service, _, slot, guest in servers(state)}
+        assert set(state.admitted) <= set(known)
+        places = {(slot.service, slot.server) for slot in known}
+        assert len(places) == len(known), "two owners hold the same server"
+        admitted = {(slot.service, slot.server) for slot in state.admitted}
+        sorry = {
+            (key, service.sorry_key(key))
+            for service in state.settings.services
+            for key in service.kernel_keys()
+        }
+        assert set(weights(seen.table)) <= admitted | sorry
+        assert admitted <= set(weights(seen.table))
+        for slot in state.admitted:
+            guest = known[slot][1]
+            assert guest is None or guest.phase is not Phase.ABSENT
+            assert state.admitted[slot].at >= (0 if guest is None else guest.booted)
+        for key, entry in seen.table.entries.items():
+            assert entry.service.key == key
+            assert all(server.key == at for at, server in entry.servers.items())
+            assert all(0 <= server.weight <= 65535 for server in entry.servers.values())
+
+
+def the_agent_is_told_of_every_service_whose_table_changed(life: Life) -> None:
+    for seen in life:
+        assert seen.told == seen.table, seen.event
+
+
+def what_a_step_leaves_is_settled(life: Life) -> None:
+    """Drawing everything anew changes nothing, though a step draws a part only."""
+    for seen in life:
+        again, names = settle(State(), seen.state, frozenset(), seen.at)
+        assert names is None
+        assert again == seen.state, seen.event
+        assert set(seen.state.health) == set().union(*seen.state.probed.values())
+        assert set(seen.state.probed) == {s.name for s in seen.state.settings.services}
+
+
+def who_goes_pauses_or_is_drained_gets_no_new_connections(life: Life) -> None:
+    for seen in life:
+        table = weights(seen.table)
+        for _, _, slot, guest in servers(seen.state):
+            if slot not in seen.state.admitted or guest is None:
+                continue
+            if guest.phase is not Phase.UP or guest.drain is not None:
+                assert table[slot.service, slot.server] == 0
+
+
+def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
+    """Nor after a pause or an ignored request. Counted here from the probes themselves."""
+    passed: dict[object, float] = {}  # by address, when the last probe that passed was begun
+    unchecked: set[ServiceKey] = set()  # by the present or a former configuration
+    for seen in life:
+        if isinstance(seen.event, Probed) and seen.event.up:
+            address = seen.event.target.address
+            passed[address] = max(passed.get(address, 0.0), seen.event.asked)
+        unchecked |= {slot.service for _, each, slot, _ in servers(seen.state) if not each.target}
+        table = weights(seen.table)
+        for _, _, slot, guest in servers(seen.state):
+            if slot in seen.state.admitted and table[slot.service, slot.server] > 0:
+                since = 0.0 if guest is None else max(guest.booted, guest.recheck)
+                ok = passed.get(slot.server.address, -1.0) >= since
+                assert ok or slot.service in unchecked, slot
+
+
+def a_drained_guest_serves_again_for_three_reasons_only(life: Life) -> None:
+    drained: dict[GuestId, Guest] = {}
+    for seen in life:
+        for key, guest in seen.state.guests.items():
+            was = seen.before.guests.get(key)
+            if guest.drain is not None and key not in drained:
+                drained[key] = guest
+            elif key in drained and guest.drain is None:
+                undrained = isinstance(seen.event, UndrainAsked) and seen.event.guest == key
+                anew = was is not None and (
+                    guest.phase is Phase.ABSENT
+                    or guest.incarnation != was.incarnation
+                    or guest.booted > was.booted
+                    or isinstance(seen.event, Rebooted)
+                )
+                assert undrained or anew, seen.event
+                del drained[key]
+        for key in drained.keys() - seen.state.guests.keys():
+            assert isinstance(seen.event, Listed | Configured)
+            del drained[key]
+
+
+def news_of_former_incarnations_changes_nothing(life: Life) -> None:
+    for seen in life:
+        event = seen.event
+        if not isinstance(event, LIFE) or event.incarnation is None:
+            continue
+        was = seen.before.guests.get(event.guest)
+        if was is None or event.incarnation == was.incarnation:
+            continue
+        if was.is_dead(event.incarnation, event.at):
+            now = seen.state.guests[event.guest]
+            # A started domain's metadata is that of the guest, whichever domain it was.
+            assert now == replace(
+                was,
+                metadata=now.metadata,
+                metadata_problems=now.metadata_problems,
+                metadata_heard=now.metadata_heard,
+            )
+
+
+def in_service(state: State, service: ServiceSettings) -> tuple[int, int]:
+    """Of the servers with a verdict whose guest is up: how many there are, how many serve."""
+    able = serving = 0
+    for its, candidate, slot, guest in servers(state):
+        if its is not service or not (
+            guest is None or (guest.phase is Phase.UP and guest.drain is None)
+        ):
+            continue
+        verdict = state.health[candidate.target].up if candidate.target is not None else True
+        if verdict is not None:
+            able += 1
+            serving += slot in state.admitted and not state.admitted[slot].quiesced
+    return able, serving
+
+
+def checks_never_take_out_more_than_leaves_the_share(life: Life) -> None:
+    for seen in life:
+        if not isinstance(seen.event, Probed):
+            continue
+        for service in seen.state.settings.services:
+            _, before = in_service(seen.before, service)
+            able, after = in_service(seen.state, service)
+            if after < before:
+                assert after >= ceil(round(able * service.keep_in_service, 6))
+
+
+def a_ramp_only_rises_and_ends(life: Life) -> None:
+    """Also between events, and each step is taken when it was announced."""
+    for seen in life:
+        for service, candidate, slot, _ in servers(seen.state):
+            entry = seen.state.admitted.get(slot)
+            if entry is None or not entry.ramp or service.slow_start <= 0:
+                continue
+            last = 0
+            now: float | None = seen.at
+            while now is not None and now <= entry.at + 2 * service.slow_start:
+                stands = standing(candidate, service, seen.state, now)
+                weight = stands.weight or 0
+                assert weight >= last
+                assert weight in {0, 1} or weight <= candidate.weight
+                last, due = weight, stands.deadline if stands.reason == "slow start" else None
+                assert due is None or due > now
+                now = due
+            free = standing(candidate, service, seen.state, entry.at + service.slow_start)
+            assert free.weight in {0, candidate.weight}
+
+
+RULES = (
+    the_table_has_who_may_be_there_and_nobody_else,
+    the_agent_is_told_of_every_service_whose_table_changed,
+    what_a_step_leaves_is_settled,
+    who_goes_pauses_or_is_drained_gets_no_new_connections,
+    nobody_serves_before_a_check_has_passed_in_this_boot,
+    a_drained_guest_serves_again_for_three_reasons_only,
+    news_of_former_incarnations_changes_nothing,
+    checks_never_take_out_more_than_leaves_the_share,
+    a_ramp_only_rises_and_ends,
+)
+
+
+@story
+@often
+def test_what_holds_after_every_step(story: list[Move]) -> None:
+    life = tuple(World().live(story))
+    for rule in RULES:
+        rule(life)
+
+
+@story
+@seldom
+def test_a_request_takes_the_weight_at_once(story: list[Move]) -> None:
+    """For every guest that serves, at the end of any story."""
+    world = World()
+    for _ in world.live(story):
+        pass
+    for key, guest in world.state.guests.items():
+        if guest.phase is not Phase.UP or guest.incarnation is None:
+            continue
+        for ask in Ask:
+            event = Asked(at=world.now, guest=key, incarnation=guest.incarnation, ask=ask)
+            result = step(world.state, event)
+            table = weights(desired(result.state.settings.services, result.state, world.now))
+            mine = [slot for slot in world.state.admitted if slot.owner == key]
+            assert all(slot in result.state.admitted for slot in mine)
+            assert all(table[slot.service, slot.server] == 0 for slot in mine)
+            services = {
+                service.name for service, _, slot, _ in servers(world.state) if slot in mine
+            }
+            assert result.services is not None
+            assert services <= result.services
+
+
+@story
+@seldom
+def test_a_death_takes_the_servers_at_once(story: list[Move]) -> None:
+    world = World()
+    for _ in world.live(story):
+        pass
+    for key, guest in world.state.guests.items():
+        if guest.phase is Phase.ABSENT:
+            continue
+        result = step(world.state, Died(at=world.now, guest=key, incarnation=guest.incarnation))
+        assert all(slot.owner != key for slot in result.state.admitted)
+        assert result.state.guests[key].phase is Phase.ABSENT
+
+
+def test_the_stories_reach_what_they_are_about() -> None:
+    """The properties above would hold for a model that lets nobody in, too."""
+    reached: Counter[str] = Counter()
+    for seed in range(60):
+        for seen in World().live(a_story(seed)):
+            for service, candidate, _, _ in servers(seen.state):
+                stands = standing(candidate, service, seen.state, seen.at)
+                weight = {None: "none", 0: "0"}.get(stands.weight, "some")
+                reached[f"{stands.phase} {weight}"] += 1
+                reached[stands.reason.split(";")[-1].strip()] += 1
+    for word in (
+        "serving some",
+        "draining 0",
+        "paused 0",
+        "failed none",
+        "failed 0",
+        "failed some",
+        "starting none",
+        "starting 0",
+        "absent none",
+        "slow start",
+        "kept for keep-in-service",
+        "waits for a check to pass again",
+        "drained by root",
+        "no check",
+    ):
+        assert reached[word] > 0, (word, reached)

@@ -1,0 +1,368 @@
+"""Small worlds for the tests of the model: a few guests, configurations, and events about them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from random import Random
+from uuid import UUID
+
+from hypothesis import strategies as st
+
+from xenlb.ipvs.table import Family, Forwarding, Protocol
+from xenlb.model.events import (
+    AddressesFound,
+    Ask,
+    Asked,
+    ConfigurationRefused,
+    Configured,
+    Crashed,
+    Described,
+    Died,
+    Disconnected,
+    DrainAsked,
+    Event,
+    Found,
+    GuestId,
+    Listed,
+    MetadataChanged,
+    MetadataService,
+    Paused,
+    Power,
+    Probed,
+    Rebooted,
+    Refused,
+    Resumed,
+    Source,
+    Started,
+    Stop,
+    Stopped,
+    Tick,
+    Undefined,
+    UndrainAsked,
+)
+from xenlb.model.guest import Drain, Guest
+from xenlb.model.problem import Problem
+from xenlb.model.settings import (
+    Check,
+    DrainPolicy,
+    Member,
+    OnFailure,
+    Port,
+    ServiceSettings,
+    Settings,
+)
+from xenlb.model.state import State
+
+URIS = ("xen:///system", "qemu:///system")
+GUESTS = (
+    GuestId(uri=URIS[0], uuid=UUID(int=1)),
+    GuestId(uri=URIS[0], uuid=UUID(int=2)),
+    GuestId(uri=URIS[0], uuid=UUID(int=3)),
+    GuestId(uri=URIS[1], uuid=UUID(int=1)),  # the first, on its way to another libvirt
+)
+NAMES = ("mail1", "mail2", "web1", "mail1")
+ADDRESSES = tuple(
+    ip_address(text)
+    for text in ("10.0.0.11", "10.0.0.12", "10.0.0.13", "10.0.0.5", "fd00::11", "10.0.0.99")
+)
+
+
+def service(name: str, port: int, *servers: Member) -> ServiceSettings:
+    return ServiceSettings(
+        name=name,
+        address=ip_address("192.0.2.10"),
+        ports=(Port(number=port),),
+        check=Check(fall=1),
+        drain=DrainPolicy(shutdown_grace=20.0),
+        servers=servers,
+    )
+
+
+ALL = Member(guest="*")
+HOST = Member(host=ip_address("10.0.0.5"))
+WRITTEN = Member(guest="mail1", address=ip_address("10.0.0.11"), weight=4)
+SORRY = (ip_address("10.0.0.99"), 0)
+
+SETTINGS = (
+    Settings(
+        uris=URIS,
+        services=(
+            replace(service("mail", 25, ALL, HOST), weight=3, slow_start=10.0),
+            replace(service("web", 80, WRITTEN, ALL), from_metadata=True, sorry_server=SORRY),
+        ),
+    ),
+    Settings(
+        uris=URIS,
+        services=(
+            replace(
+                service("mail", 25, ALL, HOST),
+                keep_in_service=0.5,
+                check=Check(rise=2, fall=2),
+            ),
+            replace(
+                service("web", 80, Member(guest="web*")),
+                ports=(Port(number=80), Port(number=53, protocol=Protocol.UDP)),
+                from_metadata=True,
+                on_failure=OnFailure.QUIESCE,
+                keep_in_service=0.4,
+            ),
+            replace(service("six", 25, ALL), address=ip_address("2001:db8::10")),
+        ),
+    ),
+    Settings(
+        uris=URIS[:1],
+        services=(
+            replace(service("smtp", 25, ALL), check=None, forwarding=Forwarding.GATEWAYING),
+            replace(
+                service("web", 80, ALL, HOST),
+                on_failure=OnFailure.QUIESCE,
+                slow_start=5.0,
+                weight=7,
+                sorry_server=(ip_address("10.0.0.11"), 80),
+            ),
+            ServiceSettings(
+                name="mark", fwmark=7, family=Family.INET6, servers=(ALL,), check=Check(port=80)
+            ),
+        ),
+    ),
+)
+
+
+def with_addresses(guest: Guest, *texts: str) -> Guest:
+    found = tuple(Found(address=ip_address(text), source=Source.LEASE) for text in texts)
+    return replace(guest, found=found)
+
+
+def drained(guest: Guest, drain: Drain) -> Guest:
+    return replace(guest, drain=drain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Something happens after `wait` seconds; `make` turns the state then into the event."""
+
+    wait: float
+    make: Callable[[State, float], Event]
+    text: str
+
+    def __repr__(self) -> str:
+        return f"+{self.wait:g} {self.text}"
+
+
+def _found(dice: Random) -> tuple[Found, ...]:
+    sources = [Source.INTERFACE_XML, Source.LEASE, Source.NEIGHBOUR]
+    found = {
+        Found(address=dice.choice(ADDRESSES), source=dice.choice(sources))
+        for _ in range(dice.choice([0, 1, 1, 2]))
+    }
+    return tuple(sorted(found, key=lambda item: (sources.index(item.source), str(item.address))))
+
+
+def _metadata(dice: Random) -> tuple[MetadataService, ...]:
+    return tuple(
+        MetadataService(
+            name=name,
+            weight=dice.choice([None, 0, 2]),
+            address=dice.choice([None, None, ADDRESSES[1]]),
+        )
+        for name in dice.choice([(), ("mail",), ("web",), ("mail", "web")])
+    )
+
+
+def _incarnation(state: State, guest: GuestId, shift: int | None) -> int | None:
+    """The present one, one around it, or none said."""
+    known = state.guests.get(guest)
+    now = 3 if known is None or known.incarnation is None else known.incarnation
+    return None if shift is None else max(1, now + shift)
+
+
+def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Move:
+    guest, name = GUESTS[who], NAMES[who]
+
+    def make(state: State, at: float) -> Event:
+        number = _incarnation(state, guest, shift)
+        match kind:
+            case "started":
+                return Started(
+                    at=at,
+                    guest=guest,
+                    name=name,
+                    incarnation=number or 1,
+                    paused=word == "reboot",
+                )
+            case "asked":
+                return Asked(at=at, guest=guest, incarnation=number, ask=Ask(word))
+            case "died":
+                return Died(at=at, guest=guest, incarnation=number)
+            case "stopped":
+                return Stopped(at=at, guest=guest, incarnation=number, why=Stop.SHUTDOWN)
+            case "crashed":
+                return Crashed(at=at, guest=guest, incarnation=number)
+            case "paused":
+                return Paused(at=at, guest=guest, incarnation=number)
+            case "resumed":
+                return Resumed(at=at, guest=guest, incarnation=number)
+            case "rebooted":
+                return Rebooted(at=at, guest=guest, incarnation=number)
+            case "undefined":
+                return Undefined(at=at, guest=guest)
+            case "drained":
+                return DrainAsked(at=at, guest=guest, by="root")
+            case "undrained":
+                return UndrainAsked(at=at, guest=guest, by="root")
+        raise AssertionError(kind)
+
+    shown = f"{kind} {name}/{who} {'' if shift is None else f'{shift:+d}'} {word}"
+    return Move(wait=wait, make=make, text=shown)
+
+
+def _probe(wait: float, index: int, up: bool, ago: float) -> Move:
+    def make(state: State, at: float) -> Event:
+        targets = sorted(state.health, key=str)
+        if not targets:
+            return Tick(at=at)
+        return Probed(
+            at=at, target=targets[index % len(targets)], asked=at - ago, up=up, detail=str(up)
+        )
+
+    return Move(wait=wait, make=make, text=f"probe {index} {up} asked {ago:g} ago")
+
+
+def _address(
+    wait: float, who: int, found: tuple[Found, ...], shift: int | None, refused: bool
+) -> Move:
+    def make(state: State, at: float) -> Event:
+        no = Refused(text="192.0.2.10", source=Source.REPORTED, reason="no")
+        return AddressesFound(
+            at=at,
+            guest=GUESTS[who],
+            incarnation=_incarnation(state, GUESTS[who], shift),
+            found=found,
+            refused=(no,) if refused else (),
+        )
+
+    shown = [f"{item.source}={item.address}" for item in found]
+    return Move(wait=wait, make=make, text=f"address {NAMES[who]}/{who} {shown} {shift}")
+
+
+def _listing(wait: float, uri: str, powers: list[tuple[Power, int]], ago: float) -> Move:
+    def make(state: State, at: float) -> Event:
+        described = [
+            Described(
+                guest=guest,
+                name=name,
+                power=power,
+                incarnation=None if power is Power.OFF else _incarnation(state, guest, shift),
+            )
+            for guest, name, (power, shift) in zip(GUESTS, NAMES, powers, strict=False)
+            if guest.uri == uri
+        ]
+        return Listed(at=at, uri=uri, asked=at - ago, guests=tuple(described))
+
+    return Move(wait=wait, make=make, text=f"listed {uri} {powers} asked {ago:g} ago")
+
+
+def _metadata_move(wait: float, who: int, services: tuple[MetadataService, ...]) -> Move:
+    return Move(
+        wait=wait,
+        make=lambda _, at: MetadataChanged(at=at, guest=GUESTS[who], services=services),
+        text=f"metadata {NAMES[who]}/{who} {services}",
+    )
+
+
+def _configured(wait: float, index: int) -> Move:
+    # A copy, as a file that was read again makes one.
+    return Move(
+        wait=wait,
+        make=lambda _, at: Configured(at=at, settings=replace(SETTINGS[index])),
+        text=f"configured {index}",
+    )
+
+
+PROBLEM = Problem(file="f", line=1, column=1, path="", message="wrong", hint="")
+OTHERS = (
+    Move(wait=0.0, make=lambda _, at: Tick(at=at), text="tick"),
+    Move(
+        wait=0.0,
+        make=lambda _, at: Disconnected(at=at, uri=URIS[0], reason="gone"),
+        text="disconnected",
+    ),
+    Move(
+        wait=0.0,
+        make=lambda _, at: ConfigurationRefused(at=at, problems=(PROBLEM, PROBLEM)),
+        text="configuration refused",
+    ),
+)
+KINDS = {
+    "probe": 20,
+    "address": 6,
+    "listed": 4,
+    "metadata": 3,
+    "configured": 2,
+    "other": 1,
+    "started": 6,
+    "asked": 5,
+    "died": 2,
+    "stopped": 2,
+    "crashed": 1,
+    "paused": 2,
+    "resumed": 3,
+    "rebooted": 2,
+    "undefined": 1,
+    "drained": 3,
+    "undrained": 2,
+}
+
+
+def move(number: int) -> Move:
+    """Any move at all; every number is one. Numbers, so that stories are made in no time."""
+    dice = Random(number)
+    (kind,) = dice.choices(list(KINDS), weights=list(KINDS.values()))
+    wait = dice.choice([0.0, 0.1, 1.0, 1.0, 5.0, 25.0, 90.0])
+    who = dice.choice([0, 0, 1, 1, 2, 2, 3])
+    shift = dice.choice([0, 0, 0, 0, 0, 1, 1, -1, 2, None])
+    match kind:
+        case "probe":
+            ago = dice.choice([0.0, 0.0, 0.0, 0.05, 3.0])
+            return _probe(wait, dice.randrange(12), dice.random() < 0.65, ago)
+        case "address":
+            return _address(wait, who, _found(dice), shift, dice.random() < 0.3)
+        case "listed":
+            mostly = [Power.RUNNING] * 6 + list(Power)
+            powers = [(dice.choice(mostly), dice.choice([0, 0, 0, 1])) for _ in range(4)]
+            some = powers[: dice.choice([2, 3, 4, 4])]
+            return _listing(wait, dice.choice(URIS), some, dice.choice([0.0, 0.05, 2.0]))
+        case "metadata":
+            return _metadata_move(wait, who, _metadata(dice))
+        case "configured":
+            return _configured(wait, dice.randrange(len(SETTINGS)))
+        case "other":
+            return dice.choice(OTHERS)
+        case _:
+            return _life(wait, who, shift, kind, dice.choice(list(Ask)))
+
+
+def opening(index: int) -> list[Move]:
+    """A configuration, and guests that run, have an address, and answer."""
+    return [
+        _configured(0.0, index),
+        _listing(0.0, URIS[0], [(Power.RUNNING, 0)] * 3, 0.0),
+        *(
+            _address(0.0, who, (Found(address=ADDRESSES[who], source=Source.LEASE),), 0, False)
+            for who in range(3)
+        ),
+        *(_probe(0.0, target, True, 0.0) for target in [*range(8), *range(8)]),
+    ]
+
+
+def a_story(seed: int) -> list[Move]:
+    dice = Random(seed)
+    return opening(seed % len(SETTINGS)) + [move(dice.getrandbits(32)) for _ in range(40)]
+
+
+moves = st.integers(0, 2**32 - 1).map(move)
+stories = st.builds(
+    lambda begin, rest: [*begin, *rest],
+    st.one_of(st.integers(0, len(SETTINGS) - 1).map(opening), st.just([])),
+    st.lists(moves, min_size=10, max_size=40),
+)
