@@ -149,6 +149,20 @@ async def remove(route: Any, held: Held) -> None:
             raise Failed(error) from error
 
 
+async def towards(destinations: Iterable[IPAddress]) -> frozenset[str]:
+    """The interfaces by which this host sends to these addresses, as its routes are now."""
+    found: set[int] = set()
+    async with connection() as route:
+        for address in destinations:
+            try:
+                messages = await route.route("get", dst=str(address))
+            except NetlinkError as error:
+                log.debug("no route to %s: %s", address, error)
+                continue
+            found.update(index for each in messages if (index := each.get("oif")) is not None)
+        return frozenset([await name_of(route, index) for index in sorted(found)])
+
+
 def _link(message: Any) -> Link:
     flags = message["flags"]
     ethernet = message["ifi_type"] == ARPHRD_ETHER

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -89,12 +89,17 @@ class Outcome:
 
 
 def needed(
-    settings: Settings, kernel: tuple[int, int], *, forwards: bool = False
+    settings: Settings,
+    kernel: tuple[int, int],
+    *,
+    forwards: bool = False,
+    towards: Collection[str] = (),
 ) -> tuple[Need, ...]:
     """What the services need on a kernel of that version (major, minor).
 
     `forwards`: does this host forward IPv4 packets already? It may then be the guests' gateway,
-    which makes a difference for gatewaying and tunnels.
+    which makes a difference for gatewaying and tunnels. `towards`: the interfaces by which the
+    servers are reached (interface.towards); by default the director's.
     """
     services = settings.services
     if not services:
@@ -118,8 +123,9 @@ def needed(
         s.family is Family.INET and s.forwarding in {Forwarding.GATEWAYING, Forwarding.TUNNEL}
         for s in services
     )
-    if direct and forwards and settings.director.interface is not None:
-        needs.extend(_of_a_gateway(settings.director.interface))
+    if direct and forwards:
+        interfaces = set(towards) or {settings.director.interface} - {None}
+        needs.extend(_of_a_gateway(sorted(str(name) for name in interfaces)))
     return tuple(needs)
 
 
@@ -156,7 +162,7 @@ def _of_ipvs(services: Iterable[ServiceSettings], kernel: tuple[int, int]) -> It
         )
 
 
-def _of_a_gateway(interface: str) -> Iterator[Need]:
+def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[Need]:
     """Where the guests' default gateway is this host, their answers come from a service address,
     an address of this host itself: martians. The kernel takes the maximum of `all` and the
     interface for rp_filter, and either for accept_local."""
@@ -164,12 +170,12 @@ def _of_a_gateway(interface: str) -> Iterator[Need]:
         "with gatewaying or tunnels, answers of guests whose gateway is this host come from the"
         " service address, and are dropped otherwise"
     )
-    name = interface.replace(".", "/")
-    for key, value in (
-        (f"net.ipv4.conf.{name}.accept_local", 1),
-        (f"net.ipv4.conf.{name}.rp_filter", 0),
-        ("net.ipv4.conf.all.rp_filter", 0),
-    ):
+    values = {"net.ipv4.conf.all.rp_filter": 0} if interfaces else {}
+    for interface in interfaces:
+        name = interface.replace(".", "/")
+        values[f"net.ipv4.conf.{name}.accept_local"] = 1
+        values[f"net.ipv4.conf.{name}.rp_filter"] = 0
+    for key, value in values.items():
         yield Need(name=key, value=value, why=why, scope=Scope.NET)
 
 

@@ -78,6 +78,12 @@ def test_persistent_services() -> None:
 def test_answers_that_pass_this_host(method: Forwarding) -> None:
     ipvs_only = values(needed(settings(method), NEW))
     assert set(ipvs_only) == {"net.ipv4.vs.expire_nodest_conn", "net.ipv4.vs.conn_reuse_mode"}
+    forwards = needed(settings(method), NEW, forwards=True, towards={"xenbr1"})
+    assert values(forwards) == ipvs_only | {
+        "net.ipv4.conf.all.rp_filter": 0,
+        "net.ipv4.conf.xenbr1.accept_local": 1,
+        "net.ipv4.conf.xenbr1.rp_filter": 0,
+    }
     routed = {
         "net.ipv4.conf.eth0/7.accept_local": 1,
         "net.ipv4.conf.eth0/7.rp_filter": 0,
