@@ -1,7 +1,7 @@
 """The agent inside a lab: started, asked, killed and restarted as an operator or a crash would.
 
-In User-mode Linux it runs from the checkout's virtual environment; in the Xen lab as `make install`
-has put it there. `uses_systemd` runs it as the service that ships.
+In User-mode Linux it runs from the checkout's virtual environment; in the Xen lab it is the service
+that `make install` has put there, under systemd.
 """
 
 from __future__ import annotations
@@ -19,20 +19,12 @@ SOCKET = "/run/xenlb/control.sock"
 STATE = "/run/xenlb/state.json"
 
 
-def installed(lab: LabHost) -> bool:
-    return lab.run(["test", "-x", "/usr/sbin/xenlb"], check=False).rc == 0
-
-
 class LabAgent:
-    """`command` is what starts xenlb there; by default what fits the lab."""
+    """An agent of a lab, by default run from the checkout's virtual environment."""
 
     def __init__(self, lab: LabHost, config: str) -> None:
         self.lab = lab
-        self.command = (
-            ["/usr/sbin/xenlb"]
-            if installed(lab)
-            else [str(venv_directory() / "bin/python"), "-m", "xenlb.cli"]
-        )
+        self.command = [str(venv_directory() / "bin/python"), "-m", "xenlb.cli"]
         self._process: Process | None = None
         self._runs = 0
         lab.run("mkdir -p /etc/xenlb /run/xenlb")
@@ -58,11 +50,14 @@ class LabAgent:
 
     def wait_ready(self, timeout: float = 60) -> None:
         def answers() -> bool:
-            if not self.process.alive():
+            if not self.alive():
                 raise LabError(f"the agent ended:\n{last_lines(self.log())}")
             return self.xenlb("status", "--json", check=False).rc == 0
 
         self.lab.wait_until(answers, timeout, "the agent to answer")
+
+    def alive(self) -> bool:
+        return self.process.alive()
 
     @property
     def process(self) -> Process:
@@ -122,3 +117,33 @@ class LabAgent:
     def table(self) -> str:
         """What ipvsadm says the kernel has."""
         return self.lab.run(["ipvsadm", "-Sn"]).out
+
+
+class ServiceAgent(LabAgent):
+    """The installed agent as the service xenlb.service."""
+
+    def __init__(self, lab: LabHost, config: str) -> None:
+        super().__init__(lab, config)
+        self.command = [lab.out("command -v xenlb").strip()]
+        self._cursor = "@0"
+
+    def launch(self) -> None:
+        self._cursor = f"@{self.lab.time():.6f}"
+        self.lab.run(["systemctl", "reset-failed", "xenlb"], check=False)
+        self.lab.run(["systemctl", "start", "xenlb"], timeout=120)
+
+    def alive(self) -> bool:
+        return self.lab.run(["systemctl", "is-active", "xenlb"], check=False).rc == 0
+
+    def stop(self, timeout: float = 20) -> None:
+        self.lab.run(["systemctl", "stop", "xenlb"], timeout=timeout + 30)
+
+    def kill(self) -> None:
+        """SIGKILL, which systemd answers by starting it again."""
+        self.lab.run(["systemctl", "kill", "-s", "KILL", "xenlb"])
+
+    def log(self) -> str:
+        """What it has logged since its last start."""
+        return self.lab.out(
+            ["journalctl", "-u", "xenlb", "--since", self._cursor, "-o", "short-precise"]
+        )
