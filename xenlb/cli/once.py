@@ -1,5 +1,6 @@
 """`xenlb plan` and `xenlb apply`: one pass without a daemon."""
 
+import gc
 import json
 import logging
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
     from xenlb.once import OnceError, run_once
 
     logs.set_up(verbose=options.verbose, level=logging.WARNING)
+    # Nothing of a large table is garbage before the end; looking for it costs a third of the time.
+    gc.disable()
     try:
         once = run_once(settings(options.config), state_path=state, change=change)
     except OnceError as error:
@@ -44,6 +47,8 @@ def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
     except IpvsError as error:
         status = NOT_PERMITTED if error.errno in {EPERM, EACCES} else FAILED
         raise Failure(error.message, hint=error.hint, status=status) from error
+    finally:
+        gc.enable()
     failed = [(f"ipvsadm {failure.op}", explain(failure)) for failure in once.failed]
     if as_json:
         answer = {
