@@ -11,10 +11,12 @@ from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.director import sysctls
 from xenlb.director.addresses import Placed, ServiceAddresses
+from xenlb.director.interface import towards
 from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.ipvs.table import Forwarding
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Phase
 from xenlb.model.members import needs_address, services_of
@@ -110,7 +112,19 @@ class Sources:
             self._look_at_sysctls.clear()
             settings = self._agent.state.settings
             forwards = sysctls.read("net.ipv4.ip_forward") == 1
-            needs = sysctls.needed(settings, sysctls.kernel_version(), forwards=forwards)
+            direct = {
+                slot.server.address
+                for service in settings.services
+                if service.forwarding in {Forwarding.GATEWAYING, Forwarding.TUNNEL}
+                for slot in self._agent.state.admitted
+                if slot.service in service.kernel_keys()
+            }
+            needs = sysctls.needed(
+                settings,
+                sysctls.kernel_version(),
+                forwards=forwards,
+                towards=await towards(direct),
+            )
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
             if outcome.changes:
