@@ -178,6 +178,21 @@ def test_guests_survive_libvirtd(uml: UmlLab, client: NetNs) -> None:
     assert uml.run([*uml.virsh("qemu:///system"), "uri"]).out.strip() == "qemu:///system"
 
 
+def test_an_emulated_guest_tells_of_its_power_button(uml: UmlLab, client: NetNs) -> None:
+    guest = uml.define_qemu_guest("machine", "10.0.0.15")
+    command = [*uml.virsh("qemu:///system"), "qemu-monitor-event", "machine", "--loop"]
+    guest.start()
+    guest.wait_serving()
+    assert client.fetch("10.0.0.15:80") == "machine"
+    events = uml.spawn(command, log="/run/lab/monitor.log")
+    time.sleep(1)  # virsh does not say when it listens
+    guest.shutdown()
+    guest.wait_gone()
+    assert "asked to stop" in guest.log()
+    assert "event POWERDOWN" in events.log()
+    events.kill()
+
+
 def test_capture_holds_what_explains_a_failure(uml: UmlLab, tmp_path: Path) -> None:
     uml.capture(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}

@@ -4,6 +4,10 @@ A container shares the lab's files and runs guest.sh as its init, which ends in 
 `traffic.py server`. libvirt's LXC driver fires no event when a shutdown is asked for; init gets a
 SIGTERM, and only with `--mode signal` (the default mode wants an initctl fifo, finds none, and
 returns success without doing anything).
+
+A QEMU guest is a Debian kernel with a busybox (qemu_image.py) in an emulator inside the lab's one
+CPU: it serves about 10 s after its start. It reacts to the power button as any machine does, so
+it is for what only QEMU has: the event POWERDOWN at the moment a shutdown is asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from tests.lab.host import LabError, Result
+from tests.lab.uml.qemu_image import QemuImage
 
 if TYPE_CHECKING:
     from tests.lab.uml import UmlLab
@@ -23,7 +28,7 @@ def lxc_xml(
     name: str,
     address: str,
     address6: str | None,
-    mac: str | None,
+    mac: str,
     metadata: str | None,
     init: Sequence[str],
     environment: Mapping[str, str],
@@ -52,11 +57,52 @@ def lxc_xml(
   <devices>
     <emulator>/usr/lib/libvirt/libvirt_lxc</emulator>
     <interface type='bridge'>
-      {f"<mac address='{mac}'/>" if mac else ""}
+      <mac address='{mac}'/>
       <source bridge='br0'/>{ip}{route}
       <guest dev='eth0'/>
     </interface>
     <console type='pty'/>
+  </devices>
+</domain>
+"""
+
+
+def qemu_xml(
+    *,
+    name: str,
+    mac: str,
+    metadata: str | None,
+    image: QemuImage,
+    settings: Mapping[str, str],
+) -> str:
+    arguments = " ".join(f"lab_{key}={value}" for key, value in settings.items())
+    return f"""\
+<domain type='qemu'>
+  <name>{name}</name>
+  <metadata>{metadata or ""}</metadata>
+  <memory unit='MiB'>96</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>{image.kernel}</kernel>
+    <initrd>{image.initramfs}</initrd>
+    <cmdline>console=ttyS0 quiet panic=1 mitigations=off {escape(arguments)}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <interface type='bridge'>
+      <mac address='{mac}'/>
+      <source bridge='br0'/>
+      <model type='virtio'/>
+      <rom enabled='no'/>
+    </interface>
+    <serial type='file'><source path='/run/lab/guest-{name}.log'/></serial>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
   </devices>
 </domain>
 """
@@ -85,6 +131,8 @@ class Guest:
 
     def start(self) -> Result:
         """Returns before the guest serves; `wait_serving` waits for that."""
+        # The guest before it must not be taken for this one.
+        self.lab.run(["rm", "-f", self.log_path])
         return self.virsh("start", self.name)
 
     def destroy(self) -> Result:
@@ -106,6 +154,19 @@ class Guest:
     def wait_gone(self, timeout: float = 30) -> None:
         self.lab.wait_until(lambda: not self.alive(), timeout, f"{self.name} to be shut off")
 
+    def wait_serving(self, timeout: float = 60) -> None:
+        """Since its last start."""
+        self.lab.wait_until(
+            f"grep -q 'serving on' {self.log_path}", timeout, f"{self.name} to serve"
+        )
+
+    def log(self) -> str:
+        """What its init and its server have said since its last start."""
+        try:
+            return self.lab.text(self.log_path)
+        except LabError:
+            return ""
+
     def set_metadata(self, xml: str) -> None:
         """As an operator does, with the URI of xenlb's own element, live and in the file."""
         arguments = ["urn:xenlb:1", "--key", "xenlb", "--set", xml, "--config"]
@@ -118,17 +179,15 @@ class LxcGuest(Guest):
     def shutdown(self) -> Result:
         return self.virsh("shutdown", self.name, "--mode", "signal")
 
-    def wait_serving(self, timeout: float = 30) -> None:
-        self.lab.wait_until(
-            f"grep -q 'serving on' {self.log_path}", timeout, f"{self.name} to serve"
-        )
-
-    def log(self) -> str:
-        try:
-            return self.lab.text(self.log_path)
-        except LabError:
-            return ""
-
 
 class QemuGuest(Guest):
+    """Its kernel hears the power button of the emulated board; until init reads its events, after
+    some seconds of booting, a shutdown is asked for and ignored."""
+
     uri = "qemu:///system"
+
+    def shutdown(self) -> Result:
+        return self.virsh("shutdown", self.name, "--mode", "acpi")
+
+    def reboot(self) -> Result:
+        return self.virsh("reboot", self.name, "--mode", "acpi")

@@ -49,10 +49,12 @@ echo director >/proc/sys/kernel/hostname
 modprobe -a ipv6 bridge veth || fail "load network modules"
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+# Fixed addresses: a bridge without one takes the lowest of its ports', and with each new port may
+# change it under the neighbours that know it.
 ip -batch - <<END || fail "set up the network"
 link set lo up
-link add br0 type bridge forward_delay 0 mcast_snooping 0
-link add front0 type bridge forward_delay 0 mcast_snooping 0
+link add br0 address 02:00:00:00:00:01 type bridge forward_delay 0 mcast_snooping 0
+link add front0 address 02:00:00:00:00:02 type bridge forward_delay 0 mcast_snooping 0
 link set br0 up
 link set front0 up
 addr add 10.0.0.1/24 dev br0
