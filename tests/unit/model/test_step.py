@@ -169,18 +169,24 @@ def who_goes_pauses_or_is_drained_gets_no_new_connections(life: Life) -> None:
 def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
     """Nor after a pause or an ignored request. Counted here from the probes themselves."""
     passed: dict[object, float] = {}  # by address, when the last probe that passed was begun
-    unchecked: set[ServiceKey] = set()  # by the present or a former configuration
+    unchecked: set[object] = set()  # who served without a check when one was configured
     for seen in life:
         if isinstance(seen.event, Probed) and seen.event.up:
             address = seen.event.target.address
             passed[address] = max(passed.get(address, 0.0), seen.event.asked)
-        unchecked |= {slot.service for _, each, slot, _ in servers(seen.state) if not each.target}
+        if isinstance(seen.event, Configured):
+            unchecked |= {
+                slot.server.address
+                for _, each, slot, _ in servers(seen.before)
+                if each.target is None and slot in seen.before.admitted
+            }
         table = weights(seen.table)
-        for _, _, slot, guest in servers(seen.state):
-            if slot in seen.state.admitted and table[slot.service, slot.server] > 0:
-                since = 0.0 if guest is None else max(guest.booted, guest.recheck)
-                ok = passed.get(slot.server.address, -1.0) >= since
-                assert ok or slot.service in unchecked, slot
+        for _, each, slot, guest in servers(seen.state):
+            if slot not in seen.state.admitted or table[slot.service, slot.server] == 0:
+                continue
+            since = 0.0 if guest is None else max(guest.booted, guest.recheck)
+            ok = passed.get(slot.server.address, -1.0) >= since
+            assert ok or each.target is None or slot.server.address in unchecked, slot
 
 
 def a_drained_guest_serves_again_for_three_reasons_only(life: Life) -> None:
@@ -215,9 +221,10 @@ def news_of_former_incarnations_changes_nothing(life: Life) -> None:
             continue
         if was.is_dead(event.incarnation, event.at):
             now = seen.state.guests[event.guest]
-            # A started domain's metadata is that of the guest, whichever domain it was.
+            # A started domain's name and metadata are the guest's, whichever domain it was.
             assert now == replace(
                 was,
+                name=now.name,
                 metadata=now.metadata,
                 metadata_problems=now.metadata_problems,
                 metadata_heard=now.metadata_heard,

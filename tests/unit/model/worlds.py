@@ -106,7 +106,9 @@ SETTINGS = (
                 on_failure=OnFailure.QUIESCE,
                 keep_in_service=0.4,
             ),
-            replace(service("six", 25, ALL), address=ip_address("2001:db8::10")),
+            replace(
+                service("six", 25, ALL), address=ip_address("2001:db8::10"), family=Family.INET6
+            ),
         ),
     ),
     Settings(
