@@ -233,12 +233,15 @@ def test_a_killed_pytest_leaves_nothing(uml: UmlLab) -> None:
     supervisor = int(child.stdout.readline())
     below = descendants(supervisor)
     assert len(below) > 2
+    directory = Path(Path(f"/proc/{supervisor}/cmdline").read_text().split("\0")[2])
+    assert (directory / "console").exists()
     child.kill()
     child.communicate()
     until = time.monotonic() + 10
     while left := [pid for pid in [supervisor, *below] if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < until, f"still there: {left}"
         time.sleep(0.05)
+    assert not directory.exists()
 
 
 def descendants(pid: int) -> list[int]:

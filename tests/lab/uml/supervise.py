@@ -4,10 +4,11 @@
     supervise.py DIRECTORY COMMAND...
 
 Runs on the machine of the tests, between pytest and linux.uml. Standard input is a pipe that only
-pytest holds the other end of: when it closes, however pytest ended, the machine is killed. Where
-the system allows it, the command gets a process name space of its own, so that killing its first
-process ends all of them (one linux.uml is one process for each process inside), and a tmpfs on
-DIRECTORY/memory, since the machine's memory is a file in $TMPDIR and /tmp is often a disk.
+pytest holds the other end of: when it closes, however pytest ended, the machine is killed and
+DIRECTORY removed. Where the system allows it, the command gets a process name space of its own,
+so that killing its first process ends all of them (one linux.uml is one process for each process
+inside), and a tmpfs on DIRECTORY/memory, since the machine's memory is a file in $TMPDIR and /tmp
+is often a disk.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +64,10 @@ def main(argv: list[str]) -> int:
             return process.wait()
         if 0 in ready and not os.read(0, 4096):
             os.killpg(process.pid, signal.SIGKILL)
-            return process.wait()
+            process.wait()
+            # Only here: of a machine that ended by itself, the tests want to read the console.
+            shutil.rmtree(directory, ignore_errors=True)
+            return 0
 
 
 if __name__ == "__main__":
