@@ -19,8 +19,8 @@ from tests.contract import variants
 from xenlb.ipvs import text
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.kernel import KernelTable
-from xenlb.ipvs.op import DeleteService
-from xenlb.ipvs.parse import parse
+from xenlb.ipvs.op import AddServer, AddService, DeleteService
+from xenlb.ipvs.parse import parse, parse_op
 from xenlb.ipvs.table import (
     AddressKey,
     Entry,
@@ -30,6 +30,7 @@ from xenlb.ipvs.table import (
     ServerKey,
     Service,
     Table,
+    Tunnel,
     TunnelChecksum,
     TunnelType,
     mask_of,
@@ -118,6 +119,23 @@ def test_ipvsadm_takes_the_lines_of_our_operations(kernel: KernelTable, table: T
     assert restored.stdout == ""
     assert restored.returncode == 0
     assert kernel.read().table == table
+
+
+def test_methods_that_only_other_tools_set(kernel: KernelTable) -> None:
+    """The kernel's interface has two more forwarding methods; ipvsadm has no words for them."""
+    service = parse_op("-A -t 192.0.2.10:25")
+    assert isinstance(service, AddService)
+    servers = {}
+    for number, method in enumerate(Forwarding, 1):
+        key = ServerKey(address=IPv4Address("10.0.0.0") + number, port=25)
+        tunnel = Tunnel() if method is Forwarding.TUNNEL else None
+        servers[key] = Server(key=key, forwarding=method, weight=1, tunnel=tunnel)
+    added = [AddServer(service=service.service.key, server=each) for each in servers.values()]
+    assert kernel.apply([service, *added]) == ()
+    table = kernel.read().table
+    [entry] = table.entries.values()
+    assert entry.servers == servers
+    assert ipvsadm("-S", "-n") == text.dump(table)
 
 
 def test_what_ipvsadm_spells_otherwise(kernel: KernelTable) -> None:
