@@ -26,7 +26,7 @@ ifeq ($(shell test -t 1 && echo yes),)
 say = @printf '== %s\n' "$(1)"
 endif
 
-.PHONY: help deps venv lint format unit test soak bench demo lab-shell wheels install uninstall clean
+.PHONY: help deps venv lint format lowest unit test soak bench demo lab-shell wheels install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -51,10 +51,12 @@ venv: $(VENV)/.stamp ## the private virtual environment with the development too
 
 lint: venv ## ruff, mypy, shellcheck, man pages
 	$(call say,lint)
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --quiet --check --diff .
-	@$(BIN)/mypy --no-error-summary
-	@tools/lint-scripts
+	@status=0; \
+	$(BIN)/ruff check --quiet . || status=1; \
+	$(BIN)/ruff format --quiet --check --diff . || status=1; \
+	$(BIN)/mypy --no-error-summary || status=1; \
+	tools/lint-scripts || status=1; \
+	exit $$status
 
 format: venv ## let ruff put the code in shape
 	@$(BIN)/ruff check --quiet --fix .
@@ -63,8 +65,24 @@ format: venv ## let ruff put the code in shape
 unit: venv ## the tests that need no lab (seconds)
 	@$(BIN)/python -m pytest -q tests --ignore=tests/lab --ignore=tests/bench $(PYTEST)
 
+# The oldest versions that setup.cfg allows, against the tests of what touches libraries.
+LOWEST := build/lowest
+$(LOWEST)/.stamp: setup.cfg
+	$(call say,virtual environment $(LOWEST) with the oldest versions allowed (a minute))
+	@tools/deps tools/apt-packages
+	@$(PYTHON) -m venv --clear $(LOWEST)
+	@sed -n 's/^    \([A-Za-z0-9-]*\) >= /\1==/p' setup.cfg >$(LOWEST)/constraints
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint $(LOWEST)/constraints --editable . pytest hypothesis jsonschema
+	@touch $@
+
+lowest: $(LOWEST)/.stamp ## the tests of what touches libraries, with the oldest versions allowed
+	$(call say,tests with the oldest versions allowed)
+	@$(LOWEST)/bin/python -m pytest -qq -p no:cacheprovider tests/unit/ipvs/test_codec.py \
+	    $(addprefix tests/unit/,agent cli control director health hypervisor config/test_watch.py)
+
 # One run over everything, so that pytest's closing line is the last one and tells it all.
-test: deps venv lint ## everything: packages, linters, unit tests, kernel lab, Xen lab
+test: deps venv lint lowest ## everything: packages, linters, unit tests, kernel lab, Xen lab
 	$(call say,tests)
 	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest tests $(PYTEST)
 

@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Times say nothing on a busy machine.
+settings.register_profile("xenlb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("xenlb")
 
 HERE = Path(__file__).parent
 SESSION_LONG = (HERE / "lab", HERE / "bench")
