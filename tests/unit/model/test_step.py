@@ -7,7 +7,7 @@ from math import ceil
 
 from hypothesis import HealthCheck, given, settings
 
-from tests.unit.model.worlds import Move, a_story, stories
+from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, stories
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
 from xenlb.model.desired import desired, next_deadline, standing
 from xenlb.model.events import (
@@ -15,11 +15,15 @@ from xenlb.model.events import (
     Asked,
     Configured,
     Crashed,
+    Described,
     Died,
     Event,
     GuestId,
     Listed,
+    MetadataChanged,
+    MetadataService,
     Paused,
+    Power,
     Probed,
     Rebooted,
     Resumed,
@@ -68,9 +72,8 @@ class World:
 
     def live(self, story: Sequence[Move]) -> Iterator[Seen]:
         for move in story:
-            then = self.now + move.wait
+            then = self.now + move.wait + 0.001  # a clock of nanoseconds never stands still
             while (due := next_deadline(self.state, self.now)) is not None and due <= then:
-                assert due > self.now or due == self.now
                 yield self._step(Tick(at=max(due, self.now)))
                 later = next_deadline(self.state, self.now)
                 assert later is None or later > self.now, "a tick that changes nothing"
@@ -364,3 +367,26 @@ def test_the_stories_reach_what_they_are_about() -> None:
         "no check",
     ):
         assert reached[word] > 0, (word, reached)
+
+
+def test_metadata_that_was_listed_earlier_is_older_news() -> None:
+    world = World()
+    for _ in world.live(opening(0)):
+        pass
+    told = MetadataService(name="web", weight=9)
+    changed = MetadataChanged(at=world.now + 2, guest=GUESTS[0], services=(told,))
+    listed = Listed(
+        at=world.now + 3,
+        uri=URIS[0],
+        asked=world.now + 1,
+        guests=(
+            Described(guest=GUESTS[0], name="mail1", power=Power.RUNNING, incarnation=3),
+            Described(guest=GUESTS[1], name="mail2", power=Power.OFF),
+        ),
+    )
+    after = step(step(world.state, changed).state, listed).state
+    assert after.guests[GUESTS[0]].metadata == (told,)
+    # What the listing says of their lives is news all the same.
+    assert after.guests[GUESTS[1]].phase is Phase.ABSENT
+    later = step(after, replace(listed, at=world.now + 5, asked=world.now + 4)).state
+    assert later.guests[GUESTS[0]].metadata == ()
