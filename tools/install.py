@@ -219,6 +219,25 @@ def plain_files(prefix: str) -> dict[str, tuple[bytes, int]]:
     return files
 
 
+def first_configuration(prefix: str) -> bytes:
+    """What a new installation starts with: no service, so that starting it by mistake puts no
+    example's address on a network."""
+    return f"""\
+# yaml-language-server: $schema={prefix}/share/xenlb/schema.json
+#
+# The configuration of xenlb; there is no service yet. Every key with its meaning stands in
+# {prefix}/share/doc/xenlb/xenlb.yaml and in xenlb.yaml(5), whole set-ups in examples/ there.
+#
+# director: {{interface: eth0}}
+# services:
+#   mail:
+#     address: 192.0.2.10
+#     ports: [25]
+#     servers: [{{guest: "mail*"}}]
+services: {{}}
+""".encode()
+
+
 def configuration(prefix: str) -> bytes:
     """The annotated configuration; editors find its schema where it was installed."""
     text = (HERE / "etc" / "xenlb.yaml").read_text()
@@ -245,7 +264,7 @@ def install(options: argparse.Namespace) -> None:
         etc = root / options.sysconfdir.lstrip("/") / "xenlb"
         (etc / "templates").mkdir(parents=True, exist_ok=True)
         if not (etc / "xenlb.yaml").exists():
-            write(etc / "xenlb.yaml", configuration(options.prefix))
+            write(etc / "xenlb.yaml", first_configuration(options.prefix))
     except PermissionError as error:
         die(f"{error.filename} cannot be written; run it as root, or give DESTDIR=")
     print(f"xenlb is in {base}, its configuration in {etc}")

@@ -19,6 +19,7 @@ from xenlb.model.desired import Standing, standing
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.members import services_of
+from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, State
 
 Wall = Callable[[float], str]
@@ -48,6 +49,7 @@ def services(
                     candidate,
                     standing(candidate, service, state, now),
                     state,
+                    service=service,
                     table=table,
                     counters=counters.get(key, {}),
                     failures=failures,
@@ -56,8 +58,8 @@ def services(
                 for candidate in mine
             ]
             known = {candidate.slot.server for candidate in mine if candidate.slot is not None}
-            if service.sorry_server is not None:
-                known.add(ServerKey(address=service.sorry_server[0], port=service.sorry_server[1]))
+            if (sorry := service.sorry_key(key)) is not None:
+                known.add(sorry)
             entry = table.entries.get(key)
             foreign = [] if entry is None else [s for s in entry.servers if s not in known]
             shown.append(
@@ -99,6 +101,7 @@ def _server(
     stands: Standing,
     state: State,
     *,
+    service: ServiceSettings,
     table: Table,
     counters: Mapping[ServerKey, Counters],
     failures: Failures,
@@ -126,6 +129,7 @@ def _server(
         "reason": failure or stands.reason,
         "since": wall(stands.since) if stands.since else None,
         "deadline": None if stands.deadline is None else wall(stands.deadline),
+        "drain_until": service.drain.until.value,
     }
 
 
