@@ -12,7 +12,7 @@ that the sender can keep what is under way small (see Channel.WINDOW in host.py)
     spawn  {argv | sh, env, cwd, log}            -> {pid, started}      own session
     signal {pid, sig, group}                     -> {sent}
     wait   {pid, timeout}                        -> {rc | null, ended}
-    read   {path}                                -> {data}              base64
+    read   {path, offset}                        -> {data}              base64
     write  {path, data, mode}                    -> {}                  data is base64
     ping   {}                                    -> {time, monotonic, pid}
     quit   {}                                    -> {}                  ends this process
@@ -203,7 +203,10 @@ def wait(request: Json) -> Json:
 
 
 def read(request: Json) -> Json:
-    return {"data": base64.b64encode(Path(request["path"]).read_bytes()).decode()}
+    with Path(request["path"]).open("rb") as file:
+        if offset := request.get("offset"):
+            file.seek(offset)
+        return {"data": base64.b64encode(file.read()).decode()}
 
 
 def write(request: Json) -> Json:

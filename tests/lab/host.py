@@ -456,8 +456,9 @@ class LabHost:
             started=answer["started"],
         )
 
-    def read(self, path: str) -> bytes:
-        answer = self.request(f"read {path}", wait=60, op="read", path=path)
+    def read(self, path: str, *, offset: int = 0) -> bytes:
+        """A file's content, from a byte of it on."""
+        answer = self.request(f"read {path}", wait=60, op="read", path=path, offset=offset)
         return base64.b64decode(answer["data"])
 
     def text(self, path: str) -> str:
