@@ -7,6 +7,7 @@ its address or its service is, or when it fails its check while nothing else is 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import groupby
 
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import GuestId, Target
@@ -45,7 +46,8 @@ def settle(
             if candidate.slot is not None:
                 admitted.pop(candidate.slot, None)
     for service in services:
-        admitted |= _admitted(service, state, at)
+        for _, found in groupby(state.candidates[service.name], key=lambda each: each.service):
+            admitted |= _admitted(service, found, state, at)
     return replace(state, admitted=admitted), names
 
 
@@ -146,12 +148,14 @@ def _with_targets(
     )
 
 
-def _admitted(service: ServiceSettings, state: State, at: float) -> dict[Slot, Admission]:
-    """The servers of one service that are in the table now."""
+def _admitted(
+    service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
+) -> dict[Slot, Admission]:
+    """The servers that are in the table now, of one kernel service of this service."""
     admitted: dict[Slot, Admission] = {}
-    failing: list[tuple[float, Slot]] = []  # and may be taken out for it
+    failing: list[tuple[float, Slot]] = []  # in the table, perhaps quiesced
     able = out = 0  # servers that serve or have served in this boot; of them, those that left
-    for candidate in state.candidates[service.name]:
+    for candidate in found:
         slot, guest = candidate.slot, _guest(candidate, state)
         if slot is None or (guest is not None and guest.phase is Phase.ABSENT):
             continue
@@ -173,10 +177,7 @@ def _admitted(service: ServiceSettings, state: State, at: float) -> dict[Slot, A
             admitted[slot] = Admission(at=at, ramp=service.slow_start > 0)
         elif up is False and verdict is not None:
             admitted[slot] = before
-            if before.quiesced and service.on_failure is OnFailure.QUIESCE:
-                out += 1
-            else:
-                failing.append((verdict.since, slot))
+            failing.append((verdict.since, slot))
         else:
             admitted[slot] = before
     failing.sort(key=lambda failed: failed[0])  # the longest failed leave first
@@ -186,12 +187,9 @@ def _admitted(service: ServiceSettings, state: State, at: float) -> dict[Slot, A
                 del admitted[slot]
             case OnFailure.QUIESCE:
                 admitted[slot] = replace(admitted[slot], quiesced=True)
-    # The first server of a kernel service needs all its weight now.
-    served = {slot.service for slot in admitted if slot in state.admitted}
-    return {
-        slot: entry if slot.service in served or not entry.ramp else replace(entry, ramp=False)
-        for slot, entry in admitted.items()
-    }
+    if not any(slot in state.admitted for slot in admitted):  # the first needs all its weight now
+        admitted = {slot: replace(entry, ramp=False) for slot, entry in admitted.items()}
+    return admitted
 
 
 def _guest(candidate: Candidate, state: State) -> Guest | None:

@@ -234,30 +234,30 @@ def news_of_former_incarnations_changes_nothing(life: Life) -> None:
             )
 
 
-def in_service(state: State, service: ServiceSettings) -> tuple[int, int]:
-    """Of the servers with a verdict whose guest is up: how many there are, how many serve."""
-    able = serving = 0
-    for its, candidate, slot, guest in servers(state):
-        if its is not service or not (
-            guest is None or (guest.phase is Phase.UP and guest.drain is None)
+def in_service(state: State) -> dict[ServiceKey, tuple[ServiceSettings, int, int]]:
+    """By kernel service: of the servers with a verdict whose guest is up, how many there are and
+    how many serve."""
+    found: dict[ServiceKey, tuple[ServiceSettings, int, int]] = {}
+    for service, candidate, slot, guest in servers(state):
+        able, serving = found.get(slot.service, (service, 0, 0))[1:]
+        health = None if candidate.target is None else state.health.get(candidate.target)
+        if (guest is None or (guest.phase is Phase.UP and guest.drain is None)) and (
+            candidate.target is None or (health is not None and health.up is not None)
         ):
-            continue
-        verdict = state.health[candidate.target].up if candidate.target is not None else True
-        if verdict is not None:
             able += 1
             serving += slot in state.admitted and not state.admitted[slot].quiesced
-    return able, serving
+        found[slot.service] = (service, able, serving)
+    return found
 
 
 def checks_never_take_out_more_than_leaves_the_share(life: Life) -> None:
     for seen in life:
         if not isinstance(seen.event, Probed):
             continue
-        for service in seen.state.settings.services:
-            _, before = in_service(seen.before, service)
-            able, after = in_service(seen.state, service)
-            if after < before:
-                assert after >= ceil(round(able * service.keep_in_service, 6))
+        before = in_service(seen.before)
+        for key, (service, able, serving) in in_service(seen.state).items():
+            if serving < before[key][2]:
+                assert serving >= ceil(round(able * service.keep_in_service, 6))
 
 
 def a_ramp_only_rises_and_ends(life: Life) -> None:
