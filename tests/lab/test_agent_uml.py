@@ -13,12 +13,13 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.lab.host import LabError
-from tests.lab.netns import NetNs
+from tests.lab.agent import CONFIG
+from tests.lab.netns import Load, NetNs
 from tests.lab.uml import HERE, UmlLab
 from tests.lab.uml.guests import LxcGuest, lxc_xml
 from tests.lab.watched import Servers, WatchedAgent
@@ -315,11 +316,7 @@ def test_guests_join_when_they_serve_and_leave_when_they_go(
     assert agent.kernel() == one
     lab.wait_until(lambda: agent.kernel() == two, 60, "web2 to be in the table")
     for name, load in loads.items():
-        lab.wait_until(
-            lambda load=load: "web2" in [s for line in load.live()[-2:] for s in line["by_server"]],
-            30,
-            f"web2 to serve by {name}",
-        )
+        lab.wait_until(partial(has_served, load, "web2"), 30, f"web2 to serve by {name}")
     assert agent.agree() == two
 
     asked = lab.time()
@@ -341,6 +338,10 @@ def test_guests_join_when_they_serve_and_leave_when_they_go(
     assert [(early, late) for _, _, early, _, late in counts] == [(0, 0)] * len(METHODS)
 
 
+def has_served(load: Load, name: str) -> bool:
+    return any(name in line["by_server"] for line in load.live())
+
+
 def test_every_server_gets_its_share(
     lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
 ) -> None:
@@ -357,3 +358,498 @@ def test_every_server_gets_its_share(
     assert summary["by_server"] == {"web1": 3, "web2": 3}
     # A firewall mark makes one service of several ports.
     assert spread(client, f"{MARKED}:443", 10) == even
+
+
+def test_sctp(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    inside = ["/usr/bin/python3", "-IS", "-c", SCTP_SERVER]
+    servers = []
+    for guest in both:
+        enter = ["nsenter", f"--net=/proc/{init_pid(guest)}/ns/net"]
+        log = f"/run/lab/sctp-{guest.name}.log"
+        servers.append(lab.spawn([*enter, *inside, guest.name], log=log))
+    try:
+        for server in servers:
+            lab.wait_until(f"grep -q ready {server.log_path}", 20, "the SCTP server")
+        agent.use(
+            config(
+                f"  sctp: {{address: {GATEWAYED}, ports: [9/sctp], forwarding: gatewaying,"
+                f" scheduler: rr, check: {{port: 80, interval: 1s}}, servers: {GUESTS}}}\n"
+            )
+        )
+        service = f"--sctp-service {GATEWAYED}:9"
+        agent.wait_kernel(service, {f"10.0.0.{n}:9": ("-g", 1) for n in (11, 12)})
+        answers = client.run(["/usr/bin/python3", "-IS", "-c", SCTP_CLIENT, GATEWAYED]).out.split()
+        assert sorted(answers) == ["web1", "web1", "web2", "web2"]
+        agent.agree()
+    finally:
+        for server in servers:
+            server.kill()
+
+
+SCTP_SERVER = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)
+s.bind(("0.0.0.0", 9))
+s.listen(16)
+print("ready", flush=True)
+while True:
+    c, _ = s.accept()
+    c.sendall(sys.argv[1].encode())
+    c.close()
+"""
+SCTP_CLIENT = """
+import socket, sys
+for _ in range(4):
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)
+    s.settimeout(10)
+    s.connect((sys.argv[1], 9))
+    print(s.recv(100).decode())
+    s.close()
+"""
+
+
+def init_pid(guest: LxcGuest) -> int:
+    """The guest's first process, as the lab sees it: the child of its controller."""
+    domain = guest.virsh("domid", guest.name).out.strip()
+    children = guest.lab.out(["cat", f"/proc/{domain}/task/{domain}/children"])
+    return int(children.split()[0])
+
+
+def test_persistence(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    agent.use(
+        config(
+            web("persistence: 60s")
+            + f"  pair: {{address: {VIP}, ports: [81], server-port: 80, scheduler: rr,"
+            " forwarding: masquerade, persistence: 60s, persistence-netmask: 255.255.255.252,"
+            f" servers: {GUESTS}}}\n"
+            "  marked: {fwmark: 7, family: inet, scheduler: rr, forwarding: masquerade,"
+            f" persistence: 60s, check: {{port: 443, interval: 1s}}, servers: {GUESTS}}}\n"
+        )
+    )
+    services = {WEB: 8080, f"-t {VIP}:81": 80, "-f 7": 0}
+    for service, port in services.items():
+        agent.wait_kernel(service, {f"10.0.0.{n}:{port}": ("-m", 1) for n in (11, 12)})
+
+    def servers(*asked: tuple[int, str]) -> list[str]:
+        """For each client's last number and the place it asks, who served both its requests."""
+        places = [f"192.0.2.{last} {place.replace(':', ' ')}" for last, place in asked]
+        answers = client.run(["/usr/bin/python3", "-IS", "-c", ASK_TWICE, *places]).out.split()
+        assert answers[::2] == answers[1::2], (asked, answers)
+        return answers[::2]
+
+    # Each client has its own server; they are taken in turns, as new clients come.
+    mine, other = servers((100, f"{VIP}:80"), (101, f"{VIP}:80"))
+    assert mine != other
+    assert servers((101, f"{VIP}:80"), (100, f"{VIP}:80")) == [other, mine]
+    # 104 to 107 are one client for the kernel, and 100 to 103 are one.
+    first, *one, second = servers(*((last, f"{VIP}:81") for last in (104, 105, 107, 103)))
+    assert one == [first, first]
+    assert second != first
+    # HTTP and HTTPS of one client: the same server.
+    for last in (100, 101):
+        http, https = servers((last, f"{MARKED}:80"), (last, f"{MARKED}:443"))
+        assert http == https
+    agent.agree()
+    # A server that is drained loses its persistent clients, too.
+    agent.xenlb("drain", mine, "--no-wait")
+    assert servers((100, f"{VIP}:80")) == [other]
+    agent.xenlb("undrain", mine)
+    agent.wait_serving(mine)
+
+
+ASK_TWICE = """
+import socket, sys
+for text in sys.argv[1:]:
+    bind, address, port = text.split()
+    for _ in range(2):
+        s = socket.create_connection((address, int(port)), 10, (bind, 0))
+        s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        print(s.makefile().read().split("\\n\\n")[1].split()[0])
+        s.close()
+"""
+
+
+# The life of guests -------------------------------------------------------------------------------
+
+
+def test_life_of_guests(lab: UmlLab, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]) -> None:
+    _, web2 = both
+    agent.use(config(web()))
+    agent.wait_kernel(WEB, BOTH)
+
+    def expect(servers: Servers, phase: str) -> None:
+        agent.wait_kernel(WEB, servers)
+        agent.wait_server("web2", lambda server: server["phase"] == phase)
+        assert agent.agree() == {WEB: servers}
+
+    web2.suspend()
+    expect(masqueraded(web1=1, web2=0), "paused")
+    web2.resume()
+    expect(BOTH, "serving")
+    web2.destroy()
+    expect(masqueraded(web1=1), "absent")
+    boot(web2)
+    expect(BOTH, "serving")
+    web2.shutdown()
+    expect(masqueraded(web1=1), "absent")
+    boot(web2)
+    expect(BOTH, "serving")
+    said = agent.xenlb("why", "web2").out
+    for word in ("paused", "destroyed", "shutdown"):
+        assert word in said
+
+
+def test_guests_join_and_leave_by_their_metadata(
+    lab: UmlLab, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    _, web2 = both
+    agent.use(config(web("from-metadata: true", servers="[{guest: web1}]")))
+    agent.wait_kernel(WEB, masqueraded(web1=1))
+    for entry, servers in (
+        ("<service name='web' weight='2'/>", masqueraded(web1=1, web2=2)),
+        ("<service name='web' weight='5'/>", masqueraded(web1=1, web2=5)),
+        ("<service name='web' weight='70000'/>", None),
+        ("<service name='web' address='10.0.0.12'/>", BOTH),
+        ("", masqueraded(web1=1)),
+    ):
+        web2.set_metadata(f"<services>{entry}</services>")
+        if servers is None:  # refused, and told
+            lab.wait_until(lambda: "70000" in agent.xenlb("why", "web2").out, 20, "the complaint")
+            continue
+        agent.wait_kernel(WEB, servers)
+        assert agent.agree() == {WEB: servers}
+    web2.virsh("metadata", "web2", "urn:xenlb:1", "--remove", "--live", "--config")
+
+
+def test_a_changed_configuration_takes_effect_at_once(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    agent.use(config(web()))
+    agent.wait_kernel(WEB, BOTH)
+    load = client.load(f"{VIP}:80", rate=10, timeout=10)
+    each = "[{guest: web1, weight: 3}, {guest: web2, weight: 65535}]"
+    for services, servers in (
+        (web(weight=7), masqueraded(web1=7, web2=7)),
+        (web(servers=each), masqueraded(web1=3, web2=65535)),
+        (web(servers="[{guest: web1}]"), masqueraded(web1=1)),
+        (web(scheduler="wlc"), BOTH),
+        (web(servers='[{guest: "web*"}, {host: 10.0.0.12}]'), BOTH),
+    ):
+        agent.use(config(services))
+        agent.wait_kernel(WEB, servers)
+        assert agent.agree() == {WEB: servers}
+    # Broken, then whole again: the last good one goes on meanwhile.
+    agent.configure(config(web(scheduler="none-such")))
+    lab.wait_until(lambda: agent.status()["config"]["problems"], 30, "the problem to be told")
+    assert agent.servers_of(WEB) == BOTH
+    agent.use(config(web()))
+    assert agent.agree() == {WEB: BOTH}
+    summary = load.stop()
+    print(f"{summary['sent']} requests during {5 + 1} reloads, {summary['failed']} failed")
+    assert summary["failures"] == []
+
+
+# Service addresses --------------------------------------------------------------------------------
+
+
+def on_front0(lab: UmlLab) -> set[str]:
+    listing = json.loads(lab.out(["ip", "-j", "addr", "show", "dev", "front0"]))
+    return {
+        f"{each['local']}/{each['prefixlen']}"
+        for each in listing[0]["addr_info"]
+        if each["scope"] == "global"
+    }
+
+
+def test_service_addresses_are_kept(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    mine = {f"{VIP}/32", "fd00:2::10/128"}
+    before = on_front0(lab)
+    assert not before & mine
+    services = web() + (
+        '  six: {address: "fd00:2::10", ports: [80], server-port: 8080, forwarding: masquerade,'
+        f" scheduler: rr, servers: {GUESTS}}}\n"
+    )
+    agent.use(config(services))
+
+    def there() -> bool:
+        return on_front0(lab) == before | mine
+
+    lab.wait_until(there, 20, "the service addresses")
+    agent.wait_kernel(WEB, BOTH)
+    for address in mine:
+        lab.run(["ip", "addr", "del", address, "dev", "front0"])
+        lab.wait_until(there, 20, f"{address} to come back")
+    lab.run(
+        "ip link set front0 down; ip link set front0 up; ip addr add fd00:2::1/64 dev front0 nodad"
+    )
+    lab.wait_until(there, 20, "the addresses to be back after the link")
+    assert spread(client, f"{VIP}:80", 4) == spread(client, "[fd00:2::10]:80", 4)
+    agent.stop()
+    assert there()
+    assert spread(client, f"{VIP}:80", 2) == {"web1": 1, "web2": 1}
+    agent.start()
+    assert there()
+    agent.use(config())  # no service has them any more
+    lab.wait_until(lambda: on_front0(lab) == before, 20, "the service addresses to go")
+
+
+def test_service_addresses_of_others_are_left_alone(lab: UmlLab, agent: WatchedAgent) -> None:
+    before = on_front0(lab)
+    services = web(servers="[{host: 10.0.0.12}]")
+    agent.use(config(services, addresses="leave"))
+    lab.wait_until(lambda: WEB in agent.kernel(), 20, "the service")
+    assert on_front0(lab) == before
+    lab.add_vip(VIP)
+    agent.use(config(addresses="leave"))
+    assert on_front0(lab) == before | {f"{VIP}/32"}
+    lab.run(["ip", "addr", "del", f"{VIP}/32", "dev", "front0"])
+
+
+# What belongs to others --------------------------------------------------------------------------
+
+
+def test_what_is_foreign_survives_everything(
+    lab: UmlLab, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    other, server = "-t 192.0.2.77:99", "10.0.0.77:8080"
+    lab.run(f"ipvsadm -A {other} -s wlc -p 77; ipvsadm -a {other} -r 10.0.0.78:99 -m -w 7")
+    foreign: list[tuple[str, str | None]] = [(other, None), (WEB, server)]
+
+    def untouched() -> None:
+        saved = agent.table()
+        assert f"-A {other} -s wlc -p 77\n-a {other} -r 10.0.0.78:99 -m -w 7\n" in saved
+        assert f"-a {WEB} -r {server} -m -w 5\n" in saved
+
+    agent.use(config(web()))
+    agent.wait_kernel(WEB, BOTH)
+    lab.run(f"ipvsadm -a {WEB} -r {server} -m -w 5")
+    untouched()
+    agent.use(config(web(weight=2)))
+    agent.wait_kernel(WEB, masqueraded(web1=2, web2=2) | {server: ("-m", 5)})
+    untouched()
+    assert agent.status()["services"][0]["foreign_servers"] == 1
+    agent.agree(foreign=foreign)
+    agent.kill()
+    agent.start()
+    untouched()
+    agent.agree(foreign=foreign)
+    # Its service is wanted no more: ours go, and what is another's stays, service and all.
+    agent.use(config())
+    agent.wait_kernel(WEB, {server: ("-m", 5)})
+    untouched()
+    agent.stop()
+    untouched()
+    agent.start()
+    untouched()
+    # A service that another tool has made and the configuration wants becomes ours; only then.
+    lab.run(f"ipvsadm -d {WEB} -r {server}; ipvsadm -D {other}")
+    agent.use(config(web()))
+    agent.wait_kernel(WEB, BOTH)
+
+
+# Addresses of guests ------------------------------------------------------------------------------
+
+
+def without_ip(xml: str) -> str:
+    """Nothing in the XML says the guest's address; it sets it itself."""
+    start, end = xml.index("<ip address"), xml.index("<guest dev")
+    return xml[:start] + xml[end:]
+
+
+def own_address(lab: UmlLab, name: str, number: int) -> str:
+    """A guest's script that sets its address, is seen by its gateway, and serves."""
+    serve = shlex.join([*lab.traffic, "server", "--name", name, "--listen=0.0.0.0:8080"])
+    return (
+        f"ip link set eth0 up; ip addr add 10.0.0.{number}/24 dev eth0;"
+        " ip route add default via 10.0.0.1;"
+        # The gateway asks who we are before it answers; after that it knows our MAC address.
+        " python3 -IS -c 'import socket; s = socket.socket(); s.settimeout(2);"
+        f' s.connect_ex(("10.0.0.1", 9))\'; exec {serve}'
+    )
+
+
+def test_addresses_that_nobody_has_written_down(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    agent.use(config(web(servers='[{guest: "web*"}, {guest: "shy*"}, {guest: "liar*"}]')))
+    agent.wait_kernel(WEB, BOTH)
+    shy_one = {"10.0.0.21:8080": ("-m", 1)}
+    with another(lab, "shy", 21, own_address(lab, "shy", 21), without_ip) as shy:
+        agent.wait_kernel(WEB, BOTH | shy_one)
+        assert "10.0.0.21: neighbour table" in agent.xenlb("why", "shy").out
+        assert spread(client, f"{VIP}:80", 6) == {"web1": 2, "web2": 2, "shy": 2}
+        agent.agree()
+        shy.destroy()
+        agent.wait_kernel(WEB, BOTH)
+
+
+def test_addresses_that_are_refused(
+    lab: UmlLab, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    agent.use(config(web(servers='[{guest: "web*"}, {guest: "liar*"}]')))
+    agent.wait_kernel(WEB, BOTH)
+    # What the neighbour table says of a guest is what the guest has said on the wire.
+    refused = {
+        "203.0.113.5": "in no network of this host",
+        VIP: "service address",
+        "10.0.0.1": "address of this host",
+        "10.0.0.11": "guest",
+    }
+    with another(lab, "liar", 22, "exec sleep 1000", without_ip) as liar:
+        mac = "52:54:00:00:00:16"
+        for address in refused:
+            lab.run(["ip", "neigh", "replace", address, "lladdr", mac, "dev", "br0"])
+        try:
+            said = ""
+            for address, reason in refused.items():
+
+                def told(address: str = address, reason: str = reason) -> str:
+                    nonlocal said
+                    said = agent.xenlb("why", "liar").out
+                    lines = [line for line in said.splitlines() if address in line]
+                    return next((line for line in lines if reason in line), "")
+
+                print(lab.wait_until(told, 30, f"{address} to be refused; why says {said}"))
+            assert agent.servers_of(WEB) == BOTH
+            liars = [s for s in agent.status()["services"][0]["servers"] if s["guest"] == "liar"]
+            assert [(s["phase"], s["in_table"]) for s in liars] == [("starting", False)]
+            assert "refused" in liars[0]["reason"]
+        finally:
+            for address in refused:
+                lab.run(["ip", "neigh", "del", address, "dev", "br0"], check=False)
+        assert liar.alive()
+
+
+# Without a daemon ---------------------------------------------------------------------------------
+
+
+def test_plan_and_apply_without_a_daemon(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    agent.stop()
+    lab.run("ipvsadm -C; rm -f /run/xenlb/state.json")
+    lab.add_vip(VIP)
+    host = lab.server_ns("host", "10.0.0.31")
+    host.serve("0.0.0.0:8080")
+    try:
+        servers = '[{guest: "web*", weight: 4}, {host: 10.0.0.31}]'
+        services = web("persistence: 90s", servers=servers) + (
+            f"  names: {{address: {GATEWAYED}, ports: [53/udp], one-packet: true, scheduler: sh,"
+            f" scheduler-flags: [sh-port], forwarding: gatewaying, check: none,"
+            f" servers: {GUESTS}}}\n"
+            '  six: {address: "fd00:2::10", ports: [80], forwarding: tunnel, check: none,'
+            f" upper-threshold: 100, lower-threshold: 50, servers: {GUESTS}}}\n"
+            f"  marked: {{fwmark: 7, family: inet, forwarding: masquerade, check: none,"
+            f" servers: {GUESTS}}}\n"
+        )
+        agent.configure(config(services))
+        planned = agent.xenlb("plan", check=False)
+        assert planned.rc == 1
+        assert agent.table() == ""
+        applied = agent.xenlb("apply")
+        assert applied.out == planned.out != ""
+        saved = agent.table()
+        assert spread(client, f"{VIP}:80", 2)
+        for verb in ("plan", "apply"):
+            again = agent.xenlb(verb)
+            assert (again.out, again.err) == ("", "")
+        assert agent.table() == saved
+        # The lines are commands.
+        lab.run("ipvsadm -C")
+        lab.run(planned.out)
+        assert agent.table() == saved
+        assert agent.xenlb("plan").out == ""
+        print(planned.out)
+        # A guest that has gone.
+        both[1].destroy()
+        change = agent.xenlb("plan", check=False)
+        assert change.rc == 1
+        assert set(change.out.splitlines()) == {
+            f"ipvsadm -d {WEB} -r 10.0.0.12:8080",
+            f"ipvsadm -d -u {GATEWAYED}:53 -r 10.0.0.12:53",
+            "ipvsadm -d -t [fd00:2::10]:80 -r [fd00:10::12]:80",
+            "ipvsadm -d -f 7 -r 10.0.0.12:0",
+        }
+        agent.xenlb("apply")
+        assert agent.xenlb("plan").out == ""
+        agent.configure(config("  web: {}"))
+        refused = agent.xenlb("apply", check=False)
+        assert refused.rc == 3
+        assert f"{CONFIG}:6:" in refused.err
+    finally:
+        host.delete()
+        lab.run(["ip", "addr", "del", f"{VIP}/32", "dev", "front0"])
+        if not both[1].alive():
+            boot(both[1])
+        agent.configure(config())
+        agent.start()
+
+
+# What is missing ----------------------------------------------------------------------------------
+
+
+def test_a_scheduler_without_its_module(
+    lab: UmlLab, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    module = "$(modinfo -n ip_vs_fo)"
+    lab.run(f"rmmod ip_vs_fo 2>/dev/null; file={module}; mv $file /run/lab/ip_vs_fo.ko")
+    services = web() + (
+        f"  fails: {{address: {VIP}, ports: [81], server-port: 80, forwarding: masquerade,"
+        f" scheduler: fo, servers: {GUESTS}}}\n"
+    )
+    agent.use(config(services))
+    agent.wait_kernel(WEB, BOTH)
+
+    def of_fails() -> dict[str, Any]:
+        return next(s for s in agent.status()["services"] if s["name"] == "fails")
+
+    lab.wait_until(lambda: of_fails()["reason"], 20, "the reason to be told")
+    reason = of_fails()["reason"]
+    print(reason)
+    assert "ip_vs_fo" in reason
+    assert "modprobe ip_vs_fo" in reason
+    assert not of_fails()["in_table"]
+    assert agent.agree() == {WEB: BOTH}
+    assert "ip_vs_fo" in agent.xenlb("status").out
+    lab.run("mv /run/lab/ip_vs_fo.ko $(dirname $(modinfo -n ip_vs_rr))")
+    agent.wait_kernel(f"-t {VIP}:81", {f"10.0.0.{n}:80": ("-m", 1) for n in (11, 12)}, 90)
+    assert of_fails()["reason"] == ""
+
+
+def test_a_libvirtd_that_comes_later(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
+) -> None:
+    host = lab.server_ns("host", "10.0.0.31")
+    host.serve("0.0.0.0:8080")
+    three = BOTH | {"10.0.0.31:8080": ("-m", 1)}
+    services = web(servers='[{guest: "web*"}, {host: 10.0.0.31}]')
+    agent.use(config(services))
+    agent.wait_kernel(WEB, three)
+    agent.stop()
+    lab.stop_libvirtd()
+    for known in (True, False):
+        if not known:  # as after a boot of this host: nothing is known of anything
+            agent.stop()
+            lab.run("ipvsadm -C; rm /run/xenlb/state.json")
+        agent.start()
+        link = agent.status()["libvirt"][0]
+        assert not link["connected"]
+        assert link["reason"]
+        # What cannot be listed is not removed; what needs no libvirt is served.
+        expected = three if known else {"10.0.0.31:8080": ("-m", 1)}
+        agent.wait_kernel(WEB, expected)
+        assert agent.agree() == {WEB: expected}
+        assert spread(client, f"{VIP}:80", 3)
+    began = lab.time()
+    lab.start_libvirtd()
+    agent.wait_kernel(WEB, three)
+    print(f"the guests were back {lab.time() - began:.1f} s after libvirtd was started")
+    assert agent.status()["libvirt"][0]["connected"]
+    assert agent.agree() == {WEB: three}
+    host.delete()
