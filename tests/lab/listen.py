@@ -87,6 +87,6 @@ async def main(uri: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(stream=sys.stderr)
+    logging.basicConfig(stream=sys.stderr, format="%(created).3f %(name)s: %(message)s")
     logging.getLogger("xenlb").setLevel(logging.DEBUG)
     asyncio.run(main(sys.argv[1]))

@@ -52,6 +52,11 @@ class Listener:
     def log(self) -> str:
         return self.lab.text(self._log)
 
+    def logged(self, text: str, *, after: float = 0) -> list[float]:
+        """When a line with that text was logged."""
+        lines = [line.split(" ", 1) for line in self.log().splitlines() if text in line]
+        return [float(line[0]) for line in lines if float(line[0]) > after]
+
     def since(self, moment: float, guest: str | None = None) -> list[Told]:
         """Events after a moment of the lab's clock, without those that only describe."""
         dull = {"MetadataChanged", "AddressesFound", "Listed"}
