@@ -115,6 +115,10 @@ class AddressKey:
     address: IPAddress
     port: int
 
+    def __hash__(self) -> int:
+        """A third of the time of the fields' own: ipaddress hashes a text of the number."""
+        return hash((int(self.address), self.port))
+
     @property
     def family(self) -> Family:
         return family_of(self.address)
@@ -135,6 +139,10 @@ ServiceKey = AddressKey | MarkKey
 class ServerKey:
     address: IPAddress
     port: int
+
+    def __hash__(self) -> int:
+        """As for AddressKey."""
+        return hash((int(self.address), self.port))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,10 @@ class GuestId:
     uri: str
     uuid: UUID
 
+    def __hash__(self) -> int:
+        """Cheap, as guests are looked up by it for every server."""
+        return hash(self.uuid.int)
+
     def __str__(self) -> str:
         return f"{self.uuid} at {self.uri}"
 
@@ -248,6 +252,10 @@ class Target:
     check: Check
     address: IPAddress
     port: int
+
+    def __hash__(self) -> int:
+        """Cheap: the check is seldom what tells two of them apart."""
+        return hash((int(self.address), self.port))
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)

@@ -6,6 +6,7 @@ belongs to another guest or to a host of the configuration, whatever it reports.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
 
@@ -21,70 +22,73 @@ from xenlb.ipvs.table import (
 )
 from xenlb.model.events import Found, GuestId, MetadataService, Source, Target
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.settings import Member, ServiceSettings
+from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, Slot, State
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """A guest in a service: its weight there, and the addresses that configuration and metadata
+    give for it, in this order."""
+
+    weight: int
+    written: tuple[Found, ...]
+
+
+def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
+    """None: the guest does not belong to the service."""
+    return _membership(service, guest.name, guest.id.uuid, guest.metadata)
+
+
 @lru_cache(maxsize=65536)
-def member_for(service: ServiceSettings, name: str, uuid: UUID) -> Member | None:
-    """The first entry of the service's `servers` that means this guest."""
+def _membership(
+    service: ServiceSettings, name: str, uuid: UUID, metadata: tuple[MetadataService, ...]
+) -> Membership | None:
+    """By the first entry of `servers` that means the guest; by its metadata, where allowed."""
     text = str(uuid)
-    return next((member for member in service.servers if member.matches(name, text)), None)
-
-
-def joined(service: ServiceSettings, guest: Guest) -> MetadataService | None:
-    """What the guest's metadata says of this service, where the service allows it."""
-    if not service.from_metadata:
+    member = next((member for member in service.servers if member.matches(name, text)), None)
+    entry = None
+    if service.from_metadata:
+        entry = next((entry for entry in metadata if entry.name == service.name), None)
+    if member is None and entry is None:
         return None
-    return next((entry for entry in guest.metadata if entry.name == service.name), None)
-
-
-def is_member(service: ServiceSettings, guest: Guest) -> bool:
-    return (
-        member_for(service, guest.name, guest.id.uuid) is not None
-        or joined(service, guest) is not None
-    )
+    weight = None if member is None else member.weight
+    if weight is None and entry is not None:
+        weight = entry.weight
+    written = []
+    if member is not None and member.address is not None:
+        written.append(Found(address=member.address, source=Source.CONFIGURATION))
+    if entry is not None and entry.address is not None:
+        written.append(Found(address=entry.address, source=Source.METADATA))
+    return Membership(weight=service.weight if weight is None else weight, written=tuple(written))
 
 
 def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:
-    return _services_of(state.settings.services, guest.name, guest.id.uuid, guest.metadata)
+    return _all_of(state.settings.services, guest.name, guest.id.uuid, guest.metadata)[0]
 
 
 @lru_cache(maxsize=4096)
-def _services_of(
+def _all_of(
     services: tuple[ServiceSettings, ...],
     name: str,
     uuid: UUID,
     metadata: tuple[MetadataService, ...],
-) -> tuple[ServiceSettings, ...]:
-    asked = {entry.name for entry in metadata}
-    return tuple(
-        service
-        for service in services
-        if member_for(service, name, uuid) is not None
-        or (service.from_metadata and service.name in asked)
-    )
-
-
-def addresses(service: ServiceSettings, guest: Guest) -> Iterator[Found]:
-    """Every address given for the guest as a server of the service, best source first."""
-    yield from written(service, guest)
-    yield from guest.found
-
-
-def written(service: ServiceSettings, guest: Guest) -> Iterator[Found]:
-    """Those that configuration and metadata give."""
-    member = member_for(service, guest.name, guest.id.uuid)
-    if member is not None and member.address is not None:
-        yield Found(address=member.address, source=Source.CONFIGURATION)
-    entry = joined(service, guest)
-    if entry is not None and entry.address is not None:
-        yield Found(address=entry.address, source=Source.METADATA)
+) -> tuple[tuple[ServiceSettings, ...], tuple[Found, ...]]:
+    """The services of a guest, and the addresses written for it in any of them."""
+    mine: list[ServiceSettings] = []
+    written: list[Found] = []
+    for service in services:
+        found = _membership(service, name, uuid, metadata)
+        if found is not None:
+            mine.append(service)
+            written += found.written
+    return tuple(mine), tuple(written)
 
 
 def needs_address(service: ServiceSettings, guest: Guest) -> bool:
     """Must the guest's address be looked for, because neither configuration nor metadata has it?"""
-    return not any(written(service, guest))
+    member = membership(service, guest)
+    return member is None or not member.written
 
 
 def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
@@ -115,10 +119,8 @@ def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
 
 def claimed(state: State, guest: Guest) -> tuple[Found, ...]:
     """Every address given for the guest as a server of any service."""
-    services = services_of(state, guest)
-    if not services:
-        return ()
-    return (*(found for service in services for found in written(service, guest)), *guest.found)
+    services, written = _all_of(state.settings.services, guest.name, guest.id.uuid, guest.metadata)
+    return written + guest.found if services else ()
 
 
 RANKS = {source: rank for rank, source in enumerate(Source)}
@@ -131,36 +133,31 @@ def candidates(
 
     `owners`: `claims` of the same state. Guests that do not run are candidates too.
     """
-    guests = [
-        (guest.id, _weight(service, guest), *_address(service, guest, owners))
-        for guest in sorted(
-            (guest for guest in state.guests.values() if is_member(service, guest)),
-            key=lambda guest: (guest.name, guest.id),
-        )
-    ]
+    guests = []
+    for guest in state.guests.values():
+        member = membership(service, guest)
+        if member is not None:
+            address, why = _address(service, guest, member, owners)
+            guests.append((guest.name, guest.id, member.weight, address, why))
+    guests.sort(key=lambda found: found[:2])
     for key in service.kernel_keys():
         taken: set[ServerKey] = set()
-        for member in service.servers:
-            if member.host is not None:
-                yield _candidate(service, key, None, member.host, weight=member.weight, taken=taken)
-        for owner, weight, address, why in guests:
+        for host in service.servers:
+            if host.host is not None:
+                weight = service.weight if host.weight is None else host.weight
+                yield _candidate(service, key, None, host.host, weight=weight, taken=taken)
+        for _, owner, weight, address, why in guests:
             yield _candidate(service, key, owner, address, weight=weight, taken=taken, why=why)
 
 
-def _weight(service: ServiceSettings, guest: Guest) -> int | None:
-    """What the configuration's entry says, else the guest's metadata; None: the service's."""
-    member = member_for(service, guest.name, guest.id.uuid)
-    if member is not None and member.weight is not None:
-        return member.weight
-    entry = joined(service, guest)
-    return None if entry is None else entry.weight
-
-
 def _address(
-    service: ServiceSettings, guest: Guest, owners: Mapping[IPAddress, GuestId | None]
+    service: ServiceSettings,
+    guest: Guest,
+    member: Membership,
+    owners: Mapping[IPAddress, GuestId | None],
 ) -> tuple[IPAddress | None, str]:
     why = "its address is not known yet"
-    for found in addresses(service, guest):
+    for found in (*member.written, *guest.found):
         if not _fits(service, found.address):
             why = f"its address {found.address} is not of the service's family"
         elif found.address in owners and owners[found.address] != guest.id:
@@ -186,11 +183,10 @@ def _candidate(
     owner: GuestId | None,
     address: IPAddress | None,
     *,
-    weight: int | None,
+    weight: int,
     taken: set[ServerKey],
     why: str = "",
 ) -> Candidate:
-    weight = service.weight if weight is None else weight
     if address is None:
         return Candidate(owner=owner, service=key, slot=None, target=None, weight=weight, why=why)
     port = _server_port(service, key)

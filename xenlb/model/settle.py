@@ -13,7 +13,7 @@ from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, may_leave
-from xenlb.model.members import candidates, claimed, claims, is_member
+from xenlb.model.members import candidates, claimed, claims, membership
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Slot, State
 
@@ -97,7 +97,7 @@ def _contested(
     return frozenset(
         service.name
         for service in state.settings.services
-        if any(is_member(service, guest) for guest in affected)
+        if any(membership(service, guest) is not None for guest in affected)
         or any(member.address in moved for member in service.servers)
     )
 

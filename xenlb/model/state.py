@@ -19,6 +19,10 @@ class Slot:
     service: ServiceKey
     server: ServerKey
 
+    def __hash__(self) -> int:
+        """Cheap: a server has one owner."""
+        return hash((self.service, self.server))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:

@@ -1,0 +1,160 @@
+"""What the pure part costs: from an event to the table that should be, without kernel or network.
+
+    make bench ONLY=model
+
+`few`: each of 100 guests serves in one of 20 services. `all`: each serves in all 20, so that one
+request changes 20 of 2,000 servers. `hosts`: 1,000 services of 10 plain hosts, read once.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from uuid import UUID
+
+from xenlb.model.desired import desired
+from xenlb.model.events import (
+    AddressesFound,
+    Ask,
+    Asked,
+    Configured,
+    Described,
+    Died,
+    Event,
+    Found,
+    GuestId,
+    Listed,
+    Power,
+    Probed,
+    Source,
+    Started,
+    Tick,
+)
+from xenlb.model.settings import Member, Port, ServiceSettings, Settings
+from xenlb.model.state import State
+from xenlb.model.step import step
+
+URI = "xen:///system"
+GUESTS = 100
+SERVICES = 20
+
+
+def guest(number: int) -> GuestId:
+    return GuestId(uri=URI, uuid=UUID(int=number + 1))
+
+
+def service(number: int, *servers: Member) -> ServiceSettings:
+    return ServiceSettings(
+        name=f"s{number}",
+        address=IPv4Address("192.0.2.0") + number,
+        ports=(Port(number=25),),
+        servers=servers,
+    )
+
+
+def world(settings: Settings) -> State:
+    """All guests run and serve."""
+    events: list[Event] = [
+        Configured(at=0.0, settings=settings),
+        Listed(
+            at=1.0,
+            uri=URI,
+            asked=0.5,
+            guests=tuple(
+                Described(guest=guest(n), name=f"g{n}", power=Power.RUNNING, incarnation=n)
+                for n in range(GUESTS)
+            ),
+        ),
+    ]
+    for number in range(GUESTS):
+        found = Found(address=IPv4Address("10.0.0.1") + number, source=Source.LEASE)
+        events.append(
+            AddressesFound(at=2.0, guest=guest(number), incarnation=number, found=(found,))
+        )
+    state = State()
+    for event in events:
+        state = step(state, event).state
+    for target in state.health:
+        passed = Probed(at=3.0, target=target, asked=2.5, up=True, detail="connected")
+        state = step(state, passed).state
+    return state
+
+
+def cost(state: State, make: Callable[[int], Event], rounds: int = 50) -> str:
+    """Medians in milliseconds of CPU time: of the step, and of the part of the table that it names."""
+    steps, tables = [], []
+    for number in range(rounds):
+        event = make(number)
+        begun = time.process_time()
+        result = step(state, event)
+        stepped = time.process_time()
+        names = result.services
+        named = [s for s in result.state.settings.services if names is None or s.name in names]
+        desired(named, result.state, event.at)
+        tables.append(time.process_time() - stepped)
+        steps.append(stepped - begun)
+    return f"{statistics.median(steps) * 1000:9.2f} {statistics.median(tables) * 1000:9.2f}"
+
+
+def rows(state: State) -> list[tuple[str, State, Callable[[int], Event]]]:
+    """What happens, from which state, and the event of each round."""
+    first = next(iter(state.health))
+    failing = state
+    for at in (4.0, 5.0):
+        failed = Probed(at=at, target=first, asked=at, up=False, detail="refused")
+        failing = step(failing, failed).state
+    return [
+        (
+            "asked to shut down",
+            state,
+            lambda n: Asked(at=9.0, guest=guest(n), incarnation=n, ask=Ask.POWEROFF),
+        ),
+        ("died", state, lambda n: Died(at=9.0, guest=guest(n), incarnation=n)),
+        (
+            "started anew",
+            state,
+            lambda n: Started(at=9.0, guest=guest(n), name=f"g{n}", incarnation=n + GUESTS),
+        ),
+        (
+            "check passed, as before",
+            state,
+            lambda _: Probed(at=9.0, target=first, asked=8.0, up=True, detail="connected"),
+        ),
+        (
+            "check failed for the third time",
+            failing,
+            lambda _: Probed(at=9.0, target=first, asked=8.0, up=False, detail="refused"),
+        ),
+        ("tick", state, lambda _: Tick(at=9.0)),
+    ]
+
+
+def main() -> None:
+    few = Settings(
+        uris=(URI,),
+        services=tuple(
+            service(n, *(Member(guest=f"g{g}") for g in range(n, GUESTS, SERVICES)))
+            for n in range(SERVICES)
+        ),
+    )
+    every = Settings(
+        uris=(URI,), services=tuple(service(n, Member(guest="g*")) for n in range(SERVICES))
+    )
+    print(f"{'milliseconds of CPU (medians)':36} {'step':>9} {'desired':>9}")
+    for name, settings in (("few", few), ("all", every)):
+        for what, state, make in rows(world(settings)):
+            print(f"{name + ': ' + what:36} {cost(state, make)}")
+    hosts = Settings(
+        services=tuple(
+            service(n, *(Member(host=IPv4Address("10.0.0.0") + 10 * n + h) for h in range(10)))
+            for n in range(1000)
+        )
+    )
+    print(
+        f"{'hosts: configuration read':36}"
+        f" {cost(State(), lambda _: Configured(at=0.0, settings=hosts), rounds=5)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
