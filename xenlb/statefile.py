@@ -100,19 +100,29 @@ def _encode(saved: Saved) -> dict[str, Any]:
         "sysctls": dict(saved.sysctls),
         "guests": [_guest(guest) for guest in state.guests.values()],
         "admitted": [
-            [_owner(slot.owner), _key(slot.service), _server(slot.server), entry.at, entry.ramp]
+            [
+                _owner(slot.owner),
+                _key(slot.service),
+                _server(slot.server),
+                entry.at,
+                entry.ramp,
+                entry.quiesced,
+            ]
             for slot, entry in state.admitted.items()
         ],
-        "up": [
+        # The failing ones, too: keep-in-service may keep them with their weight.
+        "verdicts": [
             [
                 _check(target.check),
                 str(target.address),
                 target.port,
                 health.valid_from,
+                health.up,
                 health.since,
+                health.detail,
             ]
             for target, health in state.health.items()
-            if health.up
+            if health.up is not None
         ],
     }
 
@@ -121,15 +131,15 @@ def _decode(data: dict[str, Any]) -> Saved:
     guests = [_read_guest(item) for item in data["guests"]]
     admitted = {
         Slot(owner=_read_owner(owner), service=_read_key(key), server=_read_server(server)): (
-            Admission(at=float(at), ramp=bool(ramp))
+            Admission(at=float(at), ramp=bool(ramp), quiesced=bool(quiesced))
         )
-        for owner, key, server, at, ramp in data["admitted"]
+        for owner, key, server, at, ramp, quiesced in data["admitted"]
     }
     health = {
         Target(check=_read_check(check), address=ip_address(address), port=int(port)): Health(
-            up=True, valid_from=float(valid), since=float(since), detail="passed before a restart"
+            up=bool(up), valid_from=float(valid), since=float(since), detail=str(detail)
         )
-        for check, address, port, valid, since in data["up"]
+        for check, address, port, valid, up, since, detail in data["verdicts"]
     }
     return Saved(
         state=State(guests={g.id: g for g in guests}, admitted=admitted, health=health),

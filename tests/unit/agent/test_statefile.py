@@ -42,7 +42,7 @@ def saved() -> statefile.Saved:
             guests={ME: guest},
             admitted={
                 Slot(owner=ME, service=KEY, server=SERVER): Admission(at=3.0, ramp=True),
-                Slot(owner=None, service=MARK, server=SERVER): Admission(at=4.0),
+                Slot(owner=None, service=MARK, server=SERVER): Admission(at=4.0, quiesced=True),
             },
             health={
                 TARGET: Health(valid_from=2.0, up=True, since=3.0, detail="passed before a restart")
@@ -63,12 +63,12 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_only_passed_checks_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("up", [None, False, True])
+def test_only_verdicts_are_kept(tmp_path: Path, up: bool | None) -> None:
     path = tmp_path / "state.json"
-    for verdict in (None, False):
-        health = {TARGET: Health(valid_from=0.0, up=verdict)}
-        statefile.save(path, statefile.Saved(state=State(health=health)))
-        assert statefile.load(path).state.health == {}
+    health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused")}
+    statefile.save(path, statefile.Saved(state=State(health=health)))
+    assert statefile.load(path).state.health == ({} if up is None else health)
 
 
 def test_no_file_is_a_fresh_start(tmp_path: Path) -> None:
@@ -83,7 +83,9 @@ def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
     assert statefile.load(path) == statefile.Saved()
 
 
-@pytest.mark.parametrize("key", ["guests", "admitted", "up", "services", "servers", "addresses"])
+@pytest.mark.parametrize(
+    "key", ["guests", "admitted", "verdicts", "services", "servers", "addresses"]
+)
 @pytest.mark.parametrize("value", [None, 5, "text", [[]], [[1, 2, 3]], [["tcp", "x", 1]], {}])
 def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "state.json"

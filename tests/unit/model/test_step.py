@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, stories
+from xenlb import statefile
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
 from xenlb.model.desired import desired, next_deadline, standing
 from xenlb.model.events import (
@@ -390,3 +392,20 @@ def test_metadata_that_was_listed_earlier_is_older_news() -> None:
     assert after.guests[GUESTS[1]].phase is Phase.ABSENT
     later = step(after, replace(listed, at=world.now + 5, asked=world.now + 4)).state
     assert later.guests[GUESTS[0]].metadata == ()
+
+
+@story
+@seldom
+def test_a_restart_at_any_point_leaves_the_table_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, story: list[Move]
+) -> None:
+    """kill -9, and a start with the same configuration, before any source has been heard."""
+    path = tmp_path_factory.mktemp("restart") / "state.json"
+    world = World()
+    for _ in world.live(story):
+        pass
+    statefile.save(path, statefile.Saved(state=world.state))
+    again = Configured(at=world.now, settings=replace(world.state.settings))
+    restarted = step(statefile.load(path).state, again).state
+    assert desired(again.settings.services, restarted, world.now) == world.told
+    assert restarted.admitted == world.state.admitted
