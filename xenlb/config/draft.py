@@ -4,7 +4,7 @@ Made by service.py, judged by rules.py, turned into settings by settle.py.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from xenlb.config.reading import Place, Value
 from xenlb.ipvs.table import (
@@ -19,9 +19,7 @@ from xenlb.ipvs.table import (
 from xenlb.model.settings import DrainPolicy, OnFailure, Port
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberDraft:
-    place: Place
+class MemberDraft(NamedTuple):
     guest: Value[str | None]
     host: Value[IPAddress | None]
     address: Value[IPAddress | None]

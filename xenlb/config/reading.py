@@ -6,9 +6,9 @@ twice. Which keys there are, and what they mean together, is not known here.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 from xenlb.config import nodes, values
 from xenlb.config.nodes import Kind, Node, Scalar
@@ -23,8 +23,10 @@ class Reported(Wrong):
     """The value cannot be taken, and the report already says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+# As in nodes.py, tuples for what is made by the ten thousand.
+
+
+class Place(NamedTuple):
     line: int
     column: int
     path: str
@@ -52,8 +54,7 @@ class Report:
         return tuple(sorted(self.found, key=lambda p: (p.line, p.column, p.path, p.message)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Value(Generic[T]):
+class Value(NamedTuple, Generic[T]):
     """What a key says, or its default where the key is left out (`place` is None) or cannot be
     taken (`bad`). `inherited`: it stands under `defaults`, not with the service."""
 
@@ -71,8 +72,7 @@ class Value(Generic[T]):
         return self.place is not None and not self.inherited
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cursor:
+class Cursor(NamedTuple):
     """A node, its path, and the report that its problems go to."""
 
     node: Node
@@ -81,7 +81,7 @@ class Cursor:
 
     @property
     def place(self) -> Place:
-        return Place(line=self.node.line, column=self.node.column, path=self.path)
+        return Place(self.node.line, self.node.column, self.path)
 
     def wrong(self, message: str, hint: str) -> None:
         self.report.add(self.place, message, hint)
@@ -91,15 +91,13 @@ class Cursor:
     def raw(self) -> Scalar:
         """The scalar, whatever YAML would make of it; a list, a mapping or nothing is refused."""
         self._check_trap()
-        match self.node:
-            case Scalar(kind=Kind.NOTHING):
+        node = self.node
+        if isinstance(node, Scalar):
+            if node.nothing:
                 raise Wrong("has no value", hint="write one or remove it")
-            case Scalar():
-                return self.node
-            case nodes.Sequence():
-                raise Wrong("is a list where one value is expected", hint="write one value")
-            case nodes.Mapping():
-                raise Wrong("is a mapping where one value is expected", hint="write one value")
+            return node
+        what = "list" if isinstance(node, nodes.Sequence) else "mapping"
+        raise Wrong(f"is a {what} where one value is expected", hint="write one value")
 
     def parsed(self, parse: Callable[[str], T]) -> T:
         """A value with a form of its own (address, duration, port), quoted or not."""
@@ -188,22 +186,21 @@ class Cursor:
         first: dict[str, int] = {}
         result = []
         for key, value in self.node.entries:
-            where = Cursor(node=key, path=self.path, report=self.report)
-            name = key.text if isinstance(key, Scalar) else ""
-            if isinstance(key, Scalar) and key.plain and name == "<<":
+            where = Cursor(key, self.path, self.report)
+            if isinstance(key, Scalar) and key.plain and key.text == "<<":
                 where.wrong("a merge key (<<)", "write the keys out, or put them under defaults")
                 continue
             try:
                 if not isinstance(key, Scalar):
                     raise Wrong("a list or a mapping as a key", hint="a key is a text")
-                if key.kind is Kind.NOTHING:
+                if key.nothing:
                     raise Wrong("a key without a name", hint="write KEY: VALUE")
                 name = where.text()
             except Wrong as wrong:
                 where.report_wrong(wrong)
                 continue
-            path = f"{self.path}.{name}" if self.path else name
-            place = Place(line=key.line, column=key.column, path=path[:200])
+            path = f"{self.path}.{name}"[:200] if self.path else name[:200]
+            place = Place(key.line, key.column, path)
             if name in first:
                 self.report.add(
                     place,
@@ -215,8 +212,8 @@ class Cursor:
             node = value
             if isinstance(value, Scalar) and value.plain and not value.text:
                 # The parser puts a value that is not there behind the next line's indentation.
-                node = replace(value, line=key.line, column=key.column)
-            result.append((name, place, Cursor(node=node, path=path[:200], report=self.report)))
+                node = value._replace(line=key.line, column=key.column)
+            result.append((name, place, Cursor(node, path, self.report)))
         return tuple(result)
 
     def keys(self, known: tuple[str, ...]) -> "dict[str, Cursor]":
@@ -242,7 +239,7 @@ class Cursor:
 
     def _not(self, expected: str) -> NoReturn:
         match self.node:
-            case Scalar(kind=Kind.NOTHING):
+            case Scalar(nothing=True):
                 raise Wrong("has no value", hint=expected)
             case Scalar(text=text):
                 raise Wrong(f"{quoted(text)} is one value", hint=expected)
@@ -259,16 +256,15 @@ class Fields:
     own: Mapping[str, Cursor]
     inherited: Mapping[str, Cursor] = field(default_factory=dict)
 
-    def cursor(self, key: str) -> Cursor | None:
-        return self.own.get(key) or self.inherited.get(key)
-
     def read(self, key: str, parse: Callable[[Cursor], T], default: T) -> Value[T]:
-        cursor = self.cursor(key)
+        cursor = self.own.get(key)
+        inherited = cursor is None
         if cursor is None:
-            return Value(value=default)
-        inherited = key not in self.own
+            cursor = self.inherited.get(key)
+            if cursor is None:
+                return Value(default)
         try:
-            return Value(value=parse(cursor), place=cursor.place, inherited=inherited)
+            return Value(parse(cursor), cursor.place, inherited)
         except Wrong as wrong:
             cursor.report_wrong(wrong)
             return Value(value=default, place=cursor.place, inherited=inherited, bad=True)

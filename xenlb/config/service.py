@@ -8,11 +8,12 @@ from typing import Final
 from xenlb.config import nodes, values
 from xenlb.config.draft import CheckDraft, Draft, MemberDraft, TunnelDraft
 from xenlb.config.nodes import Kind, Scalar
-from xenlb.config.reading import Cursor, Fields, Place, keys_of
+from xenlb.config.reading import Cursor, Fields, Place, Value, keys_of
 from xenlb.config.values import Wrong, quoted
 from xenlb.ipvs.table import (
     Family,
     Forwarding,
+    IPAddress,
     SchedulerFlags,
     TunnelChecksum,
     TunnelType,
@@ -238,16 +239,36 @@ def _servers(cursor: Cursor) -> tuple[MemberDraft, ...]:
                 raise Wrong(
                     f"{quoted(text)} is neither guest nor host", hint=f"write - guest: {text}"
                 )
-            members.append(_member(item))
+            members.append(_plain_host(item) or _member(item))
         except Wrong as wrong:
             item.report_wrong(wrong)
     return tuple(members)
 
 
+_NO_GUEST: Final[Value[str | None]] = Value(None)
+_NO_ADDRESS: Final[Value[IPAddress | None]] = Value(None)
+_NO_WEIGHT: Final[Value[int | None]] = Value(None)
+
+
+def _plain_host(cursor: Cursor) -> MemberDraft | None:
+    """What _member() makes of `host: ADDRESS` and nothing else, where nothing is wrong with it.
+
+    There may be ten thousand of them, and this is the most of what a large file costs.
+    """
+    match cursor.node:
+        case nodes.Mapping(
+            entries=((Scalar(text="host", trap=None), Scalar(trap=None) as node),), trap=None
+        ):
+            address = values.plain_ipv4(node.text)
+            if address is not None:
+                place = Place(node.line, node.column, f"{cursor.path}.host"[:200])
+                return MemberDraft(_NO_GUEST, Value(address, place), _NO_ADDRESS, _NO_WEIGHT)
+    return None
+
+
 def _member(cursor: Cursor) -> MemberDraft:
     fields = Fields(own=cursor.keys(SERVER_KEYS))
     member = MemberDraft(
-        place=cursor.place,
         guest=fields.read("guest", Cursor.text, None),
         host=fields.read("host", lambda c: c.parsed(values.server_address), None),
         address=fields.read("address", lambda c: c.parsed(values.server_address), None),

@@ -41,7 +41,8 @@ def without_idle_defaults(draft: Draft) -> Draft:
         draft.forwarding.value is not Forwarding.MASQUERADE or draft.one_port is None
     ):
         draft = replace(draft, server_port=Value(value=None))
-    return replace(draft, tunnel=_without_idle_tunnel_defaults(draft.tunnel))
+    tunnel = _without_idle_tunnel_defaults(draft.tunnel)
+    return draft if tunnel is draft.tunnel else replace(draft, tunnel=tunnel)
 
 
 def _without_idle_tunnel_defaults(tunnel: TunnelDraft) -> TunnelDraft:

@@ -8,9 +8,11 @@ import re
 from decimal import Decimal
 from difflib import get_close_matches
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
+from socket import AF_INET, inet_pton
 from typing import Final
 from urllib.parse import urlsplit
 
+from xenlb.ipvs import table
 from xenlb.ipvs.table import IPAddress, Protocol
 from xenlb.model.settings import IPNetwork, Port
 
@@ -168,8 +170,23 @@ def port(text: str) -> Port:
     return Port(number=value, protocol=Protocol(protocol) if slash else Protocol.TCP)
 
 
+def plain_ipv4(text: str) -> IPAddress | None:
+    """An IPv4 address that is right for every use but a service's own; None: look closer.
+
+    inet_pton() takes what ipaddress takes, in a tenth of the time.
+    """
+    try:
+        packed = inet_pton(AF_INET, text)
+    except (OSError, ValueError):
+        return None
+    return table.address(packed) if 0 < packed[0] < 224 else None
+
+
 def address(text: str) -> IPAddress:
     """An IPv4 or IPv6 address, as the kernel's table takes it: without name, prefix or scope."""
+    plain = plain_ipv4(text)
+    if plain is not None:
+        return plain
     if "/" in text:
         raise Wrong(
             f"{quoted(text)} has a prefix length", hint="write the address alone, without /…"
