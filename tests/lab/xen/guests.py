@@ -89,6 +89,7 @@ class Guest:
         self.port = port  # the first one served
         # The same for a name in every boot: reports of two runs can be compared.
         self.uuid = str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.guest.lab"))
+        self.saved = f"/var/tmp/{name}.save"  # not in /run: that is memory
         self.log_path = f"/var/log/xen/console/guest-{name}.log"
 
     def __repr__(self) -> str:
@@ -136,10 +137,10 @@ class Guest:
 
     def save(self) -> Result:
         """Suspends it to a file in Dom0; returns when it is gone."""
-        return self.virsh("save", self.name, f"/run/lab/{self.name}.save")
+        return self.virsh("save", self.name, self.saved)
 
     def restore(self) -> Result:
-        return self.virsh("restore", f"/run/lab/{self.name}.save")
+        return self.virsh("restore", self.saved)
 
     def remove(self) -> None:
         """Destroys and undefines it, whatever its state."""
