@@ -81,7 +81,7 @@ def world(settings: Settings) -> State:
 
 
 def cost(state: State, make: Callable[[int], Event], rounds: int = 50) -> str:
-    """Medians in milliseconds of CPU time: of the step, and of the part of the table that it names."""
+    """Milliseconds of CPU time (medians): the step, and the part of the table that it names."""
     steps, tables = [], []
     for number in range(rounds):
         event = make(number)

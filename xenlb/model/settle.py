@@ -39,7 +39,7 @@ def settle(
             state = _drawn(state, named, owners)
             names = None if names is None else names | redrawn
     services = [s for s in state.settings.services if names is None or s.name in names]
-    state = _with_targets(state, services, _carried(before, at) if afresh else None, at)
+    state = _with_targets(before, state, services, _carried(before, at) if afresh else None, at)
     admitted = {} if afresh else dict(state.admitted)
     for service in services if not afresh else ():
         for candidate in before.candidates[service.name]:
@@ -115,6 +115,7 @@ def _carried(before: State, at: float) -> Mapping[Slot, Health]:
 
 
 def _with_targets(
+    before: State,
     state: State,
     services: Iterable[ServiceSettings],
     carried: Mapping[Slot, Health] | None,
@@ -135,7 +136,9 @@ def _with_targets(
             verdict = carried.get(candidate.slot) if carried and candidate.slot else None
             if have is None and verdict is not None:
                 health[candidate.target] = replace(verdict, valid_from=at, against=0)
-            elif have is None or have.valid_from < recheck:
+            elif (
+                have is None or have.valid_from < recheck or _moved(before, state, candidate.target)
+            ):
                 health[candidate.target] = Health(valid_from=max(at, recheck))
         probed[service.name] = frozenset(targets)
     if probed == state.probed and carried is None:
@@ -145,6 +148,15 @@ def _with_targets(
         state,
         probed=probed,
         health={target: verdict for target, verdict in health.items() if target in used},
+    )
+
+
+def _moved(before: State, state: State, target: Target) -> bool:
+    """Is the address another's now? What was found out of the one before says nothing of this."""
+    return (
+        before.owners is not state.owners
+        and target.address in before.owners
+        and before.owners[target.address] != state.owners[target.address]
     )
 
 
