@@ -233,7 +233,7 @@ class MetadataChanged:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressesFound:
     """What the sources give for a running guest now, in the order of `Source`; replaces what they
-    gave before. Sent again whenever it changes."""
+    gave before, in each family that they give anything in. Sent again whenever it changes."""
 
     at: float
     guest: GuestId
