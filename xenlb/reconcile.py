@@ -24,7 +24,7 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.table import Entry, ServerKey, ServiceKey, Snapshot, Table
+from xenlb.ipvs.table import Entry, Server, ServerKey, ServiceKey, Snapshot, Table
 
 log = logging.getLogger(__name__)
 
@@ -134,20 +134,27 @@ class Reconciler:
                 self.services.add(key)
                 grown = True
             for server in entry.servers:
-                uri = origin.get((key, server), "")
-                if self.servers.get((key, server)) != uri:
-                    self.servers[key, server] = uri
+                place = (key, server)
+                uri = origin.get(place, "") if origin else ""
+                if self.servers.get(place) != uri:
+                    self.servers[place] = uri
                     grown = True
         return grown
 
     def release(self, want: Table) -> bool:
         """Forgets what is neither wanted nor in the table any more; was there anything?"""
-        gone = [
-            (key, server)
-            for key, server in self.servers
-            if (key not in self.believed or server not in self.believed[key].servers)
-            and (key not in want.entries or server not in want.entries[key].servers)
-        ]
+        nothing: Mapping[ServerKey, Server] = {}
+        gone: list[tuple[ServiceKey, ServerKey]] = []
+        last: ServiceKey | None = None
+        there = wanted = None
+        for place in self.servers:
+            key, server = place
+            if key is not last:  # neighbours are of one service
+                last, there, wanted = key, self.believed.get(key), want.entries.get(key)
+            if server not in (there.servers if there else nothing) and server not in (
+                wanted.servers if wanted else nothing
+            ):
+                gone.append(place)
         for place in gone:
             del self.servers[place]
         empty = [k for k in self.services if k not in self.believed and k not in want.entries]
@@ -156,20 +163,19 @@ class Reconciler:
 
     def execute(self, ops: Sequence[Op], now: float) -> Pass:
         """Gives the kernel the operations, except those refused before whose retry is not due."""
-        due = [op for op in ops if self._is_due(op, now)]
+        due = [op for op in ops if self._is_due(op, now)] if self.failures else list(ops)
         if not due:
             return Pass()
         failed = self.kernel.apply(due)
-        refused = {failure.op: failure for failure in failed}
-        done = []
-        for op in due:
-            self.touched.add(place_of(op)[0])
-            if op in refused:
-                self._fail(refused[op], now)
-            else:
-                done.append(op)
+        refused = {failure.op for failure in failed}
+        done = [op for op in due if op not in refused] if failed else due
+        self.touched.update(place_of(op)[0] for op in due)
+        for failure in failed:
+            self._fail(failure, now)
+        if self.failures:
+            for op in done:
                 self.failures.pop(place_of(op), None)
-                self._believe(op)
+        self._believe(done)
         return Pass(done=tuple(done), failed=failed)
 
     def _is_due(self, op: Op, now: float) -> bool:
@@ -205,23 +211,29 @@ class Reconciler:
         owned = Owned(services=frozenset(self.services), servers=frozenset(self.servers))
         return foreign(want, Table(entries=self.believed), owned)
 
-    def _believe(self, op: Op) -> None:
-        match op:
-            case AddService(service=service) | SetService(service=service):
-                before = self.believed.get(service.key)
-                servers = {} if before is None else before.servers
-                self.believed[service.key] = Entry(service=service, servers=servers)
-            case DeleteService(key=key):
+    def _believe(self, done: Sequence[Op]) -> None:
+        # Entries are never changed, for others may hold them; one is copied once for all its
+        # operations, or a service of thousands of servers would be copied as often.
+        copies: dict[ServiceKey, dict[ServerKey, Server]] = {}
+        for op in done:
+            key = place_of(op)[0]
+            if isinstance(op, DeleteService):
                 self.believed.pop(key, None)
-            case AddServer(service=key, server=server) | SetServer(service=key, server=server):
-                entry = self.believed[key]
-                self.believed[key] = Entry(
-                    service=entry.service, servers={**entry.servers, server.key: server}
-                )
-            case DeleteServer(service=key, key=server_key):
-                entry = self.believed[key]
-                left = {k: s for k, s in entry.servers.items() if k != server_key}
-                self.believed[key] = Entry(service=entry.service, servers=left)
+                copies.pop(key, None)
+                continue
+            servers = copies.get(key)
+            entry = self.believed.get(key)
+            if servers is None:
+                servers = copies[key] = {} if entry is None else dict(entry.servers)
+                if entry is not None:
+                    self.believed[key] = Entry(service=entry.service, servers=servers)
+            match op:
+                case AddService(service=service) | SetService(service=service):
+                    self.believed[key] = Entry(service=service, servers=servers)
+                case AddServer(server=server) | SetServer(server=server):
+                    servers[server.key] = server
+                case DeleteServer(key=server_key):
+                    servers.pop(server_key, None)
 
 
 def surprised(failed: Sequence[OpFailed]) -> bool:
