@@ -85,6 +85,10 @@ class LabAgent:
         answer: dict[str, Any] = json.loads(self.xenlb("status", "--json").out)
         return answer
 
+    def why(self, guest: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.xenlb("why", guest, "--json").out)
+        return answer
+
     def servers(self, service: str | None = None) -> dict[str, dict[str, Any]]:
         """Servers by guest name, or address for hosts; of the first port of one service."""
         found: dict[str, dict[str, Any]] = {}
