@@ -164,6 +164,7 @@ def _admitted(
     service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
 ) -> dict[Slot, Admission]:
     """The servers that are in the table now, of one kernel service of this service."""
+    fresh = Admission(at=at, ramp=service.slow_start > 0)
     admitted: dict[Slot, Admission] = {}
     failing: list[tuple[float, Slot]] = []  # in the table, perhaps quiesced
     able = out = 0  # servers that serve or have served in this boot; of them, those that left
@@ -183,10 +184,10 @@ def _admitted(
         able += up is not None
         if before is None:
             if up:
-                admitted[slot] = Admission(at=at, ramp=service.slow_start > 0)
+                admitted[slot] = fresh
             out += up is False
         elif up and before.quiesced:
-            admitted[slot] = Admission(at=at, ramp=service.slow_start > 0)
+            admitted[slot] = fresh
         elif up is False and verdict is not None:
             admitted[slot] = before
             failing.append((verdict.since, slot))
@@ -199,7 +200,8 @@ def _admitted(
                 del admitted[slot]
             case OnFailure.QUIESCE:
                 admitted[slot] = replace(admitted[slot], quiesced=True)
-    if not any(slot in state.admitted for slot in admitted):  # the first needs all its weight now
+    if fresh.ramp and not any(slot in state.admitted for slot in admitted):
+        # The first needs all its weight now.
         admitted = {slot: replace(entry, ramp=False) for slot, entry in admitted.items()}
     return admitted
 

@@ -86,10 +86,11 @@ class State:
         return link is None or link.listed
 
     def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:
-        """The libvirt URI of each admitted server's guest, "" for a host."""
+        """The libvirt URI of each admitted server's guest; hosts have none and are left out."""
         return {
-            (slot.service, slot.server): "" if slot.owner is None else slot.owner.uri
+            (slot.service, slot.server): slot.owner.uri
             for slot in self.admitted
+            if slot.owner is not None
         }
 
 
