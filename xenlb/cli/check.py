@@ -1,4 +1,4 @@
-"""`xenlb check`, and loading the configuration for the verbs that need it."""
+"""`xenlb check`."""
 
 import json
 from dataclasses import asdict
@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from xenlb.cli.options import Failure, Options, as_json, given
+from xenlb.cli.options import Options, as_json, given
 from xenlb.config import ConfigError, load
-from xenlb.control.protocol import FAILED, INVALID_CONFIGURATION
+from xenlb.control.protocol import FAILED
 from xenlb.model.problem import Problem
-from xenlb.model.settings import Settings
 
 
 @click.command()
@@ -35,17 +34,3 @@ def check(options: Options, file: Path | None, *, as_json: bool) -> int:
     else:
         click.echo(f"{file}: {services} service{'s' * (services != 1)}, no problem")
     return FAILED if problems else 0
-
-
-def settings(file: Path) -> Settings:
-    """The settings of a file, for verbs that cannot do without."""
-    try:
-        return load(file)
-    except ConfigError as error:
-        count = len(error.problems)
-        raise Failure(
-            f"the configuration has {count} problem{'s' * (count != 1)}",
-            hint="correct the file; xenlb check tells when it is right",
-            status=INVALID_CONFIGURATION,
-            details=tuple(str(problem) for problem in error.problems),
-        ) from None

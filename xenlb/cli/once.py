@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from xenlb.cli import logs
-from xenlb.cli.check import settings
+from xenlb.cli.invalid import invalid
 from xenlb.cli.options import Failure, Options, as_json, given, state_file
 from xenlb.control.protocol import FAILED, NOT_PERMITTED
+from xenlb.model.problem import ConfigError
 
 
 @click.command()
@@ -34,6 +35,7 @@ def apply(options: Options, state: Path, *, as_json: bool) -> int:
 
 
 def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
+    from xenlb import kept
     from xenlb.ipvs.errors import IpvsError, explain
     from xenlb.once import OnceError, run_once
 
@@ -41,7 +43,10 @@ def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
     # Nothing of a large table is garbage before the end; looking for it costs a third of the time.
     gc.disable()
     try:
-        once = run_once(settings(options.config), state_path=state, change=change)
+        settings = kept.load(options.config, beside=state, keep=change)
+        once = run_once(settings, state_path=state, change=change)
+    except ConfigError as error:
+        raise invalid(error) from None
     except OnceError as error:
         raise Failure(error.message, hint=error.hint) from error
     except IpvsError as error:

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from xenlb.cli import logs
-from xenlb.cli.check import settings
+from xenlb.cli.invalid import invalid
 from xenlb.cli.options import Options, given, state_file
+from xenlb.config import ConfigError, load
 
 
 @click.command()
@@ -15,7 +16,10 @@ from xenlb.cli.options import Options, given, state_file
 def run(options: Options, state: Path) -> None:
     """The agent, in the foreground (what the systemd unit starts)."""
     logs.set_up(verbose=options.verbose)
-    first = settings(options.config)
+    try:
+        first = load(options.config)
+    except ConfigError as error:
+        raise invalid(error) from None
 
     from xenlb import daemon  # loads libvirt, for nothing where the configuration is wrong
 

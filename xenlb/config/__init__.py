@@ -4,6 +4,7 @@ watch.py, which tells of changes of the file, is imported by who needs it: it lo
 """
 
 from xenlb.config.loader import load, parse
-from xenlb.config.nodes import ConfigError
+from xenlb.config.nodes import decode
+from xenlb.model.problem import ConfigError
 
-__all__ = ["ConfigError", "load", "parse"]
+__all__ = ["ConfigError", "decode", "load", "parse"]

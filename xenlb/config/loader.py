@@ -11,12 +11,12 @@ from typing import Final, TypeVar
 
 from xenlb.config import service, values
 from xenlb.config.draft import Draft
-from xenlb.config.nodes import LARGEST_FILE, ConfigError, compose, decode
+from xenlb.config.nodes import LARGEST_FILE, compose, decode
 from xenlb.config.reading import Cursor, Fields, Place, Report, keys_of
 from xenlb.config.rules import RULES, servers_are_no_vips, unique_keys
 from xenlb.config.settle import settings_of, without_idle_defaults
 from xenlb.config.values import Wrong
-from xenlb.model.problem import Problem
+from xenlb.model.problem import ConfigError, Problem
 from xenlb.model.settings import AddressPolicy, Director, IPNetwork, Settings, SysctlPolicy
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import yaml
 
-from xenlb.model.problem import Problem
+from xenlb.model.problem import ConfigError, Problem
 
 Loader = type[yaml.SafeLoader] | type[yaml.CSafeLoader]
 # libyaml where PyYAML was built with it
@@ -23,14 +23,6 @@ LOADER: Final[Loader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LARGEST_FILE: Final = 8 * 1024 * 1024
 MOST_NODES: Final = 1_000_000
 DEEPEST: Final = 32
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; `problems` are all that were found, in file order."""
-
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
 
 
 class Kind(StrEnum):
@@ -125,9 +117,9 @@ def _kind(text: str) -> Kind:
 
 
 _BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
-_NOT_YAML = re.compile(
-    r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-)
+# Two, as the second takes long to compile.
+_NOT_YAML_ASCII = r"[^\t\n\r\x20-\x7e]"
+_NOT_YAML = r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # from an escape; libyaml refuses it by itself
 _LEADING_TAB = re.compile(r"^ *\t[\t ]*(?=[^\s#])", re.MULTILINE)
 
@@ -183,7 +175,7 @@ def compose(text: str, file: str, *, loader: Loader = LOADER) -> Node:
         )
     if len(text) > LARGEST_FILE:
         raise _error(file, 1, 1, "the file is larger than 8 MiB", "is it a configuration?")
-    if match := _NOT_YAML.search(text):
+    if match := re.search(_NOT_YAML_ASCII if text.isascii() else _NOT_YAML, text):
         line, column = _position(text, match.start())
         raise _error(file, line, column, f"character {_name(match[0])}", "remove it")
     if tabs := list(_LEADING_TAB.finditer(text)):

@@ -1,4 +1,4 @@
-"""One thing that is wrong in what somebody wrote, with its place and its cure."""
+"""What is wrong in what somebody wrote, each thing with its place and its cure."""
 
 from dataclasses import dataclass
 
@@ -19,3 +19,11 @@ class Problem:
         path = f"{self.path}: " if self.path else ""
         hint = f" ({self.hint})" if self.hint else ""
         return f"{where}{path}{self.message}{hint}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` are all that were found, in file order."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
