@@ -9,6 +9,7 @@ case, and a machine that is busy with something else must not fail a test.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ VIP = "192.0.2.10"
 GATEWAYED, TUNNELLED, GATEWAYED6 = "192.0.2.11", "192.0.2.12", "fd00:2::11"
 MARKED = "192.0.2.13"
 
-CHECK = "{interval: 1s, timeout: 900ms, rise: 1, fall: 3}"
+# Guests that serve are not to be taken out because the machine is busy with something else.
+CHECK = "{interval: 1s, timeout: 900ms, rise: 1, fall: 20}"
 GUESTS = '[{guest: "web*"}]'
 
 # init of web1 and web2: what guest.sh does, for several service addresses; how long it takes to
@@ -535,9 +537,7 @@ def test_a_changed_configuration_takes_effect_at_once(
     for services, servers in (
         (web(weight=7), masqueraded(web1=7, web2=7)),
         (web(servers=each), masqueraded(web1=3, web2=65535)),
-        (web(servers="[{guest: web1}]"), masqueraded(web1=1)),
         (web(scheduler="wlc"), BOTH),
-        (web(servers='[{guest: "web*"}, {host: 10.0.0.12}]'), BOTH),
     ):
         agent.use(config(services))
         agent.wait_kernel(WEB, servers)
@@ -549,8 +549,14 @@ def test_a_changed_configuration_takes_effect_at_once(
     agent.use(config(web()))
     assert agent.agree() == {WEB: BOTH}
     summary = load.stop()
-    print(f"{summary['sent']} requests during {5 + 1} reloads, {summary['failed']} failed")
+    print(f"{summary['sent']} requests during 4 reloads, {summary['failed']} failed")
     assert summary["failures"] == []
+    # The kernel drops the connections of a server that is removed, so this is without traffic.
+    agent.use(config(web(servers="[{guest: web1}]")))
+    agent.wait_kernel(WEB, masqueraded(web1=1))
+    agent.use(config(web(servers="[{guest: web1}, {host: 10.0.0.12}]")))
+    agent.wait_kernel(WEB, BOTH)
+    assert agent.agree() == {WEB: BOTH}
 
 
 # Service addresses --------------------------------------------------------------------------------
@@ -689,12 +695,65 @@ def test_addresses_that_nobody_has_written_down(
         agent.wait_kernel(WEB, BOTH)
 
 
+NETWORK = """
+<network>
+  <name>leases</name>
+  <forward mode='open'/>
+  <bridge name='virbr9' stp='off' delay='0'/>
+  <ip address='10.9.0.1' netmask='255.255.255.0'>
+    <dhcp><range start='10.9.0.50' end='10.9.0.60'/></dhcp>
+  </ip>
+</network>
+"""
+# busybox's udhcpc calls this with "bound" and the lease in variables.
+DHCP_SCRIPT = """#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add "$ip/$mask" dev eth0
+ip route add default via "$router"
+"""
+
+
+def in_network(xml: str) -> str:
+    """The guest's interface is on the libvirt network "leases"."""
+    start, end = xml.index("<source bridge"), xml.index("<guest dev")
+    xml = f"{xml[:start]}<source network='leases'/>{xml[end:]}"
+    return xml.replace("<interface type='bridge'>", "<interface type='network'>")
+
+
+def test_an_address_leased_by_a_libvirt_network(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent
+) -> None:
+    lab.write("/run/lab/leases.xml", NETWORK)
+    lab.write("/run/lab/dhcp-script", DHCP_SCRIPT, mode=0o755)
+    lab.run([*lab.virsh(), "net-create", "/run/lab/leases.xml"])
+    serve = shlex.join([*lab.traffic, "server", "--name", "leased", "--listen=0.0.0.0:8080"])
+    ask = "busybox udhcpc -q -n -t 20 -i eth0 -s /run/lab/dhcp-script"
+    script = f"ip link set eth0 up; {ask} && exec {serve}"
+    try:
+        agent.use(config(web(servers="[{guest: leased}]")))
+        with another(lab, "leased", 23, script, in_network):
+            agent.wait_serving("leased")
+            # The neighbour table may have known it a moment before the lease was written down.
+            said = lab.wait_until(
+                lambda: re.search(r"address (\S+): dhcp lease", agent.xenlb("why", "leased").out),
+                30,
+                "the lease to be seen",
+            )
+            assert isinstance(said, re.Match)
+            assert said[1].startswith("10.9.0.")
+            assert spread(client, f"{VIP}:80", 2) == {"leased": 2}
+            agent.agree()
+    finally:
+        lab.run([*lab.virsh(), "net-destroy", "leases"])
+
+
 def test_addresses_that_are_refused(
     lab: UmlLab, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
 ) -> None:
     agent.use(config(web(servers='[{guest: "web*"}, {guest: "liar*"}]')))
     agent.wait_kernel(WEB, BOTH)
-    # What the neighbour table says of a guest is what the guest has said on the wire.
+    # What the neighbour table says of a guest is what the guest has said on the wire. Here it is
+    # said of an interface that no packet to these addresses takes, so that they stay reachable.
     refused = {
         "203.0.113.5": "in no network of this host",
         VIP: "service address",
@@ -704,7 +763,7 @@ def test_addresses_that_are_refused(
     with another(lab, "liar", 22, "exec sleep 1000", without_ip) as liar:
         mac = "52:54:00:00:00:16"
         for address in refused:
-            lab.run(["ip", "neigh", "replace", address, "lladdr", mac, "dev", "br0"])
+            lab.run(["ip", "neigh", "replace", address, "lladdr", mac, "dev", "front0"])
         try:
             said = ""
             for address, reason in refused.items():
@@ -722,7 +781,7 @@ def test_addresses_that_are_refused(
             assert "refused" in liars[0]["reason"]
         finally:
             for address in refused:
-                lab.run(["ip", "neigh", "del", address, "dev", "br0"], check=False)
+                lab.run(["ip", "neigh", "del", address, "dev", "front0"], check=False)
         assert liar.alive()
 
 
@@ -773,7 +832,7 @@ def test_plan_and_apply_without_a_daemon(
         assert set(change.out.splitlines()) == {
             f"ipvsadm -d {WEB} -r 10.0.0.12:8080",
             f"ipvsadm -d -u {GATEWAYED}:53 -r 10.0.0.12:53",
-            "ipvsadm -d -t [fd00:2::10]:80 -r [fd00:10::12]:80",
+            "ipvsadm -d -t [fd00:2::10]:80 -r 10.0.0.12:80",
             "ipvsadm -d -f 7 -r 10.0.0.12:0",
         }
         agent.xenlb("apply")
