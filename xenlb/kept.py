@@ -81,11 +81,10 @@ def recall(place: Path, data: bytes) -> Settings | None:
         with open(place, "rb", opener=_without_links) as stream:
             if not _ours(os.fstat(stream.fileno()), stat.S_IFREG):
                 return None
-            kept = stream.read(8 * LARGEST)
-        head = _head(data)
-        if not kept.startswith(head) or not kept.startswith(data, len(head)):
-            return None
-        return _read(json.loads(kept[len(head) + len(data) :]))
+            head = _head(data)
+            if stream.read(len(head)) != head or stream.read(len(data)) != data:
+                return None
+            return _read(json.loads(stream.read()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -58,13 +58,17 @@ def run_once(
         )
         reconciler.absorb(table.read(counters=False))
         want = desired(settings.services, state, clock.now())
-        reconciler.claim(want, state.origins())
+        grown = reconciler.claim(want, state.origins())
         ops = reconciler.plan(want, whole=True, removable=state.listed)
         notes = tuple(_foreign(reconciler, want))
         if not change:
             return Once(ops=ops, notes=notes)
         save = replace(saved, state=state, services=frozenset(reconciler.services))
-        statefile.save(state_path, replace(save, servers=reconciler.servers))
+        # Hosts without a check that are ours and in the table, as many as before: it stands there.
+        hosts = not (state.links or state.health or saved.state.guests or saved.state.health)
+        same = hosts and len(state.admitted) == len(saved.state.admitted)
+        if grown or ops or not same:
+            statefile.save(state_path, replace(save, servers=reconciler.servers))
         result = reconciler.execute(ops, clock.now())
         if reconciler.release(want):
             save = replace(save, services=frozenset(reconciler.services))

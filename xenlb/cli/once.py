@@ -53,6 +53,7 @@ def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
         status = NOT_PERMITTED if error.errno in {EPERM, EACCES} else FAILED
         raise Failure(error.message, hint=error.hint, status=status) from error
     finally:
+        gc.freeze()  # or the first collection, at the latest that of the exit, goes through it all
         gc.enable()
     failed = [(f"ipvsadm {failure.op}", explain(failure)) for failure in once.failed]
     if as_json:
