@@ -112,18 +112,21 @@ class Reconciler:
         return {key: self.believed[key] for key in want.entries if key in self.believed}
 
     def _owned(self, want: Table, *, whole: bool, removable: Callable[[str], bool]) -> Owned:
-        if whole:
-            places = list(self.servers.items())
-        else:
-            places = [
-                ((key, server), self.servers[key, server])
+        if not whole:
+            places = (
+                (key, server)
                 for key, entry in self._part(want).items()
                 for server in entry.servers
                 if (key, server) in self.servers
-            ]
+            )
+            return Owned(servers={place for place in places if removable(self.servers[place])})
+        kept = {uri for uri in set(self.servers.values()) if not removable(uri)}
+        servers = self.servers.keys()  # ten thousand need not be copied for nothing
         return Owned(
-            services=frozenset(self.services) if whole else frozenset(),
-            servers=frozenset(place for place, uri in places if removable(uri)),
+            services=self.services,
+            servers={place for place in servers if self.servers[place] not in kept}
+            if kept
+            else servers,
         )
 
     def claim(self, want: Table, origin: Mapping[tuple[ServiceKey, ServerKey], str]) -> bool:
@@ -208,7 +211,7 @@ class Reconciler:
 
     def foreign(self, want: Table) -> Foreign:
         """What is in the table and not ours."""
-        owned = Owned(services=frozenset(self.services), servers=frozenset(self.servers))
+        owned = Owned(services=self.services, servers=self.servers.keys())
         return foreign(want, Table(entries=self.believed), owned)
 
     def _believe(self, done: Sequence[Op]) -> None:

@@ -10,7 +10,7 @@ of them has been done when the agent dies, each service has at least as many ser
 weight above 0 as it had before, or as it will have after, whichever is less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from xenlb.ipvs.op import (
@@ -38,8 +38,8 @@ from xenlb.ipvs.table import (
 class Owned:
     """What is recorded as put into the kernel by us."""
 
-    services: frozenset[ServiceKey] = frozenset()
-    servers: frozenset[tuple[ServiceKey, ServerKey]] = frozenset()
+    services: Set[ServiceKey] = frozenset()
+    servers: Set[tuple[ServiceKey, ServerKey]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
