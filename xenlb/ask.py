@@ -14,12 +14,20 @@ from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.model.events import Disconnected, Event
 from xenlb.model.state import State
 from xenlb.model.step import step
-from xenlb.once import OnceError
 from xenlb.sources import interesting, is_local_xen
 
 LISTING = 20.0  # seconds
 ADDRESSES = 3.0  # the neighbour table and leases know at once, a guest's agent within a second
 SPARE = 1.0  # on top of the time that the slowest check may take
+
+
+class AskFailed(Exception):
+    """A source did not answer; without it nothing can be said of its guests."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message} ({hint})")
+        self.message = message
+        self.hint = hint
 
 
 class _Asker:
@@ -35,12 +43,12 @@ class _Asker:
         self._news.set()
 
     async def until(self, done: Callable[[], bool], limit: float) -> bool:
-        """Waits until `done`, at most `limit` seconds; raises OnceError for a lost libvirt."""
+        """Waits until `done`, at most `limit` seconds; raises AskFailed for a lost libvirt."""
         try:
             async with asyncio.timeout(limit):
                 while not done():
                     if self._lost is not None:
-                        raise OnceError(
+                        raise AskFailed(
                             f"libvirt {self._lost.uri} cannot be reached: {self._lost.reason}",
                             "is libvirtd running? systemctl status libvirtd",
                         )
@@ -66,7 +74,7 @@ class _Asker:
         tasks = [asyncio.create_task(run()) for run in (*runs, finder.run, health.run)]
         try:
             if not await self.until(lambda: self.state.synced, LISTING):
-                raise OnceError(
+                raise AskFailed(
                     f"libvirt did not list its guests within {LISTING:g} s",
                     "try virsh list --all",
                 )
@@ -98,5 +106,5 @@ class _Asker:
 
 
 def ask_once(state: State) -> State:
-    """The state after every source of its configuration was heard; raises OnceError."""
+    """The state after every source of its configuration was heard; raises AskFailed."""
     return asyncio.run(_Asker(state).ask())

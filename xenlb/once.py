@@ -48,9 +48,12 @@ def run_once(
     settings = replace(settings, uris=needed_uris(settings))
     state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
     if state.links or state.health:
-        from xenlb.ask import ask_once  # noqa: PLC0415  (loads asyncio and libvirt)
+        from xenlb.ask import AskFailed, ask_once  # noqa: PLC0415  (loads asyncio and libvirt)
 
-        state = ask_once(state)
+        try:
+            state = ask_once(state)
+        except AskFailed as error:
+            raise OnceError(error.message, error.hint) from error
     table = kernel or Kernel()
     try:
         reconciler = Reconciler(
