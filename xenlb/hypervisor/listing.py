@@ -119,12 +119,18 @@ def close_quietly(connection: Connection) -> None:
         connection.close()
 
 
+DOM0 = UUID(int=0)  # as Xen gives it; no other domain can have it
+
+
 def list_domains(connection: Connection, uri: str) -> tuple[Described, ...]:
-    """Every domain, running or not. One that goes away meanwhile is left out."""
+    """Every domain, running or not. One that goes away meanwhile is left out, and so is Dom0, which
+    libxl lists as one more: a pattern like "*" must not make the director its own server."""
     with asking():
         domains = connection.listAllDomains(0)
     described = []
     for domain in domains:
+        if UUID(domain.UUIDString()) == DOM0:
+            continue
         try:
             snapshot = _snapshot(domain)
         except CallFailed as error:

@@ -1,0 +1,39 @@
+"""What is made of libvirt's list of domains."""
+
+from typing import Any, cast
+from uuid import UUID
+
+from xenlb.hypervisor import listing
+
+
+class Domain:
+    """As libvirt-python's, of one that is off."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self._name, self._uuid = name, UUID(int=number)
+
+    def name(self) -> str:
+        return self._name
+
+    def UUIDString(self) -> str:
+        return str(self._uuid)
+
+    def ID(self) -> int:
+        return -1
+
+    def state(self, flags: int = 0) -> list[int]:
+        return [5, 0]  # VIR_DOMAIN_SHUTOFF
+
+    def metadata(self, kind: int, uri: str | None, flags: int = 0) -> str:
+        return "<services/>"
+
+
+class Connection:
+    def listAllDomains(self, flags: int = 0) -> list[Any]:
+        return [Domain("Domain-0", 0), Domain("mail1", 7)]
+
+
+def test_dom0_is_no_guest() -> None:
+    """libxl lists it as domain 0, with a UUID of zeros."""
+    found = listing.list_domains(cast(Any, Connection()), "xen:///system")
+    assert [described.name for described in found] == ["mail1"]
