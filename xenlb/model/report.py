@@ -152,6 +152,11 @@ def matching(state: State, text: str) -> tuple[Guest, ...]:
 def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
     """What `why` says of a guest itself; its servers and its journal stand beside it."""
     it = state.guests[guest_id]
+    others = {
+        found.address: _name(state.owners[found.address], state)
+        for found in it.found
+        if state.owners.get(found.address, it.id) != it.id
+    }
     return {
         "guest": it.name,
         "uuid": str(it.id.uuid),
@@ -175,12 +180,27 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
             "deadline": None if it.drain.deadline is None else wall(it.drain.deadline),
         },
         "addresses": [
-            {"address": str(found.address), "source": found.source.value} for found in it.found
+            {"address": str(found.address), "source": found.source.value}
+            for found in it.found
+            if found.address not in others
         ],
         "refused_addresses": [
             {"address": no.text, "source": no.source.value, "reason": no.reason}
             for no in it.refused
+        ]
+        + [
+            {
+                "address": str(found.address),
+                "source": found.source.value,
+                "reason": f"it is that of {others[found.address]}",
+            }
+            for found in it.found
+            if found.address in others
         ],
         "metadata_problems": list(it.metadata_problems),
         "services": [service.name for service in services_of(state, it)],
     }
+
+
+def _name(owner: GuestId | None, state: State) -> str:
+    return "a configured host" if owner is None else f"guest {state.guests[owner].name}"
