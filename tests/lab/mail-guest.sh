@@ -10,7 +10,7 @@ trap '' TERM
 # Guests share the lab's files, and each has its own configuration where Exim looks for it: with
 # -C it would give up root, and could not write into a mailbox.
 mount --bind "$MAIL/etc" /etc/exim4 || exit 1
-exim4 -bdf -q5s &
+exim4 -bdf -q15s &
 daemon=$!
 trap 'echo "asked to stop"; kill "$daemon"' TERM
 wait "$daemon" # the trap ends it

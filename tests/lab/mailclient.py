@@ -23,7 +23,7 @@ import time
 from typing import Any, TextIO
 
 EACH = 4
-SESSIONS = 3
+SESSIONS = 2
 TIMEOUT = 60  # seconds, for each step of a session
 
 

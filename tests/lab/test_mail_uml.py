@@ -24,7 +24,7 @@ from tests.lab.uml import UmlLab
 from tests.lab.watched import WatchedAgent
 
 MESSAGES = 1000 if os.environ.get("XENLB_SOAK") == "1" else 100
-RATE = 8  # a second, at most: Exim starts a process for each session and one for each delivery
+RATE = 5  # a second, at most: Exim starts a process for each session and one for each delivery
 CLIENTS = [f"192.0.2.{last}" for last in range(101, 141)]
 # forwarding → service address, port of the servers, first number of the guests' addresses
 FORMS = {"masquerade": ("192.0.2.10", 26, 41), "gatewaying": ("192.0.2.11", 25, 51)}

@@ -86,12 +86,12 @@ class WatchedAgent(LabAgent):
 
     def use(self, config: str) -> None:
         """A new configuration, which the running agent has taken when this returns."""
-        before = self._loaded
+        before, problems = self._loaded, self.status()["config"]["problems"]
         self.configure(config)
 
         def loaded() -> bool:
             heard = self.status()["config"]
-            if heard["problems"]:
+            if heard["problems"] and heard["problems"] != problems:
                 raise LabError("the configuration is refused: " + "\n".join(heard["problems"]))
             self._loaded = heard["loaded"]
             return bool(self._loaded != before)
