@@ -113,6 +113,14 @@ class Snapshot:
     metadata: Metadata
 
 
+def is_alive(connection: Connection) -> bool:
+    """Asks nobody. A connection that another thread has closed meanwhile raises in libvirt."""
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
 def close_quietly(connection: Connection) -> None:
     """Closes a connection without callbacks."""
     with suppress(libvirt.libvirtError):

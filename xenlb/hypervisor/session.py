@@ -180,7 +180,7 @@ class Session:
             try:
                 return call(connection)
             except CallFailed as error:
-                if not connection.isAlive():
+                if not listing.is_alive(connection):
                     self._lose_soon(str(error))
                 raise
 

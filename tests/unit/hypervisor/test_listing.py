@@ -3,6 +3,8 @@
 from typing import Any, cast
 from uuid import UUID
 
+import libvirt
+
 from xenlb.hypervisor import listing
 
 
@@ -37,3 +39,12 @@ def test_dom0_is_no_guest() -> None:
     """libxl lists it as domain 0, with a UUID of zeros."""
     found = listing.list_domains(cast(Any, Connection()), "xen:///system")
     assert [described.name for described in found] == ["mail1"]
+
+
+class Closed:
+    def isAlive(self) -> int:
+        raise libvirt.libvirtError("invalid connection pointer in virConnectIsAlive")
+
+
+def test_a_connection_that_was_closed_meanwhile_is_not_alive() -> None:
+    assert not listing.is_alive(cast(Any, Closed()))
