@@ -6,6 +6,7 @@ The labs keep theirs for the session; they look after them themselves.
 import asyncio
 import asyncio.runners
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ settings.register_profile("xenlb", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("xenlb")
 
 HERE = Path(__file__).parent
+# Started in the background of a script, a process has SIGINT ignored, and so have its children:
+# the commands whose end by Ctrl-C is tested. One that is handled here is not, after their exec.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SESSION_LONG = (HERE / "lab", HERE / "bench")
 
 
