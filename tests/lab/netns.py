@@ -98,7 +98,7 @@ class NetNs:
         given += [flag for flag, on in (("--plain", plain), ("--udp", udp)) if on]
         process = self.spawn([*self.lab.traffic, "client", target, *given], log=f"{stem}.log")
         self.lab.wait_until(
-            f"test -s {stem}.log || ! kill -0 {process.pid}", 30, f"the load of {self.name}"
+            f"test -s {stem}.log || ! kill -0 {process.pid}", 120, f"the load of {self.name}"
         )
         return Load(self.lab, process=process, summary=f"{stem}.json", live=f"{stem}.live")
 
