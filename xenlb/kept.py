@@ -203,9 +203,9 @@ _SERVICE: dict[str, tuple[Writer, Writer]] = {
         lambda pair: (_address(pair[0]), pair[1]),
     ),
     "drain": (
-        lambda drain: [drain.timeout, drain.until, drain.shutdown_grace],
+        lambda drain: [drain.timeout, drain.until, drain.udp, drain.shutdown_grace],
         lambda item: DrainPolicy(
-            timeout=item[0], until=DrainUntil(item[1]), shutdown_grace=item[2]
+            timeout=item[0], until=DrainUntil(item[1]), udp=item[2], shutdown_grace=item[3]
         ),
     ),
     "servers": (

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
 from itertools import groupby
 from pathlib import Path
@@ -28,15 +28,16 @@ from xenlb.ipvs.table import (
     ServerKey,
     ServiceKey,
 )
+from xenlb.model.drain import Drain, Outcome
 from xenlb.model.events import Ask, Found, GuestId, MetadataService, Source, Target
-from xenlb.model.guest import Death, Drain, Guest, Phase, Request
+from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
 from xenlb.model.state import Admission, Slot, State
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -232,7 +233,7 @@ def _read_check(item: list[Any]) -> Check:
 
 
 def _guest(guest: Guest) -> dict[str, Any]:
-    request, drain = guest.request, guest.drain
+    request = guest.request
     return {
         "id": _owner(guest.id),
         "name": guest.name,
@@ -243,7 +244,8 @@ def _guest(guest: Guest) -> dict[str, Any]:
         "recheck": guest.recheck,
         "request": request and [request.ask.value, request.at, request.deadline],
         "deaths": [[death.incarnation, death.at] for death in guest.deaths],
-        "drain": drain and [drain.reason, drain.by, drain.since, drain.deadline],
+        "drain": _drain(guest.drain),
+        "drained": _drain(guest.drained),
         "found": [[str(found.address), found.source.value] for found in guest.found],
         # A guest that joined by its metadata is a member before libvirt has been asked again.
         "metadata": [
@@ -257,7 +259,7 @@ def _read_guest(item: dict[str, Any]) -> Guest:
     owner = _read_owner(item["id"])
     if owner is None:
         raise ValueError("a guest without identity")
-    request, drain = item["request"], item["drain"]
+    request = item["request"]
     return Guest(
         id=owner,
         name=str(item["name"]),
@@ -268,7 +270,8 @@ def _read_guest(item: dict[str, Any]) -> Guest:
         recheck=float(item["recheck"]),
         request=request and Request(ask=Ask(request[0]), at=request[1], deadline=request[2]),
         deaths=tuple(Death(incarnation=number, at=at) for number, at in item["deaths"]),
-        drain=drain and Drain(reason=drain[0], by=drain[1], since=drain[2], deadline=drain[3]),
+        drain=_read_drain(item["drain"]),
+        drained=_read_drain(item["drained"]),
         found=tuple(
             Found(address=ip_address(address), source=Source(source))
             for address, source in item["found"]
@@ -277,4 +280,22 @@ def _read_guest(item: dict[str, Any]) -> Guest:
             MetadataService(name=name, weight=weight, address=address and ip_address(address))
             for name, weight, address in item["metadata"]
         ),
+    )
+
+
+def _drain(drain: Drain | None) -> dict[str, Any] | None:
+    return None if drain is None else asdict(drain)
+
+
+def _read_drain(item: dict[str, Any] | None) -> Drain | None:
+    if item is None:
+        return None
+    then, outcome = item["then"], item["outcome"]
+    return Drain(
+        **{
+            **item,
+            "then": then and Ask(then),
+            "outcome": outcome and Outcome(outcome),
+            "warnings": tuple(item["warnings"]),
+        }
     )

@@ -26,17 +26,19 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.table import Entry, IPAddress, ServerKey, ServiceKey, Table
+from xenlb.ipvs.table import Counters, Entry, IPAddress, ServerKey, ServiceKey, Table
 from xenlb.model.desired import desired, next_deadline, standing
 from xenlb.model.events import (
     AddressesFound,
     Ask,
     Asked,
     Configured,
+    Counted,
     Crashed,
     Described,
     Died,
     Disconnected,
+    DrainAllAsked,
     DrainAsked,
     Event,
     Found,
@@ -49,11 +51,14 @@ from xenlb.model.events import (
     Probed,
     Rebooted,
     Refused,
+    RequestSent,
     Resumed,
     Source,
     Started,
+    Stays,
     Stop,
     Stopped,
+    SysctlsSeen,
     Tick,
     Undefined,
     UndrainAsked,
@@ -253,6 +258,13 @@ class Player:
                 return [Disconnected(at=at, uri=words[0], reason=" ".join(words[1:]))]
             case "probe":
                 return self._probed(words)
+            case "sysctls":
+                return [SysctlsSeen(at=at, amiss=frozenset(words))]
+            case "drain-all":
+                by = words[0].removeprefix("by=")
+                return [DrainAllAsked(at=at, by=by, rest=words[1:] == ["rest"])]
+            case "count":
+                return [self._counted(words)]
         guest = self._guest(words.pop(0))
         options = dict(word.split("=", 1) for word in words if "=" in word)
         flags = [word for word in words if "=" not in word]
@@ -279,6 +291,8 @@ class Player:
                         metadata=self.metadata.get(guest, ()),
                     )
                 ]
+            case "stays" if not options and not flags:
+                return [Stays(at=at, guest=guest, incarnation=incarnation)]
             case "asked" if not options:
                 return [Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask(*flags))]
             case "stopped" if not options:
@@ -300,7 +314,13 @@ class Player:
                 ]
             case "drain" if not flags:
                 timeout = float(options["timeout"]) if "timeout" in options else None
-                return [DrainAsked(at=at, guest=guest, by=options["by"], timeout=timeout)]
+                then = Ask(options["then"]) if "then" in options else None
+                drain = DrainAsked(at=at, guest=guest, by=options["by"], timeout=timeout, then=then)
+                return [drain]
+            case "sent" if not options:
+                ask, *failure = flags
+                sent = RequestSent(at=at, guest=guest, ask=Ask(ask), failure=" ".join(failure))
+                return [sent]
             case "undrain" if not flags:
                 return [UndrainAsked(at=at, guest=guest, by=options["by"])]
         raise ValueError(f"{verb} {words}")
@@ -340,6 +360,20 @@ class Player:
                 )
             )
         return Listed(at=self.now, uri=uri, asked=asked, guests=tuple(guests))
+
+    def _counted(self, words: list[str]) -> Counted:
+        """`GUEST=ACTIVE[/INACTIVE] …`: so many connections each of its servers has."""
+        counters: dict[ServiceKey, dict[ServerKey, Counters]] = {}
+        for word in words:
+            name, _, value = word.partition("=")
+            active, _, inactive = value.partition("/")
+            count = Counters(
+                active_connections=int(active), inactive_connections=int(inactive or 0)
+            )
+            for slot in self.state.admitted:
+                if slot.owner == self._guest(name):
+                    counters.setdefault(slot.service, {})[slot.server] = count
+        return Counted(at=self.now, counters=counters)
 
     def _probed(self, words: list[str]) -> list[Event]:
         """`GUEST|ADDRESS up|down [port=PORT] [asked=SECONDS-AGO]`: all its checks or one."""

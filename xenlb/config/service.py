@@ -47,7 +47,7 @@ SERVICE_KEYS: Final = OWN_KEYS + DEFAULT_KEYS
 SERVER_KEYS: Final = ("guest", "host", "address", "weight")
 TUNNEL_KEYS: Final = ("type", "port", "checksum")
 CHECK_KEYS: Final = ("type", "interval", "timeout", "rise", "fall", "port")
-DRAIN_KEYS: Final = ("timeout", "until", "shutdown-grace")
+DRAIN_KEYS: Final = ("timeout", "until", "udp", "shutdown-grace")
 
 CHECK_TYPES: Final = ("tcp",)
 # flag → the scheduler that reads it, and its bit
@@ -223,6 +223,7 @@ def _drain(fields: Fields) -> DrainPolicy:
     return DrainPolicy(
         timeout=nested.read("timeout", lambda c: _duration(c, 0, week), default.timeout).value,
         until=nested.read("until", lambda c: c.choice(DrainUntil), default.until).value,
+        udp=nested.read("udp", lambda c: _duration(c, 0, week), default.udp).value,
         shutdown_grace=nested.read(
             "shutdown-grace", lambda c: _duration(c, 0, week), default.shutdown_grace
         ).value,

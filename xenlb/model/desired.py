@@ -56,20 +56,21 @@ def standing(candidate: Candidate, service: ServiceSettings, state: State, now: 
             return Standing(
                 phase=ServerPhase.DRAINING,
                 weight=quiet,
-                reason=f"{guest.drain.reason} by {guest.drain.by}",
+                reason=guest.drain.text() + guest.drain.progress(),
                 since=guest.drain.since,
-                deadline=guest.drain.deadline,
+                deadline=guest.drain.deadline if guest.drain.lasts else None,
             )
     since = 0.0 if guest is None else guest.since
     return _up(candidate, service, state, now, admission=admission, since=since)
 
 
 def _leaving(guest: Guest, quiet: int | None) -> Standing:
-    request = guest.request
+    request, drain = guest.request, guest.drain
+    reason = "asked to go" if request is None else request.text()
     return Standing(
         phase=ServerPhase.DRAINING,
         weight=quiet,
-        reason="asked to go" if request is None else f"asked for {request.ask}",
+        reason=reason if drain is None else reason + drain.progress(),
         since=guest.since,
         deadline=None if request is None else request.deadline,
     )
@@ -144,8 +145,13 @@ def _ramped(
 
 
 def next_deadline(state: State, now: float) -> float | None:
-    """When the state changes by itself: a grace ends, or a ramp takes its next step."""
+    """When the state changes by itself: a grace or a drain ends, or a ramp takes its next step."""
     times = [g.request.deadline for g in state.guests.values() if g.request is not None]
+    times += [
+        guest.drain.deadline
+        for guest in state.guests.values()
+        if guest.drain is not None and guest.drain.lasts and guest.drain.deadline is not None
+    ]
     ramps = {slot: entry for slot, entry in state.admitted.items() if entry.ramp}
     if ramps:
         for service in state.settings.services:

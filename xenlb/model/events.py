@@ -5,11 +5,12 @@ Sources (hypervisor, health, config, control) make them; `model.step` folds them
 away and never jumps. Nothing here decides anything.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from xenlb.ipvs.table import IPAddress
+from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Check, Settings
 
@@ -39,12 +40,14 @@ class Power(StrEnum):
 
 
 class Ask(StrEnum):
-    """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN."""
+    """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN. Nobody asked
+    a guest that goes by itself; its hold tells (guestside/hold.py): INSIDE."""
 
     POWEROFF = "poweroff"
     REBOOT = "reboot"
     SUSPEND = "suspend"  # save, or migration to another host
     POWERDOWN = "powerdown"
+    INSIDE = "inside"
 
 
 class Stop(StrEnum):
@@ -163,6 +166,15 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stays:
+    """A guest that said it goes says that it stays (its hold was started again)."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Died:
     """A domain is gone from the hypervisor (xenstore @releaseDomain, QMP SHUTDOWN), which libvirt
     tells seconds later."""
@@ -273,6 +285,25 @@ class Probed:
     detail: str
 
 
+# --- from the director ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What the kernel counts for the servers of guests that are drained."""
+
+    at: float
+    counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SysctlsSeen:
+    """`amiss`: those that are not as the services need them, after what was set was set."""
+
+    at: float
+    amiss: frozenset[str]
+
+
 # --- from configuration and operators ------------------------------------------------------------
 
 
@@ -292,12 +323,34 @@ class ConfigurationRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainAsked:
-    """`timeout` None: the policy of each service."""
+    """`timeout` None: the policy of each service. `then`: what is asked of the guest after it."""
 
     at: float
     guest: GuestId
     by: str
     timeout: float | None = None
+    then: Ask | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainAllAsked:
+    """The host goes down: as many of its guests as keep-in-service allows now; with `rest`, also
+    those that it keeps, because nothing more will take over."""
+
+    at: float
+    by: str
+    timeout: float | None = None
+    rest: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSent:
+    """libvirt was asked for what comes after a drain; `failure`: why it could not do it."""
+
+    at: float
+    guest: GuestId
+    ask: Ask
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +372,7 @@ HypervisorEvent = (
     | Disconnected
     | Started
     | Asked
+    | Stays
     | Died
     | Stopped
     | Crashed
@@ -330,5 +384,15 @@ HypervisorEvent = (
     | AddressesFound
 )
 Event = (
-    HypervisorEvent | Probed | Configured | ConfigurationRefused | DrainAsked | UndrainAsked | Tick
+    HypervisorEvent
+    | Probed
+    | Counted
+    | SysctlsSeen
+    | Configured
+    | ConfigurationRefused
+    | DrainAsked
+    | DrainAllAsked
+    | RequestSent
+    | UndrainAsked
+    | Tick
 )

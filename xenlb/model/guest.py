@@ -26,12 +26,13 @@ on Xen 4.17 and libvirt 9.0:
 * QEMU starts with RESUMED, then STARTED; it reboots inside its domain, with the same domain id,
   and says SHUTDOWN first even then. LXC's REBOOT brings a new id and no STARTED.
 * A request may be ignored, or come too early in a boot. A guest still there when the grace is over
-  is UP again.
+  is UP again; so is one that says itself that it stays, or that an operator puts back.
 """
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from xenlb.model.drain import Drain, Outcome, ended
 from xenlb.model.events import Ask, Found, GuestId, MetadataService, Refused
 
 DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, under load
@@ -54,7 +55,7 @@ class Happening(StrEnum):
     ASKED_TO_GO = "asked to shut down or reboot"
     ASKED_TO_SUSPEND = "asked to suspend"
     REBOOTED = "rebooted inside its domain"
-    GRACE_OVER = "still there after its grace"
+    STAYS = "does not go after all"
     GONE = "gone"
 
 
@@ -79,7 +80,7 @@ TABLE: dict[Happening, dict[Phase, Phase]] = {
     Happening.ASKED_TO_GO:      {_A: _A, _U: _L, _L: _L, _S: _L, _P: _L},
     Happening.ASKED_TO_SUSPEND: {_A: _A, _U: _S, _L: _L, _S: _S, _P: _S},
     Happening.REBOOTED:         {_A: _U, _U: _U, _L: _U, _S: _U, _P: _U},
-    Happening.GRACE_OVER:       {_A: _A, _U: _U, _L: _U, _S: _U, _P: _P},
+    Happening.STAYS:            {_A: _A, _U: _U, _L: _U, _S: _U, _P: _P},
     Happening.GONE:             {_A: _A, _U: _A, _L: _A, _S: _A, _P: _A},
 }
 # fmt: on
@@ -93,21 +94,15 @@ class Request:
     at: float
     deadline: float
 
+    def text(self) -> str:
+        """As `status` shows it."""
+        return "shuts down from inside" if self.ask is Ask.INSIDE else f"asked for {self.ask}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
     incarnation: int
     at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drain:
-    """Somebody took the guest out of service; `deadline` is when its connections should be gone."""
-
-    reason: str
-    by: str
-    since: float
-    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +113,8 @@ class Guest:
     began. `booted`: when this boot of it began: what was admitted before is gone. `recheck`: checks
     begun before then say nothing of it now. `heard`, `metadata_heard`: when its life, its metadata
     was last heard of: a listing begun before that is older news. `deaths`: those of the last
-    minute, of any of its incarnations.
+    minute, of any of its incarnations. `drain`: why it is out of service, if it is; `drained`: the
+    last one that ended, with how.
     """
 
     id: GuestId
@@ -133,6 +129,7 @@ class Guest:
     request: Request | None = None
     deaths: tuple[Death, ...] = ()
     drain: Drain | None = None
+    drained: Drain | None = None
     found: tuple[Found, ...] = ()
     refused: tuple[Refused, ...] = ()
     metadata: tuple[MetadataService, ...] = ()
@@ -172,6 +169,8 @@ def hear(guest: Guest, happening: Happening, *, at: float, incarnation: int | No
         if phase is guest.phase:
             return guest
         if phase is Phase.UP:  # does it still serve? nobody knows before a check
+            if guest.drain is not None and (guest.drain.requested or guest.drain.then is not None):
+                guest = undrained(guest, Outcome.STAYED, at=at)
             return replace(guest, phase=phase, since=at, recheck=at, request=None)
         return replace(guest, phase=phase, since=at)
     if happening not in START or (
@@ -189,7 +188,7 @@ def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int) -> Guest:
     if guest.phase is not Phase.ABSENT and not same and guest.incarnation is not None:
         guest = _with_death(guest, at=at, incarnation=guest.incarnation)
     return replace(
-        guest,
+        undrained(guest, Outcome.GONE, at=at),
         phase=phase,
         incarnation=incarnation,
         since=at,
@@ -197,7 +196,6 @@ def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int) -> Guest:
         recheck=at,
         request=None,
         deaths=tuple(death for death in guest.deaths if death.incarnation != incarnation),
-        drain=None,
         found=guest.found if same else (),
         refused=guest.refused if same else (),
     )
@@ -207,7 +205,15 @@ def _gone(guest: Guest, *, at: float, incarnation: int) -> Guest:
     guest = _with_death(guest, at=at, incarnation=incarnation)
     if guest.phase is Phase.ABSENT or guest.incarnation != incarnation:
         return guest  # it had gone already, or another one runs
-    return replace(guest, phase=Phase.ABSENT, since=at, request=None, drain=None)
+    guest = undrained(guest, Outcome.GONE, at=at)
+    return replace(guest, phase=Phase.ABSENT, since=at, request=None)
+
+
+def undrained(guest: Guest, outcome: Outcome, *, at: float) -> Guest:
+    """The guest without its drain, which is remembered with how it ended."""
+    if guest.drain is None:
+        return guest
+    return replace(guest, drain=None, drained=ended(guest.drain, outcome, at))
 
 
 def _with_death(guest: Guest, *, at: float, incarnation: int) -> Guest:

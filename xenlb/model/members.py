@@ -67,6 +67,11 @@ def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:
     return _all_of(state.settings.services, guest.name, guest.id.uuid, guest.metadata)[0]
 
 
+def names_of(state: State, guest: Guest) -> frozenset[str]:
+    """The names of the services of a guest."""
+    return frozenset(service.name for service in services_of(state, guest))
+
+
 @lru_cache(maxsize=4096)
 def _all_of(
     services: tuple[ServiceSettings, ...],

@@ -16,6 +16,7 @@ from xenlb.ipvs.table import (
     Table,
 )
 from xenlb.model.desired import Standing, standing
+from xenlb.model.drain import Drain
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.members import services_of
@@ -171,14 +172,8 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
             "at": wall(it.request.at),
             "until": wall(it.request.deadline),
         },
-        "drain": None
-        if it.drain is None
-        else {
-            "reason": it.drain.reason,
-            "by": it.drain.by,
-            "since": wall(it.drain.since),
-            "deadline": None if it.drain.deadline is None else wall(it.drain.deadline),
-        },
+        "drain": None if it.drain is None else _drain(it.drain, wall),
+        "last_drain": None if it.drained is None else _drain(it.drained, wall),
         "addresses": [
             {"address": str(found.address), "source": found.source.value}
             for found in it.found
@@ -199,6 +194,22 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
         ],
         "metadata_problems": list(it.metadata_problems),
         "services": [service.name for service in services_of(state, it)],
+    }
+
+
+def _drain(drain: Drain, wall: Wall) -> dict[str, Any]:
+    return {
+        "reason": drain.reason,
+        "by": drain.by,
+        "since": wall(drain.since),
+        "deadline": None if drain.deadline is None else wall(drain.deadline),
+        "then": None if drain.then is None else drain.then.value,
+        "asked": drain.asked,
+        "failure": drain.failure or None,
+        "connections_left": drain.left,
+        "over": None if drain.over is None else wall(drain.over),
+        "outcome": None if drain.outcome is None else drain.outcome.value,
+        "warnings": list(drain.warnings),
     }
 
 

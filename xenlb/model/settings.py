@@ -76,11 +76,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainPolicy:
-    """`timeout`: how long connections may take to end; `shutdown_grace`: how long a guest that
-    was asked to shut down may run on before it is put back into service."""
+    """`timeout`: how long connections may take to end; `udp`: how long UDP is given, whose end is
+    not to be seen; `shutdown_grace`: how long a guest that was asked to shut down may run on before
+    it is put back into service."""
 
     timeout: float = 60.0
     until: DrainUntil = DrainUntil.ESTABLISHED
+    udp: float = 5.0
     shutdown_grace: float = 300.0
 
 

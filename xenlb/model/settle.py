@@ -15,7 +15,7 @@ from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, may_leave
 from xenlb.model.members import candidates, claimed, claims, membership
 from xenlb.model.settings import OnFailure, ServiceSettings
-from xenlb.model.state import Admission, Candidate, Slot, State
+from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
 
 
 def settle(
@@ -49,6 +49,14 @@ def settle(
         for _, found in groupby(state.candidates[service.name], key=lambda each: each.service):
             admitted |= _admitted(service, found, state, at)
     return replace(state, admitted=admitted), names
+
+
+def settled(
+    before: State, state: State, names: frozenset[str] | None, at: float, *notes: Note
+) -> Step:
+    """A step to the state with all that follows from it."""
+    state, names = settle(before, state, names, at)
+    return Step(state=state, services=names, notes=notes)
 
 
 def _drawn(
@@ -172,7 +180,7 @@ def _admitted(
         slot, guest = candidate.slot, _guest(candidate, state)
         if slot is None or (guest is not None and guest.phase is Phase.ABSENT):
             continue
-        before = state.admitted.get(slot)
+        before = state.admitted.get(slot) or _migrated(slot, guest, state)
         if before is not None and guest is not None and before.at < guest.booted:
             before = None
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
@@ -204,6 +212,20 @@ def _admitted(
         # The first needs all its weight now.
         admitted = {slot: replace(entry, ramp=False) for slot, entry in admitted.items()}
     return admitted
+
+
+def _migrated(slot: Slot, guest: Guest | None, state: State) -> Admission | None:
+    """The admission that a guest brings along from the libvirt it has migrated from: its server
+    stays, with its connections, and has weight again as soon as its check passes."""
+    if guest is None:
+        return None
+    for uri in state.links:
+        other = GuestId(uri=uri, uuid=guest.id.uuid)
+        if other != guest.id and replace(slot, owner=other) in state.admitted:
+            source = state.guests.get(other)
+            gone = source is None or source.phase is Phase.ABSENT
+            return Admission(at=guest.booted) if gone else None
+    return None
 
 
 def _guest(candidate: Candidate, state: State) -> Guest | None:

@@ -58,9 +58,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`owners`: whose an address is (None: a configured host's). By service name: `candidates`, who
-    may serve it, and `probed`, what is to be probed for it; `health` has exactly these. `admitted`:
-    who is in the table. All five follow from the rest, drawn by settle.py.
+    """`amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a configured
+    host's). By service name: `candidates`, who may serve it, and `probed`, what is to be probed for
+    it; `health` has exactly these. `admitted`: who is in the table. All five follow from the rest,
+    drawn by settle.py.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -68,6 +69,7 @@ class State:
     configured_at: float = 0.0
     links: Mapping[str, Link] = field(default_factory=dict)
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
+    amiss: frozenset[str] = frozenset()
     owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     probed: Mapping[str, frozenset[Target]] = field(default_factory=dict)
@@ -102,3 +104,15 @@ class Note:
     text: str
     guest: GuestId | None = None
     warning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The new state, the services whose servers may have changed, and what to write down.
+
+    `services` None means all.
+    """
+
+    state: State
+    services: frozenset[str] | None = frozenset()
+    notes: tuple[Note, ...] = ()

@@ -1,22 +1,25 @@
 """state = step(state, event): how everything that is heard changes what is known.
 
-The rules of a guest's life are in guest.py, those of health in health.py; here events are given
-to them, and settle.py draws the conclusion: who is let in, who has left.
+The rules of a guest's life are in guest.py, those of drains in draining.py, of health in health.py;
+here events are given to them, and settle.py draws the conclusion: who is let in, who has left.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
+from xenlb.model import draining
 from xenlb.model.events import (
     AddressesFound,
     Ask,
     Asked,
     ConfigurationRefused,
     Configured,
+    Counted,
     Crashed,
     Described,
     Died,
     Disconnected,
+    DrainAllAsked,
     DrainAsked,
     Event,
     Found,
@@ -26,32 +29,21 @@ from xenlb.model.events import (
     Power,
     Probed,
     Rebooted,
+    RequestSent,
     Resumed,
     Started,
+    Stays,
     Stopped,
+    SysctlsSeen,
     Tick,
     Undefined,
     UndrainAsked,
 )
-from xenlb.model.guest import Drain, Guest, Happening, Phase, Request, hear
+from xenlb.model.guest import Guest, Happening, Phase, hear
 from xenlb.model.health import judge
-from xenlb.model.members import RANKS, services_of
-from xenlb.model.settle import settle
-from xenlb.model.state import Link, Note, State
-
-DEFAULT_GRACE = 300.0  # seconds, for a guest that belongs to no service
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """The new state, the services whose servers may have changed, and what to write down.
-
-    `services` None means all.
-    """
-
-    state: State
-    services: frozenset[str] | None = frozenset()
-    notes: tuple[Note, ...] = ()
+from xenlb.model.members import RANKS, names_of
+from xenlb.model.settle import settled
+from xenlb.model.state import Link, Note, State, Step
 
 
 def step(state: State, event: Event) -> Step:
@@ -59,7 +51,12 @@ def step(state: State, event: Event) -> Step:
     match event:
         case Configured(settings=settings, at=at):
             links = {uri: state.links.get(uri, Link(since=at)) for uri in settings.uris}
-            guests = {key: guest for key, guest in state.guests.items() if key.uri in links}
+            # Without a service that has guests there is no libvirt, for now: a drain is kept.
+            guests = {
+                key: guest
+                for key, guest in state.guests.items()
+                if key.uri in links or not settings.uris
+            }
             known = replace(
                 state,
                 settings=settings,
@@ -68,7 +65,7 @@ def step(state: State, event: Event) -> Step:
                 links=links,
                 guests=guests,
             )
-            return _settled(state, known, None, at, Note(at=at, text="configuration loaded"))
+            return settled(state, known, None, at, Note(at=at, text="configuration loaded"))
         case ConfigurationRefused(at=at, problems=problems):
             text = f"configuration refused, the last good one goes on: {problems[0]}"
             if len(problems) > 1:
@@ -89,10 +86,20 @@ def step(state: State, event: Event) -> Step:
             return Step(state=replace(state, links=links), notes=(note,))
         case Probed():
             return _probed(state, event)
+        case Counted():
+            return draining.counted(state, event)
+        case SysctlsSeen(amiss=amiss):
+            return Step(state=replace(state, amiss=amiss))
         case Tick(at=at):
-            return _tick(state, at)
-        case DrainAsked() | UndrainAsked():
-            return _operator(state, event)
+            return draining.tick(state, at)
+        case DrainAsked():
+            return draining.drain(state, event)
+        case DrainAllAsked():
+            return draining.drain_all(state, event)
+        case RequestSent():
+            return draining.sent(state, event)
+        case UndrainAsked():
+            return draining.undrain(state, event)
         case AddressesFound():
             return _addresses(state, event)
         case MetadataChanged():
@@ -101,18 +108,18 @@ def step(state: State, event: Event) -> Step:
             guest = state.guests.get(guest_id)
             if guest is None or guest.phase is not Phase.ABSENT:
                 return Step(state=state)
-            names = _names(state, guest)
+            names = names_of(state, guest)
             guests = {key: value for key, value in state.guests.items() if key != guest_id}
-            return _settled(state, replace(state, guests=guests), names, event.at)
+            return settled(state, replace(state, guests=guests), names, event.at)
         case Started() | Asked() | Died() | Stopped() | Crashed() | Paused() | Resumed():
             return _lived(state, event)
-        case Rebooted():
+        case Rebooted() | Stays():
             return _lived(state, event)
         case _:
             assert_never(event)
 
 
-LifeEvent = Started | Asked | Died | Stopped | Crashed | Paused | Resumed | Rebooted
+LifeEvent = Started | Asked | Stays | Died | Stopped | Crashed | Paused | Resumed | Rebooted
 
 
 def _lived(state: State, event: LifeEvent) -> Step:
@@ -132,25 +139,31 @@ def _lived(state: State, event: LifeEvent) -> Step:
             metadata_heard=event.at,
         )
     happening, text = _happening(event)
-    heard = hear(guest, happening, at=event.at, incarnation=event.incarnation)
+    heard = guest
+    if not isinstance(event, Stays) or draining.goes_by_itself(guest):
+        heard = hear(guest, happening, at=event.at, incarnation=event.incarnation)
     present = event.incarnation in {None, heard.incarnation}
-    if isinstance(event, Asked) and present and _goes(heard, event.ask):
-        heard = replace(
-            heard,
-            request=Request(ask=event.ask, at=event.at, deadline=event.at + _grace(state, heard)),
-        )
+    if isinstance(event, Started) and heard.booted == event.at:
+        heard = replace(heard, found=_brought_along(state, heard))
+    if isinstance(event, Asked) and present:
+        heard = draining.requested(state, heard, event.ask, event.at)
     took = _took(guest, heard)
     if took or present:  # news of a former incarnation says nothing of this one's life
         heard = replace(heard, heard=event.at)
     changed = replace(state, guests={**state.guests, event.guest: heard})
     late = "" if took or isinstance(event, Started) else ", which changes nothing"
     note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
-    return _settled(state, changed, _names(state, guest) | _names(changed, heard), event.at, note)
+    notes = (note, *draining.endings(guest, heard, event.at))
+    names = names_of(state, guest) | names_of(changed, heard)
+    return settled(state, changed, names, event.at, *notes)
 
 
-def _goes(guest: Guest, ask: Ask) -> bool:
-    """Does the guest go because of this request? Not if it was told to shut down before."""
-    return guest.phase is (Phase.SUSPENDING if ask is Ask.SUSPEND else Phase.LEAVING)
+def _brought_along(state: State, guest: Guest) -> tuple[Found, ...]:
+    """The addresses of the same guest at the libvirt that it is leaving: it keeps them."""
+    for other in state.guests.values():
+        if other.id.uuid == guest.id.uuid and other.phase is Phase.SUSPENDING:
+            return other.found
+    return guest.found
 
 
 def _took(before: Guest, after: Guest) -> bool:
@@ -166,8 +179,12 @@ def _happening(event: LifeEvent) -> tuple[Happening, str]:
             return Happening.RUNNING, f"started{domain}"
         case Asked(ask=Ask.SUSPEND):
             return Happening.ASKED_TO_SUSPEND, f"asked to suspend{domain}"
+        case Asked(ask=Ask.INSIDE):
+            return Happening.ASKED_TO_GO, f"shuts down from inside{domain}"
         case Asked(ask=ask):
             return Happening.ASKED_TO_GO, f"asked for {ask}{domain}"
+        case Stays():
+            return Happening.STAYS, f"says that it stays{domain}"
         case Died():
             return Happening.GONE, f"gone{domain}"
         case Stopped(why=why):
@@ -182,15 +199,6 @@ def _happening(event: LifeEvent) -> tuple[Happening, str]:
             return Happening.REBOOTED, f"rebooted{domain}"
         case _:
             assert_never(event)
-
-
-def _grace(state: State, guest: Guest) -> float:
-    graces = [service.drain.shutdown_grace for service in services_of(state, guest)]
-    return max(graces, default=DEFAULT_GRACE)
-
-
-def _names(state: State, guest: Guest) -> frozenset[str]:
-    return frozenset(service.name for service in services_of(state, guest))
 
 
 def _listed(state: State, event: Listed) -> Step:
@@ -225,7 +233,7 @@ def _listed(state: State, event: Listed) -> Step:
         else:
             notes.append(Note(at=event.at, guest=key, text="no longer known to libvirt"))
     changed = replace(state, links=links, guests=guests)
-    return _settled(state, changed, None, event.at, *notes)
+    return settled(state, changed, None, event.at, *notes)
 
 
 def _described(guest: Guest | None, described: Described, event: Listed) -> Guest:
@@ -270,45 +278,7 @@ def _probed(state: State, event: Probed) -> Step:
         warning=not after.up,
         guest=state.owners.get(event.target.address),
     )
-    return _settled(state, changed, names, event.at, note)
-
-
-def _tick(state: State, at: float) -> Step:
-    guests = dict(state.guests)
-    notes: list[Note] = []
-    ramped = {slot.service for slot, entry in state.admitted.items() if entry.ramp}
-    names = {
-        service.name
-        for service in state.settings.services
-        if not ramped.isdisjoint(service.kernel_keys())
-    }
-    for key, guest in state.guests.items():
-        if guest.request is not None and guest.request.deadline <= at:
-            after = hear(guest, Happening.GRACE_OVER, at=at, incarnation=guest.incarnation)
-            guests[key] = replace(after, request=None)
-            names |= _names(state, guest)
-            text = (
-                f"still runs {at - guest.request.at:.0f} s after it was asked for"
-                f" {guest.request.ask}: {'still drained' if guest.drain else 'back into service'}"
-            )
-            notes.append(Note(at=at, guest=key, text=text, warning=True))
-    return _settled(state, replace(state, guests=guests), frozenset(names), at, *notes)
-
-
-def _operator(state: State, event: DrainAsked | UndrainAsked) -> Step:
-    guest = state.guests.get(event.guest)
-    if guest is None or guest.phase is Phase.ABSENT:
-        return Step(state=state)
-    if isinstance(event, DrainAsked):
-        policies = [service.drain.timeout for service in services_of(state, guest)]
-        timeout = max(policies, default=60.0) if event.timeout is None else event.timeout
-        drain = Drain(reason="drained", by=event.by, since=event.at, deadline=event.at + timeout)
-        text = f"drained by {event.by}"
-    else:
-        drain, text = None, f"undrained by {event.by}"
-    changed = replace(state, guests={**state.guests, event.guest: replace(guest, drain=drain)})
-    note = Note(at=event.at, guest=event.guest, text=text)
-    return _settled(state, changed, _names(state, guest), event.at, note)
+    return settled(state, changed, names, event.at, note)
 
 
 def _addresses(state: State, event: AddressesFound) -> Step:
@@ -334,7 +304,7 @@ def _addresses(state: State, event: AddressesFound) -> Step:
         if item not in guest.refused
     ]
     changed = replace(state, guests={**state.guests, guest.id: after})
-    return _settled(state, changed, _names(changed, after), event.at, *notes)
+    return settled(state, changed, names_of(changed, after), event.at, *notes)
 
 
 def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, ...]:
@@ -367,11 +337,6 @@ def _metadata(state: State, event: MetadataChanged) -> Step:
     ]
     if after.metadata != guest.metadata:
         notes.append(Note(at=event.at, guest=guest.id, text="metadata changed"))
-    return _settled(state, changed, _names(state, guest) | _names(changed, after), event.at, *notes)
-
-
-def _settled(
-    before: State, state: State, names: frozenset[str] | None, at: float, *notes: Note
-) -> Step:
-    state, names = settle(before, state, names, at)
-    return Step(state=state, services=names, notes=notes)
+    return settled(
+        state, changed, names_of(state, guest) | names_of(changed, after), event.at, *notes
+    )

@@ -43,7 +43,7 @@ services:
     keep-in-service: 30%
     slow-start: 20s
     sorry-server: "10.0.0.99"
-    drain: {timeout: 9s, until: all, shutdown-grace: 8s}
+    drain: {timeout: 9s, until: all, udp: 7s, shutdown-grace: 8s}
     from-metadata: true
     servers:
       - {guest: "mail*", address: 10.0.0.11, weight: 0}
@@ -97,7 +97,7 @@ def test_no_field_is_forgotten() -> None:
     assert {f.name for f in fields(Member)} == {"guest", "host", "address", "weight"}
     assert {f.name for f in fields(Port)} == {"number", "protocol"}
     assert {f.name for f in fields(Tunnel)} == {"type", "port", "checksum"}
-    assert {f.name for f in fields(DrainPolicy)} == {"timeout", "until", "shutdown_grace"}
+    assert {f.name for f in fields(DrainPolicy)} == {"timeout", "until", "udp", "shutdown_grace"}
     check = settings.services[0].check
     assert check is not None
     assert all(getattr(check, f.name) != f.default for f in fields(Check) if f.name != "type")

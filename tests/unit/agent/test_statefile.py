@@ -9,8 +9,9 @@ import pytest
 
 from xenlb import statefile
 from xenlb.ipvs.table import AddressKey, Family, MarkKey, Protocol, ServerKey
+from xenlb.model.drain import Drain
 from xenlb.model.events import Ask, Found, GuestId, MetadataService, Source, Target
-from xenlb.model.guest import Death, Drain, Guest, Phase, Request
+from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
 from xenlb.model.state import Admission, Slot, State

@@ -181,6 +181,8 @@ drain: {timeout: null}
 drain: {until: empty}
 drain: {until: 60s}
 drain: {until: null}
+drain: {udp: 5}
+drain: {udp: never}
 drain: {shutdown-grace: 5}
 drain: {shutdown_grace: 5m}
 drain: {shutdown-grace: []}

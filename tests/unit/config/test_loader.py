@@ -72,7 +72,7 @@ services:
     keep-in-service: 50%
     slow-start: 1m
     sorry-server: 10.0.0.99:54
-    drain: {timeout: 2h, until: all, shutdown-grace: 30s}
+    drain: {timeout: 2h, until: all, udp: 90s, shutdown-grace: 30s}
     servers:
       - {guest: "mail*", address: 10.0.0.11, weight: 2}
       - {guest: 6695EB01-f6a4-8304-79aa-97f2502e193f}
@@ -106,7 +106,9 @@ services:
                 keep_in_service=0.5,
                 slow_start=60.0,
                 sorry_server=(IPv4Address("10.0.0.99"), 54),
-                drain=DrainPolicy(timeout=7200.0, until=DrainUntil.ALL, shutdown_grace=30.0),
+                drain=DrainPolicy(
+                    timeout=7200.0, until=DrainUntil.ALL, udp=90.0, shutdown_grace=30.0
+                ),
                 servers=(
                     Member(guest="mail*", address=IPv4Address("10.0.0.11"), weight=2),
                     Member(guest="6695EB01-f6a4-8304-79aa-97f2502e193f"),

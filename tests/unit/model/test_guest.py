@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.model import worlds
+from xenlb.model.drain import Drain
 from xenlb.model.guest import (
     DEATH_REMEMBERED,
     START,
     TABLE,
-    Drain,
     Guest,
     Happening,
     Phase,
@@ -41,7 +41,7 @@ def test_the_table_has_a_row_for_every_happening_and_phase(happening: Happening)
 
 
 def test_only_news_of_a_domain_that_runs_begins_an_incarnation() -> None:
-    assert set(START) == set(Happening) - {Happening.GONE, Happening.GRACE_OVER}
+    assert set(START) == set(Happening) - {Happening.GONE, Happening.STAYS}
     assert Phase.ABSENT not in START.values()
 
 
@@ -58,7 +58,7 @@ def test_gone_and_rebooted_are_final_whatever_was_before() -> None:
 
 def test_only_a_reboot_or_the_end_of_the_grace_takes_a_request_to_go_back() -> None:
     up = {happening for happening, row in TABLE.items() if row[Phase.LEAVING] is Phase.UP}
-    assert up == {Happening.REBOOTED, Happening.GRACE_OVER}
+    assert up == {Happening.REBOOTED, Happening.STAYS}
 
 
 @pytest.mark.parametrize("phase", Phase)
@@ -72,7 +72,7 @@ def test_hear_follows_the_table(happening: Happening, phase: Phase) -> None:
 
 
 @pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.ABSENT}))
-@pytest.mark.parametrize("happening", sorted(set(Happening) - {Happening.GRACE_OVER}))
+@pytest.mark.parametrize("happening", sorted(set(Happening) - {Happening.STAYS}))
 def test_an_unnamed_incarnation_is_the_present_one(happening: Happening, phase: Phase) -> None:
     before = running(phase)
     assert hear(before, happening, at=20.0, incarnation=None) == hear(

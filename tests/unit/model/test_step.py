@@ -11,14 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, stories
 from xenlb import statefile
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
-from xenlb.model.desired import desired, next_deadline, standing
+from xenlb.model.desired import ServerPhase, desired, next_deadline, standing
+from xenlb.model.drain import Outcome
 from xenlb.model.events import (
     Ask,
     Asked,
     Configured,
+    Counted,
     Crashed,
     Described,
     Died,
+    DrainAllAsked,
     Event,
     GuestId,
     Listed,
@@ -28,20 +31,23 @@ from xenlb.model.events import (
     Power,
     Probed,
     Rebooted,
+    RequestSent,
     Resumed,
     Started,
+    Stays,
     Stopped,
     Tick,
     UndrainAsked,
 )
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.members import membership
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.settle import settle
-from xenlb.model.state import Candidate, Slot, State
-from xenlb.model.step import Step, step
+from xenlb.model.state import Candidate, Slot, State, Step
+from xenlb.model.step import step
 
 Life = Sequence["Seen"]
-LIFE = Started | Asked | Died | Stopped | Crashed | Paused | Resumed | Rebooted
+LIFE = Started | Asked | Stays | Died | Stopped | Crashed | Paused | Resumed | Rebooted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,18 +208,84 @@ def a_drained_guest_serves_again_for_three_reasons_only(life: Life) -> None:
             if guest.drain is not None and key not in drained:
                 drained[key] = guest
             elif key in drained and guest.drain is None:
+                assert was is not None
+                assert was.drain is not None
                 undrained = isinstance(seen.event, UndrainAsked) and seen.event.guest == key
-                anew = was is not None and (
+                anew = (
                     guest.phase is Phase.ABSENT
                     or guest.incarnation != was.incarnation
                     or guest.booted > was.booted
                     or isinstance(seen.event, Rebooted)
                 )
-                assert undrained or anew, seen.event
+                # What was begun by a request, or for one, ends when the guest does not follow it.
+                ignored = (was.drain.requested or was.drain.then is not None) and (
+                    isinstance(seen.event, Resumed | Stays)
+                    or (was.request is not None and was.request.deadline <= seen.at)
+                )
+                assert undrained or anew or ignored, seen.event
                 del drained[key]
         for key in drained.keys() - seen.state.guests.keys():
             assert isinstance(seen.event, Listed | Configured)
             del drained[key]
+
+
+def every_drain_ends_once_and_is_remembered_with_how(life: Life) -> None:
+    quiet: dict[GuestId, float] = {}  # since when nothing was counted
+    for seen in life:
+        for key, guest in seen.state.guests.items():
+            was = seen.before.guests.get(key)
+            before, after = None if was is None else was.drain, guest.drain
+            if before is not None and after is None and was is not None:
+                assert guest.drained is not None
+                assert guest.drained.outcome is not None
+                assert guest.drained.since == before.since
+                assert before.outcome in {None, guest.drained.outcome}
+            if after is None or after.left != 0:
+                quiet.pop(key, None)
+            elif isinstance(seen.event, Counted):
+                quiet.setdefault(key, seen.at)
+            if before is None or after is None or before.since != after.since:
+                continue
+            if before.outcome is not None:
+                assert after.outcome is before.outcome
+            elif after.outcome is Outcome.EMPTY:
+                assert seen.at - quiet[key] >= 1.0
+            elif after.outcome is Outcome.DEADLINE:
+                assert after.deadline is not None
+                assert after.deadline <= seen.at
+                assert not after.requested
+            assert (after.asked and not before.asked) <= isinstance(seen.event, RequestSent)
+
+
+def a_host_that_goes_down_leaves_the_share_where_it_can(life: Life) -> None:
+    for seen in life:
+        if not isinstance(seen.event, DrainAllAsked):
+            continue
+        for service in seen.state.settings.services:
+            able, before = serving_at_every_port(seen.before, service)
+            _, after = serving_at_every_port(seen.state, service)
+            keep = ceil(round(service.keep_in_service * able, 6))
+            if seen.event.rest:
+                assert not any(guest.drain is None for guest in local_guests(seen.state, service))
+            else:
+                assert after >= min(before, keep)
+
+
+def local_guests(state: State, service: ServiceSettings) -> Iterator[Guest]:
+    for guest in state.guests.values():
+        if guest.phase is not Phase.ABSENT and membership(service, guest) is not None:
+            yield guest
+
+
+def serving_at_every_port(state: State, service: ServiceSettings) -> tuple[int, int]:
+    """How many servers there are whose guest runs, and how many of them serve."""
+    found: dict[object, set[ServerPhase]] = {}
+    for candidate in state.candidates[service.name]:
+        who = candidate.owner or (candidate.slot and candidate.slot.server.address)
+        phase = standing(candidate, service, state, 0.0).phase
+        if who is not None and phase is not ServerPhase.ABSENT:
+            found.setdefault(who, set()).add(phase)
+    return len(found), sum(phases == {ServerPhase.SERVING} for phases in found.values())
 
 
 def news_of_former_incarnations_changes_nothing(life: Life) -> None:
@@ -290,6 +362,8 @@ RULES = (
     who_goes_pauses_or_is_drained_gets_no_new_connections,
     nobody_serves_before_a_check_has_passed_in_this_boot,
     a_drained_guest_serves_again_for_three_reasons_only,
+    every_drain_ends_once_and_is_remembered_with_how,
+    a_host_that_goes_down_leaves_the_share_where_it_can,
     news_of_former_incarnations_changes_nothing,
     checks_never_take_out_more_than_leaves_the_share,
     a_ramp_only_rises_and_ends,

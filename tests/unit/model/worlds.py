@@ -8,17 +8,21 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from xenlb.ipvs.table import Family, Forwarding, Protocol
+from xenlb.ipvs.table import Counters, Family, Forwarding, Protocol
+from xenlb.model.drain import NODEST, QUIESCENT, REUSE, Drain
+from xenlb.model.draining import to_count
 from xenlb.model.events import (
     AddressesFound,
     Ask,
     Asked,
     ConfigurationRefused,
     Configured,
+    Counted,
     Crashed,
     Described,
     Died,
     Disconnected,
+    DrainAllAsked,
     DrainAsked,
     Event,
     Found,
@@ -31,16 +35,19 @@ from xenlb.model.events import (
     Probed,
     Rebooted,
     Refused,
+    RequestSent,
     Resumed,
     Source,
     Started,
+    Stays,
     Stop,
     Stopped,
+    SysctlsSeen,
     Tick,
     Undefined,
     UndrainAsked,
 )
-from xenlb.model.guest import Drain, Guest
+from xenlb.model.guest import Guest
 from xenlb.model.problem import Problem
 from xenlb.model.settings import (
     Check,
@@ -208,8 +215,16 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
                 return Rebooted(at=at, guest=guest, incarnation=number)
             case "undefined":
                 return Undefined(at=at, guest=guest)
+            case "stays":
+                return Stays(at=at, guest=guest, incarnation=number)
             case "drained":
-                return DrainAsked(at=at, guest=guest, by="root")
+                then = {"poweroff": Ask.POWEROFF, "reboot": Ask.REBOOT}.get(word)
+                return DrainAsked(at=at, guest=guest, by="root", then=then)
+            case "sent":
+                drain = state.guests[guest].drain if guest in state.guests else None
+                ask = (drain and drain.then) or Ask.REBOOT
+                failure = "no" if word == "suspend" else ""
+                return RequestSent(at=at, guest=guest, ask=ask, failure=failure)
             case "undrained":
                 return UndrainAsked(at=at, guest=guest, by="root")
         raise AssertionError(kind)
@@ -272,6 +287,19 @@ def _metadata_move(wait: float, who: int, services: tuple[MetadataService, ...])
     )
 
 
+def _counted(wait: float, dice: Random) -> Move:
+    most = dice.choice([0, 0, 2])
+
+    def make(state: State, at: float) -> Event:
+        counters = {
+            key: {slot.server: Counters(active_connections=most) for slot in state.admitted}
+            for key in to_count(state)
+        }
+        return Counted(at=at, counters=counters)
+
+    return Move(wait=wait, make=make, text=f"counted {most}")
+
+
 def _configured(wait: float, index: int) -> Move:
     # A copy, as a file that was read again makes one.
     return Move(
@@ -284,6 +312,13 @@ def _configured(wait: float, index: int) -> Move:
 PROBLEM = Problem(file="f", line=1, column=1, path="", message="wrong", hint="")
 OTHERS = (
     Move(wait=0.0, make=lambda _, at: Tick(at=at), text="tick"),
+    Move(
+        wait=0.0,
+        make=lambda _, at: SysctlsSeen(at=at, amiss=frozenset({NODEST, QUIESCENT, REUSE})),
+        text="sysctls amiss",
+    ),
+    Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root"), text="drain all"),
+    Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root", rest=True), text="and rest"),
     Move(
         wait=0.0,
         make=lambda _, at: Disconnected(at=at, uri=URIS[0], reason="gone"),
@@ -311,8 +346,11 @@ KINDS = {
     "resumed": 3,
     "rebooted": 2,
     "undefined": 1,
-    "drained": 3,
+    "drained": 4,
     "undrained": 2,
+    "counted": 6,
+    "sent": 3,
+    "stays": 2,
 }
 
 
@@ -338,6 +376,8 @@ def move(number: int) -> Move:
             return _metadata_move(wait, who, _metadata(dice))
         case "configured":
             return _configured(wait, dice.randrange(len(SETTINGS)))
+        case "counted":
+            return _counted(wait, dice)
         case "other":
             return dice.choice(OTHERS)
         case _:

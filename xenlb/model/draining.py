@@ -1,0 +1,252 @@
+"""How drains and requests to go change what is known: operators, counts, deadlines, a host's end.
+
+What a drain is and how it ends: drain.py. What becomes of the guest itself: guest.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import inf
+
+from xenlb.ipvs.table import ServerKey, ServiceKey
+from xenlb.model import drain as drains
+from xenlb.model.drain import Drain, Outcome, connections, hindrances
+from xenlb.model.evacuation import free_to_go
+from xenlb.model.events import (
+    Ask,
+    Counted,
+    DrainAllAsked,
+    DrainAsked,
+    GuestId,
+    RequestSent,
+    UndrainAsked,
+)
+from xenlb.model.guest import Guest, Happening, Phase, Request, hear, undrained
+from xenlb.model.members import names_of, services_of
+from xenlb.model.settings import ServiceSettings
+from xenlb.model.settle import settled
+from xenlb.model.state import Note, State, Step
+
+# Seconds, for a guest that belongs to no service.
+DEFAULT_GRACE = 300.0
+DEFAULT_TIMEOUT = 60.0
+
+VERBS = {Ask.POWEROFF: "shutdown", Ask.REBOOT: "reboot"}
+
+
+def requested(state: State, guest: Guest, ask: Ask, at: float) -> Guest:
+    """The guest after it was asked to go, if it goes because of that: not if it does not run, or is
+    told to suspend after it was told to shut down. What its hold says of a request that is known
+    is no news."""
+    if guest.phase is not (Phase.SUSPENDING if ask is Ask.SUSPEND else Phase.LEAVING):
+        return guest
+    if ask is Ask.INSIDE and guest.request is not None:
+        return guest
+    services = services_of(state, guest)
+    grace = max((service.drain.shutdown_grace for service in services), default=DEFAULT_GRACE)
+    request = Request(ask=ask, at=at, deadline=at + grace)
+    drain = guest.drain or Drain(
+        reason=request.text(),
+        by="",
+        since=at,
+        requested=True,
+        warnings=hindrances(services, state.amiss),
+    )
+    return replace(guest, request=request, drain=drain)
+
+
+def goes_by_itself(guest: Guest) -> bool:
+    """Is it going because it said so, and nobody else? Only then its own word is enough to stay."""
+    return guest.request is not None and guest.request.ask is Ask.INSIDE
+
+
+def endings(before: Guest, after: Guest, at: float) -> Iterator[Note]:
+    """What is to be told of a drain that ended between the two."""
+    if after.drained is None or after.drained is before.drained:
+        return
+    drain = after.drained
+    if before.drain is None or not before.drain.lasts:
+        return  # it was told when it was over
+    yield _ending(after, drain, at)
+
+
+def _ending(guest: Guest, drain: Drain, at: float) -> Note:
+    lasted = at - drain.since
+    left = drain.left or 0
+    cut = drain.outcome in {Outcome.DEADLINE, Outcome.GONE} and left > 0
+    with_left = f" with {connections(left)} left" if left else ""
+    text = f"drain over after {lasted:.1f} s: {drain.outcome}{with_left}"
+    return Note(at=at, guest=guest.id, text=text, warning=cut)
+
+
+# --- operators -----------------------------------------------------------------------------------
+
+
+def drain(state: State, event: DrainAsked) -> Step:
+    guest = state.guests.get(event.guest)
+    if guest is None or guest.phase is Phase.ABSENT:
+        return Step(state=state)
+    changed, notes = _drained(state, guest, event)
+    return settled(state, changed, names_of(state, guest), event.at, *notes)
+
+
+def _drained(state: State, guest: Guest, event: DrainAsked) -> tuple[State, tuple[Note, ...]]:
+    services = services_of(state, guest)
+    policies = [service.drain.timeout for service in services]
+    longest = max(policies, default=DEFAULT_TIMEOUT) if event.timeout is None else event.timeout
+    warnings = hindrances(services, state.amiss)
+    reason = "drained" if event.then is None else f"drained for {VERBS[event.then]}"
+    begun = Drain(
+        reason=reason,
+        by=event.by,
+        since=event.at,
+        deadline=event.at + longest,
+        then=event.then,
+        warnings=warnings,
+    )
+    if guest.drain is not None and guest.drain.left is not None:
+        begun = replace(begun, left=guest.drain.left)
+    guests = {**state.guests, guest.id: replace(guest, drain=begun)}
+    notes = [Note(at=event.at, guest=guest.id, text=begun.text())]
+    notes += [Note(at=event.at, guest=guest.id, text=each, warning=True) for each in warnings]
+    return replace(state, guests=guests), tuple(notes)
+
+
+def undrain(state: State, event: UndrainAsked) -> Step:
+    """Also takes back that it was asked to go: who says so knows that it stays."""
+    guest = state.guests.get(event.guest)
+    if guest is None or guest.phase is Phase.ABSENT:
+        return Step(state=state)
+    after = undrained(guest, Outcome.UNDRAINED, at=event.at)
+    if guest.request is not None:
+        after = hear(after, Happening.STAYS, at=event.at, incarnation=guest.incarnation)
+    changed = replace(state, guests={**state.guests, guest.id: after})
+    notes = [
+        Note(at=event.at, guest=guest.id, text=f"undrained by {event.by}"),
+        *endings(guest, after, event.at),
+    ]
+    return settled(state, changed, names_of(state, guest), event.at, *notes)
+
+
+def drain_all(state: State, event: DrainAllAsked) -> Step:
+    """As many guests of this host as may go now; see evacuation.py. May be asked again at will."""
+    changed, notes, names = state, list[Note](), frozenset[str]()
+    for guest_id in free_to_go(state, rest=event.rest):
+        guest = state.guests[guest_id]
+        asked = DrainAsked(at=event.at, guest=guest_id, by=event.by, timeout=event.timeout)
+        changed, said = _drained(changed, guest, asked)
+        notes += said
+        names |= names_of(state, guest)
+    return settled(state, changed, names, event.at, *notes)
+
+
+# --- what comes of it ----------------------------------------------------------------------------
+
+
+def sent(state: State, event: RequestSent) -> Step:
+    """libvirt was asked for what comes after the drain of a guest that still runs."""
+    guest = state.guests.get(event.guest)
+    if guest is None or guest.drain is None or guest.drain.then is not event.ask:
+        return Step(state=state)  # it has gone, or boots already, or was undrained
+    verb = VERBS[event.ask]
+    after = replace(guest, drain=replace(guest.drain, asked=True, failure=event.failure))
+    if event.failure:
+        text = f"libvirt refuses the {verb}: {event.failure}; it stays out of service"
+    else:
+        text = f"{verb} asked of libvirt"
+        after = hear(after, Happening.ASKED_TO_GO, at=event.at, incarnation=guest.incarnation)
+        if after.request is None:  # not every hypervisor tells of a request
+            after = requested(state, after, event.ask, event.at)
+    changed = replace(state, guests={**state.guests, guest.id: after})
+    note = Note(at=event.at, guest=guest.id, text=text, warning=bool(event.failure))
+    return settled(state, changed, names_of(state, guest), event.at, note)
+
+
+def counted(state: State, event: Counted) -> Step:
+    """What is left of the connections of each guest that is drained."""
+    guests = dict(state.guests)
+    notes: list[Note] = []
+    for key, guest in state.guests.items():
+        if guest.drain is None or not guest.drain.lasts or guest.drain.since > event.at:
+            continue
+        left = _left(state, guest, guest.drain, event)
+        after = drains.counted(guest.drain, left, event.at)
+        if after is not guest.drain:
+            guests[key] = replace(guest, drain=after)
+        if not after.lasts:
+            notes.append(_ending(guest, after, event.at))
+    return Step(state=replace(state, guests=guests), notes=tuple(notes))
+
+
+def _left(state: State, guest: Guest, drain: Drain, event: Counted) -> int:
+    return sum(
+        drains.left_of(
+            service, key, event.counters.get(key, {}).get(server), event.at - drain.since
+        )
+        for service, key, server in places(state, guest)
+    )
+
+
+def places(state: State, guest: Guest) -> Iterator[tuple[ServiceSettings, ServiceKey, ServerKey]]:
+    """Where the guest is in the table."""
+    for service in services_of(state, guest):
+        for candidate in state.candidates.get(service.name, ()):
+            slot = candidate.slot
+            if candidate.owner == guest.id and slot is not None and slot in state.admitted:
+                yield service, slot.service, slot.server
+
+
+def to_count(state: State) -> frozenset[ServiceKey]:
+    """The services whose servers' counters a drain waits for; empty where no drain lasts."""
+    return frozenset(
+        key
+        for guest in state.guests.values()
+        if guest.drain is not None and guest.drain.lasts
+        for _, key, _ in places(state, guest)
+    )
+
+
+def lasting(state: State) -> bool:
+    """Does any drain wait for connections to end?"""
+    return any(guest.drain is not None and guest.drain.lasts for guest in state.guests.values())
+
+
+def due(state: State) -> Mapping[GuestId, Ask]:
+    """What is to be asked of libvirt now: the guests whose drain is over, and for what."""
+    return {
+        key: guest.drain.then
+        for key, guest in state.guests.items()
+        if guest.drain is not None and guest.drain.due and guest.drain.then is not None
+    }
+
+
+def tick(state: State, at: float) -> Step:
+    """Deadlines that have come: of requests, of drains, of slow starts."""
+    guests = dict(state.guests)
+    notes: list[Note] = []
+    ramped = {slot.service for slot, entry in state.admitted.items() if entry.ramp}
+    names = {
+        service.name
+        for service in state.settings.services
+        if not ramped.isdisjoint(service.kernel_keys())
+    }
+    for key, guest in state.guests.items():
+        after = guest
+        if guest.request is not None and guest.request.deadline <= at:
+            stays = hear(guest, Happening.STAYS, at=at, incarnation=guest.incarnation)
+            after = replace(stays, request=None)
+            names |= names_of(state, guest)
+            notes.append(_ignored(guest.request, after, at))
+        drain = after.drain
+        if drain is not None and drain.lasts and (drain.deadline or inf) <= at:
+            after = replace(after, drain=drains.ended(drain, Outcome.DEADLINE, at))
+            notes.append(_ending(after, after.drain or drain, at))
+        guests[key] = after
+    return settled(state, replace(state, guests=guests), frozenset(names), at, *notes)
+
+
+def _ignored(request: Request, after: Guest, at: float) -> Note:
+    inside = request.ask is Ask.INSIDE
+    since = "said that it shuts down" if inside else f"was {request.text()}"
+    becomes = "still drained" if after.drain else "back into service"
+    text = f"still runs {at - request.at:.0f} s after it {since}: {becomes}"
+    return Note(at=at, guest=after.id, text=text, warning=True)
