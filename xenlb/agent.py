@@ -315,5 +315,13 @@ class Agent:
 
 
 def _lasting(state: State) -> tuple[object, ...]:
-    """What a restart must find as it is now: guests' lives, requests and drains."""
-    return tuple(replace(guest, heard=0.0) for guest in state.guests.values())
+    """What a restart must find as it is now: guests' lives, requests and drains. Not what is left
+    of a drain, which is counted anew."""
+    return tuple(
+        replace(
+            guest,
+            heard=0.0,
+            drain=guest.drain and replace(guest.drain, left=None, quiet=None),
+        )
+        for guest in state.guests.values()
+    )

@@ -12,12 +12,13 @@ from xenlb.agent import Agent
 from xenlb.director import sysctls
 from xenlb.director.addresses import Placed, ServiceAddresses
 from xenlb.director.interface import towards
+from xenlb.drains import Drains
 from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import Forwarding
-from xenlb.model.events import GuestId
+from xenlb.model.events import GuestId, SysctlsSeen
 from xenlb.model.guest import Phase
 from xenlb.model.members import needs_address, services_of
 from xenlb.model.settings import AddressPolicy
@@ -40,6 +41,7 @@ class Sources:
         self._libvirts: dict[str, LibvirtSource] = {}
         self._xenstores: dict[str, XenstoreSource] = {}
         self._health = HealthRunner(agent.emit, clock.now)
+        self._drains = Drains(agent, self._libvirts)
         self._finder = AddressFinder(agent.emit, clock.now, self._libvirts, self._xenstores)
         self._addresses = ServiceAddresses(
             frozenset(Placed(interface=name, address=address) for name, address in agent.addresses),
@@ -50,6 +52,7 @@ class Sources:
 
     def start(self) -> None:
         self._run("health", self._health.run)
+        self._run("drains", self._drains.run)
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
         self._run("sysctls", self._set_sysctls)
@@ -61,6 +64,7 @@ class Sources:
     def follow(self, before: State, after: State) -> None:
         """Tells every source what interests the state now; called after each round."""
         self._health.targets(after.health)
+        self._drains.follow(after)
         if before.guests is not after.guests or before.settings is not after.settings:
             self._finder.interest(interesting(after))
         if before.settings is not after.settings:
@@ -127,6 +131,9 @@ class Sources:
             )
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
+            amiss = frozenset(finding.name for finding in outcome.findings)
+            if amiss != self._agent.state.amiss:
+                self._agent.emit(SysctlsSeen(at=clock.now(), amiss=amiss))
             if outcome.changes:
                 self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})
             with suppress(TimeoutError):

@@ -290,12 +290,13 @@ def _drain(drain: Drain | None) -> dict[str, Any] | None:
 def _read_drain(item: dict[str, Any] | None) -> Drain | None:
     if item is None:
         return None
-    then, outcome = item["then"], item["outcome"]
+    then, outcome, end = item["then"], item["outcome"], item["end"]
     return Drain(
         **{
             **item,
             "then": then and Ask(then),
             "outcome": outcome and Outcome(outcome),
+            "end": end and Outcome(end),
             "warnings": tuple(item["warnings"]),
         }
     )

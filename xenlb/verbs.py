@@ -3,19 +3,31 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from math import inf
 from typing import Any
 
 from xenlb import __version__, clock
 from xenlb.agent import Agent
 from xenlb.control.protocol import INVALID_CONFIGURATION, USAGE, ControlError
 from xenlb.control.server import Handler
+from xenlb.ipvs import connections
 from xenlb.ipvs.errors import IpvsError
-from xenlb.ipvs.table import Snapshot
-from xenlb.model import report
-from xenlb.model.events import DrainAsked, GuestId, UndrainAsked
+from xenlb.ipvs.table import IPAddress, Snapshot
+from xenlb.model import draining, evacuation, report
+from xenlb.model.events import (
+    Ask,
+    DrainAllAsked,
+    DrainAsked,
+    Event,
+    GuestId,
+    UndrainAsked,
+)
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.settings import DrainUntil
 
 Request = Mapping[str, object]
+
+HOLDERS = 5  # clients that are named to one who waits for a drain
 
 
 class Verbs:
@@ -32,8 +44,11 @@ class Verbs:
             "why": Handler(self.why),
             "events": Handler(self.events),
             "reload": Handler(self.reload, writes=True),
+            "progress": Handler(self.progress),
             "drain": Handler(self.drain, writes=True),
             "undrain": Handler(self.undrain, writes=True),
+            "drain-all": Handler(self.drain_all, writes=True),
+            "undrain-all": Handler(self.undrain_all, writes=True),
         }
 
     async def status(self, request: Request) -> object:
@@ -124,26 +139,83 @@ class Verbs:
             )
         return {"reloaded": True}
 
+    async def progress(self, request: Request) -> object:
+        """What one who waits for a drain wants to see: how far it is, and who holds on."""
+        guest = self._guest(request)
+        state = self._agent.state
+        places = list(draining.places(state, guest))
+        holders: dict[IPAddress, int] = {}
+        if guest.drain is not None and guest.drain.left:
+            established = all(s.drain.until is DrainUntil.ESTABLISHED for s, _, _ in places)
+            servers = frozenset(server for _, _, server in places)
+            holders = await asyncio.to_thread(connections.holders, servers, established=established)
+        return {
+            **report.guest(state, guest.id, wall=clock.wall),
+            "serves": report.serves(state, guest, clock.now()),
+            "holders": [
+                {"address": str(address), "connections": count}
+                for address, count in list(holders.items())[:HOLDERS]
+            ],
+            "more_holders": max(0, len(holders) - HOLDERS),
+        }
+
     async def drain(self, request: Request) -> object:
         guest = self._running(request)
-        timeout = request.get("timeout")
-        if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0
-        ):
-            raise ControlError("the timeout must be a number of seconds", status=USAGE)
-        event = DrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]), timeout=timeout)
-        return await self._ask(event)
+        then = request.get("then")
+        if then not in {None, *draining.VERBS}:
+            raise ControlError("after a drain comes poweroff, reboot or nothing", status=USAGE)
+        event = DrainAsked(
+            at=clock.now(),
+            guest=guest.id,
+            by=str(request["by"]),
+            timeout=_timeout(request),
+            then=None if then is None else Ask(str(then)),
+        )
+        return await self._ask(event, guest.id)
 
     async def undrain(self, request: Request) -> object:
         guest = self._running(request)
-        return await self._ask(UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"])))
+        event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
+        return await self._ask(event, guest.id)
 
-    async def _ask(self, event: DrainAsked | UndrainAsked) -> object:
-        """Answers when the owner has taken the event and the kernel has heard of it."""
+    async def drain_all(self, request: Request) -> object:
+        """Drains what may be drained now; tells how far each is, and who is kept in service."""
+        event = DrainAllAsked(
+            at=clock.now(),
+            by=str(request["by"]),
+            timeout=_timeout(request),
+            rest=request.get("rest") is True,
+        )
+        await self._take(event)
+        state = self._agent.state
+        return {
+            "guests": [
+                report.guest(state, guest.id, wall=clock.wall)
+                for guest in evacuation.leavers(state)
+                if guest.drain is not None
+            ],
+            "kept": [guest.name for guest in evacuation.kept(state)],
+        }
+
+    async def undrain_all(self, request: Request) -> object:
+        """Puts back what an operator has drained; not what was asked to go."""
+        names = []
+        for guest in evacuation.leavers(self._agent.state):
+            if guest.drain is not None and guest.request is None:
+                event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
+                await self._take(event)
+                names.append(guest.name)
+        return {"guests": names}
+
+    async def _ask(self, event: Event, guest: GuestId) -> object:
+        await self._take(event)
+        return report.guest(self._agent.state, guest, wall=clock.wall)
+
+    async def _take(self, event: Event) -> None:
+        """Returns when the owner has taken the event and the kernel has heard of it."""
         taken = asyncio.get_running_loop().create_future()
         self._agent.emit(event, taken)
         await taken
-        return report.guest(self._agent.state, event.guest, wall=clock.wall)
 
     def _guest(self, request: Request) -> Guest:
         text = request.get("guest")
@@ -168,6 +240,15 @@ class Verbs:
         if guest.phase is Phase.ABSENT:
             raise ControlError(f"guest {guest.name} does not run: there is nothing to drain")
         return guest
+
+
+def _timeout(request: Request) -> float | None:
+    timeout = request.get("timeout")
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < inf:
+        raise ControlError("the timeout must be a number of seconds", status=USAGE)
+    return timeout
 
 
 def describe(guest: GuestId) -> str:

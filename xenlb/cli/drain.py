@@ -1,19 +1,18 @@
-"""`xenlb drain` and `xenlb undrain`: out of service and back, by hand."""
+"""`xenlb drain`, `undrain`, `shutdown` and `reboot`: out of service and back, by hand.
+
+The agent does it all; whoever waits for it is in waiting.py.
+"""
 
 import os
-import time
-from collections.abc import Sequence
 
 import click
 
-from xenlb.cli import layout
 from xenlb.cli.guests import complete
-from xenlb.cli.layout import Answer
-from xenlb.cli.options import Failure, Options, given
+from xenlb.cli.options import Options, given
+from xenlb.cli.waiting import DOES, Waiter
 from xenlb.control import client
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-POLL = 0.5  # seconds
 
 
 def seconds(_: click.Context, __: click.Parameter, written: str | None) -> float | None:
@@ -27,68 +26,99 @@ def seconds(_: click.Context, __: click.Parameter, written: str | None) -> float
     return int(number) * unit
 
 
-@click.command()
-@click.argument("guest", shell_complete=complete)
-@click.option(
+timed = click.option(
     "--timeout", metavar="DURATION", callback=seconds, help="How long connections may take to end."
 )
-@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+no_wait = click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+
+
+@click.command()
+@click.argument("guest", required=False, shell_complete=complete)
+@click.option("--all", "everybody", is_flag=True, help="Every guest of this host.")
+@timed
+@no_wait
 @given
-def drain(options: Options, guest: str, *, timeout: float | None, no_wait: bool) -> None:
+def drain(
+    options: Options, guest: str | None, *, everybody: bool, timeout: float | None, no_wait: bool
+) -> None:
     """Takes GUEST (name or UUID) out of service, and waits until its connections have ended.
 
-    Nothing new reaches it from the first moment on; Ctrl-C ends the waiting, not the drain.
+    Nothing new reaches it from the first moment on; Ctrl-C ends the waiting, not the drain. With
+    --all, the guests of this host: as many at once as leave every service its keep-in-service
+    share, the others when those are done.
     """
-    answer = client.call(options.socket, "drain", guest=guest, timeout=timeout, by=_operator())
-    assert isinstance(answer, dict)
-    click.echo(f"{answer['guest']} gets no new connections")
-    if not no_wait:
-        _wait(options, answer)
+    if everybody:
+        _named_or_all(guest is None)
+        answer = client.call(options.socket, "drain-all", timeout=timeout, by=_operator())
+        assert isinstance(answer, dict)
+        names = [each["guest"] for each in answer["guests"]]
+        click.echo(f"no new connections: {', '.join(names) or 'nobody'}")
+        if not no_wait:
+            Waiter(options.socket).all(answer, timeout=timeout, by=_operator())
+        elif answer["kept"]:
+            click.echo(f"kept in service: {', '.join(answer['kept'])}")
+        return
+    _named_or_all(guest is not None)
+    _drain(options, guest, then=None, timeout=timeout, no_wait=no_wait)
 
 
-def _wait(options: Options, answer: Answer) -> None:
-    """Until no connection is left, for two looks in a row; tells whenever the count changes."""
-    name, uuid = answer["guest"], answer["uuid"]
-    told, quiet = -1, 0
-    while quiet < 2:
-        why = client.call(options.socket, "why", guest=uuid)
-        assert isinstance(why, dict)
-        drain = why["drain"]
-        if drain is None:
-            if why["phase"] == "absent":
-                click.echo(f"{name} has stopped")
-                return
-            raise Failure(f"{name} was put back into service meanwhile", hint=f"xenlb why {name}")
-        left = _connections(why["servers"])
-        quiet = 0 if left else quiet + 1
-        time_left = layout.until(drain["deadline"], time.time()) if drain["deadline"] else ""
-        if left and time_left == "0s":
-            raise Failure(
-                f"{name} still has {left} connection{'s' * (left != 1)}, and its time is up",
-                hint="it stays out of service; xenlb drain --timeout gives it longer",
-            )
-        if left and left != told:
-            limit = f", {time_left} left" if time_left else ""
-            click.echo(f"{name}: {left} connection{'s' * (left != 1)}{limit}")
-            told = left
-        time.sleep(POLL)
-    click.echo(f"{name} is drained")
-
-
-def _connections(servers: Sequence[Answer]) -> int:
-    """What the drain waits for: established connections; all entries where the policy says so."""
-    return sum(
-        server["active_connections"]
-        + (server["inactive_connections"] if server.get("drain_until") == "all" else 0)
-        for server in servers
+def _drain(
+    options: Options, guest: str | None, *, then: str | None, timeout: float | None, no_wait: bool
+) -> None:
+    answer = client.call(
+        options.socket, "drain", guest=guest, timeout=timeout, then=then, by=_operator()
     )
+    assert isinstance(answer, dict)
+    follows = "" if then is None else f", then it is asked to {DOES[then]}"
+    click.echo(f"{answer['guest']} gets no new connections{follows}")
+    if not no_wait:
+        Waiter(options.socket).one(answer)
+
+
+def _named_or_all(right: bool) -> None:
+    if not right:
+        raise click.UsageError("name a guest, or give --all")
 
 
 @click.command()
 @click.argument("guest", shell_complete=complete)
+@timed
+@no_wait
 @given
-def undrain(options: Options, guest: str) -> None:
-    """Puts GUEST back into service."""
+def shutdown(options: Options, guest: str, *, timeout: float | None, no_wait: bool) -> None:
+    """Drains GUEST, then asks it to shut down, and waits until it has stopped.
+
+    The agent does both; Ctrl-C ends the waiting alone. When its time is up, the guest is asked to
+    go in any case, and what is cut then is told.
+    """
+    _drain(options, guest, then="poweroff", timeout=timeout, no_wait=no_wait)
+
+
+@click.command()
+@click.argument("guest", shell_complete=complete)
+@timed
+@no_wait
+@given
+def reboot(options: Options, guest: str, *, timeout: float | None, no_wait: bool) -> None:
+    """Drains GUEST, then asks it to reboot, and waits until it serves again.
+
+    The agent does it all; Ctrl-C ends the waiting alone.
+    """
+    _drain(options, guest, then="reboot", timeout=timeout, no_wait=no_wait)
+
+
+@click.command()
+@click.argument("guest", required=False, shell_complete=complete)
+@click.option("--all", "everybody", is_flag=True, help="Every guest that an operator has drained.")
+@given
+def undrain(options: Options, guest: str | None, *, everybody: bool) -> None:
+    """Puts GUEST back into service, also where it was asked to go and stays."""
+    _named_or_all(everybody != (guest is not None))
+    if everybody:
+        answer = client.call(options.socket, "undrain-all", by=_operator())
+        assert isinstance(answer, dict)
+        click.echo(f"in service again: {', '.join(answer['guests']) or 'nobody was drained'}")
+        return
     answer = client.call(options.socket, "undrain", guest=guest, by=_operator())
     assert isinstance(answer, dict)
     click.echo(f"{answer['guest']} is in service again")

@@ -28,6 +28,8 @@ VERBS = {
     "events": "xenlb.cli.events:events",
     "drain": "xenlb.cli.drain:drain",
     "undrain": "xenlb.cli.drain:undrain",
+    "shutdown": "xenlb.cli.drain:shutdown",
+    "reboot": "xenlb.cli.drain:reboot",
     "reload": "xenlb.cli.reload:reload",
 }
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT

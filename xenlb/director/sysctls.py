@@ -129,7 +129,7 @@ def needed(
     return tuple(needs)
 
 
-def _of_ipvs(services: Iterable[ServiceSettings], kernel: tuple[int, int]) -> Iterator[Need]:
+def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> Iterator[Need]:
     yield Need(
         name=f"{VS}.expire_nodest_conn",
         value=1,
@@ -144,12 +144,17 @@ def _of_ipvs(services: Iterable[ServiceSettings], kernel: tuple[int, int]) -> It
             why="a server that is drained gets no new connections of its persistent clients",
             scope=Scope.IPVS,
         )
+    direct = any(service.forwarding is not Forwarding.MASQUERADE for service in services)
     if kernel >= (5, 9):
+        # Bit 0: the entry of a connection that has ended; bit 1: also one in FIN_WAIT, which is all
+        # that is seen of an end where the answers pass the director by (is_new_conn_expected() in
+        # ip_vs_core.c). Without it a busy client's reused port goes on to the drained server.
         yield Need(
             name=f"{VS}.conn_reuse_mode",
-            value=1,
-            also=(3,),  # 1 and more: also for entries in FIN_WAIT
-            why="a client's port that is used again is scheduled anew",
+            value=3 if direct else 1,
+            also=(3,),
+            why="a client's port that is used again is scheduled anew"
+            + (", which with gatewaying or tunnels needs 3" if direct else ""),
             scope=Scope.IPVS,
         )
     else:

@@ -1,15 +1,27 @@
 """What QEMU itself reports through libvirt's monitor events, where libvirt's own come too late.
 
-Only POWERDOWN is taken from QMP: it comes when a guest is asked to go, 17 ms after the command,
-and is not told apart from a reboot at that moment. QEMU's other two are libvirt's events already,
-at the same moment, and better there: SHUTDOWN as the life cycle event SHUTDOWN, which libvirt
-leaves out where the SHUTDOWN is half of a `virsh reboot` (its «fake reboot»: shutdown, reset, go
-on), and RESET as the event REBOOT. libvirt.py's connection carries these callbacks; session.py
-registers and ends them.
+POWERDOWN
+    A guest is asked to go; 17 ms after the command, and not told apart from a reboot.
+VSERPORT_CHANGE
+    The guest has opened or closed a virtio port. The hold in a guest (guestside/) opens the port
+    with the alias ua-xenlb when it is stopped, at the beginning of the guest's shutdown: then the
+    guest goes. Nothing is ever read from it. That it is closed says nothing: the end of the hold,
+    a reset and a power-off do that alike.
+MIGRATION
+    A migration, or a save, begins (setup, active), is over (completed) or has come to nothing
+    (failed, cancelled). libvirt tells of the first not at all, and of the last only where the guest
+    stood still meanwhile. The host that a guest comes to hears the same words while the guest is
+    paused there.
+
+QEMU's others are libvirt's events already, at the same moment, and better there: SHUTDOWN as the
+life cycle event SHUTDOWN, which libvirt leaves out where the SHUTDOWN is half of a `virsh reboot`
+(its «fake reboot»: shutdown, reset, go on), and RESET as the event REBOOT. libvirt.py's connection
+carries these callbacks; session.py registers and ends them.
 
 The read-only connection does not get monitor events.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -17,11 +29,13 @@ import libvirt
 import libvirt_qemu
 
 from xenlb.hypervisor.listing import Connection, Domain, asking
+from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed
 
-EVENTS = ("POWERDOWN",)
+EVENTS = ("POWERDOWN", "VSERPORT_CHANGE", "MIGRATION")
+PORT = "ua-xenlb"  # libvirt takes aliases of its users that begin with ua-
 
-# domain, name of the event
-Tell = Callable[[Domain, str], None]
+# domain, name of the event, its details as JSON
+Tell = Callable[[Domain, str, str | None], None]
 
 
 def register(connection: Connection, tell: Tell) -> tuple[int, ...]:
@@ -33,10 +47,10 @@ def register(connection: Connection, tell: Tell) -> tuple[int, ...]:
         event: str,
         _seconds: int,
         _microseconds: int,
-        _details: str | None,
+        details: str | None,
         _opaque: object,
     ) -> None:
-        tell(domain, event)
+        tell(domain, event, details)
 
     with asking():
         return tuple(
@@ -50,3 +64,28 @@ def deregister(connection: Connection, numbers: tuple[int, ...]) -> None:
     for number in numbers:
         with suppress(libvirt.libvirtError):
             libvirt_qemu.qemuMonitorEventDeregister(connection, number)
+
+
+def read(
+    event: str, details: str | None, *, guest: GuestId, incarnation: int | None, at: float
+) -> HypervisorEvent | None:
+    """What a monitor event says of a guest; None: nothing of interest."""
+    told = _details(details)
+    match event, told:
+        case "POWERDOWN", _:
+            return Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask.POWERDOWN)
+        case "VSERPORT_CHANGE", {"id": str(port), "open": True} if port == PORT:
+            return Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask.INSIDE)
+        case "MIGRATION", {"status": "setup" | "active"}:
+            return Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask.SUSPEND)
+        case "MIGRATION", {"status": "failed" | "cancelled"}:
+            return Resumed(at=at, guest=guest, incarnation=incarnation)
+    return None
+
+
+def _details(text: str | None) -> dict[str, object]:
+    try:
+        told = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -21,8 +21,6 @@ from xenlb.hypervisor.listing import CallFailed, Connection, Domain, asking
 from xenlb.hypervisor.metadata import NAMESPACE, Metadata
 from xenlb.hypervisor.threads import Stuck, in_thread
 from xenlb.model.events import (
-    Ask,
-    Asked,
     Crashed,
     Died,
     GuestId,
@@ -291,17 +289,13 @@ class Session:
         if kind == libvirt.VIR_DOMAIN_METADATA_ELEMENT and namespace == NAMESPACE:
             self._look(self._guest(domain))
 
-    def _on_monitor(self, domain: Domain, event: str) -> None:
-        guest = self._guest(domain)
-        log.debug("libvirt %s: %s: QMP %s", self._uri, domain.name(), event)
-        if event == "POWERDOWN":
-            asked = Asked(
-                at=self._clock(),
-                guest=guest,
-                incarnation=_incarnation(domain),
-                ask=Ask.POWERDOWN,
-            )
-            self._tell(guest, asked)
+    def _on_monitor(self, domain: Domain, event: str, details: str | None) -> None:
+        guest, incarnation = self._guest(domain), _incarnation(domain)
+        log.debug("libvirt %s: %s: QMP %s %s", self._uri, domain.name(), event, details)
+        at = self._clock()
+        told = qmp.read(event, details, guest=guest, incarnation=incarnation, at=at)
+        if told is not None:
+            self._tell(guest, told)
 
     def _guest(self, domain: Domain) -> GuestId:
         return GuestId(uri=self._uri, uuid=UUID(domain.UUIDString()))

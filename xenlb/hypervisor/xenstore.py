@@ -1,5 +1,7 @@
 """What xenstore tells of Xen's domains seconds before libvirt: requests and deaths.
 
+What a guest says of itself: guestwords.py.
+
 A request (`virsh shutdown`, `xl reboot`, save, migration) is a word written to a domain's
 control/shutdown, which the guest's kernel takes and clears within 8 to 110 ms. A watch says that
 something was written, not what: so the question what it is goes out from within the watch, before
@@ -27,6 +29,7 @@ from functools import partial
 from uuid import UUID
 
 from xenlb.hypervisor import reports
+from xenlb.hypervisor.guestwords import TOKEN, GuestWords
 from xenlb.hypervisor.listing import CallFailed, Unreachable
 from xenlb.hypervisor.threads import Stuck
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable, XenstoreClient
@@ -86,6 +89,8 @@ class XenstoreSource:
         self._find_dead = find_dead
         self._domains: dict[int, _Domain] = {}
         self._client: XenstoreClient | None = None
+        self._words: GuestWords | None = None
+        self._said: dict[int, str] = {}
         self._changed = asyncio.Event()
         self._released = asyncio.Event()
         self.connected = False
@@ -99,6 +104,7 @@ class XenstoreSource:
             try:
                 client.connect(self._path)
                 self._client = client
+                self._words = GuestWords(client, self._emit, self._clock, self._said)
                 await self._serve(client)
                 pause, told = SHORTEST_PAUSE, False
                 reason = await self._follow(client)
@@ -107,6 +113,8 @@ class XenstoreSource:
             finally:
                 self.connected, self._client = False, None
                 client.close()
+                if self._words is not None:
+                    await self._words.close()
             if not told:
                 told = True
                 log.warning(
@@ -162,6 +170,10 @@ class XenstoreSource:
             if token == RELEASED:
                 log.debug("xenstore: @releaseDomain")
                 self._released.set()
+            return
+        if token.startswith(TOKEN):
+            if self._words is not None:
+                self._words.fired(token)
             return
         client = self._client
         domid = token.removeprefix(SHUTDOWN)
@@ -219,6 +231,8 @@ class XenstoreSource:
             self._died(domain)
             if domain.watched:
                 await self._unwatch(client, domid)
+                if self._words is not None:
+                    await self._words.forget(domid)
         for domid, up in introduced.items():
             if up:
                 await self._watch(client, domid)
@@ -235,6 +249,8 @@ class XenstoreSource:
         if not domain.watched:
             domain.watched = True
             await client.watch(_shutdown(domid), f"{SHUTDOWN}{domid}")
+            if self._words is not None:
+                await self._words.listen(domid, domain.guest)
 
     async def _unwatch(self, client: XenstoreClient, domid: int) -> None:
         try:

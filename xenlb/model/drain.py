@@ -52,8 +52,8 @@ class Drain:
     `deadline`: when its time is up. `requested`: it ends when the guest does not go after all.
     `then`: what is asked of the guest when it is over; `asked`, when libvirt has been told, and
     `failure`, why it could not be. `left`: connections at the last count, None before it; `quiet`:
-    since when there are none. `over`, `outcome`: when and how it ended. `warnings`: what stands
-    in the way of it, when it began.
+    since when there are none. `over`, `outcome`: when and how it ended; `end`: what has put the
+    guest back, or away, after all. `warnings`: what stood in the way of it when it began.
     """
 
     reason: str
@@ -68,6 +68,7 @@ class Drain:
     quiet: float | None = None
     over: float | None = None
     outcome: Outcome | None = None
+    end: Outcome | None = None
     warnings: tuple[str, ...] = ()
 
     @property

@@ -213,7 +213,8 @@ def undrained(guest: Guest, outcome: Outcome, *, at: float) -> Guest:
     """The guest without its drain, which is remembered with how it ended."""
     if guest.drain is None:
         return guest
-    return replace(guest, drain=None, drained=ended(guest.drain, outcome, at))
+    drained = replace(ended(guest.drain, outcome, at), end=outcome)
+    return replace(guest, drain=None, drained=drained)
 
 
 def _with_death(guest: Guest, *, at: float, incarnation: int) -> Guest:

@@ -15,10 +15,10 @@ from xenlb.ipvs.table import (
     ServiceKey,
     Table,
 )
-from xenlb.model.desired import Standing, standing
+from xenlb.model.desired import ServerPhase, Standing, standing
 from xenlb.model.drain import Drain
 from xenlb.model.events import GuestId
-from xenlb.model.guest import Guest
+from xenlb.model.guest import Guest, Phase
 from xenlb.model.members import services_of
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, State
@@ -141,6 +141,17 @@ def _health(candidate: Candidate, state: State) -> str:
     return "up" if health.up else "down"
 
 
+def serves(state: State, guest: Guest, now: float) -> bool:
+    """Does the guest serve wherever it should?"""
+    phases = {
+        standing(candidate, service, state, now).phase
+        for service in services_of(state, guest)
+        for candidate in state.candidates[service.name]
+        if candidate.owner == guest.id
+    }
+    return phases <= {ServerPhase.SERVING} and guest.phase is Phase.UP
+
+
 def matching(state: State, text: str) -> tuple[Guest, ...]:
     """The guests meant by a name or a UUID, as an operator types it."""
     return tuple(
@@ -209,6 +220,7 @@ def _drain(drain: Drain, wall: Wall) -> dict[str, Any]:
         "connections_left": drain.left,
         "over": None if drain.over is None else wall(drain.over),
         "outcome": None if drain.outcome is None else drain.outcome.value,
+        "end": None if drain.end is None else drain.end.value,
         "warnings": list(drain.warnings),
     }
 

@@ -105,6 +105,46 @@ def status() -> dict[str, Any]:
     }
 
 
+BEGAN = ago(seconds=10)
+
+
+def drain(**given: Any) -> dict[str, Any]:
+    return {
+        "reason": "drained",
+        "by": "alice (sudo)",
+        "since": BEGAN,
+        "deadline": ago(seconds=-50),
+        "then": None,
+        "asked": False,
+        "failure": None,
+        "connections_left": None,
+        "over": None,
+        "outcome": None,
+        "end": None,
+        "warnings": [],
+        **given,
+    }
+
+
+def progress(**given: Any) -> dict[str, Any]:
+    """A guest whose drain is as `given`, as the agent answers who waits for it."""
+    shown = why()
+    for key in ("servers", "events"):
+        del shown[key]
+    return {
+        **shown,
+        "drain": drain(**given),
+        "serves": False,
+        "holders": [],
+        "more_holders": 0,
+    }
+
+
+def ended(**given: Any) -> dict[str, Any]:
+    """The same when the drain is no more."""
+    return {**progress(), "drain": None, "last_drain": drain(**given)}
+
+
 def why() -> dict[str, Any]:
     return {
         "guest": "mail2",
@@ -114,12 +154,8 @@ def why() -> dict[str, Any]:
         "since": ago(hours=3),
         "domain_id": 4,
         "request": None,
-        "drain": {
-            "reason": "drained",
-            "by": "alice (sudo)",
-            "since": ago(seconds=10),
-            "deadline": ago(seconds=-50),
-        },
+        "drain": drain(since=ago(seconds=10)),
+        "last_drain": None,
         "addresses": [{"address": "10.0.0.12", "source": "interface xml"}],
         "refused_addresses": [
             {

@@ -35,7 +35,10 @@ class SmallAgent:
     async def _serve(self, started: threading.Event) -> None:
         handlers = {
             verb: Handler(self._one(verb))
-            for verb in ("status", "why", "reload", "drain", "undrain")
+            for verb in (
+                *("status", "why", "reload", "progress"),
+                *("drain", "undrain", "drain-all", "undrain-all"),
+            )
         }
         async with ControlServer(self.socket, {**handlers, "events": Handler(self._events)}):
             started.set()

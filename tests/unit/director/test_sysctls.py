@@ -77,7 +77,12 @@ def test_persistent_services() -> None:
 @pytest.mark.parametrize("method", [Forwarding.GATEWAYING, Forwarding.TUNNEL])
 def test_answers_that_pass_this_host(method: Forwarding) -> None:
     ipvs_only = values(needed(settings(method), NEW))
-    assert set(ipvs_only) == {"net.ipv4.vs.expire_nodest_conn", "net.ipv4.vs.conn_reuse_mode"}
+    # 3: their connections' ends are seen from one side only.
+    assert ipvs_only == {
+        "net.ipv4.vs.expire_nodest_conn": 1,
+        "net.ipv4.vs.conn_reuse_mode": 3,
+    }
+    assert values(needed(settings(method), (5, 8)))["net.ipv4.vs.conn_reuse_mode"] == 0
     forwards = needed(settings(method), NEW, forwards=True, towards={"xenbr1"})
     assert values(forwards) == ipvs_only | {
         "net.ipv4.conf.all.rp_filter": 0,
@@ -90,7 +95,8 @@ def test_answers_that_pass_this_host(method: Forwarding) -> None:
         "net.ipv4.conf.all.rp_filter": 0,
     }
     assert values(needed(settings(method), NEW, forwards=True)) == ipvs_only | routed
-    assert values(needed(settings(method, Forwarding.MASQUERADE), NEW)) == MASQUERADE | routed
+    both = values(needed(settings(method, Forwarding.MASQUERADE), NEW))
+    assert both == MASQUERADE | ipvs_only | routed
 
 
 @pytest.mark.parametrize(
@@ -152,10 +158,12 @@ def test_ipvs_sets_those_of_ipvs_and_reports_the_rest(
     assert proc.all() == before | {
         "net/ipv4/vs/expire_nodest_conn": "1",
         "net/ipv4/vs/expire_quiescent_template": "1",
+        "net/ipv4/vs/conn_reuse_mode": "3",
     }
     assert [(change.need.name, change.old) for change in outcome.changes] == [
         ("net.ipv4.vs.expire_nodest_conn", 0),
         ("net.ipv4.vs.expire_quiescent_template", 0),
+        ("net.ipv4.vs.conn_reuse_mode", 1),
     ]
     assert [record.message for record in caplog.records] == [str(c) for c in outcome.changes]
     assert caplog.records[0].message.startswith("net.ipv4.vs.expire_nodest_conn: 0 → 1 (conn")
@@ -179,7 +187,7 @@ def test_check_sets_nothing(proc: Proc) -> None:
     outcome = proc.apply(SysctlPolicy.CHECK, BOTH)
     assert proc.all() == before
     assert outcome.changes == ()
-    assert len(outcome.findings) == 5
+    assert len(outcome.findings) == 6
     assert not proc.persisted.exists()
 
 
@@ -187,10 +195,11 @@ def test_apply_sets_and_persists_all(proc: Proc) -> None:
     before = proc.all()
     outcome = proc.apply(SysctlPolicy.APPLY, BOTH)
     assert outcome.findings == ()
-    assert len(outcome.changes) == 5
+    assert len(outcome.changes) == 6
     assert proc.all() == before | {
         "net/ipv4/vs/expire_nodest_conn": "1",
         "net/ipv4/vs/expire_quiescent_template": "1",
+        "net/ipv4/vs/conn_reuse_mode": "3",
         "net/ipv4/ip_forward": "1",
         "net/ipv4/conf/eth0.7/rp_filter": "0",
         "net/ipv4/conf/eth0.7/accept_local": "1",

@@ -1,0 +1,39 @@
+"""What QEMU's monitor events say, as Debian 12's QEMU 7.2 words them."""
+
+from uuid import UUID
+
+import pytest
+
+from xenlb.hypervisor.qmp import read
+from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed
+
+GUEST = GuestId(uri="qemu:///system", uuid=UUID(int=1))
+
+
+def asked(ask: Ask) -> Asked:
+    return Asked(at=9.0, guest=GUEST, incarnation=4, ask=ask)
+
+
+@pytest.mark.parametrize(
+    ("event", "details", "told"),
+    [
+        ("POWERDOWN", None, asked(Ask.POWERDOWN)),
+        ("POWERDOWN", "{}", asked(Ask.POWERDOWN)),
+        ("VSERPORT_CHANGE", '{"open":true,"id":"ua-xenlb"}', asked(Ask.INSIDE)),
+        ("VSERPORT_CHANGE", '{"open":false,"id":"ua-xenlb"}', None),
+        ("VSERPORT_CHANGE", '{"open":true,"id":"channel0"}', None),
+        ("VSERPORT_CHANGE", '{"id":"ua-xenlb"}', None),
+        ("VSERPORT_CHANGE", "[]", None),
+        ("VSERPORT_CHANGE", "not JSON", None),
+        ("VSERPORT_CHANGE", None, None),
+        ("MIGRATION", '{"status":"setup"}', asked(Ask.SUSPEND)),
+        ("MIGRATION", '{"status":"active"}', asked(Ask.SUSPEND)),
+        ("MIGRATION", '{"status":"completed"}', None),
+        ("MIGRATION", '{"status":"failed"}', Resumed(at=9.0, guest=GUEST, incarnation=4)),
+        ("MIGRATION", '{"status":"cancelled"}', Resumed(at=9.0, guest=GUEST, incarnation=4)),
+        ("MIGRATION", '{"status":7}', None),
+        ("SHUTDOWN", '{"guest":true}', None),
+    ],
+)
+def test_event(event: str, details: str | None, told: HypervisorEvent | None) -> None:
+    assert read(event, details, guest=GUEST, incarnation=4, at=9.0) == told

@@ -1,0 +1,137 @@
+"""What a Xen guest says of itself in its own part of xenstore: data/xenlb.
+
+The hold in a guest (guestside/) writes `leaving` when it is stopped, which is at the beginning of
+the guest's shutdown, and `staying` when it is started. Read when it is written, and once when the
+domain is first seen: what was said while the agent was away still stands there.
+
+A guest may write what it likes, as often as it likes, and only below its own path, so it can speak
+of nobody but itself. What is no word is passed over. One that writes without end would keep the
+agent busy: after BURST firings within a second its word is not heard for DEAF seconds, and then
+read once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from xenlb.hypervisor.xenstore_client import Refused, Unavailable, XenstoreClient
+from xenlb.hypervisor.xenstore_wire import Type
+from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Stays
+
+log = logging.getLogger(__name__)
+
+TOKEN = "says-"
+LEAVING, STAYING = "leaving", "staying"
+BURST = 50
+DEAF = 10.0  # seconds
+
+
+@dataclass(slots=True, kw_only=True)
+class _Speaker:
+    domid: int
+    guest: GuestId
+    word: str = ""
+    begun: float = 0.0  # of the second in which `fired` is counted
+    fired: int = 0
+    deaf: bool = False
+
+
+class GuestWords:
+    """The words of all domains of one connection. `emit` is called in the loop's thread."""
+
+    def __init__(
+        self,
+        client: XenstoreClient,
+        emit: Callable[[HypervisorEvent], None],
+        clock: Callable[[], float],
+        words: dict[int, str],
+    ) -> None:
+        """`words`, by domain id: what was heard over the connection before this one; kept here."""
+        self._client = client
+        self._emit = emit
+        self._clock = clock
+        self._words = words
+        self._speakers: dict[int, _Speaker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """The connection has ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def listen(self, domid: int, guest: GuestId) -> None:
+        """From now on. Raises Unavailable or Refused."""
+        word = self._words.get(domid, "")
+        self._speakers[domid] = _Speaker(domid=domid, guest=guest, word=word)
+        await self._client.watch(_path(domid), f"{TOKEN}{domid}")
+
+    async def forget(self, domid: int) -> None:
+        """The domain is gone. Raises Unavailable."""
+        self._words.pop(domid, None)
+        speaker = self._speakers.pop(domid, None)
+        if speaker is not None and not speaker.deaf:
+            await self._unwatch(domid)
+
+    async def _unwatch(self, domid: int) -> None:
+        try:
+            await self._client.ask(Type.UNWATCH, _path(domid), f"{TOKEN}{domid}")
+        except Refused as refused:
+            log.debug("xenstore: unwatch of the word of domain %d: %s", domid, refused)
+
+    def fired(self, token: str) -> None:
+        """A watch has fired: what is there is read."""
+        number = token.removeprefix(TOKEN)
+        speaker = self._speakers.get(int(number)) if number.isdecimal() else None
+        if speaker is None or speaker.deaf:
+            return
+        now = self._clock()
+        if now - speaker.begun > 1.0:
+            speaker.begun, speaker.fired = now, 0
+        speaker.fired += 1
+        if speaker.fired > BURST:
+            speaker.deaf = True
+            log.warning(
+                "xenstore: domain %d writes %s without end; it is not heard for %g s",
+                speaker.domid,
+                _path(speaker.domid),
+                DEAF,
+            )
+            task = asyncio.get_running_loop().create_task(self._turn_away(speaker))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        try:
+            answer = self._client.request(Type.READ, _path(speaker.domid))
+        except Unavailable:
+            return  # read again when it is back
+        answer.add_done_callback(partial(self._read, speaker))
+
+    async def _turn_away(self, speaker: _Speaker) -> None:
+        try:
+            await self._unwatch(speaker.domid)
+            await asyncio.sleep(DEAF)
+            if self._speakers.get(speaker.domid) is speaker:
+                speaker.deaf, speaker.fired = False, 0
+                await self._client.watch(_path(speaker.domid), f"{TOKEN}{speaker.domid}")
+        except (Unavailable, Refused) as error:
+            log.debug("xenstore: the word of domain %d: %s", speaker.domid, error)
+
+    def _read(self, speaker: _Speaker, answer: "asyncio.Future[bytes]") -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            return  # nothing there, which is no word either
+        said = answer.result()[:16].decode("ascii", errors="replace")
+        if said not in {LEAVING, STAYING} or said == speaker.word:
+            return
+        speaker.word = self._words[speaker.domid] = said
+        at, guest = self._clock(), speaker.guest
+        if said == LEAVING:
+            self._emit(Asked(at=at, guest=guest, incarnation=speaker.domid, ask=Ask.INSIDE))
+        else:
+            self._emit(Stays(at=at, guest=guest, incarnation=speaker.domid))
+
+
+def _path(domid: int) -> str:
+    return f"/local/domain/{domid}/data/xenlb"
