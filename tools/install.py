@@ -272,7 +272,7 @@ def install(options: argparse.Namespace) -> None:
         if systemctl("is-active", "xenlb"):
             print("the agent still runs as it was: systemctl restart xenlb")
         else:
-            print(f"edit {etc}/xenlb.yaml, xenlb check, systemctl enable --now xenlb")
+            print(f"edit {etc}/xenlb.yaml, xenlb check, systemctl enable --now xenlb xenlb-drain")
 
 
 def uninstall(options: argparse.Namespace) -> None:
@@ -280,7 +280,7 @@ def uninstall(options: argparse.Namespace) -> None:
     base = root / options.prefix.lstrip("/")
     try:
         if not options.destdir:
-            systemctl("disable", "--now", "xenlb")
+            systemctl("disable", "--now", "xenlb-drain", "xenlb")
         shutil.rmtree(base / "lib" / "xenlb", ignore_errors=True)
         for place in plain_files(options.prefix):
             (base / place).unlink(missing_ok=True)

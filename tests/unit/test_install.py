@@ -60,6 +60,7 @@ def test_what_lands_where(staged: Path) -> None:
         "sbin/xenlb",
         "lib/xenlb/bin/python",
         "lib/systemd/system/xenlb.service",
+        "lib/systemd/system/xenlb-drain.service",
         "share/man/man8/xenlb.8.gz",
         "share/man/man5/xenlb.yaml.5.gz",
         "share/bash-completion/completions/xenlb",
@@ -132,13 +133,14 @@ def test_uninstall_leaves_only_the_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-def test_the_unit_is_understood(tmp_path: Path) -> None:
+def test_the_units_are_understood(tmp_path: Path) -> None:
     """By systemd itself, with a command in place of the one that is not installed here."""
-    unit = tmp_path / "xenlb.service"
-    text = (ROOT / "etc/systemd/xenlb.service").read_text()
-    unit.write_text(text.replace("/usr/local/sbin/xenlb", "/bin/true"))
+    units = []
+    for source in sorted((ROOT / "etc/systemd").glob("*.service")):
+        units.append(tmp_path / source.name)
+        units[-1].write_text(source.read_text().replace("/usr/local/sbin/xenlb", "/bin/true"))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", unit],
+        ["systemd-analyze", "verify", "--man=no", *units],
         capture_output=True,
         text=True,
         timeout=60,
