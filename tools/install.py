@@ -7,6 +7,7 @@ What lands where (PREFIX is /usr/local unless told otherwise):
     PREFIX/lib/systemd/system   the unit
     PREFIX/share                man pages, shell completion, documentation
     /etc/xenlb                  the configuration: made when absent, never changed, never removed
+    /etc/libvirt/hooks/*.d      the hook script, unless a file of its name is somebody else's
 
 Nothing written here holds the name of DESTDIR, so the tree may be moved before it is used. The
 dependencies are copied from the checkout's virtual environment when there is one, else installed
@@ -25,6 +26,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
@@ -35,6 +37,9 @@ COMPLETION = {
     "_xenlb": "share/zsh/site-functions/_xenlb",
     "xenlb.fish": "share/fish/vendor_completions.d/xenlb.fish",
 }
+HOOKS = ("libxl.d/xenlb", "qemu.d/xenlb", "lxc.d/xenlb")
+# What every version of the hook script has said of itself, and no other says.
+HOOK_MARK = b"# The libvirt hook of xenlb"
 LAUNCHER = """\
 #!/bin/sh
 # The command of xenlb, in its own Python environment; -I keeps the caller's out of it.
@@ -245,6 +250,40 @@ def configuration(prefix: str) -> bytes:
     return text.replace("$schema=../xenlb/config/schema.json", f"$schema={schema}").encode()
 
 
+def is_our_hook(hook: Path) -> bool:
+    """Is there a file, and is it a version of our script? A symbolic link is somebody's."""
+    return hook.is_file() and not hook.is_symlink() and HOOK_MARK in hook.read_bytes()[:200]
+
+
+def install_hooks(folder: Path) -> bool:
+    """Whether libvirt has to read its folder of hooks again."""
+    new = False
+    for place in HOOKS:
+        hook = folder / place
+        if os.path.lexists(hook) and not is_our_hook(hook):
+            print(f"{hook} is not xenlb's and stays; the agent hears no hooks of that driver")
+            continue
+        new = new or not hook.exists()
+        write(hook, (HERE / "hooks" / "xenlb").read_bytes(), 0o755)
+    return new
+
+
+def remove_hooks(folder: Path) -> None:
+    """Their folders too, where nothing else is in them."""
+    for place in HOOKS:
+        hook = folder / place
+        if is_our_hook(hook):
+            hook.unlink()
+        with suppress(OSError):
+            hook.parent.rmdir()
+
+
+def libvirt_daemons() -> list[str]:
+    """The running daemons that call hooks of guests."""
+    units = ("libvirtd", "virtxend", "virtqemud", "virtlxcd")
+    return [unit for unit in units if systemctl("is-active", unit)]
+
+
 def systemctl(*arguments: str) -> bool:
     if not Path("/run/systemd/system").is_dir():
         return False
@@ -265,10 +304,16 @@ def install(options: argparse.Namespace) -> None:
         (etc / "templates").mkdir(parents=True, exist_ok=True)
         if not (etc / "xenlb.yaml").exists():
             write(etc / "xenlb.yaml", first_configuration(options.prefix))
+        new_hooks = install_hooks(etc.parent / "libvirt" / "hooks")
     except PermissionError as error:
         die(f"{error.filename} cannot be written; run it as root, or give DESTDIR=")
     print(f"xenlb is in {base}, its configuration in {etc}")
     if not options.destdir and systemctl("daemon-reload"):
+        if new_hooks and (daemons := libvirt_daemons()):
+            # It looks for hooks at its start only; the guests run on.
+            print(
+                f"libvirt calls the new hooks once restarted: systemctl restart {' '.join(daemons)}"
+            )
         if systemctl("is-active", "xenlb"):
             print("the agent still runs as it was: systemctl restart xenlb")
         else:
@@ -286,6 +331,7 @@ def uninstall(options: argparse.Namespace) -> None:
             (base / place).unlink(missing_ok=True)
         for folder in ("share/doc/xenlb", "share/xenlb"):
             shutil.rmtree(base / folder, ignore_errors=True)
+        remove_hooks(root / options.sysconfdir.lstrip("/") / "libvirt" / "hooks")
     except PermissionError as error:
         die(f"{error.filename} cannot be removed; run it as root")
     if not options.destdir:

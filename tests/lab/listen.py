@@ -1,10 +1,12 @@
 """Runs inside a lab with xenlb's Python: prints what the hypervisor room tells, a JSON line each.
 
-    listen.py URI
+    listen.py URI [hooks]
 
 Each line: t (the lab's wall clock when it was emitted), event (its type), guest (libvirt's name,
 its UUID until that is known), and the event's own fields. On Xen xenstore is listened to as well.
-Ends with SIGTERM. SIGUSR1 holds the event loop for 0.3 s, as a busy agent would.
+With `hooks`, each
+call of the libvirt hook script is a Hook (one listener at a time: they share a file). Ends with
+SIGTERM. SIGUSR1 holds the event loop for 0.3 s, as a busy agent would.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from ipaddress import IPv4Network, IPv6Network
 from uuid import UUID
 
 from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.hooks import HookCall, HookSource
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.model.events import Died, GuestId, HypervisorEvent, Listed, Started, Stopped
@@ -62,7 +65,12 @@ def follow(event: HypervisorEvent) -> None:
             RUNNING.pop(event.guest, None)
 
 
-async def main(uri: str) -> None:
+def hook(call: HookCall) -> None:
+    fields = {"t": time.time(), "event": "Hook", "guest": call.name, **dataclasses.asdict(call)}
+    print(json.dumps(fields, default=str), flush=True)
+
+
+async def main(uri: str, *, hooks: bool) -> None:
     loop = asyncio.get_running_loop()
     finder: AddressFinder | None = None
 
@@ -78,6 +86,8 @@ async def main(uri: str) -> None:
     finder = AddressFinder(emit, clock, {uri: libvirt}, {uri: xenstore} if on_xen else {})
     finder.context((), (IPv4Network("203.0.113.0/24"), IPv6Network("2001:db8::/32")))
     sources = [libvirt.run, finder.run, *([xenstore.run] if on_xen else [])]
+    if hooks:
+        sources.append(HookSource("/run/xenlb/hooks", hook).run)
     tasks = [asyncio.ensure_future(run()) for run in sources]
     loop.add_signal_handler(signal.SIGTERM, lambda: [task.cancel() for task in tasks])
     loop.add_signal_handler(signal.SIGUSR1, time.sleep, 0.3)
@@ -89,4 +99,4 @@ async def main(uri: str) -> None:
 if __name__ == "__main__":
     logging.basicConfig(stream=sys.stderr, format="%(created).3f %(name)s: %(message)s")
     logging.getLogger("xenlb").setLevel(logging.DEBUG)
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], hooks="hooks" in sys.argv[2:]))

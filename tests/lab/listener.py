@@ -19,9 +19,10 @@ Told = dict[str, Any]
 class Listener:
     """A context manager; `told` is every event so far, oldest first."""
 
-    def __init__(self, lab: LabHost, uri: str) -> None:
+    def __init__(self, lab: LabHost, uri: str, *, hooks: bool = False) -> None:
         self.lab = lab
         self.uri = uri
+        self._words = [uri, "hooks"] if hooks else [uri]
         self._process: Process | None = None
 
     def __enter__(self) -> Self:
@@ -31,13 +32,18 @@ class Listener:
         name = self.uri.partition(":")[0]
         self._log = f"/run/lab/listen-{name}.log"
         self.lab.write(self._log, "")
-        self._process = self.lab.spawn([python, "/run/lab/listen.py", self.uri], log=self._log)
+        self.lab.run(["mkdir", "-p", "/run/xenlb"])
+        self._process = self.lab.spawn([python, "/run/lab/listen.py", *self._words], log=self._log)
         self.wait(lambda e: e["event"] == "Listed", "the listing", timeout=120)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         if self._process is not None:
             self._process.terminate(30)
+        self._process = None
 
     def stall(self) -> None:
         """Holds its event loop for 0.3 s."""
@@ -59,7 +65,7 @@ class Listener:
 
     def since(self, moment: float, guest: str | None = None) -> list[Told]:
         """Events after a moment of the lab's clock, without those that only describe."""
-        dull = {"MetadataChanged", "AddressesFound", "Listed"}
+        dull = {"MetadataChanged", "AddressesFound", "Listed", "Hook"}
         return [
             event
             for event in self.told
@@ -70,6 +76,23 @@ class Listener:
 
     def names(self, moment: float, guest: str) -> list[str]:
         return [event["event"] for event in self.since(moment, guest)]
+
+    def calls(self, moment: float, guest: str) -> list[tuple[str, int | None]]:
+        """Calls of the hook script after a moment: operation and domain id."""
+        return [
+            (event["operation"], event["domid"])
+            for event in self.told
+            if event["event"] == "Hook" and event["t"] > moment and event["guest"] == guest
+        ]
+
+    def wait_calls(self, moment: float, guest: str, *calls: tuple[str, int | None]) -> None:
+        """Until exactly these calls were heard."""
+        self.lab.wait_until(
+            lambda: self.calls(moment, guest) == list(calls),
+            60,
+            f"the calls {calls}; there are {self.calls(moment, guest)}",
+            every=0.1,
+        )
 
     def wait(
         self, wanted: Callable[[Told], object], what: str, *, after: float = 0, timeout: float = 60

@@ -14,6 +14,7 @@ import pytest
 from xenlb import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+HOOKS = [f"etc/libvirt/hooks/{driver}.d/xenlb" for driver in ("libxl", "qemu", "lxc")]
 PREFIX = "/usr/opt"  # not the default: a path that is written out somewhere shows
 
 
@@ -70,6 +71,9 @@ def test_what_lands_where(staged: Path) -> None:
         assert (base / place).exists(), place
     assert (staged / "etc/xenlb/xenlb.yaml").exists()
     assert (staged / "etc/xenlb/templates").is_dir()
+    for hook in HOOKS:
+        assert (staged / hook).read_bytes() == (ROOT / "hooks/xenlb").read_bytes()
+        assert os.access(staged / hook, os.X_OK)
     assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
     assert os.access(base / "sbin/xenlb", os.X_OK)
     assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()
@@ -130,6 +134,38 @@ def test_uninstall_leaves_only_the_configuration(tmp_path: Path) -> None:
     make("install", f"DESTDIR={root}", f"PREFIX={PREFIX}")
     make("uninstall", f"DESTDIR={root}", f"PREFIX={PREFIX}")
     assert list(tree(root)) == ["etc/xenlb/xenlb.yaml"]
+    assert list((root / "etc/libvirt/hooks").iterdir()) == []
+
+
+def test_hooks_of_others_stay(tmp_path: Path) -> None:
+    """A file of that name, a link, a folder; next to others in the same folder."""
+    root = tmp_path / "root"
+    theirs, link, folder = (root / hook for hook in HOOKS)
+    for hook in (theirs, link, folder):
+        hook.parent.mkdir(parents=True)
+        hook.with_name("other").write_text("#!/bin/sh\n")
+    theirs.write_text("#!/bin/sh\n# somebody's\n")
+    link.symlink_to(ROOT / "hooks/xenlb")
+    folder.mkdir()
+    before = tree(root)
+    said = make("install", f"DESTDIR={root}", f"PREFIX={PREFIX}")
+    for hook in (theirs, link, folder):
+        assert f"{hook} is not xenlb's and stays" in said
+    assert "restart" not in said
+    make("uninstall", f"DESTDIR={root}", f"PREFIX={PREFIX}")
+    after = tree(root)
+    del after["etc/xenlb/xenlb.yaml"]
+    assert after == before
+    assert folder.is_dir()
+
+
+def test_an_older_hook_of_ours_is_replaced(staged: Path) -> None:
+    hook = staged / HOOKS[0]
+    head = hook.read_text().splitlines(keepends=True)[:3]
+    hook.write_text("".join([*head, "exit 0\n"]))
+    said = make("install", f"DESTDIR={staged}", f"PREFIX={PREFIX}")
+    assert hook.read_bytes() == (ROOT / "hooks/xenlb").read_bytes()
+    assert "not xenlb's" not in said
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
