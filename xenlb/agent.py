@@ -23,7 +23,7 @@ from xenlb.ipvs.op import DeleteService
 from xenlb.ipvs.table import IPAddress, Snapshot, Table
 from xenlb.journal import Journal
 from xenlb.model.desired import desired, next_deadline
-from xenlb.model.events import ConfigurationRefused, Configured, Event, Tick
+from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, Tick
 from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step
@@ -125,8 +125,9 @@ class Agent:
         self._resync_at = 0.0
         self._news.set()
 
-    def note(self, text: str, *, warning: bool = False) -> None:
-        self.journal.write(Note(at=clock.now(), text=text, warning=warning), self.state.guests)
+    def note(self, text: str, *, guest: GuestId | None = None, warning: bool = False) -> None:
+        note = Note(at=clock.now(), text=text, guest=guest, warning=warning)
+        self.journal.write(note, self.state.guests)
 
     # --- the owner task --------------------------------------------------------------------------
 

@@ -15,10 +15,12 @@ from xenlb.director.interface import towards
 from xenlb.drains import Drains
 from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.hooks import HookCall, HookSource
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import Forwarding
-from xenlb.model.events import GuestId, SysctlsSeen
+from xenlb.model.evacuation import is_local
+from xenlb.model.events import Died, GuestId, SysctlsSeen
 from xenlb.model.guest import Phase
 from xenlb.model.members import needs_address, services_of
 from xenlb.model.settings import AddressPolicy
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 RELIST = 60.0  # seconds between two listings of a libvirt, should an event ever be lost
 SYSCTLS = 60.0  # seconds between two looks at the sysctls
 RESTART = 5.0  # seconds until a source that failed by a fault of its own runs again
+DRIVERS = {"Xen": "libxl", "QEMU": "qemu", "LXC": "lxc"}  # as hooks call what libvirt calls so
 XEN_CAPABILITIES = Path("/proc/xen/capabilities")
 
 
@@ -38,11 +41,12 @@ class Sources:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
-        self._libvirts: dict[str, LibvirtSource] = {}
+        self.libvirts: dict[str, LibvirtSource] = {}
         self._xenstores: dict[str, XenstoreSource] = {}
         self._health = HealthRunner(agent.emit, clock.now)
-        self._drains = Drains(agent, self._libvirts)
-        self._finder = AddressFinder(agent.emit, clock.now, self._libvirts, self._xenstores)
+        self._drains = Drains(agent, self.libvirts)
+        self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
+        self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
         self._addresses = ServiceAddresses(
             frozenset(Placed(interface=name, address=address) for name, address in agent.addresses),
             changed=self._keep_addresses,
@@ -56,6 +60,7 @@ class Sources:
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
         self._run("sysctls", self._set_sysctls)
+        self._run("libvirt's hooks", self._hooks.run)
 
     async def stop(self) -> None:
         for name in list(self._tasks):
@@ -80,16 +85,31 @@ class Sources:
             self._addresses.leave()
         self._look_at_sysctls.set()
         for uri in state.links:
-            if uri not in self._libvirts:
+            if uri not in self.libvirts:
                 self._connect(uri)
-        for uri in self._libvirts.keys() - state.links.keys():
-            del self._libvirts[uri]
+        for uri in self.libvirts.keys() - state.links.keys():
+            del self.libvirts[uri]
             self._xenstores.pop(uri, None)
             self._run(f"leave {uri}", partial(self._end, uri))
 
+    def hooked(self, call: HookCall) -> None:
+        """What the hook script tells sooner than libvirt's events do; see hooks.py."""
+        for uri, source in self.libvirts.items():
+            if not is_local(uri) or call.driver != DRIVERS.get(source.hypervisor_type):
+                continue
+            guest = GuestId(uri=uri, uuid=call.uuid)
+            match call.operation:
+                case "reconnect":
+                    source.hurry()
+                case "stopped" if call.domid is not None:
+                    died = Died(at=clock.now(), guest=guest, incarnation=call.domid)
+                    self._agent.emit(died)
+                case "prepare" | "migrate" | "restore" if guest in self._agent.state.guests:
+                    self._agent.note(f"libvirt's hook: {call.operation}", guest=guest)
+
     def _connect(self, uri: str) -> None:
         source = LibvirtSource(None if uri == "default" else uri, self._agent.emit, clock.now)
-        self._libvirts[uri] = source
+        self.libvirts[uri] = source
         self._run(uri, source.run)
         self._run(uri, lambda: _relist(source))
         if is_local_xen(uri):

@@ -162,9 +162,7 @@ def load(stage: Stage) -> Iterator[dict[str, Any]]:
         summary |= running.stop()
 
 
-def play(
-    stage: Stage, way: str, rounds: int, *, said: Callable[[str], object] = print
-) -> Tally:
+def play(stage: Stage, way: str, rounds: int, *, said: Callable[[str], object] = print) -> Tally:
     """`rounds` rounds of one way under one load."""
     tally = Tally(way=way)
     with load(stage) as summary:

@@ -58,6 +58,7 @@ class LibvirtSource:
         self._opening: asyncio.Task[Connection] | None = None
         self._pause = SHORTEST_PAUSE
         self._told = False
+        self._hurry = asyncio.Event()
         self.hypervisor_type = ""  # as libvirt says: Xen, QEMU, LXC, TEST; empty until connected
 
     @property
@@ -75,10 +76,17 @@ class LibvirtSource:
                 except (CallFailed, Stuck) as error:
                     reason = str(error)
                 self._tell_lost(reason)
-                await asyncio.sleep(self._pause * random.uniform(0.8, 1.2))
+                self._hurry.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause * random.uniform(0.8, 1.2)):
+                        await self._hurry.wait()
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
         finally:
             await self._forget_opening()
+
+    def hurry(self) -> None:
+        """libvirtd is known to be there: it need not be waited for any longer."""
+        self._hurry.set()
 
     async def relist(self) -> None:
         """Lists again (a resync). Nothing while there is no connection, or while it still lists."""

@@ -1,10 +1,22 @@
-"""Which sources run for which configuration."""
+"""Which sources run for which configuration, and what hooks come to."""
 
+import asyncio
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
-from xenlb.sources import is_local_xen
+from tests.fakes.kernel import FakeKernel
+from xenlb import clock
+from xenlb.agent import Agent
+from xenlb.hypervisor.hooks import HookCall
+from xenlb.hypervisor.libvirt import LibvirtSource
+from xenlb.model.events import Died, Event, GuestId
+from xenlb.model.guest import Guest
+from xenlb.model.state import State
+from xenlb.sources import Sources, is_local_xen
+
+LXC, QEMU, FAR = "lxc:///", "qemu:///system", "lxc+ssh://dom0b/"
 
 
 @pytest.mark.parametrize(
@@ -26,3 +38,46 @@ def test_whether_a_libvirt_has_the_guests_of_this_dom0(
     if capabilities is not None:
         file.write_text(capabilities)
     assert is_local_xen(uri, file) is local
+
+
+def test_what_hooks_tell(tmp_path: Path) -> None:
+    """Of the guests of this host's own libvirts, by the driver that called the hook."""
+    ids = {uri: GuestId(uri=uri, uuid=UUID(int=1)) for uri in (LXC, QEMU, FAR)}
+
+    async def story() -> tuple[list[Event], list[str], set[str]]:
+        agent = Agent(config=tmp_path / "x", state_file=tmp_path / "s", kernel=FakeKernel())
+        guests = {key: Guest(id=key, name="mail1") for key in ids.values()}
+        agent.state = State(guests=guests)
+        sources = Sources(agent)
+        heard: list[Event] = []
+        agent.emit = lambda event, taken=None: heard.append(event)  # type: ignore[method-assign]
+        hurried = set()
+        for uri, kind in ((LXC, "LXC"), (QEMU, "QEMU"), (FAR, "LXC")):
+            source = LibvirtSource(uri, agent.emit, clock.now)
+            source.hypervisor_type = kind
+            source.hurry = lambda uri=uri: hurried.add(uri)  # type: ignore[misc]
+            sources.libvirts[uri] = source
+        for driver, operation, domid in (
+            ("lxc", "prepare", None),
+            ("qemu", "migrate", None),
+            ("lxc", "started", 7),
+            ("qemu", "stopped", None),  # whose domain? libvirt's event tells
+            ("lxc", "stopped", 7),
+            ("lxc", "release", None),
+            ("lxc", "reconnect", 8),
+        ):
+            call = HookCall(
+                driver=driver,
+                operation=operation,
+                suboperation="begin",
+                uuid=UUID(int=1),
+                domid=domid,
+                name="mail1",
+            )
+            sources.hooked(call)
+        return heard, [line["text"] for line in agent.journal.lines()], hurried
+
+    heard, notes, hurried = asyncio.run(story())
+    assert [(type(event), getattr(event, "guest", None)) for event in heard] == [(Died, ids[LXC])]
+    assert notes == ["libvirt's hook: prepare", "libvirt's hook: migrate"]
+    assert hurried == {LXC}
