@@ -49,9 +49,7 @@ def vips_of(vip: str | Sequence[str] | None) -> list[str]:
     return [vip] if isinstance(vip, str) else list(vip or ())
 
 
-def archive(
-    *, settings: Settings, files: Mapping[str, str | bytes], units: Sequence[str]
-) -> bytes:
+def archive(*, settings: Settings, files: Mapping[str, str | bytes], units: Sequence[str]) -> bytes:
     """A tar of the files (path in the guest → content; what starts with #! is a program), with
     `units` enabled as `systemctl enable` does it."""
     contents: dict[str, str | bytes] = {

@@ -7,13 +7,12 @@ on its kernel's command line.
 
 from __future__ import annotations
 
-import base64
-import shlex
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from tests.lab.debian import guest_shell
 from tests.lab.host import LabError, Result
 
 if TYPE_CHECKING:
@@ -189,11 +188,8 @@ class Guest:
 
     def wait_serving(self, timeout: float = 180) -> None:
         """Until its first port takes a connection from Dom0."""
-        # In one process: a probe that forks anew each time would take the CPU the guest boots on.
-        loop = f"until exec 3<>/dev/tcp/{self.address}/{self.port}; do sleep 0.1; done 2>/dev/null"
-        result = self.lab.run(
-            ["timeout", str(timeout), "bash", "-c", loop], timeout=timeout + 30, check=False
-        )
+        command = guest_shell.knock(self.address, self.port, timeout=timeout)
+        result = self.lab.run(command, timeout=timeout + 30, check=False)
         if result.rc != 0:
             raise LabError(
                 f"guest {self.name} does not serve {self.address} port {self.port} after "
@@ -245,12 +241,7 @@ class DebianGuest(Guest):
 
     def write(self, path: str, data: str | bytes, mode: int = 0o644) -> None:
         """Writes a file in the running guest (parents are made); it is gone after a reboot."""
-        content = data.encode() if isinstance(data, str) else data
-        where = shlex.quote(path)
-        self.run(
-            f"mkdir -p $(dirname {where}) && base64 -d >{where} <<END && chmod {mode:o} {where}\n"
-            f"{base64.encodebytes(content).decode()}END"
-        )
+        self.run(guest_shell.write(path, data, mode=mode))
 
 
 def second_initramfs(files: bytes) -> bytes:

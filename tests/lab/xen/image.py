@@ -166,9 +166,7 @@ def build(progress: Progress = report) -> Image:
             f"xen-userland-{key(versions, DOM0_PACKAGES, DOM0_WITHOUT)}.tar",
             f"Xen lab: installing Debian {SUITE} for Dom0 (about a minute)",
             progress,
-            lambda target: packages.bootstrap(
-                target, packages=DOM0_PACKAGES, without=DOM0_WITHOUT
-            ),
+            lambda target: packages.bootstrap(target, packages=DOM0_PACKAGES, without=DOM0_WITHOUT),
         )
         recipe = [path for path in sorted(HERE.rglob("*")) if _is_recipe(path)]
         contents = [f"{path.name}:{path.read_bytes()!r}" for path in recipe]
