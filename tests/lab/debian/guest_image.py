@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tests.lab.debian import packages
 from tests.lab.debian.packages import Progress
+from tests.lab.host import LabError
 
 HERE = Path(__file__).resolve().parent
 SERVER = HERE.parent / "xen/guest/srv/server.py"
-NEEDS = packages.NEEDS
 
 PACKAGES = (
     "busybox-static",  # lab-shell.service
@@ -35,11 +35,13 @@ WITHOUT = (
 
 def missing() -> list[str]:
     """The Debian packages to install before `build` can work."""
-    return packages.missing_packages(NEEDS)
+    return packages.missing_packages(packages.NEEDS)
 
 
 def build(progress: Progress = packages.report) -> Path:
     """The image of the present recipe, from the cache or made now (half a minute)."""
+    if needed := missing():
+        raise LabError(f"Debian guests need: apt-get install {' '.join(needed)}")
     versions = packages.versions(set(PACKAGES))
     with packages.locked_cache("debian", progress) as cache:
         userland = packages.step(

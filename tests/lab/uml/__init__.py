@@ -26,7 +26,8 @@ Facts this rests on (Debian 12, user-mode-linux 6.1):
 - The kernel cannot decapsulate GUE for IPIP (NET_FOU_IP_TUNNELS is off), so a `tunnel` server
   here is ipip.
 
-How guests are made is in guests.py; the protocol is in tests/lab/host.py.
+How guests are made is in guests.py, those with a real init in debian.py; the protocol is in
+tests/lab/host.py.
 """
 
 from __future__ import annotations

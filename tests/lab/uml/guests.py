@@ -5,6 +5,8 @@ A container shares the lab's files and runs guest.sh as its init, which ends in 
 SIGTERM, and only with `--mode signal` (the default mode wants an initctl fifo, finds none, and
 returns success without doing anything).
 
+Containers with a real init are in debian.py.
+
 A QEMU guest is a Debian kernel with a busybox (qemu_image.py) in an emulator inside the lab's one
 CPU: it serves about 10 s after its start. It reacts to the power button as any machine does, so
 it is for what only QEMU has: the event POWERDOWN at the moment a shutdown is asked for.

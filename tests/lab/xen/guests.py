@@ -1,8 +1,8 @@
 """Guests of the Xen lab: libvirt domains that serve HTTP and UDP (guest/srv/server.py).
 
-A guest is a paravirtual machine with a kernel, busybox and a little Python in its initramfs
-(guest/init is its whole userland), so it has no disk and starts in seconds. Its settings travel
-on its kernel's command line.
+Those with Debian's systemd (tests/lab/debian) are at the end. Any other is a paravirtual machine
+with a kernel, busybox and a little Python in its initramfs (guest/init is its whole userland), so
+it has no disk and starts in seconds. Its settings travel on its kernel's command line.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tests.lab.debian import guest_files, guest_image
+from tests.lab.debian import guest_files, guest_image, packages
 from tests.lab.host import CHECKOUT, LabError, LabHost, Result, cache_directory, last_lines
 from tests.lab.netns import NetNs
 from tests.lab.xen import image as images
@@ -87,7 +87,7 @@ class XenLab(LabHost):
         install: bool = True,
         debian_guests: bool = True,
         memory_mib: int = 3072,
-        progress: Callable[[str], None] = images.report,
+        progress: packages.Progress = packages.report,
     ) -> None:
         """`payload`: a folder whose content is laid over Dom0's /. Without one the checkout is
         installed (`make install`), or, with `install=False`, nothing but the lab's own programs.
