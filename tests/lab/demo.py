@@ -111,7 +111,7 @@ class Show:
 def xen_stage(show: Show) -> Iterator[Stage]:
     from tests.lab.xen import XenLab  # noqa: PLC0415 - only the lab that is asked for
 
-    with XenLab(progress=show.progress) as lab:
+    with XenLab(progress=show.progress, debian_guests=False) as lab:
         show.progress(f"Dom0 is up: {lab.out('uname -sr').strip()} on Xen, libvirt answers")
         guests = [lab.define_guest(f"web{n}", f"10.0.0.1{n}", stop_delay=STAY) for n in (1, 2)]
         agent = ServiceAgent(lab, CONFIG.replace("URI", "xen:///system"))

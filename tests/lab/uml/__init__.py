@@ -26,7 +26,8 @@ Facts this rests on (Debian 12, user-mode-linux 6.1):
 - The kernel cannot decapsulate GUE for IPIP (NET_FOU_IP_TUNNELS is off), so a `tunnel` server
   here is ipip.
 
-How guests are made is in guests.py; the protocol is in tests/lab/host.py.
+How guests are made is in guests.py, those with a real init in debian.py; the protocol is in
+tests/lab/host.py.
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tests.lab.debian import guest_files
 from tests.lab.host import CHECKOUT, LabError, LabHost, Process, console_end, last_lines
 from tests.lab.netns import NetNs
-from tests.lab.uml import qemu_image
+from tests.lab.uml import debian, qemu_image
+from tests.lab.uml.debian import DebianGuest
 from tests.lab.uml.guests import LxcGuest, QemuGuest, lxc_xml, qemu_xml
 
 HERE = Path(__file__).resolve().parent
@@ -290,6 +293,55 @@ class UmlLab(LabHost):
             },
         )
         guest.define(xml)
+        return guest
+
+    def define_debian_guest(
+        self,
+        name: str,
+        address: str,
+        *,
+        services: Sequence[int] = (80,),
+        vip: str | Sequence[str] | None = None,
+        method: Literal["masquerade", "gatewaying", "tunnel"] = "gatewaying",
+        address6: str | None = None,
+        files: Mapping[str, str | bytes] | None = None,
+        units: Sequence[str] = (),
+        mac: str | None = None,
+        metadata: str = "",
+        memory_mib: int = 256,
+    ) -> DebianGuest:
+        """Defines a container with Debian's systemd as its init; libvirtd must run.
+
+        web.service serves `services` (HTTP and UDP echo) and stops at once when asked to. `vip`:
+        service addresses it takes for itself. `files`: path in the guest → content (a program
+        when it starts with #!); `units`: names of units to enable.
+        """
+        guest = DebianGuest(self, name=name, address=address, ports=services)
+        settings = guest_files.Settings(
+            name=name,
+            address=prefixed(address),
+            gateway=self.gateway("br0", address),
+            ports=services,
+            vips=guest_files.vips_of(vip),
+            method=method,
+            address6=prefixed(address6) if address6 else "",
+            gateway6=self.gateway("br0", address6) if address6 else "",
+        )
+        guest.lay_out(guest_files.archive(settings=settings, files=files or {}, units=units))
+        if method == "tunnel":
+            self.run(["modprobe", "ipip"])  # every name space made from now on has a tunl0
+        guest.define(
+            lxc_xml(
+                name=name,
+                address=None,
+                mac=mac or mac_of(address),
+                metadata=metadata,
+                root=guest.root,
+                memory_mib=memory_mib,
+                init=[debian.INIT],
+                environment={},
+            )
+        )
         return guest
 
     def define_qemu_guest(

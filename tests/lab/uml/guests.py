@@ -5,6 +5,8 @@ A container shares the lab's files and runs guest.sh as its init, which ends in 
 SIGTERM, and only with `--mode signal` (the default mode wants an initctl fifo, finds none, and
 returns success without doing anything).
 
+Containers with a real init are in debian.py.
+
 A QEMU guest is a Debian kernel with a busybox (qemu_image.py) in an emulator inside the lab's one
 CPU: it serves about 10 s after its start. It reacts to the power button as any machine does, so
 it is for what only QEMU has: the event POWERDOWN at the moment a shutdown is asked for.
@@ -26,21 +28,30 @@ if TYPE_CHECKING:
 def lxc_xml(
     *,
     name: str,
-    address: str,
-    address6: str | None,
+    address: str | None,
+    address6: str | None = None,
     mac: str,
     metadata: str | None,
+    root: str | None = None,
+    memory_mib: int = 128,
     init: Sequence[str],
     environment: Mapping[str, str],
 ) -> str:
+    """`address`: None for a guest that sets its own; `root`: None for one that shares the lab's
+    files."""
     arguments = "".join(f"<initarg>{escape(argument)}</initarg>" for argument in init[1:])
     variables = "".join(
         f"<initenv name={quoteattr(key)}>{escape(value)}</initenv>"
         for key, value in environment.items()
         if value  # libvirt takes no empty one
     )
-    ip = f"<ip address='{address}' family='ipv4' prefix='24'/>"
-    route = "<route family='ipv4' address='0.0.0.0' prefix='0' gateway='10.0.0.1'/>"
+    files = ""
+    if root:
+        files = f"<filesystem type='mount'><source dir='{root}'/><target dir='/'/></filesystem>"
+    ip = route = ""
+    if address:
+        ip = f"<ip address='{address}' family='ipv4' prefix='24'/>"
+        route = "<route family='ipv4' address='0.0.0.0' prefix='0' gateway='10.0.0.1'/>"
     if address6:
         ip += f"<ip address='{address6}' family='ipv6' prefix='64'/>"
         route += "<route family='ipv6' address='::' prefix='0' gateway='fd00:10::1'/>"
@@ -48,7 +59,7 @@ def lxc_xml(
 <domain type='lxc'>
   <name>{name}</name>
   <metadata>{metadata or ""}</metadata>
-  <memory unit='MiB'>128</memory>
+  <memory unit='MiB'>{memory_mib}</memory>
   <vcpu>1</vcpu>
   <os><type>exe</type><init>{init[0]}</init>{arguments}{variables}</os>
   <on_poweroff>destroy</on_poweroff>
@@ -56,6 +67,7 @@ def lxc_xml(
   <on_crash>destroy</on_crash>
   <devices>
     <emulator>/usr/lib/libvirt/libvirt_lxc</emulator>
+    {files}
     <interface type='bridge'>
       <mac address='{mac}'/>
       <source bridge='br0'/>{ip}{route}

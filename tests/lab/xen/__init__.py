@@ -39,10 +39,13 @@ Facts this rests on (Debian 12: QEMU 7.2, Xen 4.17, Linux 6.1, libvirt 9.0; two 
   a boot, and one boot in two then stood still for 17 s.
 - The first run of each program is slow (its code is translated then), later ones take 30-50 ms.
 - There is no udev in Dom0, and no D-Bus: both cost seconds of boot and nothing here needs them.
-- A guest is asked to shut down through xenstore; its kernel then calls /sbin/poweroff.
+- A guest is asked to shut down through xenstore; its kernel then calls /sbin/poweroff, which is
+  systemctl in the guests of `define_debian_guest` (tests/lab/debian): their units stop in order.
+- Those have a disk, which QEMU gives to Dom0 and Dom0 (xen-blkback, through Debian's own block
+  script) read-only to any number of guests.
 """
 
-from tests.lab.xen.guests import Guest
+from tests.lab.xen.guests import DebianGuest, Guest
 from tests.lab.xen.lab import Client, XenLab
 
-__all__ = ["Client", "Guest", "XenLab"]
+__all__ = ["Client", "DebianGuest", "Guest", "XenLab"]

@@ -1,8 +1,7 @@
 """Builds what the Xen lab boots: hypervisor, kernels, initramfs archives and Dom0's disk.
 
-Everything comes from the Debian packages that this machine's own apt would install (its mirrors,
-proxies and pins), so nothing here names a server or a kernel version. The work is done in three
-steps, each kept in the cache under a hash of what it is made from:
+Everything comes from Debian packages (tests/lab/debian/packages.py), and no kernel version is named
+here. The work is done in three steps, each kept in the cache under a hash of what it is made from:
 
     xen-kernels-KEY/    the packages that are only unpacked: kernels, hypervisor, busybox
     xen-userland-KEY.tar  Dom0's Debian, made by mmdebstrap
@@ -10,41 +9,30 @@ steps, each kept in the cache under a hash of what it is made from:
 
 An interrupted build goes on after the last finished step; a change of one unit file rebuilds only
 the last one (a few seconds). Booting is the business of `lab.py`.
-
-No step needs a loop device or root: mmdebstrap and mkfs.ext4 run in a user namespace when the
-caller is not root (that takes the package uidmap and a range in /etc/subuid).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import gzip
-import hashlib
-import logging
 import lzma
-import os
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.lab.host import LabError, cache_directory, last_lines
-
-log = logging.getLogger(__name__)
+from tests.lab.debian import packages
+from tests.lab.debian.packages import SUITE, Progress, call, key, report, step
+from tests.lab.host import LabError
 
 HERE = Path(__file__).resolve().parent
 GUEST_SERVER = HERE / "guest/srv/server.py"
-SUITE = "bookworm"
 # What the machine that builds and boots has to have, and the Debian package that has it;
 # tests/lab/apt-packages lists them, too.
 NEEDS = {
     "qemu-system-x86_64": "qemu-system-x86",
-    "mmdebstrap": "mmdebstrap",
-    "mkfs.ext4": "e2fsprogs",
+    **packages.NEEDS,
     "cpio": "cpio",
     "depmod": "kmod",
     "lz4": "lz4",
@@ -75,13 +63,10 @@ DOM0_PACKAGES = (
     "xen-utils-4.17",
     "xenstore-utils",
 )
-# Files of those packages that no test looks at. Of libvirt's drivers only libxl and network stay:
+# Of libvirt's drivers only libxl and network stay:
 # the daemon loads what it finds, and each driver costs start time in an emulated machine.
 DOM0_WITHOUT = (
-    "/usr/share/doc/*",
-    "/usr/share/info/*",
-    "/usr/share/locale/*",
-    "/usr/share/man/*",
+    *packages.WITHOUT,
     "/usr/lib/python3/dist-packages/*/test/*",
     "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_interface.so",
     "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_nodedev.so",
@@ -115,16 +100,13 @@ DOM0_MODULES = (
 )
 DOM0_BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 GUEST_MODULES = ("xen-netfront", "ipip")
+DEBIAN_GUEST_MODULES = ("xen-blkfront", "overlay", *GUEST_MODULES)
 GUEST_APPLETS = (
     *("awk", "cat", "dd", "dmesg", "echo", "env", "free", "grep", "hostname", "insmod", "ip"),
     *("kill", "ls", "mkdir", "mount", "nc", "netstat", "ping", "printf", "ps", "rm", "sed", "sh"),
     *("sleep", "sysctl", "top", "touch", "usleep"),
 )
 
-OUTDATED = (
-    "If a file was not found, this machine's package lists are older than its mirror: run "
-    "`apt-get update` and try again."
-)
 # Prints the files of all that a script imports, and of what Python itself needs to start.
 IMPORTS = """
 import encodings.latin_1, runpy, sys
@@ -162,51 +144,40 @@ class Image:
         return self.directory / "dom0.img"
 
 
-def report(message: str) -> None:
-    """The default progress report: one line, also where pytest shows it live."""
-    log.info("%s", message)
-
-
-Progress = Callable[[str], None]
-
-
 def missing_packages() -> list[str]:
     """The Debian packages to install before `build` and a boot can work."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    needs = dict(NEEDS) if os.geteuid() == 0 else {**NEEDS, "newuidmap": "uidmap"}
-    return sorted({name for program, name in needs.items() if not shutil.which(program, path=path)})
+    return packages.missing_packages(NEEDS)
 
 
 def build(progress: Progress = report) -> Image:
     """The image of the present recipe, from the cache or built now (one to two minutes)."""
-    cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    versions = _versions()
-    with _lock(cache / "xen.lock", progress):
-        kernels = _step(
+    kernel_names = {_depends_on_kernel(name) for name in KERNELS.values()}
+    versions = packages.versions({HYPERVISOR, BUSYBOX, *kernel_names, *DOM0_PACKAGES})
+    with packages.locked_cache("xen", progress) as cache:
+        kernels = step(
             cache,
-            f"xen-kernels-{_key(versions)}",
-            "downloading and unpacking kernels and hypervisor",
+            f"xen-kernels-{key(versions)}",
+            "Xen lab: downloading and unpacking kernels and hypervisor",
             progress,
             lambda target: _unpack_kernels(versions, target),
         )
-        userland = _step(
+        userland = step(
             cache,
-            f"xen-userland-{_key(versions, DOM0_PACKAGES, DOM0_WITHOUT)}.tar",
-            f"installing Debian {SUITE} for Dom0 (about a minute)",
+            f"xen-userland-{key(versions, DOM0_PACKAGES, DOM0_WITHOUT)}.tar",
+            f"Xen lab: installing Debian {SUITE} for Dom0 (about a minute)",
             progress,
-            _install_userland,
+            lambda target: packages.bootstrap(target, packages=DOM0_PACKAGES, without=DOM0_WITHOUT),
         )
         recipe = [path for path in sorted(HERE.rglob("*")) if _is_recipe(path)]
         contents = [f"{path.name}:{path.read_bytes()!r}" for path in recipe]
-        directory = _step(
+        directory = step(
             cache,
-            f"xen-{_key(versions, DOM0_PACKAGES, contents)}",
-            "making Dom0's disk",
+            f"xen-{key(versions, DOM0_PACKAGES, contents)}",
+            "Xen lab: making Dom0's disk",
             progress,
             lambda target: _assemble(kernels, userland, target),
         )
-        _forget_others(cache, {kernels.name, userland.name, directory.name})
+        packages.forget_others(cache, "xen", {kernels.name, userland.name, directory.name})
     return Image(directory=directory, built_from=versions)
 
 
@@ -216,108 +187,11 @@ def _is_recipe(path: Path) -> bool:
     return path.name == "image.py" or path.parent != HERE or path.suffix != ".py"
 
 
-def _key(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-@contextlib.contextmanager
-def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another build of the Xen lab's image")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _step(
-    cache: Path, name: str, what: str, progress: Progress, make: Callable[[Path], None]
-) -> Path:
-    """Makes cache/name by `make(temporary path)` unless it is there; atomic."""
-    target = cache / name
-    if target.exists():
-        return target
-    progress(f"Xen lab: {what} …")
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=f"{name}.tmp", dir=cache) as work:
-        made = Path(work) / "made"
-        make(made)
-        made.rename(target)
-    progress(f"Xen lab: {what}: done in {time.monotonic() - started:.0f} s")
-    return target
-
-
-def _forget_others(cache: Path, keep: set[str]) -> None:
-    # Open files of a lab that runs from an older image live on until it ends.
-    for path in cache.glob("xen-*"):
-        if path.name not in keep:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _call(
-    command: Sequence[str | Path],
-    *,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    stdin: str | None = None,
-    hint: str = "",
-) -> str:
-    """The standard output of a command that must succeed; `hint` ends the error."""
-    words = [str(word) for word in command]
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    result = subprocess.run(
-        words,
-        cwd=cwd,
-        env={**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", **(env or {})},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        raise LabError(
-            f"building the Xen lab failed at: {' '.join(words)[:300]}\n"
-            f"it ended with status {result.returncode} and said:\n"
-            f"{last_lines(result.stdout + result.stderr, 30)}\n{hint}".rstrip()
-        )
-    return result.stdout
-
-
-def _as_root() -> list[str]:
-    """Before a command that gives files to root: nothing for root, else a user namespace."""
-    return [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--map-auto", "--"]
-
-
 # Packages ---------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str]:
-    """Package → version of all that is named here; a new one of any means a new image."""
-    kernels = {role: _depends_on_kernel(name) for role, name in KERNELS.items()}
-    names = sorted({HYPERVISOR, BUSYBOX, *kernels.values(), *DOM0_PACKAGES})
-    found: dict[str, str] = {}
-    package = ""
-    for line in _call(["apt-cache", "policy", *names]).splitlines():
-        if not line.startswith(" "):
-            package = line.rstrip(":")
-        elif line.strip().startswith("Candidate:"):
-            version = line.split()[1]
-            if version != "(none)":
-                found[package] = version
-    if absent := [name for name in names if name not in found]:
-        raise LabError(
-            f"apt knows no version of {', '.join(absent)}. The Xen lab is made from Debian "
-            f"{SUITE}: run `apt-get update`, and check that apt's sources name {SUITE}."
-        )
-    return found
-
-
 def _depends_on_kernel(metapackage: str) -> str:
-    for line in _call(["apt-cache", "depends", "--important", metapackage]).splitlines():
+    for line in call(["apt-cache", "depends", "--important", metapackage]).splitlines():
         kind, _, name = line.strip().partition(": ")
         if kind == "Depends" and name.startswith("linux-image-"):
             return name
@@ -336,85 +210,15 @@ def _kernel_package(versions: Mapping[str, str], role: str) -> str:
 
 
 def _unpack_kernels(versions: Mapping[str, str], target: Path) -> None:
-    packages = {
+    names = {
         "hypervisor": HYPERVISOR,
         "busybox": BUSYBOX,
         "dom0": _kernel_package(versions, "dom0"),
         "guest": _kernel_package(versions, "guest"),
     }
     target.mkdir()
-    for role, package in packages.items():
-        with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            # As root apt would drop to its own user, who may not write here, and warn.
-            _call(
-                [
-                    *("apt-get", "-q", "-o", "APT::Sandbox::User=root"),
-                    *("download", f"{package}={versions[package]}"),
-                ],
-                cwd=Path(work),
-                hint=OUTDATED,
-            )
-            (archive,) = Path(work).glob("*.deb")
-            _call(["dpkg-deb", "-x", archive, target / role])
-
-
-def _apt_options() -> list[str]:
-    """How this machine's apt reaches its mirrors: proxies, retries, date checks, credentials."""
-    wanted = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries")
-    options = [
-        f"--aptopt={line}"
-        for line in _call(["apt-config", "dump"]).splitlines()
-        if line.startswith(wanted) and not line.endswith(' "";')
-    ]
-    options.append('--aptopt=Acquire::Languages "none"')
-    if any(Path("/etc/apt/auth.conf.d").glob("*")):
-        options.append('--aptopt=Dir::Etc::netrcparts "/etc/apt/auth.conf.d/"')
-    if Path("/etc/apt/auth.conf").exists():
-        options.append('--aptopt=Dir::Etc::netrc "/etc/apt/auth.conf"')
-    return options
-
-
-def _sources() -> str:
-    """This machine's own apt sources for the suite, as lines of a sources.list."""
-    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-    signed = f"[signed-by={keyring}] " if keyring.exists() else ""
-    lines = {
-        f"deb {signed}{uri} {release} main"
-        for uri, release, component in (
-            line.split("|")
-            for line in _call(
-                [
-                    *("apt-get", "indextargets", "Created-By: Packages"),
-                    *("--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"),
-                ]
-            ).splitlines()
-        )
-        if component == "main" and release.split("-")[0] == SUITE
-    }
-    if not lines:
-        raise LabError(
-            f"apt's sources on this machine do not name Debian {SUITE}, of which the Xen lab's "
-            "Dom0 is made; add it to /etc/apt/sources.list.d and run `apt-get update`."
-        )
-    return "".join(f"{line}\n" for line in sorted(lines))
-
-
-def _install_userland(target: Path) -> None:
-    command = [
-        "mmdebstrap",
-        "--mode=root" if os.geteuid() == 0 else "--mode=unshare",
-        "--variant=essential",
-        "--format=tar",
-        *_apt_options(),
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in DOM0_WITHOUT),
-        f"--include={','.join(DOM0_PACKAGES)}",
-        # What mmdebstrap leaves of this machine's way to its mirrors.
-        '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list',
-        SUITE,
-        target,
-        "-",
-    ]
-    _call([str(word) for word in command], stdin=_sources(), hint=OUTDATED)
+    for role, name in names.items():
+        packages.download(name, versions[name], target / role)
 
 
 # The pieces of the image ------------------------------------------------------------------
@@ -430,9 +234,11 @@ def _assemble(kernels: Path, userland: Path, target: Path) -> None:
         _unpack_kernel(_only(kernels / role / "boot", "vmlinuz-*"), target / f"vmlinux-{role}")
         modules = _only(kernels / role / "lib/modules", "*")
         if not (modules / "modules.dep").exists():
-            _call(["depmod", "-b", kernels / role, modules.name])
+            call(["depmod", "-b", kernels / role, modules.name])
     _make_dom0_initramfs(busybox, _only(kernels / "dom0/lib/modules", "*"), target)
-    _make_guest_initramfs(busybox, _only(kernels / "guest/lib/modules", "*"), userland, target)
+    guest_modules = _only(kernels / "guest/lib/modules", "*")
+    _make_guest_initramfs(busybox, guest_modules, userland, target)
+    _make_debian_guest_initramfs(busybox, guest_modules, target)
     _make_disk(kernels, userland, target)
 
 
@@ -544,6 +350,16 @@ def _make_dom0_initramfs(busybox: Path, modules: Path, target: Path) -> None:
     )
 
 
+def _make_debian_guest_initramfs(busybox: Path, modules: Path, target: Path) -> None:
+    _make_initramfs(
+        target / "initramfs-debian",
+        busybox=busybox,
+        applets=("sh", "mount", "insmod", "switch_root", "tar", "usleep", "mkdir", "umount"),
+        modules=_module_files(modules, DEBIAN_GUEST_MODULES),
+        files={"init": HERE / "debian-init"},
+    )
+
+
 def _make_guest_initramfs(busybox: Path, modules: Path, userland: Path, target: Path) -> None:
     guest = HERE / "guest"
     scripts = {
@@ -568,12 +384,12 @@ def _python_files(userland: Path, work: Path) -> dict[str, Path]:
     Compiled modules only, each in the place of its source, which Python takes as it is.
     """
     wanted = ("./usr/bin/python3.*", "./usr/lib/python3.*", "./usr/lib/x86_64-linux-gnu/l*.so*")
-    _call(["tar", "-x", "--no-same-owner", "-f", userland, "-C", work, "--wildcards", *wanted])
+    call(["tar", "-x", "--no-same-owner", "-f", userland, "-C", work, "--wildcards", *wanted])
     python = next(path for path in (work / "usr/bin").iterdir() if path.name.startswith("python3."))
     libraries = work / "usr/lib/x86_64-linux-gnu"
     loader = libraries / "ld-linux-x86-64.so.2"
     start: list[str | Path] = [loader, "--library-path", libraries]
-    modules = _call(
+    modules = call(
         [*start, python, "-S", "-s", "-c", IMPORTS, GUEST_SERVER],
         env={"PYTHONHOME": str(work / "usr"), "PYTHONDONTWRITEBYTECODE": "1"},
     ).split()
@@ -589,7 +405,7 @@ def _python_files(userland: Path, work: Path) -> dict[str, Path]:
             files[str(place)] = source
     native = [python, *(path for path in files.values() if path.suffix == ".so")]
     for path in native:
-        for line in _call([*start, "--list", path]).splitlines():
+        for line in call([*start, "--list", path]).splitlines():
             words = line.split()
             if len(words) > 2 and words[1] == "=>" and words[0] != "ld-linux-x86-64.so.2":
                 files[f"lib/x86_64-linux-gnu/{words[0]}"] = libraries / words[0]
@@ -598,8 +414,8 @@ def _python_files(userland: Path, work: Path) -> dict[str, Path]:
 
 def _make_disk(kernels: Path, userland: Path, target: Path) -> None:
     modules = _only(kernels / "dom0/lib/modules", "*")
-    _call(
-        [*_as_root(), "sh", "-e", HERE / "make-disk"],
+    call(
+        [*packages.as_root(), "sh", "-e", HERE / "make-disk"],
         cwd=target,
         env={
             "USERLAND": str(userland),

@@ -11,15 +11,27 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tests.lab.debian import guest_files, guest_image, packages
 from tests.lab.host import CHECKOUT, LabError, LabHost, Result, cache_directory, last_lines
 from tests.lab.netns import NetNs
 from tests.lab.xen import image as images
 from tests.lab.xen import payload as payloads
-from tests.lab.xen.guests import MEMORY_MIB, Guest, domain_xml
+from tests.lab.xen.guests import (
+    DEBIAN_DISK,
+    DEBIAN_INITRAMFS,
+    DEBIAN_MEMORY_MIB,
+    DEBIAN_OPTIONS,
+    MEMORY_MIB,
+    DebianGuest,
+    Guest,
+    domain_xml,
+    second_initramfs,
+    words,
+)
 
 # Measured: 11-14 s on an idle machine of two slow cores, 120 s with seven other jobs on them.
 BOOT_TIMEOUT = 400.0
@@ -40,6 +52,12 @@ NETWORK_UP = "lab: the network is up"
 def prefixed(address: str) -> str:
     """The address with the prefix length of the lab's networks."""
     return f"{address}/{64 if ':' in address else 24}"
+
+
+def mac_of(address: str) -> str:
+    """From the address, in the range that is Xen's: a guest keeps it from boot to boot."""
+    packed = ipaddress.ip_address(address).packed
+    return "00:16:3e:" + ":".join(f"{byte:02x}" for byte in packed[-3:])
 
 
 class Client(NetNs):
@@ -67,20 +85,24 @@ class XenLab(LabHost):
         *,
         payload: Path | None = None,
         install: bool = True,
+        debian_guests: bool = True,
         memory_mib: int = 3072,
-        progress: Callable[[str], None] = images.report,
+        progress: packages.Progress = packages.report,
     ) -> None:
         """`payload`: a folder whose content is laid over Dom0's /. Without one the checkout is
         installed (`make install`), or, with `install=False`, nothing but the lab's own programs.
+        `debian_guests`: with the disk that `define_debian_guest` needs (a minute to make, once).
         `progress` is told what a long step is doing."""
         super().__init__(name)
         self.payload = payload
         self.install = install
+        self.debian_guests = debian_guests
         self.memory_mib = memory_mib
         self.progress = progress
         self.traffic = ["/usr/bin/python3", "/usr/lib/lab/traffic.py"]
         self.boot_seconds = 0.0
         self.image: images.Image | None = None
+        self._guest_disk: Path | None = None
         self._directory: Path | None = None
         self._qemu: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -101,6 +123,7 @@ class XenLab(LabHost):
         if missing := self.missing():
             raise LabError(f"the Xen lab needs: apt-get install {' '.join(missing)}")
         self.image = images.build(self.progress)
+        self._guest_disk = guest_image.build(self.progress) if self.debian_guests else None
         self._directory = Path(tempfile.mkdtemp(prefix="xenlb-xen-"))
         staging = self.payload
         if staging is None and self.install:
@@ -146,6 +169,12 @@ class XenLab(LabHost):
             return str(path).replace(",", ",,")  # how QEMU's options write a comma
 
         disk = "format=raw,if=none,cache=unsafe"
+        guest_disk: list[str] = []
+        if self._guest_disk:
+            guest_disk = [
+                *("-drive", f"file={comma(self._guest_disk)},id=d2,readonly=on,{disk}"),
+                *("-device", "virtio-blk-pci,drive=d2"),
+            ]
         return [
             *("setpriv", "--pdeathsig", "KILL", "--"),
             "qemu-system-x86_64",
@@ -160,6 +189,7 @@ class XenLab(LabHost):
             *("-device", "virtio-blk-pci,drive=d0"),
             *("-drive", f"file={comma(self._directory)}/payload.tar,id=d1,readonly=on,{disk}"),
             *("-device", "virtio-blk-pci,drive=d1"),
+            *guest_disk,
             "-netdev",
             f"user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{self._port}-10.0.2.15:7000",
             *("-device", "virtio-net-pci,netdev=n0,romfile="),
@@ -314,11 +344,8 @@ class XenLab(LabHost):
         its xenstore attr/, as guest agents do. `address_in_xml`: <ip address> in its interface.
         `metadata`: elements for the domain's <metadata>. `vif_script`: None for Debian's own.
         """
-        vips = [vip] if isinstance(vip, str) else list(vip or ())
-        # From the address, in the range that is Xen's: a guest keeps it from boot to boot.
-        mac = mac or "00:16:3e:" + ":".join(
-            f"{byte:02x}" for byte in ipaddress.ip_address(address).packed[-3:]
-        )
+        vips = guest_files.vips_of(vip)
+        mac = mac or mac_of(address)
         guest = Guest(self, name=name, address=address, mac=mac, port=services[0])
         settings = {
             "name": name,
@@ -339,12 +366,70 @@ class XenLab(LabHost):
                 name=name,
                 identity=guest.uuid,
                 mac=mac,
-                settings=settings,
+                options=words(settings),
                 metadata=metadata,
                 addresses=[a for a in (address, address6) if a] if address_in_xml else [],
                 memory_mib=memory_mib,
                 on_crash=on_crash,
                 vif_script=vif_script,
+            )
+        )
+        self._guests[name] = guest
+        return guest
+
+    def define_debian_guest(
+        self,
+        name: str,
+        address: str,
+        *,
+        services: Sequence[int] = (80,),
+        vip: str | Sequence[str] | None = None,
+        method: Literal["masquerade", "gatewaying", "tunnel"] = "gatewaying",
+        address6: str | None = None,
+        files: Mapping[str, str | bytes] | None = None,
+        units: Sequence[str] = (),
+        mac: str | None = None,
+        metadata: str = "",
+        memory_mib: int = DEBIAN_MEMORY_MIB,
+    ) -> DebianGuest:
+        """Defines a guest with Debian's systemd as its init; does not start it.
+
+        web.service serves `services` as other guests do, and stops at once when asked to.
+        `files`: path in the guest → content (a program when it starts with #!); `units`: names
+        of units to enable. The other parameters mean what they mean for `define_guest`.
+        """
+        if not self._guest_disk:
+            raise LabError(f"{self.name} was made without the Debian guests' disk")
+        guest = DebianGuest(
+            self, name=name, address=address, mac=mac or mac_of(address), port=services[0]
+        )
+        settings = guest_files.Settings(
+            name=name,
+            address=prefixed(address),
+            gateway=self.gateway("br0", address),
+            ports=services,
+            vips=guest_files.vips_of(vip),
+            method=method,
+            address6=prefixed(address6) if address6 else "",
+            gateway6=self.gateway("br0", address6) if address6 else "",
+        )
+        own = guest_files.archive(settings=settings, files=files or {}, units=units)
+        initramfs = f"/run/lab/guest-{name}.initramfs"
+        self.write(initramfs + ".own", second_initramfs(own))
+        self.run(f"cat {DEBIAN_INITRAMFS} {initramfs}.own >{initramfs}; rm {initramfs}.own")
+        guest.define(
+            domain_xml(
+                name=name,
+                identity=guest.uuid,
+                mac=guest.mac,
+                options=DEBIAN_OPTIONS,
+                initramfs=initramfs,
+                disk=DEBIAN_DISK,
+                metadata=metadata,
+                addresses=[],
+                memory_mib=memory_mib,
+                on_crash="destroy",
+                vif_script="/usr/lib/lab/vif",
             )
         )
         self._guests[name] = guest

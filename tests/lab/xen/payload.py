@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.lab.host import CHECKOUT, LabError, last_lines, venv_directory
 
 LAB = Path(__file__).resolve().parents[1]
-PROGRAMS = (LAB / "execd.py", LAB / "traffic.py")
+PROGRAMS = (LAB / "execd.py", LAB / "guest-sh", LAB / "traffic.py")
 
 
 def installed(target: Path, progress: Callable[[str], None]) -> Path:

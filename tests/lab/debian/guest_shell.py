@@ -1,0 +1,24 @@
+"""Commands with which the labs reach into a guest; each runs on its host (Dom0, the director)."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+
+
+def knock(address: str, port: int, *, timeout: float) -> list[str]:
+    """Ends when a TCP connection there succeeds; 124 after `timeout` seconds."""
+    # In one process: a probe that forks anew each time would take the CPU the guest boots on.
+    loop = f"until exec 3<>/dev/tcp/{address}/{port}; do sleep 0.1; done 2>/dev/null"
+    return ["timeout", str(timeout), "bash", "-c", loop]
+
+
+def write(path: str, data: str | bytes, *, mode: int) -> str:
+    """The shell command that writes a file in the guest; its folder is made."""
+    content = data.encode() if isinstance(data, str) else data
+    where = shlex.quote(path)
+    return (
+        f'mkdir -p "$(dirname {where})" && '
+        f"base64 -d >{where} <<END && chmod {mode:o} {where}\n"
+        f"{base64.encodebytes(content).decode()}END"
+    )

@@ -1,0 +1,71 @@
+"""What the tests of Debian guests share: a unit that delays the stop of the guest's service, and
+requests that show how long it serves."""
+
+from __future__ import annotations
+
+import re
+
+from tests.lab.host import LabHost
+
+HOLD_SECONDS = 2
+SILENCE = 4.0  # seconds without an answer that mean the end of them
+UNIT = "hold.service"
+# What is After= another unit stops before it.
+FILES = {
+    f"/etc/systemd/system/{UNIT}": """\
+[Unit]
+Description=Delays the stop of the service
+After=web.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/usr/local/bin/hold
+
+[Install]
+WantedBy=multi-user.target
+""",
+    "/usr/local/bin/hold": f"#!/bin/sh\nsleep {HOLD_SECONDS}\n",
+}
+# In one process, and until the first request that is refused.
+REQUESTS = """
+while exec 3<>/dev/tcp/$1/80; do
+    printf 'GET / HTTP/1.0\r\n\r\n' >&3
+    read -r -t 5 status <&3 || break
+    echo "$EPOCHREALTIME $status"
+    exec 3>&-
+    sleep 0.1
+done 2>/dev/null
+"""
+
+
+class Requests:
+    """A request to a guest every tenth of a second, until the guest answers no more."""
+
+    def __init__(self, lab: LabHost, address: str) -> None:
+        self._lab = lab
+        self._process = lab.spawn(["bash", "-c", REQUESTS, "-", address])
+        lab.wait_until(lambda: "200 OK" in self._process.log(), 20, "a first answer")
+
+    def last_answer(self) -> float:
+        """Waits for the last one that is answered, and says when that was (the lab's clock)."""
+        # A request may also be neither answered nor refused: when the guest's network goes first.
+        self._lab.wait_until(
+            lambda: not self._process.alive() or self._lab.time() - self._latest() > SILENCE,
+            120,
+            "the guest to answer no more",
+            every=0.3,
+        )
+        self._process.kill()
+        return self._latest()
+
+    def _latest(self) -> float:
+        return float(self._process.log().splitlines()[-1].split()[0])
+
+
+def stops(log: str) -> list[str]:
+    """The units of this test in the order of their last stop, from a console or a journal."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    found = re.findall(r"Stopped (hold|web|lab-network)\.service", plain)
+    return found[-3:]
