@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
@@ -185,17 +186,39 @@ def ask_shutdown(connection: Connection, uuid: UUID) -> None:
     """Asks the guest to power off; raises CallFailed."""
     with asking():
         domain = connection.lookupByUUIDString(str(uuid))
-        # libvirt's LXC default writes to an initctl fifo: without one it does nothing and says 0.
-        lxc = connection.getType() == "LXC"
-        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_SIGNAL if lxc else 0)
+        flags = 0
+        if connection.getType() == "LXC":
+            initctl = listens_to_initctl(domain.ID())
+            signal = libvirt.VIR_DOMAIN_SHUTDOWN_SIGNAL
+            flags = libvirt.VIR_DOMAIN_SHUTDOWN_INITCTL if initctl else signal
+        domain.shutdownFlags(flags)
 
 
 def ask_reboot(connection: Connection, uuid: UUID) -> None:
     """Asks the guest to reboot; raises CallFailed."""
     with asking():
         domain = connection.lookupByUUIDString(str(uuid))
-        lxc = connection.getType() == "LXC"
-        domain.reboot(libvirt.VIR_DOMAIN_REBOOT_SIGNAL if lxc else 0)
+        flags = 0
+        if connection.getType() == "LXC":
+            initctl = listens_to_initctl(domain.ID())
+            signal = libvirt.VIR_DOMAIN_REBOOT_SIGNAL
+            flags = libvirt.VIR_DOMAIN_REBOOT_INITCTL if initctl else signal
+        domain.reboot(flags)
+
+
+def listens_to_initctl(controller: int) -> bool:
+    """How is a container asked to go, by its initctl fifo or by SIGTERM to its init?
+
+    libvirt cannot tell: it says that the first was done though there is no fifo, and the second
+    makes systemd execute itself anew. So the init decides; it is the child of libvirt's controller,
+    whose process id is the domain's.
+    """
+    try:
+        children = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+        init = Path(f"/proc/{children[0]}/comm").read_text().strip()
+    except (OSError, IndexError):
+        return False  # another host's, or gone: SIGTERM is what most containers expect
+    return init in {"systemd", "init"}
 
 
 def _snapshot(domain: Domain) -> Snapshot:
