@@ -14,7 +14,7 @@ from tests.lab.timings import Figures
 from tests.lab.xen import Guest, XenLab
 
 HOOK = "/etc/libvirt/hooks/libxl.d/xenlb"
-CALLS = 40
+CALLS = 20
 # Microseconds of each call of a command, a line each; dash has no clock, and date is a process.
 TIMED = """
 for ((n = 0; n < $1; n++)); do
