@@ -37,6 +37,13 @@ def held(uml: UmlLab, plain: DebianGuest) -> DebianGuest:
     return guest
 
 
+@pytest.fixture(scope="module")
+def old(uml: UmlLab, plain: DebianGuest) -> DebianGuest:
+    return uml.define_debian_guest(
+        "old", "10.0.0.53", init="sysvinit", files=orderly.SCRIPTS, units=[orderly.SCRIPT]
+    )
+
+
 def test_a_guest_is_what_it_was_defined_to_be(
     uml: UmlLab, plain: DebianGuest, held: DebianGuest
 ) -> None:
@@ -82,7 +89,7 @@ def test_units_stop_in_order(
     if not held.alive():
         held.start()
     held.wait_serving()
-    before = held.init_pid()
+    before, earlier = held.init_pid(), len(orderly.stops(held.log()))
     requests = orderly.Requests(uml, held.address)
     asked = uml.time()
     go(held)
@@ -91,7 +98,7 @@ def test_units_stop_in_order(
         held.wait_rebooted(before)
     else:
         held.wait_gone()
-    assert orderly.stops(held.log()) == ["hold", "web", "lab-network"]
+    assert orderly.stops(held.log())[earlier:] == ["hold", "web", "lab-network"]
 
 
 def test_without_a_hold_the_service_cuts_what_is_in_progress(
@@ -105,3 +112,22 @@ def test_without_a_hold_the_service_cuts_what_is_in_progress(
     download.wait(20)
     assert download.log().count("plain 10.") < 90  # of 100
     plain.wait_gone()
+
+
+@pytest.mark.parametrize(
+    "go",
+    [DebianGuest.shutdown, DebianGuest.power_off_inside],
+    ids=["virsh shutdown", "poweroff inside"],
+)
+def test_init_scripts_stop_in_order(
+    uml: UmlLab, old: DebianGuest, go: Callable[[DebianGuest], object]
+) -> None:
+    old.start()
+    old.wait_serving()
+    earlier = len(orderly.stops(old.log()))
+    requests = orderly.Requests(uml, old.address)
+    asked = uml.time()
+    go(old)
+    assert requests.last_answer() - asked > orderly.HOLD_SECONDS
+    old.wait_gone()
+    assert orderly.stops(old.log())[earlier:] == ["hold", "web", "networking"]

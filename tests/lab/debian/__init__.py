@@ -1,4 +1,4 @@
-"""Debian guests with systemd as their init, for both labs: they stop as real guests do.
+"""Debian guests with a real init, for both labs: they stop as real guests do.
 
     guest = lab.define_debian_guest("web1", "10.0.0.51", files={…}, units=["hold.service"])
     guest.start()
@@ -12,6 +12,9 @@ What runs in one (root/ is laid over Debian's files):
 - web.service: tests/lab/xen/guest/srv/server.py; gone at once on SIGTERM. A unit that is
   After=web.service stops before it, and so can hold it up.
 - lab-shell.service: `Guest.run`'s hand, until the final kill; it delays no shutdown.
+
+The init is systemd; in the User-mode Linux lab `init="sysvinit"` gives a guest with init scripts
+in its place (networking and web in sysvinit/, ordered by insserv; `units` are scripts then).
 
 `packages.py` is what images are made with (Dom0's, too), `guest_image.py` makes the guests' one,
 `guest_files.py` what makes one guest differ from another. How a guest gets its disk and how it is

@@ -1,15 +1,18 @@
 """The disk of the Debian guests: one ext4 image, read-only, that all guests of both labs share.
 
-    debian-userland-KEY.tar   Debian with a real init, made by mmdebstrap
-    debian-KEY/guest.img      that, trimmed, with the units of root/ and the server the tests ask
+    debian-INIT-userland-KEY.tar  Debian with that init, made by mmdebstrap
+    debian-INIT-KEY/guest.img     that, trimmed, with the files of root/ and the tests' server
 
-Both are kept in the cache under a hash of what they are made from. What makes one guest differ
-from another is laid over it when it is defined (guest_files.py).
+sysvinit/ goes over root/ where the init is that one. Both are kept in the cache under a hash of
+what they are made from. What makes one guest differ from another is laid over it when it is
+defined (guest_files.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from tests.lab.debian import packages
 from tests.lab.debian.packages import Progress
@@ -18,14 +21,19 @@ from tests.lab.host import LabError
 HERE = Path(__file__).resolve().parent
 SERVER = HERE.parent / "xen/guest/srv/server.py"
 
+Init = Literal["systemd", "sysvinit"]
+
 PACKAGES = (
-    "busybox-static",  # lab-shell.service
+    "busybox-static",  # the shell's listener
     "iproute2",
     "kmod",
     "procps",
     "python3-minimal",  # the server
-    "systemd-sysv",
 )
+INITS: Mapping[Init, Sequence[str]] = {
+    "systemd": ("systemd-sysv",),
+    "sysvinit": ("sysvinit-core", "sysv-rc", "initscripts", "insserv"),
+}
 WITHOUT = (
     *packages.WITHOUT,
     "/usr/lib/udev/hwdb.d/*",
@@ -38,42 +46,48 @@ def missing() -> list[str]:
     return packages.missing_packages(packages.NEEDS)
 
 
-def build(progress: Progress = packages.report) -> Path:
+def build(progress: Progress = packages.report, *, init: Init = "systemd") -> Path:
     """The image of the present recipe, from the cache or made now (half a minute)."""
     if needed := missing():
         raise LabError(f"Debian guests need: apt-get install {' '.join(needed)}")
-    versions = packages.versions(set(PACKAGES))
-    with packages.locked_cache("debian", progress) as cache:
+    names = (*PACKAGES, *INITS[init])
+    versions = packages.versions(set(names))
+    lab = f"debian-{init}"
+    with packages.locked_cache(lab, progress) as cache:
         userland = packages.step(
             cache,
-            f"debian-userland-{packages.key(versions, PACKAGES, WITHOUT)}.tar",
-            f"labs: installing Debian {packages.SUITE} for guests (half a minute)",
+            f"{lab}-userland-{packages.key(versions, names, WITHOUT)}.tar",
+            f"labs: installing Debian {packages.SUITE} with {init} for guests (a minute)",
             progress,
-            lambda target: packages.bootstrap(target, packages=PACKAGES, without=WITHOUT),
+            lambda target: packages.bootstrap(target, packages=names, without=WITHOUT),
         )
-        recipe = [*sorted((HERE / "root").rglob("*")), HERE / "make-image", HERE / "masked-units"]
+        recipe = [path for path in sorted(HERE.rglob("*")) if _is_recipe(path)]
         contents = [
             (str(path.relative_to(HERE.parent)), path.stat().st_mode, path.read_bytes())
             for path in [*recipe, SERVER]
-            if path.is_file()
         ]
         directory = packages.step(
             cache,
-            f"debian-{packages.key(userland.name, contents)}",
-            "labs: making the Debian guests' disk",
+            f"{lab}-{packages.key(userland.name, contents)}",
+            f"labs: making the disk of Debian guests with {init}",
             progress,
-            lambda target: _make_disk(userland, target),
+            lambda target: _make_disk(userland, init, target),
         )
-        packages.forget_others(cache, "debian", {userland.name, directory.name})
+        packages.forget_others(cache, lab, {userland.name, directory.name})
     return directory / "guest.img"
 
 
-def _make_disk(userland: Path, target: Path) -> None:
+def _is_recipe(path: Path) -> bool:
+    return path.is_file() and path.suffix not in (".py", ".pyc")
+
+
+def _make_disk(userland: Path, init: Init, target: Path) -> None:
     target.mkdir()
     packages.call(
         [*packages.as_root(), "sh", "-e", HERE / "make-image"],
         cwd=target,
         env={
+            "INIT": init,
             "USERLAND": str(userland),
             "OVERLAY": str(HERE / "root"),
             "MASKED": str(HERE / "masked-units"),

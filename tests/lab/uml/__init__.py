@@ -44,7 +44,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tests.lab.debian import guest_files
+from tests.lab.debian import guest_files, guest_image
 from tests.lab.host import CHECKOUT, LabError, LabHost, Process, console_end, last_lines
 from tests.lab.netns import NetNs
 from tests.lab.uml import debian, qemu_image
@@ -309,14 +309,15 @@ class UmlLab(LabHost):
         mac: str | None = None,
         metadata: str = "",
         memory_mib: int = 256,
+        init: guest_image.Init = "systemd",
     ) -> DebianGuest:
-        """Defines a container with Debian's systemd as its init; libvirtd must run.
+        """Defines a container with Debian's systemd (or sysvinit) as its init; libvirtd must run.
 
         web.service serves `services` (HTTP and UDP echo) and stops at once when asked to. `vip`:
         service addresses it takes for itself. `files`: path in the guest → content (a program
-        when it starts with #!); `units`: names of units to enable.
+        when it starts with #!); `units`: names of units (or init scripts) to enable.
         """
-        guest = DebianGuest(self, name=name, address=address, ports=services)
+        guest = DebianGuest(self, name=name, address=address, ports=services, init=init)
         settings = guest_files.Settings(
             name=name,
             address=prefixed(address),
@@ -327,7 +328,7 @@ class UmlLab(LabHost):
             address6=prefixed(address6) if address6 else "",
             gateway6=self.gateway("br0", address6) if address6 else "",
         )
-        guest.lay_out(guest_files.archive(settings=settings, files=files or {}, units=units))
+        guest.lay_out(settings=settings, files=files or {}, units=units)
         if method == "tunnel":
             self.run(["modprobe", "ipip"])  # every name space made from now on has a tunl0
         guest.define(

@@ -1,4 +1,4 @@
-"""Guests of the User-mode Linux lab with Debian's systemd as their init.
+"""Guests of the User-mode Linux lab with Debian's systemd, or sysvinit, as their init.
 
 Each is a container whose root is an overlay in memory over the image that tests/lab/debian makes,
 mounted once. What it writes stays from start to start, as on a disk.
@@ -13,11 +13,11 @@ Facts (libvirt 9.0, systemd 252):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab.debian import guest_image, guest_shell
+from tests.lab.debian import guest_files, guest_image, guest_shell
 from tests.lab.host import LabError, Result, last_lines
 from tests.lab.uml.guests import Guest
 
@@ -27,35 +27,52 @@ if TYPE_CHECKING:
 INIT = "/usr/lib/lab/container-init"
 GUEST_SH = str(Path(__file__).resolve().parents[1] / "guest-sh")
 IMAGE = "/run/lab/debian"
-SETUP = f"""
-set -e
-if [ ! -d {IMAGE} ]; then
-    mkdir -p {IMAGE}
+# $1 the image, $2 where it is mounted for all guests, $3 the guest's folder
+SETUP = """
+if [ ! -d "$2" ]; then
+    mkdir -p "$2"
     modprobe loop
-    mount -t ext4 -o ro,loop "$1" {IMAGE}
+    mount -t ext4 -o ro,loop "$1" "$2"
 fi
-if mountpoint -q "$2/root"; then umount "$2/root"; fi
-rm -rf "$2"/upper "$2"/work
-mkdir -p "$2"/upper "$2"/work "$2"/root
-mount -t overlay -o "lowerdir={IMAGE},upperdir=$2/upper,workdir=$2/work" root "$2/root"
-tar -x -C "$2/root" -f "$2/files.tar"
+cd "$3"
+if mountpoint -q root; then umount root; fi
+rm -rf upper work
+mkdir -p upper work root
+mount -t overlay -o "lowerdir=$2,upperdir=$3/upper,workdir=$3/work" root root
+tar -x -C root -f files.tar
 """
 
 
 class DebianGuest(Guest):
     uri = "lxc:///"
 
-    def __init__(self, lab: UmlLab, *, name: str, address: str, ports: Sequence[int]) -> None:
+    def __init__(
+        self, lab: UmlLab, *, name: str, address: str, ports: Sequence[int], init: guest_image.Init
+    ) -> None:
         super().__init__(lab, name=name, address=address)
+        self.init: guest_image.Init = init
         self.port = ports[0]
         self.directory = f"/run/lab/debian-{name}"
         self.root = f"{self.directory}/root"  # the guest's files, as the director sees them
 
-    def lay_out(self, files: bytes) -> None:
-        """Makes its root: the image, and over it `files` (a tar archive)."""
-        image = guest_image.build()
-        self.lab.write(f"{self.directory}/files.tar", files)
-        self.lab.run(["sh", "-c", SETUP, "sh", str(image), self.directory])
+    def lay_out(
+        self,
+        *,
+        settings: guest_files.Settings,
+        files: Mapping[str, str | bytes],
+        units: Sequence[str],
+    ) -> None:
+        """Makes its root: the image, and over it what makes it this guest."""
+        image = guest_image.build(init=self.init)
+        systemd = self.init == "systemd"
+        archive = guest_files.archive(
+            settings=settings, files=files, units=units if systemd else ()
+        )
+        self.lab.write(f"{self.directory}/files.tar", archive)
+        lower = f"{IMAGE}-{self.init}-image"
+        self.lab.run(["sh", "-e", "-c", SETUP, "sh", str(image), lower, self.directory])
+        for script in () if systemd else units:
+            self.lab.run(["chroot", self.root, "/usr/sbin/update-rc.d", script, "defaults"])
 
     def shutdown(self) -> Result:
         """Asks, and returns at once; `wait_gone` waits for the guest to follow."""
@@ -67,15 +84,17 @@ class DebianGuest(Guest):
 
     def power_off_inside(self) -> None:
         """The guest goes by itself; nobody outside has asked for it."""
-        self.run("systemctl --no-block poweroff")
+        self.run("poweroff")
 
     def reboot_inside(self) -> None:
         """As `reboot`, but nobody outside has asked for it."""
-        self.run("systemctl --no-block reboot")
+        self.run("reboot")
 
     def init_pid(self) -> int | None:
         """Of the running guest, in the director; each start and reboot gives another."""
-        result = self.lab.run(["pgrep", "-P", self._controller(), "-x", "systemd"], check=False)
+        # While it boots, init is still container-init.
+        names = "^(systemd|init)$"
+        result = self.lab.run(["pgrep", "-P", self._controller(), names], check=False)
         return int(result.out) if result.out.strip() else None
 
     def wait_serving(self, timeout: float = 60) -> None:
@@ -103,7 +122,9 @@ class DebianGuest(Guest):
         self.run(guest_shell.write(path, data, mode=mode))
 
     def log(self) -> str:
-        """Its journal, of all its boots."""
+        """Its journal, of all its boots (of sysvinit: what the lab's init scripts note)."""
+        if self.init == "sysvinit":
+            return self.lab.out(f"cat {self.root}/var/log/lab.log 2>/dev/null || true")
         # By the image's own journalctl: the machine need not have one.
         command = ["chroot", self.root, "journalctl", "--no-pager", "-o", "short-precise"]
         return self.lab.run([*command, "-D", "/var/log/journal"], check=False).out
