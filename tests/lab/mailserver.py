@@ -1,25 +1,21 @@
 """A real mail server for the guests of the User-mode Linux lab: Debian's Exim.
 
 Exim because one binary is the whole server and it waits for nothing with a timeout when it starts
-(OpenSMTPD's processes give each other two seconds, too short in a busy lab). The package is
-unpacked in the cache and never installed: installing it starts a daemon and replaces the mail
-server that this machine may have. Its libraries are in apt-packages.
+(OpenSMTPD's processes give each other two seconds, too short in a busy lab).
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.host import LabError, cache_directory
+from tests.lab.host import LabError
 from tests.lab.uml import UmlLab, mac_of
 from tests.lab.uml.guests import LxcGuest, lxc_xml
+from tests.lab.unpacked import program
 
 PACKAGE = "exim4-daemon-light"
+EXIM = "/usr/sbin/exim4"
 DOMAIN = "example.org"
 INIT = Path(__file__).with_name("mail-guest.sh")
 
@@ -56,39 +52,10 @@ begin retry
 """
 
 
-def binary() -> Path:
-    """exim4 of Debian's package, from the cache or fetched; raises LabError."""
-    directory = cache_directory() / "exim"
-    directory.mkdir(parents=True, exist_ok=True)
-    policy = subprocess.run(
-        ["apt-cache", "policy", PACKAGE], capture_output=True, text=True, check=False
-    )
-    candidate = re.search(r"Candidate: (\S+)", policy.stdout)
-    wanted = directory / f"exim4-{candidate[1] if candidate else 'unknown'}"
-    if wanted.exists():
-        return wanted
-    with tempfile.TemporaryDirectory(dir=directory) as work:
-        _fetch(Path(work))
-        (Path(work) / "root/usr/sbin/exim4").rename(wanted)
-    for old in directory.glob("exim4-*"):
-        if old != wanted:
-            old.unlink()
-    return wanted
-
-
-def _fetch(work: Path) -> None:
-    command = ["apt-get", "-q", "download", PACKAGE]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    packages = list(work.glob("*.deb"))
-    if not packages:
-        raise LabError(f"{PACKAGE} cannot be fetched (try apt-get update):\n{done.stderr}")
-    subprocess.run(["dpkg-deb", "-x", packages[0], work / "root"], check=True)
-
-
 def install(lab: UmlLab) -> None:
     """Puts Exim and its users into the lab, whose writes stay in memory."""
-    program = binary()
-    lab.run(f"install -m 4755 -o root {program} /usr/sbin/exim4; mkdir -p /etc/exim4")
+    exim = program(PACKAGE, EXIM)
+    lab.run(f"install -m 4755 -o root {exim} /usr/sbin/exim4; mkdir -p /etc/exim4")
     for name, number in (("Debian-exim", 64060), ("mailbox", 64061)):
         lab.run(
             f"grep -q ^{name}: /etc/group || echo {name}:x:{number}: >>/etc/group;"
@@ -150,11 +117,7 @@ class MailGuest(LxcGuest):
 def missing() -> str:
     """What keeps Exim from running here; nothing if it does."""
     try:
-        program = binary()
+        program(PACKAGE, EXIM)
     except LabError as error:
         return str(error)
-    if shutil.which("ldd") is None:
-        return ""
-    linked = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
-    lacking = [line.split()[0] for line in linked.splitlines() if "not found" in line]
-    return f"exim4 lacks {', '.join(lacking)} (make deps)" if lacking else ""
+    return ""

@@ -12,7 +12,7 @@ The peers take the same guests out as operators do without xenlb.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -180,3 +180,15 @@ def play(stage: Stage, way: str, rounds: int, *, said: Callable[[str], object] =
             time.sleep(1)
     tally.summary = summary
     return tally
+
+
+def show(tallies: Sequence[Tally], label: str) -> None:
+    print("\n" + "\n".join([HEAD, *(tally.row(label) for tally in tallies)]), flush=True)
+
+
+def every_drain_ended_empty(stage: Stage) -> None:
+    """By the agent's own records: nobody was cut off, at whatever end."""
+    assert stage.agent is not None
+    told = [line["text"] for line in stage.agent.events() if "drain over" in line["text"]]
+    assert told, "nothing was drained"
+    assert not [text for text in told if text.endswith("left")]

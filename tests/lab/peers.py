@@ -1,0 +1,78 @@
+"""What operators use without xenlb, as peers for its rounds: keepalived, and a hook of libvirt.
+
+Both are set up as their manuals have it, keepalived with the quickest interval it takes. They are
+given the sysctls that xenlb sets, so that what is compared is how servers are taken out, and the
+director's addresses are put on by the lab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.lab.host import LabHost, Process
+from tests.lab.unpacked import program
+
+KINDS = {"masquerade": ("NAT", "-m"), "gatewaying": ("DR", "-g")}
+
+VIRTUAL_SERVER = """\
+global_defs {{
+    router_id lab
+}}
+virtual_server {vip} 80 {{
+    delay_loop 1
+    lb_algo rr
+    lb_kind {kind}
+    protocol TCP
+{servers}}}
+"""
+REAL_SERVER = """\
+    real_server {address} 80 {{
+        weight 1
+        TCP_CHECK {{
+            connect_timeout 1
+        }}
+    }}
+"""
+# The hook of an operator: a guest that has stopped is a server no more; one that started is one.
+HOOK = """\
+#!/bin/sh
+case $1 in
+{cases}esac
+case $2 in
+started) ipvsadm -a -t {vip}:80 -r $address:80 {kind} -w 1 ;;
+stopped) ipvsadm -d -t {vip}:80 -r $address:80 ;;
+esac
+exit 0
+"""
+
+
+def sysctls(lab: LabHost, method: str) -> None:
+    lab.run("modprobe -a ip_vs ip_vs_rr")
+    values = {"vs/expire_nodest_conn": "1", "vs/conn_reuse_mode": "3"}
+    if method == "gatewaying":
+        values |= {f"conf/{name}/rp_filter": "0" for name in ("all", "br0")}
+        values["conf/br0/accept_local"] = "1"
+    for name, value in values.items():
+        lab.run(f"echo {value} >/proc/sys/net/ipv4/{name}")
+
+
+def keepalived(lab: LabHost, *, vip: str, method: str, addresses: Sequence[str]) -> Process:
+    """keepalived's checker at work; TCP_CHECK every second, its other values as they are."""
+    kind, _ = KINDS[method]
+    servers = "".join(REAL_SERVER.format(address=address) for address in addresses)
+    configuration = VIRTUAL_SERVER.format(vip=vip, kind=kind, servers=servers)
+    lab.write("/run/lab/keepalived.conf", configuration)
+    lab.run(["ip", "address", "add", f"{vip}/32", "dev", "front0"])
+    binary = str(program("keepalived", "/usr/sbin/keepalived"))
+    command = [binary, "--dont-fork", "--check", "--log-console", "--log-detail"]
+    return lab.spawn([*command, "-f", "/run/lab/keepalived.conf"], log="/run/lab/keepalived.log")
+
+
+def hook(lab: LabHost, *, vip: str, method: str, guests: dict[str, str], driver: str) -> None:
+    """The hook, and the service it fills; before libvirtd starts. `guests`: name → address."""
+    _, kind = KINDS[method]
+    cases = "".join(f"{name}) address={address} ;;\n" for name, address in guests.items())
+    text = HOOK.format(cases=f"{cases}*) exit 0 ;;\n", vip=vip, kind=kind)
+    lab.write(f"/etc/libvirt/hooks/{driver}", text, 0o755)
+    lab.run(["ip", "address", "add", f"{vip}/32", "dev", "front0"])
+    lab.run(["ipvsadm", "-A", "-t", f"{vip}:80", "-s", "rr"])
