@@ -242,6 +242,7 @@ def _written(settings: Settings) -> dict[str, Any]:
     return {
         "uris": settings.uris,
         "networks": [str(network) for network in settings.networks],
+        "listen": settings.listen and [str(settings.listen[0]), settings.listen[1]],
         "director": [director.interface, director.addresses, director.sysctls],
         "services": services,
     }
@@ -250,9 +251,11 @@ def _written(settings: Settings) -> dict[str, Any]:
 def _read(kept: dict[str, Any]) -> Settings:
     readers = {name: reader for name, (_, reader) in _SERVICE.items()}
     interface, addresses, sysctls = kept["director"]
+    listen = kept["listen"]
     return Settings(
         uris=tuple(kept["uris"]),
         networks=tuple(ip_network(text) for text in kept["networks"]),
+        listen=listen and (_address(listen[0]), listen[1]),
         director=Director(
             interface=interface,
             addresses=AddressPolicy(addresses),

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 ROOT_KEYS: Final = ("libvirt", "guests", "director", "defaults", "services")
 LIBVIRT_KEYS: Final = ("uris",)
-GUESTS_KEYS: Final = ("networks",)
+GUESTS_KEYS: Final = ("networks", "listen")
 DIRECTOR_KEYS: Final = ("interface", "addresses", "sysctls")
 
 
@@ -74,7 +74,9 @@ def _settings(root: Cursor, report: Report) -> Settings | None:
     if "services" not in top:
         root.wrong("there is no services section", "add services: and a service below it")
     uris = _uris(Fields(own=keys_of(top.get("libvirt"), LIBVIRT_KEYS)))
-    networks = _networks(Fields(own=keys_of(top.get("guests"), GUESTS_KEYS)))
+    guests = Fields(own=keys_of(top.get("guests"), GUESTS_KEYS))
+    networks = _networks(guests)
+    listen = guests.read("listen", lambda c: c.parsed(values.listening), None).value
     drafts = _drafts(top)
     director = _director(top, drafts, root)
     for draft in drafts:
@@ -87,6 +89,7 @@ def _settings(root: Cursor, report: Report) -> Settings | None:
     return Settings(
         uris=uris,
         networks=networks,
+        listen=listen,
         director=director,
         services=tuple(settings_of(draft) for draft in drafts),
     )

@@ -263,6 +263,15 @@ def endpoint(text: str) -> tuple[IPAddress, int | None]:
     return server_address(host), port_number(number) if colon else None
 
 
+def listening(text: str) -> tuple[IPAddress, int]:
+    """ADDRESS:PORT, where this host listens."""
+    result, number = endpoint(text)
+    if number is None:
+        where = f"'[{result}]:7371'" if isinstance(result, IPv6Address) else f"{result}:7371"
+        raise Wrong(f"{quoted(text)} has no port", hint=f"write {where}")
+    return result, number
+
+
 def netmask(text: str) -> tuple[int, bool]:
     """A persistence netmask as prefix length, and whether it was written in IPv4's dots."""
     if "." in text:

@@ -175,10 +175,12 @@ class Director:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """A whole configuration. `uris` empty: libvirt's own default. `networks`: where addresses
-    that guests report may lie, besides the networks of this host's interfaces."""
+    that guests report may lie, besides the networks of this host's interfaces. `listen`: where
+    guests may say by TCP that they leave."""
 
     uris: tuple[str, ...] = ()
     networks: tuple[IPNetwork, ...] = ()
+    listen: tuple[IPAddress, int] | None = None
     director: Director = field(default_factory=Director)
     services: tuple[ServiceSettings, ...] = ()
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = [ROOT / "etc/xenlb.yaml", *sorted((ROOT / "etc/examples").glob("*.yaml"))]
 EVERYTHING = """\
 libvirt: {uris: ["xen:///system", "lxc:///system"]}
-guests: {networks: [10.0.0.0/8, "2001:db8::/64"]}
+guests: {networks: [10.0.0.0/8, "2001:db8::/64"], listen: "[2001:db8::1]:7371"}
 director: {interface: eth1, addresses: leave, sysctls: apply}
 services:
   mail:
@@ -90,6 +90,7 @@ def test_no_field_is_forgotten() -> None:
     assert {field.name for field in fields(Settings)} == {
         "uris",
         "networks",
+        "listen",
         "director",
         "services",
     }

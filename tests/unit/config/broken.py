@@ -505,6 +505,27 @@ services: {}
 guests: {networks: [10.0.0.0/24, 10.0.0.0/24]} #!
 -----
 services: {}
+guests: {listen: 10.0.0.1} #!
+-----
+services: {}
+guests: {listen: "2001:db8::1"} #!
+-----
+services: {}
+guests: {listen: "dom0:7371"} #!
+-----
+services: {}
+guests: {listen: "10.0.0.1:0"} #!
+-----
+services: {}
+guests: {listen: 7371} #!
+-----
+services: {}
+guests: {listen: "0.0.0.0:7371"} #!
+-----
+services: {}
+guests: {listen: ["10.0.0.1:7371"]} #!
+-----
+services: {}
 guests: {network: []} #!
 -----
 services: {}

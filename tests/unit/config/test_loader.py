@@ -51,7 +51,7 @@ def one(keys: str, defaults: str = "{}") -> ServiceSettings:
 def test_everything_said() -> None:
     text = """\
 libvirt: {uris: ["xen:///system", "xen+ssh://root@dom0b/system"]}
-guests: {networks: [10.0.0.0/24]}
+guests: {networks: [10.0.0.0/24], listen: "10.0.0.1:7371"}
 director: {interface: br0, addresses: leave, sysctls: apply}
 services:
   mail:
@@ -82,6 +82,7 @@ services:
     assert parse(text, "xenlb.yaml") == Settings(
         uris=("xen:///system", "xen+ssh://root@dom0b/system"),
         networks=(IPv4Network("10.0.0.0/24"),),
+        listen=(IPv4Address("10.0.0.1"), 7371),
         director=Director(
             interface="br0", addresses=AddressPolicy.LEAVE, sysctls=SysctlPolicy.APPLY
         ),
