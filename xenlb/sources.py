@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 from xenlb import clock
 from xenlb.agent import Agent
+from xenlb.control.listener import GuestListener
+from xenlb.control.secrets import guest_secret, master_key
 from xenlb.director import sysctls
 from xenlb.director.addresses import Placed, ServiceAddresses
 from xenlb.director.interface import towards
@@ -20,7 +23,7 @@ from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import Forwarding
 from xenlb.model.evacuation import is_local
-from xenlb.model.events import Died, GuestId, SysctlsSeen
+from xenlb.model.events import Ask, Asked, Died, Event, GuestId, Stays, SysctlsSeen
 from xenlb.model.guest import Phase
 from xenlb.model.members import needs_address, services_of
 from xenlb.model.settings import AddressPolicy
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 
 RELIST = 60.0  # seconds between two listings of a libvirt, should an event ever be lost
 SYSCTLS = 60.0  # seconds between two looks at the sysctls
+TOGETHER = 0.2  # what changes within so many seconds is one reason to look
 RESTART = 5.0  # seconds until a source that failed by a fault of its own runs again
 DRIVERS = {"Xen": "libxl", "QEMU": "qemu", "LXC": "lxc"}  # as hooks call what libvirt calls so
 XEN_CAPABILITIES = Path("/proc/xen/capabilities")
@@ -46,6 +50,7 @@ class Sources:
         self._health = HealthRunner(agent.emit, clock.now)
         self._drains = Drains(agent, self.libvirts)
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
+        self._listener = GuestListener(self._secret_of, self.said)
         self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
         self._addresses = ServiceAddresses(
             frozenset(Placed(interface=name, address=address) for name, address in agent.addresses),
@@ -61,6 +66,7 @@ class Sources:
         self._run("service addresses", self._addresses.run)
         self._run("sysctls", self._set_sysctls)
         self._run("libvirt's hooks", self._hooks.run)
+        self._run("guests' words", self._listener.run)
 
     async def stop(self) -> None:
         for name in list(self._tasks):
@@ -74,6 +80,8 @@ class Sources:
             self._finder.interest(interesting(after))
         if before.settings is not after.settings:
             self._reconfigure(after)
+        elif len(before.admitted) != len(after.admitted):
+            self._look_at_sysctls.set()  # of the interfaces by which servers are reached
 
     def _reconfigure(self, state: State) -> None:
         director = state.settings.director
@@ -84,6 +92,7 @@ class Sources:
         else:
             self._addresses.leave()
         self._look_at_sysctls.set()
+        self._listener.listen(state.settings.listen)
         for uri in state.links:
             if uri not in self.libvirts:
                 self._connect(uri)
@@ -91,6 +100,27 @@ class Sources:
             del self.libvirts[uri]
             self._xenstores.pop(uri, None)
             self._run(f"leave {uri}", partial(self._end, uri))
+
+    def _secret_of(self, uuid: UUID) -> str:
+        return guest_secret(master_key(), uuid)
+
+    async def said(self, uuid: UUID, word: str) -> bool:
+        """The word of a guest that has proved to be that guest; does it run here?"""
+        guests = [
+            guest
+            for guest in self._agent.state.guests.values()
+            if guest.id.uuid == uuid and guest.phase is not Phase.ABSENT
+        ]
+        for guest in guests:
+            at, number = clock.now(), guest.incarnation
+            if word == "leaving":
+                event: Event = Asked(at=at, guest=guest.id, incarnation=number, ask=Ask.INSIDE)
+            else:
+                event = Stays(at=at, guest=guest.id, incarnation=number)
+            taken = asyncio.get_running_loop().create_future()
+            self._agent.emit(event, taken)
+            await taken  # what is answered is true: the kernel has heard of it
+        return bool(guests)
 
     def hooked(self, call: HookCall) -> None:
         """What the hook script tells sooner than libvirt's events do; see hooks.py."""
@@ -120,7 +150,8 @@ class Sources:
     def director_problems(self) -> list[str]:
         """One sentence each, for `status`."""
         addresses = [f"{a}: {why}" for a, why in self._addresses.problems.items()]
-        return addresses + [str(finding) for finding in self._findings]
+        listener = [self._listener.problem] if self._listener.problem else []
+        return addresses + listener + [str(finding) for finding in self._findings]
 
     def _keep_addresses(self) -> None:
         self._agent.keep(
@@ -159,6 +190,7 @@ class Sources:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SYSCTLS):
                     await self._look_at_sysctls.wait()
+                    await asyncio.sleep(TOGETHER)
 
     def _run(self, name: str, source: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.create_task(supervise(name, source), name=name)

@@ -16,6 +16,7 @@ from tests.lab.stages import ADDRESSES, NAMES, uml_stage, uml_stage_of_a_peer
 from tests.lab.uml import UmlLab
 
 ROUNDS = 5
+DOWN = 10.0  # seconds that a guest stays off: longer than keepalived takes to notice
 WAY = "virsh shutdown"
 
 
@@ -55,7 +56,9 @@ def main() -> int:
     for method in ("masquerade", "gatewaying"):
         for label, setting in CONTENDERS.items():
             with UmlLab() as lab:
-                tally = rounds.play(setting(lab, method), WAY, ROUNDS, said=lambda _: None)
+                tally = rounds.play(
+                    setting(lab, method), WAY, ROUNDS, down=DOWN, said=lambda _: None
+                )
                 print(tally.row(f"{label}, {method}"), flush=True)
     return 0
 

@@ -162,8 +162,15 @@ def load(stage: Stage) -> Iterator[dict[str, Any]]:
         summary |= running.stop()
 
 
-def play(stage: Stage, way: str, rounds: int, *, said: Callable[[str], object] = print) -> Tally:
-    """`rounds` rounds of one way under one load."""
+def play(
+    stage: Stage,
+    way: str,
+    rounds: int,
+    *,
+    down: float = 0.0,
+    said: Callable[[str], object] = print,
+) -> Tally:
+    """`rounds` rounds of one way under one load; for `down` seconds the guest is left off."""
     tally = Tally(way=way)
     with load(stage) as summary:
         for number in range(rounds):
@@ -173,6 +180,7 @@ def play(stage: Stage, way: str, rounds: int, *, said: Callable[[str], object] =
             tally.took.append(time.monotonic() - began)
             tally.rounds += 1
             if way != "virsh reboot":
+                time.sleep(down)
                 guest.start()
             guest.wait_serving(stage.patience)
             stage.wait_serving(guest)

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from tests.fakes.kernel import FakeKernel
+from tests.unit.agent.test_agent import agent_at_work, listed
 from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.hypervisor.hooks import HookCall
@@ -81,3 +82,21 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
     assert [(type(event), getattr(event, "guest", None)) for event in heard] == [(Died, ids[LXC])]
     assert notes == ["libvirt's hook: prepare", "libvirt's hook: migrate"]
     assert hurried == {LXC}
+
+
+def test_what_guests_say_is_taken_before_it_is_answered(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with agent_at_work(tmp_path, FakeKernel()) as desk:
+            sources = Sources(desk.agent)
+            await desk.say(listed(mail1=5, mail2=None))
+            await desk.pass_checks()
+            assert await sources.said(UUID(int=1), "leaving")
+            assert desk.weights()["10.0.0.11"] == 0
+            assert await sources.said(UUID(int=1), "staying")
+            assert desk.weights()["10.0.0.11"] == 0, "it serves again when a check has passed"
+            await desk.pass_checks()
+            assert desk.weights()["10.0.0.11"] == 1
+            assert not await sources.said(UUID(int=2), "leaving"), "it does not run"
+            assert not await sources.said(UUID(int=9), "leaving"), "nobody knows it"
+
+    asyncio.run(story())
