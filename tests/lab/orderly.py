@@ -8,7 +8,7 @@ import re
 from tests.lab.host import LabHost
 
 HOLD_SECONDS = 2
-SILENCE = 4.0  # seconds without an answer that mean the end of them
+SILENCE = 3.0  # seconds without an answer that mean the end of them
 UNIT = "hold.service"
 # What is After= another unit stops before it.
 FILES = {
