@@ -44,6 +44,7 @@ T = TypeVar("T")
 # Seconds. Keepalive notices a hung daemon after 2 × 3 and a bit; CALL is the last resort.
 KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 2, 3
 CALL, CLOSE = 30.0, 2.0
+TOGETHER = 0.5  # new guests within so much time are listed once
 # libvirtd takes five calls at a time from a client (max_client_requests); a call about a domain
 # that is being started waits for it. So no kind of call may take all five places.
 LOOKS = 2
@@ -117,6 +118,7 @@ class Session:
         self._numbers: list[int] = []
         self._monitor: tuple[int, ...] = ()
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._newcomers: asyncio.Task[None] | None = None
         self._look_again: set[UUID] = set()
         self._started: set[UUID] = set()  # looked at because they started
         self._heard: dict[UUID, int] = {}  # how many life cycle events
@@ -170,6 +172,19 @@ class Session:
             for event in held:
                 self._emit(event)
 
+    def _list_soon(self) -> None:
+        """For a guest that nobody knows yet: it can be spoken of before it is started."""
+        if self._closing or not self.listed or (self._newcomers and not self._newcomers.done()):
+            return
+        self._newcomers = self._loop.create_task(self._list_newcomers(), name="list newcomers")
+
+    async def _list_newcomers(self) -> None:
+        await asyncio.sleep(TOGETHER)
+        try:
+            await self.list()
+        except (CallFailed, Stuck) as error:
+            log.debug("libvirt %s: new guests cannot be listed now: %s", self._uri, error)
+
     async def ask(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
         """A blocking call in a thread; raises CallFailed or Stuck."""
         connection = self._connection
@@ -195,7 +210,7 @@ class Session:
     async def close(self) -> None:
         """Ends it; callbacks that still come are ignored. Never takes longer than CLOSE."""
         self._closing = True
-        tasks = tuple(self._tasks.values())
+        tasks = [*self._tasks.values(), *([self._newcomers] if self._newcomers else [])]
         for task in tasks:
             task.cancel()
         try:
@@ -246,8 +261,11 @@ class Session:
             case libvirt.VIR_DOMAIN_EVENT_CRASHED:
                 self._tell(guest, Crashed(at=at, guest=guest, incarnation=incarnation))
             case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+                self._known.named.discard(guest.uuid)
                 self._tell(guest, Undefined(at=at, guest=guest))
-            case _:  # DEFINED: nothing runs because of it
+            case libvirt.VIR_DOMAIN_EVENT_DEFINED if guest.uuid not in self._known.named:
+                self._list_soon()
+            case _:
                 pass
 
     def _on_started(self, name: str, guest: GuestId, incarnation: int | None, at: float) -> None:
