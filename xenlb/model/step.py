@@ -138,10 +138,10 @@ def _lived(state: State, event: LifeEvent) -> Step:
             metadata_problems=event.metadata_problems,
             metadata_heard=event.at,
         )
+    if isinstance(event, Stays) and not draining.goes_by_itself(guest):
+        return Step(state=state)  # at its boot, or its own word on what somebody else asked for
     happening, text = _happening(event)
-    heard = guest
-    if not isinstance(event, Stays) or draining.goes_by_itself(guest):
-        heard = hear(guest, happening, at=event.at, incarnation=event.incarnation)
+    heard = hear(guest, happening, at=event.at, incarnation=event.incarnation)
     present = event.incarnation in {None, heard.incarnation}
     if isinstance(event, Started) and heard.booted == event.at:
         heard = replace(heard, found=_brought_along(state, heard))
