@@ -28,6 +28,7 @@ VERBS = {
     "events": "xenlb.cli.events:events",
     "drain": "xenlb.cli.drain:drain",
     "undrain": "xenlb.cli.drain:undrain",
+    "guest": "xenlb.cli.guest:guest",
     "reload": "xenlb.cli.reload:reload",
 }
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
