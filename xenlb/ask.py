@@ -1,10 +1,11 @@
-"""Asks the sources one time, for `plan` and `apply`: who runs, at which address, and who answers.
+"""Asks the sources one time, for `plan` and `apply`: who runs, at which address, and who answers;
+for `guest` who is there at all.
 
 The same sources as the agent's, run until each has said what it has to say.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from xenlb import clock
 from xenlb.health.runner import HealthRunner
@@ -58,6 +59,24 @@ class _Asker:
             return False
         return True
 
+    async def list_guests(self) -> State:
+        sources = [
+            LibvirtSource(None if uri == "default" else uri, self.emit, clock.now)
+            for uri in self.state.links
+        ]
+        tasks = [asyncio.create_task(source.run()) for source in sources]
+        try:
+            await self._until_listed()
+        finally:
+            await _end(tasks)
+        return self.state
+
+    async def _until_listed(self) -> None:
+        if not await self.until(lambda: self.state.synced, LISTING):
+            raise AskFailed(
+                f"libvirt did not list its guests within {LISTING:g} s", "try virsh list --all"
+            )
+
     async def ask(self) -> State:
         libvirts = {
             uri: LibvirtSource(None if uri == "default" else uri, self.emit, clock.now)
@@ -73,20 +92,14 @@ class _Asker:
         runs = [*(s.run for s in libvirts.values()), *(s.run for s in xenstores.values())]
         tasks = [asyncio.create_task(run()) for run in (*runs, finder.run, health.run)]
         try:
-            if not await self.until(lambda: self.state.synced, LISTING):
-                raise AskFailed(
-                    f"libvirt did not list its guests within {LISTING:g} s",
-                    "try virsh list --all",
-                )
+            await self._until_listed()
             settings = self.state.settings
             finder.context(settings.service_addresses(), settings.networks)
             finder.interest(interesting(self.state))
             await self.until(self._addresses_known, ADDRESSES)
             await self.until(lambda: self._answered(health), self._patience())
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)
         return self.state
 
     def _addresses_known(self) -> bool:
@@ -103,6 +116,18 @@ class _Asker:
     def _patience(self) -> float:
         checks = [target.check for target in self.state.health]
         return max((check.timeout * check.rise for check in checks), default=0.0) + SPARE
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def list_once(state: State) -> State:
+    """The state after every libvirt of its configuration has listed its guests; nothing is found
+    out of them. Raises AskFailed."""
+    return asyncio.run(_Asker(state).list_guests())
 
 
 def ask_once(state: State) -> State:

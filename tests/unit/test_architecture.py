@@ -23,10 +23,14 @@ WIRING = {path.stem for path in MODULES if path.parent.name == "xenlb"} - {"__in
 TOP_ROOMS = {"doctor", "guestside"}
 ROOMS = {"hypervisor", "health", "config", "control", "director"}
 FLOORS = (CLI, WIRING | TOP_ROOMS, ROOMS, {"model"}, {"ipvs"})
-PURE = {"model"} | {
-    f"ipvs/{name}"
-    for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")
-}
+PURE = (
+    {"model"}
+    | {
+        f"ipvs/{name}"
+        for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")
+    }
+    | {"guestside/hold"}
+)
 UNCLEAN = {"asyncio", "os", "socket", "time", "logging", "libvirt", "libvirtaio", "pyroute2"}
 
 

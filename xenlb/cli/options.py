@@ -10,6 +10,7 @@ from xenlb.control.protocol import FAILED
 CONFIG = "/etc/xenlb/xenlb.yaml"
 SOCKET = "/run/xenlb/control.sock"
 STATE = "/run/xenlb/state.json"
+KEY = "/var/lib/xenlb/key"
 
 
 @dataclass(slots=True)

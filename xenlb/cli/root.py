@@ -30,6 +30,7 @@ VERBS = {
     "undrain": "xenlb.cli.drain:undrain",
     "shutdown": "xenlb.cli.drain:shutdown",
     "reboot": "xenlb.cli.drain:reboot",
+    "guest": "xenlb.cli.guest:guest",
     "reload": "xenlb.cli.reload:reload",
 }
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT

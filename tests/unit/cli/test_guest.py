@@ -1,0 +1,187 @@
+"""`xenlb guest render`: the agent's word for who the guest is, or libvirt's; and what comes out."""
+
+import io
+import os
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli import answers
+from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
+from xenlb.control.protocol import ControlError
+
+UUID = "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1"
+CONFIG = """\
+libvirt: {uris: ["test:///default"]}
+guests: {listen: "10.0.0.1:7371"}
+director: {addresses: leave}
+services:
+  mail:
+    address: 192.0.2.10
+    ports: [25]
+    forwarding: gatewaying
+    drain: {timeout: 90s}
+    servers: [{guest: "mail*"}, {guest: test}]
+  web: {address: 192.0.2.11, ports: [80], servers: [{guest: "web*"}]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XENLB_KEY", str(tmp_path / "lib/key"))
+    path = tmp_path / "xenlb.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def of(tmp_path: Path) -> dict[str, str]:
+    return {"XENLB_KEY": str(tmp_path / "lib/key")}
+
+
+def test_for_a_human(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path) -> None:
+    agent.answers["why"] = answers.why()
+    done = xenlb("guest", "render", "mail2", **of(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    heads = [line for line in done.stdout.splitlines() if line.startswith("==>")]
+    assert heads == [
+        "==> /usr/local/lib/xenlb/hold.sh  (root, 0755) <==",
+        "==> /etc/xenlb-hold.conf  (root, 0600) <==",
+        "==> /etc/systemd/system/xenlb-hold.service  (root, 0644) <==",
+    ]
+    assert "\ntell=xenstore\ntimeout=90\nuntil=established\nwatch=192.0.2.10 25\n" in done.stdout
+    assert "\nTimeoutStopSec=120\n" in done.stdout
+    assert "\nsecret=" not in done.stdout
+    assert not (tmp_path / "lib").exists(), "no key is made that nobody needs"
+    assert agent.requests[-1]["guest"] == "mail2"
+
+
+@pytest.mark.parametrize("init", ["systemd", "sysvinit"])
+def test_a_folder_and_an_archive(
+    agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, init: str
+) -> None:
+    agent.answers["why"] = {**answers.why(), "uri": "lxc:///system"}
+    folder = tmp_path / "out"
+    done = xenlb(
+        "guest", "render", "mail2", "--init", init, "--output", str(folder), **of(tmp_path)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    written = [Path(line) for line in done.stdout.splitlines()]
+    assert all(path.is_file() for path in written)
+    settings = (folder / "etc/xenlb-hold.conf").read_text()
+    assert f"agent=10.0.0.1 7371\nuuid={UUID}\nsecret=" in settings
+    assert stat.S_IMODE((folder / "etc/xenlb-hold.conf").stat().st_mode) == 0o600
+    packed = subprocess.run(
+        [*COMMAND, "guest", "render", "mail2", "--init", init, "--tar"],
+        env={
+            **os.environ,
+            "XENLB_SOCKET": str(agent.socket),
+            "XENLB_CONFIG": str(tmp_path / "xenlb.yaml"),
+            **of(tmp_path),
+        },
+        capture_output=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        assert [folder / each.name for each in tar] == written
+        same = tar.extractfile("etc/xenlb-hold.conf")
+        assert same is not None
+        assert same.read().decode() == settings, "the secret of a guest stays the same"
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [("xen:///system", "xenstore"), ("qemu:///system", "virtio"), ("lxc:///", "tcp")],
+)
+def test_how_it_tells(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, uri: str, told: str) -> None:
+    agent.answers["why"] = {**answers.why(), "uri": uri}
+    done = xenlb("guest", "render", "mail2", **of(tmp_path))
+    assert f"\ntell={told}\n" in done.stdout
+    done = xenlb("guest", "render", "mail2", "--tell", "none", **of(tmp_path))
+    assert "\ntell=none\n" in done.stdout
+
+
+def test_nothing_listens(agent: SmallAgent, xenlb: Xenlb, config: Path) -> None:
+    config.write_text(CONFIG.replace('guests: {listen: "10.0.0.1:7371"}\n', ""))
+    agent.answers["why"] = {**answers.why(), "uri": "lxc:///"}
+    done = xenlb("guest", "render", "mail2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[0] == "xenlb: guest mail2 has no way to tell that it leaves"
+    assert "guests: {listen:" in done.stderr
+
+
+def test_a_guest_of_no_service(agent: SmallAgent, xenlb: Xenlb) -> None:
+    agent.answers["why"] = {**answers.why(), "services": ["of-an-older-configuration"]}
+    done = xenlb("guest", "render", "mail2")
+    assert done.returncode == 1
+    assert "is in no service" in done.stderr
+
+
+def test_an_unknown_guest(agent: SmallAgent, xenlb: Xenlb) -> None:
+    agent.answers["why"] = ControlError("no guest “x” is known here", hint="virsh list")
+    done = xenlb("guest", "render", "x")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "xenlb: no guest “x” is known here\n  virsh list\n",
+    )
+
+
+def test_without_an_agent_libvirt_is_asked(xenlb: Xenlb, tmp_path: Path) -> None:
+    """Its test driver: one guest of the name test."""
+    done = xenlb("guest", "render", "test", "--output", str(tmp_path / "o"), **of(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (tmp_path / "o/etc/xenlb-hold.conf").read_text()
+    assert "\ntell=tcp\n" in text
+    assert "\nwatch=192.0.2.10 25\n" in text
+    done = xenlb("guest", "render", "nobody", **of(tmp_path))
+    assert done.returncode == 1
+    assert "no guest “nobody” is known here" in done.stderr
+
+
+def test_wrong_usage_and_configuration(xenlb: Xenlb, config: Path, tmp_path: Path) -> None:
+    assert xenlb("guest", "render").returncode == 2
+    assert xenlb("guest", "render", "a", "--tell", "loudly").returncode == 2
+    both = xenlb("guest", "render", "a", "--tar", "--output", str(tmp_path / "o"))
+    assert both.returncode == 2
+    assert "exclude each other" in both.stderr
+    config.write_text("services: 7")
+    assert xenlb("guest", "render", "a").returncode == 3
+
+
+HOSTILE = [
+    "$(touch HERE)",
+    "`touch HERE`",
+    "x\nsecret=0",
+    "../../etc/passwd",
+    "-rf",
+    "a'b\"c;d",
+    "\u202e",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_names(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, name: str) -> None:
+    """A guest may be called anything; nothing of it is in the files."""
+    agent.answers["why"] = {**answers.why(), "guest": name, "uri": "lxc:///"}
+    plain = xenlb("guest", "render", "mail2", **of(tmp_path))
+    agent.answers["why"] = {**answers.why(), "guest": "mail2", "uri": "lxc:///"}
+    same = xenlb("guest", "render", "--", name, **of(tmp_path))
+    assert plain.returncode == same.returncode == 0
+    assert plain.stdout == same.stdout
+
+
+def test_a_template_beside_the_configuration(
+    agent: SmallAgent, xenlb: Xenlb, tmp_path: Path
+) -> None:
+    agent.answers["why"] = answers.why()
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/xenlb-hold.service").write_text("my own @TIMEOUT_STOP@\n")
+    assert "\nmy own 120\n" in xenlb("guest", "render", "mail2").stdout
+    (tmp_path / "templates/xenlb-hold.service").write_text("my own @WRONG@\n")
+    done = xenlb("guest", "render", "mail2")
+    assert done.returncode == 1
+    assert "@WRONG@" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,95 @@
+"""Who a guest is that an operator names, for verbs that make something for it.
+
+The agent is asked first: it has read the metadata of all guests already. Without an agent libvirt
+is asked; nothing of the guest's address or health is needed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+from xenlb import clock
+from xenlb.control import client
+from xenlb.control.protocol import ControlError
+from xenlb.model.settings import ServiceSettings, Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """`uri`: of its libvirt; "default" is libvirt's own choice."""
+
+    name: str
+    uuid: UUID
+    uri: str
+    services: tuple[ServiceSettings, ...]
+
+
+def by_agent(socket: Path, settings: Settings, text: str) -> Found:
+    """Raises ControlError: no agent runs, or it knows no such guest."""
+    answer = client.call(socket, "why", guest=text)
+    if not isinstance(answer, Mapping):
+        raise ControlError("the agent's answer is not understood", hint="is it another version?")
+    names = set(answer["services"])
+    return Found(
+        name=str(answer["guest"]),
+        uuid=UUID(str(answer["uuid"])),
+        uri=str(answer["uri"]),
+        services=tuple(service for service in settings.services if service.name in names),
+    )
+
+
+def by_libvirt(settings: Settings, text: str) -> Found:
+    """Raises AskFailed where libvirt cannot be reached, ControlError where it has no such guest, or
+    several."""
+    from xenlb.ask import list_once  # noqa: PLC0415  (loads asyncio and libvirt)
+    from xenlb.model import report  # noqa: PLC0415
+    from xenlb.model.events import Configured  # noqa: PLC0415
+    from xenlb.model.members import services_of  # noqa: PLC0415
+    from xenlb.model.settings import needed_uris  # noqa: PLC0415
+    from xenlb.model.state import State  # noqa: PLC0415
+    from xenlb.model.step import step  # noqa: PLC0415
+
+    settings = replace(settings, uris=needed_uris(settings))
+    state = list_once(step(State(), Configured(at=clock.now(), settings=settings)).state)
+    guests = report.matching(state, text)
+    match guests:
+        case (guest,):
+            return Found(
+                name=guest.name,
+                uuid=guest.id.uuid,
+                uri=guest.id.uri,
+                services=services_of(state, guest),
+            )
+        case ():
+            raise ControlError(
+                f"no guest “{text[:64]}” is known here",
+                hint="virsh list --all shows the guests of this host",
+            )
+        case _:
+            raise ControlError(
+                f"several guests are called “{text[:64]}”",
+                hint="give a UUID: " + ", ".join(f"{g.id.uuid} ({g.id.uri})" for g in guests),
+            )
+
+
+def real_uri(uri: str) -> str:
+    """The URI, or for "default" the one that libvirt chooses. Raises AskFailed."""
+    if uri != "default":
+        return uri
+    import libvirt  # noqa: PLC0415
+
+    from xenlb.ask import AskFailed  # noqa: PLC0415
+
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        connection = libvirt.openReadOnly(None)
+        try:
+            return str(connection.getURI())
+        finally:
+            connection.close()
+    except libvirt.libvirtError as error:
+        raise AskFailed(
+            f"libvirt cannot be reached: {error.get_error_message()}",
+            "is libvirtd running? systemctl status libvirtd",
+        ) from None
