@@ -103,6 +103,18 @@ hex6() { # 2001:0DB8:0000:…, in full and in capitals → B80D0120…
 
 # ---- connections ----
 
+# open_table tcp|tcp6: where to read it from, in `table`. bash reads in blocks and then goes back to
+# the end of its line; in /proc the kernel counts all lines again for that, so that 10,000 of them
+# take minutes. It reads a copy instead.
+open_table() {
+    table=$root/proc/net/$1
+    [ -r "$table" ] || return 1
+    if [ "${BASH_VERSION:-}" ] && cat "$table" >"$run/xenlb-hold.$1"; then
+        table=$run/xenlb-hold.$1
+    fi 2>/dev/null
+    return 0
+}
+
 # look MOST: counts the connections that clients have to the services, up to MOST, into `found`.
 #
 # What counts carries data or owes some: ESTABLISHED (01); SYN_RECV (03), a client that is being
@@ -111,11 +123,11 @@ hex6() { # 2001:0DB8:0000:…, in full and in capitals → B80D0120…
 # for its answer. FIN_WAIT2 (05), where the peer has got everything and only its own end is
 # missing, counts with `until: all`. TIME_WAIT is a memory, and listening sockets are no client's.
 #
-# No process is started for a line or a look: there may be ten thousand of both.
+# No process is started for a line: there may be ten thousand (dash takes half a second for them).
 look() {
     found=0
-    for table in tcp tcp6; do
-        [ -r "$root/proc/net/$table" ] || continue
+    for protocol in tcp tcp6; do
+        open_table $protocol || continue
         while read -r _ here _ state _; do
             case $state in
             01 | 03 | 04 | 08 | 09 | 0B) ;;
@@ -138,7 +150,7 @@ look() {
             esac
             found=$((found + 1))
             [ "$found" -lt "$1" ] || return 0
-        done <"$root/proc/net/$table"
+        done <"$table"
     done
 }
 
@@ -146,15 +158,15 @@ look() {
 # on, save 22, where whoever types the shutdown may be sitting.
 find_open_ports() {
     [ $open = yes ] || return 0
-    for table in tcp tcp6; do
-        [ -r "$root/proc/net/$table" ] || continue
+    for protocol in tcp tcp6; do
+        open_table $protocol || continue
         while read -r _ here _ state _; do
             [ "$state" = 0A ] || continue
             case $here in
             ??????7F:* | 00000000000000000000000001000000:* | *:0016) continue ;;
             esac
             ports="$ports${here#*:} "
-        done <"$root/proc/net/$table"
+        done <"$table"
     done
 }
 
@@ -365,7 +377,9 @@ remember() {
 
 start() {
     settings || return 0
-    if tell_host staying; then
+    if [ "$tell" = none ]; then
+        say "this guest serves; the host is not told"
+    elif tell_host staying; then
         say "this guest serves, the host knows ($tell)"
     else
         say "the host could not be told that this guest serves ($tell)"
@@ -427,10 +441,16 @@ status() {
 }
 
 case ${1:-} in
-start | stop) "$1" ;;
+start) start ;;
+stop)
+    stop
+    rm -f "$run/xenlb-hold.tcp" "$run/xenlb-hold.tcp6"
+    ;;
 status)
     status
-    exit
+    status=$?
+    rm -f "$run/xenlb-hold.tcp" "$run/xenlb-hold.tcp6"
+    exit $status
     ;;
 tell) # by itself, in bash
     settings && tell_tcp "$2"
