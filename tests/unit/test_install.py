@@ -69,6 +69,8 @@ def test_what_lands_where(staged: Path) -> None:
         assert (base / place).exists(), place
     assert (staged / "etc/xenlb/xenlb.yaml").exists()
     assert (staged / "etc/xenlb/templates").is_dir()
+    (script,) = (base / "lib/xenlb").glob("lib/*/site-packages/xenlb/guestside/templates/hold.sh")
+    assert script.read_text().startswith("#!/bin/sh\n")
     assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
     assert os.access(base / "sbin/xenlb", os.X_OK)
     assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()
