@@ -74,6 +74,8 @@ def test_what_lands_where(staged: Path) -> None:
     for hook in HOOKS:
         assert (staged / hook).read_bytes() == (ROOT / "hooks/xenlb").read_bytes()
         assert os.access(staged / hook, os.X_OK)
+    (script,) = (base / "lib/xenlb").glob("lib/*/site-packages/xenlb/guestside/templates/hold.sh")
+    assert script.read_text().startswith("#!/bin/sh\n")
     assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
     assert os.access(base / "sbin/xenlb", os.X_OK)
     assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()

@@ -101,9 +101,9 @@ class Waiter:
 
     def _look(self, answer: Answer, begun: Answer) -> bool:
         """Is it worth another look?"""
-        name, began = begun["guest"], begun["drain"]["since"]
+        name, began = begun["guest"], begun["drain"]["id"]
         records = (answer["drain"], answer["last_drain"])
-        drain = next((each for each in records if each and each["since"] == began), None)
+        drain = next((each for each in records if each and each["id"] == began), None)
         if drain is None:
             raise Failure(f"{name} was drained anew meanwhile", hint=f"xenlb why {name}")
         match drain["end"]:

@@ -210,6 +210,7 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
 
 def _drain(drain: Drain, wall: Wall) -> dict[str, Any]:
     return {
+        "id": f"{drain.since:.6f}",  # times for people may differ by a millisecond each time
         "reason": drain.reason,
         "by": drain.by,
         "since": wall(drain.since),

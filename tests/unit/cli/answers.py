@@ -105,14 +105,12 @@ def status() -> dict[str, Any]:
     }
 
 
-BEGAN = ago(seconds=10)
-
-
 def drain(**given: Any) -> dict[str, Any]:
     return {
+        "id": "7.000000",
         "reason": "drained",
         "by": "alice (sudo)",
-        "since": BEGAN,
+        "since": ago(seconds=10),
         "deadline": ago(seconds=-50),
         "then": None,
         "asked": False,
@@ -154,7 +152,7 @@ def why() -> dict[str, Any]:
         "since": ago(hours=3),
         "domain_id": 4,
         "request": None,
-        "drain": drain(since=ago(seconds=10)),
+        "drain": drain(),
         "last_drain": None,
         "addresses": [{"address": "10.0.0.12", "source": "interface xml"}],
         "refused_addresses": [

@@ -18,7 +18,7 @@ SHELLS: dict[str, list[str]] = {
 }
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"
 # What every guest has; bash, nc and so on are added where a test is about them.
-PLAIN_TOOLS = ("sleep", "dd", "rm", "mkdir", "mkfifo", "sha256sum", "ls")
+PLAIN_TOOLS = ("sleep", "sed", "cat", "dd", "rm", "mkdir", "mkfifo", "sha256sum", "ls")
 
 
 def line(local: str, state: str = "01", remote: str = "640200C0:D431") -> str:

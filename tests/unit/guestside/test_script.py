@@ -1,8 +1,10 @@
 """hold.sh: what it counts, when it ends, whom it tells. In every shell, with real sockets too."""
 
 import os
+import resource
 import signal
 import socket
+import struct
 import threading
 import time
 import tty
@@ -76,6 +78,31 @@ def test_what_is_a_services(
     root.settings(f"watch={watch}")
     root.connections(map(line, lines[0]), six=map(line, lines[1]))
     assert count(root, shell) == expected
+
+
+def test_a_long_table(tmp_path: Path) -> None:
+    """Read from /proc itself, where it is not the length but going back in it that takes long."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with ExitStack() as stack:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            place = server.getsockname()
+            for _ in range(1600):
+                client = stack.enter_context(socket.create_connection(place))
+                # Ended by a reset: no TIME_WAIT is left behind for a minute.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                stack.enter_context(server.accept()[0])
+                stack.callback(client.close)
+            for shell in SHELLS:
+                it = Root(tmp_path / shell)
+                it.settings(f"watch=127.0.0.1 {place[1]}")
+                it.real_connections()
+                began = time.monotonic()
+                assert count(it, shell) == 1600
+                assert time.monotonic() - began < 3, shell
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @every_shell

@@ -370,7 +370,9 @@ remember() {
 
 start() {
     settings || return 0
-    if tell_host staying; then
+    if [ "$tell" = none ]; then
+        say "this guest serves; the host is not told"
+    elif tell_host staying; then
         say "this guest serves, the host knows ($tell)"
     else
         say "the host could not be told that this guest serves ($tell)"
@@ -429,7 +431,8 @@ status() {
 }
 
 case ${1:-} in
-start | stop) "$1" ;;
+start) start ;;
+stop) stop ;;
 status)
     status
     exit
