@@ -1,8 +1,8 @@
 """Rounds of taking a guest down under load, and what the clients noticed: the point of it all.
 
 A stage is a lab with two Debian guests behind a service, a client that asks RATE times a second
-(each a new connection, no retry, 2 s, source ports that come round every few seconds) and never
-has fewer than DOWNLOADS downloads of 10 s under way. A round takes one of the two guests down in
+(each a new connection, no retry, source ports that come round every few seconds) and never has
+fewer than DOWNLOADS downloads of 10 s under way. A round takes one of the two guests down in
 one of the WAYS, waits until it is gone (or back), starts it again, and goes on with the other. The
 load runs through all rounds of a way; its summary is the result.
 
@@ -59,13 +59,15 @@ class Guest(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """`agent` None: a peer does what it can. `wait_serving` waits until a guest is in service."""
+    """`agent` None: a peer does what it can. `wait_serving` waits until a guest is in service.
+    `timeout`: seconds that a request may take."""
 
     lab: LabHost
     guests: tuple[Guest, Guest]
     client: NetNs
     agent: LabAgent | None
     wait_serving: Callable[[Guest], None]
+    timeout: float = 2.0
     patience: float = 120.0
 
 
@@ -89,10 +91,11 @@ class Tally:
 
     def row(self, label: str) -> str:
         downloads, took = self.summary["downloads"], sorted(self.took)
+        slowest = self.summary["latencies"]["max"] or 0.0
         return (
             f"{label:<34} {self.way:<18} {self.rounds:>6} {self.summary['sent']:>8}"
             f" {self.failed:>6} {downloads['finished']:>9} {self.cut:>4}"
-            f" {took[len(took) // 2]:>7.1f} {took[-1]:>6.1f}"
+            f" {took[len(took) // 2]:>7.1f} {took[-1]:>6.1f} {slowest * 1000:>8.0f}"
         )
 
     def explained(self) -> str:
@@ -102,7 +105,7 @@ class Tally:
 
 HEAD = (
     f"{'':<34} {'way':<18} {'rounds':>6} {'requests':>8} {'failed':>6} {'downloads':>9} {'cut':>4}"
-    f" {'s p50':>7} {'max':>6}"
+    f" {'s p50':>7} {'max':>6} {'slowest':>8}"
 )
 
 
@@ -166,7 +169,7 @@ def load(stage: Stage) -> Iterator[dict[str, Any]]:
     """Steady load while the context is entered; its summary fills the dictionary at the end."""
     summary: dict[str, Any] = {}
     running = stage.client.load(
-        f"{VIP}:80", rate=RATE, timeout=2, reuse_ports=PORTS, downloads=DOWNLOADS
+        f"{VIP}:80", rate=RATE, timeout=stage.timeout, reuse_ports=PORTS, downloads=DOWNLOADS
     )
     try:
         time.sleep(2)

@@ -71,7 +71,8 @@ def xen_stage(lab: XenLab, method: str, *, hold: bool) -> Stage:
             guest = lab.define_debian_guest(name, address, vip=vip, files=files, units=[UNIT])
         guests.append(guest)
     first, second = guests
-    return _ready(lab, (first, second), agent)
+    # While Xen builds or buries a domain, the emulated Dom0 stands still for up to two seconds.
+    return _ready(lab, (first, second), agent, timeout=10.0)
 
 
 def _unpacked(data: bytes) -> dict[str, bytes]:
@@ -81,7 +82,11 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
 
 
 def _ready(
-    lab: UmlLab | XenLab, guests: tuple[rounds.Guest, rounds.Guest], agent: LabAgent | None
+    lab: UmlLab | XenLab,
+    guests: tuple[rounds.Guest, rounds.Guest],
+    agent: LabAgent | None,
+    *,
+    timeout: float = 2.0,
 ) -> Stage:
     def wait_serving(guest: rounds.Guest) -> None:
         if agent is not None:
@@ -101,4 +106,5 @@ def _ready(
         client=lab.client("client", "192.0.2.100"),
         agent=agent,
         wait_serving=wait_serving,
+        timeout=timeout,
     )

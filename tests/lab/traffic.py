@@ -369,7 +369,7 @@ class Client:
             "by_server": dict(self.by_server),
             "first": self.first,
             "last": self.last,
-            "latencies": {"p50": quantile(0.5), "p99": quantile(0.99)},
+            "latencies": {"p50": quantile(0.5), "p99": quantile(0.99), "max": quantile(1)},
             "downloads": self.downloads,
         }
         text = json.dumps(summary, indent=1) + "\n"
