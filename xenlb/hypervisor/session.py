@@ -32,6 +32,7 @@ from xenlb.model.events import (
     Rebooted,
     Resumed,
     Started,
+    Stays,
     Stop,
     Stopped,
     Undefined,
@@ -118,6 +119,7 @@ class Session:
         self._numbers: list[int] = []
         self._monitor: tuple[int, ...] = ()
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._closed: dict[UUID, asyncio.TimerHandle] = {}
         self._newcomers: asyncio.Task[None] | None = None
         self._look_again: set[UUID] = set()
         self._started: set[UUID] = set()  # looked at because they started
@@ -210,6 +212,8 @@ class Session:
     async def close(self) -> None:
         """Ends it; callbacks that still come are ignored. Never takes longer than CLOSE."""
         self._closing = True
+        for closed in self._closed.values():
+            closed.cancel()
         tasks = [*self._tasks.values(), *([self._newcomers] if self._newcomers else [])]
         for task in tasks:
             task.cancel()
@@ -312,7 +316,11 @@ class Session:
         log.debug("libvirt %s: %s: QMP %s %s", self._uri, domain.name(), event, details)
         at = self._clock()
         told = qmp.read(event, details, guest=guest, incarnation=incarnation, at=at)
-        if told is not None:
+        if isinstance(told, Stays):
+            self._closed[guest.uuid] = self._loop.call_later(qmp.CLOSED, self._tell, guest, told)
+        elif told is not None:
+            if event == "VSERPORT_CHANGE" and guest.uuid in self._closed:
+                self._closed.pop(guest.uuid).cancel()
             self._tell(guest, told)
 
     def _guest(self, domain: Domain) -> GuestId:

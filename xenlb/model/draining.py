@@ -29,6 +29,7 @@ from xenlb.model.state import Note, State, Step
 # Seconds, for a guest that belongs to no service.
 DEFAULT_GRACE = 300.0
 DEFAULT_TIMEOUT = 60.0
+HOLD_MARGIN = 60.0  # on top of drain.timeout: to tell the host, and to stop what was held
 
 VERBS = {Ask.POWEROFF: "shutdown", Ask.REBOOT: "reboot"}
 
@@ -36,13 +37,17 @@ VERBS = {Ask.POWEROFF: "shutdown", Ask.REBOOT: "reboot"}
 def requested(state: State, guest: Guest, ask: Ask, at: float) -> Guest:
     """The guest after it was asked to go, if it goes because of that: not if it does not run, or is
     told to suspend after it was told to shut down. What its hold says of a request that is known
-    is no news."""
+    gives it the time of the hold, and is no other news."""
     if guest.phase is not (Phase.SUSPENDING if ask is Ask.SUSPEND else Phase.LEAVING):
-        return guest
-    if ask is Ask.INSIDE and guest.request is not None:
         return guest
     services = services_of(state, guest)
     grace = max((service.drain.shutdown_grace for service in services), default=DEFAULT_GRACE)
+    if ask is Ask.INSIDE:  # it has a hold, which may take as long as a drain
+        held = max((service.drain.timeout for service in services), default=0.0) + HOLD_MARGIN
+        grace = max(grace, held)
+        if guest.request is not None:
+            late = max(guest.request.deadline, at + held)
+            return replace(guest, request=replace(guest.request, deadline=late))
     request = Request(ask=ask, at=at, deadline=at + grace)
     drain = guest.drain or Drain(
         reason=request.text(),

@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 
 from xenlb.hypervisor.qmp import read
-from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed
+from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed, Stays
 
 GUEST = GuestId(uri="qemu:///system", uuid=UUID(int=1))
 
@@ -20,7 +20,11 @@ def asked(ask: Ask) -> Asked:
         ("POWERDOWN", None, asked(Ask.POWERDOWN)),
         ("POWERDOWN", "{}", asked(Ask.POWERDOWN)),
         ("VSERPORT_CHANGE", '{"open":true,"id":"ua-xenlb"}', asked(Ask.INSIDE)),
-        ("VSERPORT_CHANGE", '{"open":false,"id":"ua-xenlb"}', None),
+        (
+            "VSERPORT_CHANGE",
+            '{"open":false,"id":"ua-xenlb"}',
+            Stays(at=9.0, guest=GUEST, incarnation=4),
+        ),
         ("VSERPORT_CHANGE", '{"open":true,"id":"channel0"}', None),
         ("VSERPORT_CHANGE", '{"id":"ua-xenlb"}', None),
         ("VSERPORT_CHANGE", "[]", None),
