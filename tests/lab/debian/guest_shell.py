@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import shlex
+from pathlib import Path
+
+GUEST_SH = str(Path(__file__).resolve().parents[1] / "guest-sh")
 
 
 def knock(address: str, port: int, *, timeout: float) -> list[str]:

@@ -14,7 +14,6 @@ Facts (libvirt 9.0, systemd 252):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab.debian import guest_files, guest_image, guest_shell
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from tests.lab.uml import UmlLab
 
 INIT = "/usr/lib/lab/container-init"
-GUEST_SH = str(Path(__file__).resolve().parents[1] / "guest-sh")
 IMAGE = "/run/lab/debian"
 # $1 the image, $2 where it is mounted for all guests, $3 the guest's folder
 SETUP = """
@@ -115,7 +113,9 @@ class DebianGuest(Guest):
 
     def run(self, command: str, *, timeout: float = 30, check: bool = True) -> Result:
         """Runs a shell command in the guest; both its outputs come as `out`."""
-        return self.lab.run(["bash", GUEST_SH, self.address, command], timeout=timeout, check=check)
+        return self.lab.run(
+            ["bash", guest_shell.GUEST_SH, self.address, command], timeout=timeout, check=check
+        )
 
     def write(self, path: str, data: str | bytes, mode: int = 0o644) -> None:
         """Writes a file in the running guest (parents are made)."""

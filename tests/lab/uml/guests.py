@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
+from tests.lab.debian import guest_shell
 from tests.lab.host import LabError, Result
 from tests.lab.uml.qemu_image import QemuImage
 
@@ -113,6 +114,9 @@ def qemu_xml(
       <rom enabled='no'/>
     </interface>
     <serial type='file'><source path='/run/lab/guest-{name}.log'/></serial>
+    <channel type='null'>
+      <target type='virtio' name='org.xenlb.0'/><alias name='ua-xenlb'/>
+    </channel>
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
   </devices>
@@ -197,6 +201,11 @@ class QemuGuest(Guest):
     some seconds of booting, a shutdown is asked for and ignored."""
 
     uri = "qemu:///system"
+
+    def run(self, command: str, *, timeout: float = 60, check: bool = True) -> Result:
+        """Runs a shell command (busybox) in the guest; both its outputs come as `out`."""
+        argv = ["bash", guest_shell.GUEST_SH, self.address, command]
+        return self.lab.run(argv, timeout=timeout, check=check)
 
     def shutdown(self) -> Result:
         return self.virsh("shutdown", self.name, "--mode", "acpi")
