@@ -6,22 +6,8 @@
 set -euo pipefail
 folder=$1 how=$2
 
-layers=$folder/layers
-mkdir -p "$layers"
-mount -t tmpfs tmpfs "$layers"
-mkdir "$layers"/{up,work,root}
-mount -t overlay overlay -o "lowerdir=/,upperdir=$layers/up,workdir=$layers/work" "$layers/root"
-root=$layers/root
-mount -t proc proc "$root/proc"
-mount --rbind /sys "$root/sys"
-umount -R "$root/sys/fs/cgroup" 2>/dev/null || true
-mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
-mount -t tmpfs tmpfs "$root/dev"
-cp -a /dev/{null,zero,full,random,urandom,tty} "$root/dev"
-mkdir "$root"/dev/{pts,shm}
-mount -t tmpfs tmpfs "$root/run"
-mkdir "$root/run/said"
-mount --bind "$folder" "$root/run/said"
+# shellcheck source=tests/lab/service/root.sh
+. "$(dirname "$0")/root.sh"
 ip link set lo up
 
 # Nothing that this machine has enabled; what systemd itself brings to multi-user.target stays.
