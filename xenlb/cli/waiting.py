@@ -4,6 +4,7 @@ The agent does the work, and goes on with it whatever becomes of the command: he
 at. On a terminal one line is written over; elsewhere a line is told when something has changed.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ class Progress:
     def show(self, text: str, essence: str) -> None:
         """`essence`: what of it is worth a new line where nothing can be written over."""
         if self._terminal:
-            click.echo(f"\r\033[K{text}", nl=False)
+            width = shutil.get_terminal_size().columns
+            click.echo(f"\r\033[K{text[: width - 1]}", nl=False)
         elif essence != self._essence:
             click.echo(text)
         self._essence = essence

@@ -111,26 +111,25 @@ def ended(drain: Drain, outcome: Outcome, at: float) -> Drain:
     return drain if drain.outcome is not None else replace(drain, outcome=outcome, over=at)
 
 
-def counted(drain: Drain, left: int, at: float) -> Drain:
-    """The drain after a count of what is left."""
+def counted(drain: Drain, left: int, at: float, *, earliest: float) -> Drain:
+    """The drain after a count of what is left; it is not empty before `earliest`."""
     if not drain.lasts:
         return drain
     if left:
         return replace(drain, left=left, quiet=None)
     quiet = at if drain.quiet is None else drain.quiet
     drain = replace(drain, left=0, quiet=quiet)
-    return ended(drain, Outcome.EMPTY, at) if at - quiet >= SETTLED else drain
+    return ended(drain, Outcome.EMPTY, at) if at >= max(quiet + SETTLED, earliest) else drain
 
 
-def left_of(
-    service: ServiceSettings, key: ServiceKey, counters: Counters | None, lasted: float
-) -> int:
-    """What is left of one server that is drained since `lasted` seconds; `counters` None: it is not
-    in the table."""
-    if counters is None:
+def is_udp(key: ServiceKey) -> bool:
+    return isinstance(key, AddressKey) and key.protocol is Protocol.UDP
+
+
+def left_of(service: ServiceSettings, key: ServiceKey, counters: Counters | None) -> int:
+    """The connections that are left of one server; `counters` None: it is not in the table."""
+    if counters is None or is_udp(key):
         return 0
-    if isinstance(key, AddressKey) and key.protocol is Protocol.UDP:
-        return 1 if lasted < service.drain.udp else 0
     if service.drain.until is DrainUntil.ALL:
         return counters.active_connections + counters.inactive_connections
     return counters.active_connections

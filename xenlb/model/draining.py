@@ -173,22 +173,19 @@ def counted(state: State, event: Counted) -> Step:
     for key, guest in state.guests.items():
         if guest.drain is None or not guest.drain.lasts or guest.drain.since > event.at:
             continue
-        left = _left(state, guest, guest.drain, event)
-        after = drains.counted(guest.drain, left, event.at)
+        mine = tuple(places(state, guest))
+        left = sum(
+            drains.left_of(service, key, event.counters.get(key, {}).get(server))
+            for service, key, server in mine
+        )
+        udp = max((s.drain.udp for s, key, _ in mine if drains.is_udp(key)), default=0.0)
+        earliest = guest.drain.since + udp
+        after = drains.counted(guest.drain, left, event.at, earliest=earliest)
         if after is not guest.drain:
             guests[key] = replace(guest, drain=after)
         if not after.lasts:
             notes.append(_ending(guest, after, event.at))
     return Step(state=replace(state, guests=guests), notes=tuple(notes))
-
-
-def _left(state: State, guest: Guest, drain: Drain, event: Counted) -> int:
-    return sum(
-        drains.left_of(
-            service, key, event.counters.get(key, {}).get(server), event.at - drain.since
-        )
-        for service, key, server in places(state, guest)
-    )
 
 
 def places(state: State, guest: Guest) -> Iterator[tuple[ServiceSettings, ServiceKey, ServerKey]]:

@@ -76,6 +76,8 @@ def _servers(
 
 def _phases(state: State, service: ServiceSettings) -> Iterator[tuple[GuestId | str, ServerPhase]]:
     for candidate in state.candidates.get(service.name, ()):
+        if candidate.weight == 0:
+            continue  # it takes nothing over
         who: GuestId | str
         if candidate.owner is not None:
             who = candidate.owner

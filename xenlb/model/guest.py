@@ -169,7 +169,8 @@ def hear(guest: Guest, happening: Happening, *, at: float, incarnation: int | No
         if phase is guest.phase:
             return guest
         if phase is Phase.UP:  # does it still serve? nobody knows before a check
-            if guest.drain is not None and (guest.drain.requested or guest.drain.then is not None):
+            went = guest.phase in {Phase.LEAVING, Phase.SUSPENDING}
+            if went and guest.drain is not None and (guest.drain.requested or guest.drain.asked):
                 guest = undrained(guest, Outcome.STAYED, at=at)
             return replace(guest, phase=phase, since=at, recheck=at, request=None)
         return replace(guest, phase=phase, since=at)
