@@ -316,11 +316,13 @@ class Session:
         log.debug("libvirt %s: %s: QMP %s %s", self._uri, domain.name(), event, details)
         at = self._clock()
         told = qmp.read(event, details, guest=guest, incarnation=incarnation, at=at)
+        if event == "VSERPORT_CHANGE" and told is not None:
+            closed = self._closed.pop(guest.uuid, None)
+            if closed is not None:
+                closed.cancel()
         if isinstance(told, Stays):
             self._closed[guest.uuid] = self._loop.call_later(qmp.CLOSED, self._tell, guest, told)
         elif told is not None:
-            if event == "VSERPORT_CHANGE" and guest.uuid in self._closed:
-                self._closed.pop(guest.uuid).cancel()
             self._tell(guest, told)
 
     def _guest(self, domain: Domain) -> GuestId:
