@@ -122,10 +122,10 @@ def why(answer: Answer, now: float) -> str:
             f" back into service in {until(request['until'], now)} if it stays"
         )
     if drain := answer.get("drain"):
-        left = f", {until(drain['deadline'], now)} left" if drain["deadline"] else ""
-        lines.append(
-            f"  drained for {age(drain['since'], now)}: {drain['reason']} by {drain['by']}{left}"
-        )
+        lines.append(f"  out of service for {age(drain['since'], now)}: {_drain(drain, now)}")
+        lines += [f"  {warning}" for warning in drain["warnings"]]
+    if last := answer.get("last_drain"):
+        lines.append(f"  last out of service {age(last['since'], now)} ago: {_drain(last, now)}")
     lines += [f"  address {a['address']}: {a['source']}" for a in answer.get("addresses", ())]
     lines += [
         f"  address {no['address']} refused: {no['reason']} ({no['source']})"
@@ -148,6 +148,23 @@ def why(answer: Answer, now: float) -> str:
     if events := answer.get("events"):
         lines += ["", "what happened", *(f"  {event(entry)}" for entry in events)]
     return "\n".join(lines)
+
+
+def _drain(drain: Answer, now: float) -> str:
+    """`drained by root, empty after 12s, then undrained`"""
+    parts = [f"{drain['reason']} by {drain['by']}" if drain["by"] else drain["reason"]]
+    if drain["over"]:
+        took = datetime.fromisoformat(drain["over"]) - datetime.fromisoformat(drain["since"])
+        parts.append(f"{drain['outcome']} after {_length(took.total_seconds())}")
+    elif drain["deadline"]:
+        parts.append(f"{until(drain['deadline'], now)} left")
+    if left := drain["connections_left"]:
+        parts.append(f"{left} connection{'s' * (left != 1)} left")
+    if drain["failure"]:
+        parts.append(f"libvirt refuses: {drain['failure']}")
+    if drain["end"] not in {None, drain["outcome"]}:
+        parts.append(f"then {drain['end']}")
+    return ", ".join(parts)
 
 
 def event(entry: Answer) -> str:

@@ -86,7 +86,7 @@ def test_why(xenlb: Xenlb, agent: SmallAgent) -> None:
     assert re.sub(r"\b(49|50)s left", "50s left", done.stdout) == (
         "mail2  3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1  xen:///system\n"
         "  up for 3h, domain id 4\n"
-        "  drained for 10s: drained by alice (sudo), 50s left\n"
+        "  out of service for 10s: drained by alice (sudo), 50s left\n"
         "  address 10.0.0.12: interface xml\n"
         "  address 192.0.2.10 refused: a service address (reported by the guest)\n"
         "\n"
@@ -96,6 +96,14 @@ def test_why(xenlb: Xenlb, agent: SmallAgent) -> None:
         "what happened\n"
         "  01-02 03:04:05.678 mail2: drained by alice (sudo)\n"
     )
+    over = {"over": answers.ago(seconds=48), "outcome": "deadline", "connections_left": 1}
+    went = {"reason": "asked for reboot", "by": "", "deadline": None, "end": "guest gone"}
+    past = answers.drain(since=answers.ago(seconds=60), **over, **went)
+    agent.answers["why"] = {**answers.why(), "drain": None, "last_drain": past}
+    assert (
+        "  last out of service 60s ago: asked for reboot, deadline after 12s, 1 connection left,"
+        " then guest gone\n"
+    ) in xenlb("why", "mail2").stdout
     said = answers.why()
     agent.answers["why"] = said
     assert json.loads(xenlb("why", "mail2", "--json").stdout) == said
