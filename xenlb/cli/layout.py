@@ -159,12 +159,17 @@ def _drain(drain: Answer, now: float) -> str:
     elif drain["deadline"]:
         parts.append(f"{until(drain['deadline'], now)} left")
     if left := drain["connections_left"]:
-        parts.append(f"{left} connection{'s' * (left != 1)} left")
+        parts.append(f"{connections(left)} left")
     if drain["failure"]:
         parts.append(f"libvirt refuses: {drain['failure']}")
     if drain["end"] not in {None, drain["outcome"]}:
         parts.append(f"then {drain['end']}")
     return ", ".join(parts)
+
+
+def connections(count: int) -> str:
+    """`1 connection`, `2 connections`"""
+    return f"{count} connection{'s' * (count != 1)}"
 
 
 def event(entry: Answer) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from xenlb.cli import layout
-from xenlb.cli.layout import Answer
+from xenlb.cli.layout import Answer, connections
 from xenlb.cli.options import Failure
 from xenlb.control import client
 from xenlb.control.protocol import UNREACHABLE, ControlError
@@ -187,10 +187,6 @@ class Waiter:
             raise
         finally:
             self._progress.end()
-
-
-def connections(count: int) -> str:
-    return f"{count} connection{'s' * (count != 1)}"
 
 
 def _left(answer: Answer, drain: Answer) -> str:
