@@ -12,9 +12,10 @@ import pytest
 
 from tests.lab.host import cache_directory
 from tests.lab.service import nest
-from xenlb.guestside.files import Init, hold_files, write_tree
+from xenlb.guestside.files import hold_files, write_tree
 from xenlb.guestside.hold import Tell, compile_hold
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
+from xenlb.model.side import Init
 
 # Init scripts of mail and web servers, and those of the system that stop it.
 PACKAGES = ("insserv", "initscripts", "cron", "exim4-base", "nginx-common", "openssh-server")

@@ -9,9 +9,10 @@ from pathlib import Path
 from uuid import UUID
 
 from tests.lab.xen import XenLab
-from xenlb.guestside.files import HOLD_SCRIPT, Init, hold_files
+from xenlb.guestside.files import HOLD_SCRIPT, hold_files
 from xenlb.guestside.hold import Tell, compile_hold
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
+from xenlb.model.side import Init
 
 HOLD = f"/{HOLD_SCRIPT}"
 DOWNLOAD = """

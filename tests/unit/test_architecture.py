@@ -29,7 +29,7 @@ PURE = (
         f"ipvs/{name}"
         for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")
     }
-    | {"guestside/hold"}
+    | {"guestside/hold", "guestside/needs", "guestside/compile"}
 )
 UNCLEAN = {"asyncio", "os", "socket", "time", "logging", "libvirt", "libvirtaio", "pyroute2"}
 

@@ -10,23 +10,16 @@ import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
 from xenlb.guestside.hold import Hold, settings_text, template_values
+from xenlb.model.side import Init
 
 OVERRIDES = Path("/etc/xenlb/templates")
 HOLD_SCRIPT = "usr/local/lib/xenlb/hold.sh"
 HOLD_SETTINGS = "etc/xenlb-hold.conf"
 _PLACEHOLDER = re.compile(r"@([A-Z][A-Z_]*)@")
-
-
-class Init(StrEnum):
-    """What starts and stops services in the guest."""
-
-    SYSTEMD = "systemd"
-    SYSVINIT = "sysvinit"
 
 
 class TemplateError(Exception):
@@ -35,11 +28,22 @@ class TemplateError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestFile:
-    """A file of the guest; `path` is below its root, without a leading slash."""
+    """A file of the guest; `path` is below its root, without a leading slash. `block`: only a part
+    of it, between marks, after a first line #! if there is one: the rest is somebody else's."""
 
     path: str
     text: str
     mode: int = 0o644
+    block: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestLink:
+    """A symbolic link of the guest, as `systemctl enable` makes them; `target` as it is written
+    into it."""
+
+    path: str
+    target: str
 
 
 def hold_files(hold: Hold, init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile, ...]:

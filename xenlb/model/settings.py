@@ -21,6 +21,7 @@ from xenlb.ipvs.table import (
     ServiceKey,
     Tunnel,
 )
+from xenlb.model.side import GuestSide
 
 IPNetwork = IPv4Network | IPv6Network
 
@@ -90,13 +91,15 @@ class DrainPolicy:
 class Member:
     """One entry of `servers`: a guest (libvirt name pattern or UUID) or a host (address).
 
-    `address` is the configured address of a guest, None where it is discovered.
+    `address` is the configured address of a guest, None where it is discovered; `side` what is
+    said of the inside of this guest, None where it is the service's.
     """
 
     guest: str | None = None
     host: IPAddress | None = None
     address: IPAddress | None = None
     weight: int | None = None
+    side: GuestSide | None = None
 
     def matches(self, name: str, uuid: str) -> bool:
         """Is this the guest of that libvirt name and UUID (lower case, with dashes)?"""
@@ -138,6 +141,7 @@ class ServiceSettings:
     drain: DrainPolicy = field(default_factory=DrainPolicy)
     servers: tuple[Member, ...] = ()
     from_metadata: bool = False
+    side: GuestSide = field(default_factory=GuestSide)
 
     def __hash__(self) -> int:
         """Cheap, as services are looked up for every guest: names are unique in a configuration."""

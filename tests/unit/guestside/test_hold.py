@@ -18,7 +18,6 @@ from tests.unit.guestside.shells import SHELLS, Root
 from xenlb.config import parse
 from xenlb.guestside.files import (
     GuestFile,
-    Init,
     TemplateError,
     archive,
     fill,
@@ -27,6 +26,7 @@ from xenlb.guestside.files import (
 )
 from xenlb.guestside.hold import Hold, Tell, Watch, compile_hold, settings_text, tell_by
 from xenlb.model.settings import DrainUntil
+from xenlb.model.side import Init
 
 ONE = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1")
 AGENT = (ip_address("10.0.0.1"), 7371)
