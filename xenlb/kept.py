@@ -44,6 +44,7 @@ from xenlb.model.settings import (
     Settings,
     SysctlPolicy,
 )
+from xenlb.model.side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
 
 SMALLEST = 64 * 1024  # bytes; a smaller file is read as fast by itself
 LARGEST = 8 * 1024 * 1024  # the reader's own limit
@@ -119,7 +120,12 @@ def _ours(found: os.stat_result, kind: int) -> bool:
 def _program() -> str:
     """Which xenlb this is: what is kept by another is of no use."""
     here = Path(__file__).parent
-    found = [here / "kept.py", here / "model/settings.py", *(here / "config").glob("*.py")]
+    found = [
+        here / "kept.py",
+        here / "model/settings.py",
+        here / "model/side.py",
+        *(here / "config").glob("*.py"),
+    ]
     stats = sorted((path.name, path.stat()) for path in found)
     return " ".join(
         [__version__, *(f"{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}" for _, s in stats)]
@@ -143,19 +149,46 @@ def _member(member: Member) -> Any:
     if member.host is not None and member.weight is None:
         return str(member.host)
     host, address = member.host and str(member.host), member.address and str(member.address)
-    return [member.guest, host, address, member.weight]
+    side = member.side and _side(member.side)
+    return [member.guest, host, address, member.weight, side]
 
 
 def _read_member(item: Any) -> Member:
     if isinstance(item, str):
         return Member(host=_address(item))
-    guest, host, address, weight = item
+    guest, host, address, weight, side = item
     return Member(
         guest=guest,
         host=host and _address(host),
         address=address and _address(address),
         weight=weight,
+        side=side and _read_side(side),
     )
+
+
+def _side(side: GuestSide) -> Any:
+    return [
+        [str(each) for each in value] if isinstance(value, tuple) else value
+        for value in (getattr(side, name) for name in _names(GuestSide))
+    ]
+
+
+def _read_side(item: Any) -> GuestSide:
+    kept = dict(zip(_names(GuestSide), item, strict=True))
+    for name, read in _SIDE_READERS.items():
+        kept[name] = kept[name] and read(kept[name])
+    for name in ("gateways", "addresses"):
+        kept[name] = tuple(_address(text) for text in kept[name])
+    return GuestSide(**kept)
+
+
+_SIDE_READERS: dict[str, Writer] = {
+    "delivery": Delivery,
+    "on_boot": OnBoot,
+    "system": System,
+    "init": Init,
+    "return_path": ReturnPath,
+}
 
 
 def _address(text: str) -> IPAddress:
@@ -213,6 +246,7 @@ _SERVICE: dict[str, tuple[Writer, Writer]] = {
         lambda items: tuple(_read_member(item) for item in items),
     ),
     "from_metadata": (_plain, _plain),
+    "side": (_side, _read_side),
 }
 
 

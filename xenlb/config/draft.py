@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xenlb.config.reading import Place, Value
+from xenlb.config.side import SideDraft
 from xenlb.ipvs.table import (
     Family,
     Forwarding,
@@ -24,6 +25,7 @@ class MemberDraft(NamedTuple):
     host: Value[IPAddress | None]
     address: Value[IPAddress | None]
     weight: Value[int | None]
+    side: SideDraft | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ class Draft:
     drain: DrainPolicy
     servers: Value[tuple[MemberDraft, ...]]
     from_metadata: Value[bool]
+    side: SideDraft
 
     @property
     def family(self) -> Family | None:

@@ -7,6 +7,7 @@ no meaning for the service are gone before (settle.py).
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
+from xenlb.config import side
 from xenlb.config.draft import Draft
 from xenlb.config.reading import Place, Report
 from xenlb.config.service import SCHEDULER_FLAGS
@@ -277,6 +278,16 @@ def _same_family(draft: Draft, address: IPAddress, place: Place, report: Report)
     )
 
 
+def guest_side(draft: Draft, report: Report) -> None:
+    if draft.forwarding.bad:
+        return
+    members = [member.side for member in draft.servers.value if member.side is not None]
+    for part in (draft.side, *members):
+        side.report_problems(
+            part, report, forwarding=draft.forwarding.value, by_mark=draft.fwmark.given
+        )
+
+
 RULES: Final[tuple[Callable[[Draft, Report], None], ...]] = (
     identity,
     port_list,
@@ -289,6 +300,7 @@ RULES: Final[tuple[Callable[[Draft, Report], None], ...]] = (
     check,
     sorry_server,
     servers,
+    guest_side,
 )
 
 

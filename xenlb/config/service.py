@@ -5,7 +5,7 @@ Keys are looked at one by one here; what they mean together is in rules.py.
 
 from typing import Final
 
-from xenlb.config import nodes, values
+from xenlb.config import nodes, side, values
 from xenlb.config.draft import CheckDraft, Draft, MemberDraft, TunnelDraft
 from xenlb.config.nodes import Kind, Scalar
 from xenlb.config.reading import Cursor, Fields, Place, Value, keys_of
@@ -42,9 +42,10 @@ DEFAULT_KEYS: Final = (
     "sorry-server",
     "drain",
     "from-metadata",
+    "guest-side",
 )
 SERVICE_KEYS: Final = OWN_KEYS + DEFAULT_KEYS
-SERVER_KEYS: Final = ("guest", "host", "address", "weight")
+SERVER_KEYS: Final = ("guest", "host", "address", "weight", "guest-side")
 TUNNEL_KEYS: Final = ("type", "port", "checksum")
 CHECK_KEYS: Final = ("type", "interval", "timeout", "rise", "fall", "port")
 DRAIN_KEYS: Final = ("timeout", "until", "udp", "shutdown-grace")
@@ -69,6 +70,7 @@ U32: Final = 2**32 - 1
 
 def read(name: str, place: Place, fields: Fields) -> Draft:
     """The draft of a service; every value that cannot be taken is in the report."""
+    sides = _side_fields(fields)
     return Draft(
         name=name,
         place=place,
@@ -95,8 +97,9 @@ def read(name: str, place: Place, fields: Fields) -> Draft:
         slow_start=fields.read("slow-start", lambda c: _duration(c, 0, values.DAY), 0.0),
         sorry_server=fields.read("sorry-server", lambda c: c.parsed(values.endpoint), None),
         drain=_drain(fields),
-        servers=fields.read("servers", _servers, ()),
+        servers=fields.read("servers", lambda c: _servers(c, sides), ()),
         from_metadata=fields.read("from-metadata", Cursor.true_or_false, False),
+        side=side.read(sides),
     )
 
 
@@ -230,7 +233,14 @@ def _drain(fields: Fields) -> DrainPolicy:
     )
 
 
-def _servers(cursor: Cursor) -> tuple[MemberDraft, ...]:
+def _side_fields(fields: Fields) -> Fields:
+    for layer in (fields.own, fields.inherited):
+        if not _is_mapping(layer.get("guest-side")):
+            keys_of(layer.get("guest-side"), side.SIDE_KEYS)  # reports what it is instead
+    return _section(fields, "guest-side", side.SIDE_KEYS)
+
+
+def _servers(cursor: Cursor, sides: Fields) -> tuple[MemberDraft, ...]:
     """Those that can be read; one that is no mapping is reported, and does not hide the others."""
     members = []
     for item in cursor.items("- guest: mail1"):
@@ -240,7 +250,7 @@ def _servers(cursor: Cursor) -> tuple[MemberDraft, ...]:
                 raise Wrong(
                     f"{quoted(text)} is neither guest nor host", hint=f"write - guest: {text}"
                 )
-            members.append(_plain_host(item) or _member(item))
+            members.append(_plain_host(item) or _member(item, sides))
         except Wrong as wrong:
             item.report_wrong(wrong)
     return tuple(members)
@@ -263,18 +273,25 @@ def _plain_host(cursor: Cursor) -> MemberDraft | None:
             address = values.plain_ipv4(node.text)
             if address is not None:
                 place = Place(node.line, node.column, f"{cursor.path}.host"[:200])
-                return MemberDraft(_NO_GUEST, Value(address, place), _NO_ADDRESS, _NO_WEIGHT)
+                return MemberDraft(_NO_GUEST, Value(address, place), _NO_ADDRESS, _NO_WEIGHT, None)
     return None
 
 
-def _member(cursor: Cursor) -> MemberDraft:
+def _member(cursor: Cursor, sides: Fields) -> MemberDraft:
     fields = Fields(own=cursor.keys(SERVER_KEYS))
+    own_side = fields.own.get("guest-side")
+    behind = {**sides.inherited, **sides.own}
     member = MemberDraft(
         guest=fields.read("guest", Cursor.text, None),
         host=fields.read("host", lambda c: c.parsed(values.server_address), None),
         address=fields.read("address", lambda c: c.parsed(values.server_address), None),
         weight=fields.read("weight", _weight, None),
+        side=None
+        if own_side is None
+        else side.read(Fields(own=keys_of(own_side, side.SIDE_KEYS), inherited=behind)),
     )
+    if own_side is not None and member.host.given:
+        own_side.wrong("a host is no guest, so nothing is put into it", "remove guest-side")
     if member.guest.given and member.host.given:
         fields.own["host"].wrong("guest and host exclude each other", "make two servers of them")
     elif not member.guest.given and not member.host.given:

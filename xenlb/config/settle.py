@@ -97,6 +97,7 @@ def settings_of(draft: Draft) -> ServiceSettings:
         drain=draft.drain,
         servers=tuple(_member_of(member) for member in draft.servers.value),
         from_metadata=draft.from_metadata.value,
+        side=draft.side.settings(),
     )
 
 
@@ -151,4 +152,5 @@ def _member_of(member: MemberDraft) -> Member:
         host=member.host.value,
         address=member.address.value,
         weight=member.weight.value,
+        side=None if member.side is None else member.side.settings(),
     )

@@ -48,6 +48,8 @@ _NUMBER = re.compile(r"[0-9]+")
 _PERCENT = re.compile(r"(0|[1-9][0-9]{0,3})%")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\.?")
+_GUEST_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+_SSH_DESTINATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(@[A-Za-z0-9][A-Za-z0-9_.:-]*)?")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
 
 
@@ -320,6 +322,25 @@ def interface(text: str) -> str:
         raise Wrong(f"{quoted(text)} is too long for an interface", hint="at most 15 characters")
     if text in {".", ".."} or re.search(r"[/:\s]", text):
         raise Wrong(f"{quoted(text)} is not the name of an interface", hint="see: ip link")
+    return text
+
+
+def guest_interface(text: str) -> str:
+    """An interface in a guest, where its name gets into files: no character that means more."""
+    if not _GUEST_INTERFACE.fullmatch(text):
+        raise Wrong(
+            f"{quoted(text)} is not the name of a guest's interface",
+            hint="at most 15 letters, digits, dots, hyphens and underscores, like eth0",
+        )
+    return text
+
+
+def ssh_destination(text: str) -> str:
+    """USER@HOST or a name of ssh's own configuration; nothing that ssh would take for an option."""
+    if not _SSH_DESTINATION.fullmatch(text):
+        raise Wrong(
+            f"{quoted(text)} is not a destination for ssh", hint="write one like root@mail1"
+        )
     return text
 
 

@@ -18,6 +18,7 @@ from xenlb.model.settings import (
     ServiceSettings,
     Settings,
 )
+from xenlb.model.side import GuestSide
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = [ROOT / "etc/xenlb.yaml", *sorted((ROOT / "etc/examples").glob("*.yaml"))]
@@ -45,15 +46,19 @@ services:
     sorry-server: "10.0.0.99"
     drain: {timeout: 9s, until: all, udp: 7s, shutdown-grace: 8s}
     from-metadata: true
+    guest-side: {delivery: ssh, on-boot: apply, system: netplan, interface: eth2, table: 300,
+                 gateway: [10.0.0.1, "fd00::1"], tx-checksums: false}
     servers:
       - {guest: "mail*", address: 10.0.0.11, weight: 0}
-      - guest: other
+      - {guest: other, guest-side: {init: sysvinit, ssh: root@other}}
       - {host: "2001:db8::5", weight: 7}
       - host: 10.0.0.6
   dns: {address: "2001:db8::10", ports: [53/udp], one-packet: true, check: none,
         servers: [{host: "2001:db8::6"}]}
-  remapped: {address: 192.0.2.11, ports: [25], server-port: 26, servers: [{host: 10.0.0.7}]}
-  marked: {fwmark: 7, family: inet6, check: none, weight: 0}
+  remapped: {address: 192.0.2.11, ports: [25], server-port: 26, servers: [{host: 10.0.0.7}],
+             guest-side: {return-path: mark}}
+  marked: {fwmark: 7, family: inet6, check: none, weight: 0,
+           guest-side: {addresses: ["2001:db8::12"]}}
 """
 
 
@@ -95,10 +100,15 @@ def test_no_field_is_forgotten() -> None:
         "services",
     }
     assert {f.name for f in fields(Director)} == {"interface", "addresses", "sysctls"}
-    assert {f.name for f in fields(Member)} == {"guest", "host", "address", "weight"}
+    assert {f.name for f in fields(Member)} == {"guest", "host", "address", "weight", "side"}
     assert {f.name for f in fields(Port)} == {"number", "protocol"}
     assert {f.name for f in fields(Tunnel)} == {"type", "port", "checksum"}
     assert {f.name for f in fields(DrainPolicy)} == {"timeout", "until", "udp", "shutdown_grace"}
+    sides = {s.side for s in settings.services} | {
+        m.side for s in settings.services for m in s.servers
+    }
+    told = {f.name: {getattr(side, f.name) for side in sides} for f in fields(GuestSide)}
+    assert [name for name, values in told.items() if len(values) < 2] == []
     check = settings.services[0].check
     assert check is not None
     assert all(getattr(check, f.name) != f.default for f in fields(Check) if f.name != "type")

@@ -210,6 +210,33 @@ servers: [{guest: mail1, weight: -1}]
 servers: [{guest: mail1, weight: 65536}]
 servers: [{guest: mail1, weight: '2'}]
 servers: [{guest: mail1, weight: null}]
+guest-side: ssh
+guest-side: []
+guest-side: null
+guest-side: {deliver: ssh}
+guest-side: {delivery: telnet}
+guest-side: {delivery: null}
+guest-side: {delivery: ssh, on-boot: never}
+guest-side: {system: systemd}
+guest-side: {init: upstart}
+guest-side: {interface: 'eth0; reboot'}
+guest-side: {interface: $(reboot)}
+guest-side: {interface: '-x'}
+guest-side: {interface: an-interface-too-long}
+guest-side: {return-path: nat}
+guest-side: {gateway: []}
+guest-side: {gateway: {ip: 10.0.0.1}}
+guest-side: {gateway: [10.0.0.1, 'fd00::1', 10.0.0.2]}
+guest-side: {addresses: 192.0.2.10} #!; fwmark: 7
+guest-side: {table: 255}
+guest-side: {table: 65001}
+guest-side: {tx-checksums: 1}
+guest-side: {delivery: ssh, ssh: -oProxyCommand=reboot}
+guest-side: {delivery: ssh, ssh: 'root@mail1 reboot'}
+guest-side: {delivery: ssh, ssh: 'root@$(reboot)'}
+servers: [{guest: mail1, guest-side: ssh}]
+servers: [{guest: mail1, guest-side: {delivery: telnet}}]
+servers: [{host: 10.0.0.5, guest-side: {delivery: ssh}}]
 from-metadata: 1
 from-metadata: 'false'
 from-metadata: sometimes
@@ -296,6 +323,14 @@ check: {} #!; ports: [53/udp]
 check: {type: tcp} #!; ports: [53/udp, 5060/sctp]
 check: {type: tcp} #!; ports: [0]; persistence: 300s
 slow-start: 25h
+guest-side: {on-boot: apply}
+guest-side: {on-boot: verify, delivery: rootfs}
+guest-side: {return-path: mark} #!; forwarding: gatewaying
+guest-side: {gateway: mail1}
+guest-side: {gateway: [10.0.0.1, 10.0.0.2]}
+guest-side: {addresses: [192.0.2.10]}
+guest-side: {ssh: root@mail1}
+servers: [{guest: mail1, guest-side: {on-boot: apply}}]
 drain: {timeout: 169h}
 drain: {shutdown-grace: 169h}
 sorry-server: mail.example.org

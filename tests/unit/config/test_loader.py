@@ -1,6 +1,7 @@
 """What a configuration means, how its problems read, and that nothing else ever comes out."""
 
 import os
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from xenlb.model.settings import (
     Settings,
     SysctlPolicy,
 )
+from xenlb.model.side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
 
 ETC = Path(__file__).parents[3] / "etc"
 EXAMPLES = sorted((ETC / "examples").glob("*.yaml"))
@@ -119,6 +121,34 @@ services:
             ),
         ),
     )
+
+
+def test_the_inside_of_guests_key_by_key() -> None:
+    service = one(
+        "fwmark: 7, check: none, forwarding: gatewaying, guest-side: {on-boot: off, interface: "
+        "eth1, addresses: [192.0.2.10]}, servers: [{guest: a, guest-side: {ssh: root@a, system: "
+        "shell, init: sysvinit, gateway: [10.0.0.1, 'fd00::1']}}, {guest: b}]",
+        "{guest-side: {delivery: ssh, on-boot: apply, table: 300, tx-checksums: false, "
+        "return-path: rule}}",
+    )
+    side = GuestSide(
+        delivery=Delivery.SSH,
+        on_boot=OnBoot.OFF,
+        interface="eth1",
+        return_path=ReturnPath.RULE,
+        addresses=(IPv4Address("192.0.2.10"),),
+        table=300,
+        tx_checksums=False,
+    )
+    assert service.side == side
+    own = replace(
+        side,
+        ssh="root@a",
+        system=System.SHELL,
+        init=Init.SYSVINIT,
+        gateways=(IPv4Address("10.0.0.1"), IPv6Address("fd00::1")),
+    )
+    assert [member.side for member in service.servers] == [own, None]
 
 
 def test_nothing_said() -> None:

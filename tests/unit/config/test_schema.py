@@ -10,9 +10,10 @@ import yaml
 
 from tests.unit.config.test_broken import SCHEMA
 from tests.unit.config.test_loader import ETC, EXAMPLES
-from xenlb.config import loader, service, values
+from xenlb.config import loader, service, side, values
 from xenlb.ipvs.table import Family, Forwarding, TunnelChecksum, TunnelType
 from xenlb.model.settings import AddressPolicy, DrainUntil, OnFailure, SysctlPolicy
+from xenlb.model.side import Delivery, Init, OnBoot, ReturnPath, System
 
 FILES = [ETC / "xenlb.yaml", *EXAMPLES]
 DEFS = SCHEMA["$defs"]
@@ -50,6 +51,7 @@ def test_editors_find_it(path: Path) -> None:
         (DEFS["tunnel"], service.TUNNEL_KEYS),
         (DEFS["check"], service.CHECK_KEYS),
         (DEFS["drain"], service.DRAIN_KEYS),
+        (DEFS["guest-side"], side.SIDE_KEYS),
     ],
 )
 def test_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
@@ -69,6 +71,11 @@ def test_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
         (DEFS["tunnel"]["properties"]["checksum"], TunnelChecksum),
         (DEFS["check"]["properties"]["type"], service.CHECK_TYPES),
         (DEFS["drain"]["properties"]["until"], DrainUntil),
+        (DEFS["guest-side"]["properties"]["delivery"], Delivery),
+        (DEFS["guest-side"]["properties"]["on-boot"], OnBoot),
+        (DEFS["guest-side"]["properties"]["system"], System),
+        (DEFS["guest-side"]["properties"]["init"], Init),
+        (DEFS["guest-side"]["properties"]["return-path"], ReturnPath),
         (ROOT["director"]["properties"]["addresses"], AddressPolicy),
         (ROOT["director"]["properties"]["sysctls"], SysctlPolicy),
     ],
@@ -94,8 +101,9 @@ def test_the_annotated_example_has_every_key() -> None:
         *service.TUNNEL_KEYS,
         *service.CHECK_KEYS,
         *service.DRAIN_KEYS,
+        *side.SIDE_KEYS,
     }
-    missing = [key for key in keys if not re.search(rf"^[- ]*{key}:", text, re.MULTILINE)]
+    missing = [key for key in keys if not re.search(rf"^[-# ]*{key}:", text, re.MULTILINE)]
     assert not missing
 
 
