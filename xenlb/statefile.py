@@ -29,7 +29,8 @@ from xenlb.ipvs.table import (
     ServiceKey,
 )
 from xenlb.model.drain import Drain, Outcome
-from xenlb.model.events import Ask, Found, GuestId, MetadataService, Source, Target
+from xenlb.model.events import Ask, GuestId, MetadataService, Target
+from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Health
 from xenlb.model.settings import Check

@@ -21,15 +21,14 @@ from xenlb.model.events import (
     Described,
     Died,
     Event,
-    Found,
     GuestId,
     Listed,
     Power,
     Probed,
-    Source,
     Started,
     Tick,
 )
+from xenlb.model.found import Found, Source
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 from xenlb.model.step import step

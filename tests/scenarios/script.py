@@ -41,7 +41,6 @@ from xenlb.model.events import (
     DrainAllAsked,
     DrainAsked,
     Event,
-    Found,
     GuestId,
     Listed,
     MetadataChanged,
@@ -50,10 +49,8 @@ from xenlb.model.events import (
     Power,
     Probed,
     Rebooted,
-    Refused,
     RequestSent,
     Resumed,
-    Source,
     Started,
     Stays,
     Stop,
@@ -63,6 +60,7 @@ from xenlb.model.events import (
     Undefined,
     UndrainAsked,
 )
+from xenlb.model.found import Found, Refused, Source
 from xenlb.model.settings import needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step

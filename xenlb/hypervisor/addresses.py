@@ -32,7 +32,8 @@ from xenlb.hypervisor.xenstore_client import Refused as XenstoreRefused
 from xenlb.hypervisor.xenstore_client import Unavailable
 from xenlb.hypervisor.xmltext import Malformed
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import AddressesFound, Found, GuestId, HypervisorEvent, Refused, Source
+from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
+from xenlb.model.found import Found, Refused, Source
 from xenlb.model.settings import IPNetwork
 
 log = logging.getLogger(__name__)

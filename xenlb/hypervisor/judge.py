@@ -11,7 +11,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from xenlb.hypervisor.xmltext import harmless
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import Found, Refused, Source
+from xenlb.model.found import Found, Refused, Source
 from xenlb.model.settings import IPNetwork
 
 LONGEST = 64

@@ -11,6 +11,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey
+from xenlb.model.found import Found, Refused
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Check, Settings
 
@@ -61,39 +62,6 @@ class Stop(StrEnum):
     FAILED = "failed"
     FROM_SNAPSHOT = "from snapshot"
     UNKNOWN = "unknown"
-
-
-class Source(StrEnum):
-    """Where an address of a guest comes from, best first; the last three the guest can forge."""
-
-    CONFIGURATION = "configuration"
-    METADATA = "metadata"
-    INTERFACE_XML = "interface xml"
-    LEASE = "dhcp lease"
-    REPORTED = "reported by the guest"
-    NEIGHBOUR = "neighbour table"
-
-    @property
-    def trusted(self) -> bool:
-        """Was it written on the host? A lease is given by the host, but asked for by the guest."""
-        return self in {Source.CONFIGURATION, Source.METADATA, Source.INTERFACE_XML}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """An address that a source gave for a guest."""
-
-    address: IPAddress
-    source: Source
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """An address (or what was given for one, cut to 64 characters) that is not used, and why."""
-
-    text: str
-    source: Source
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from xenlb.model.drain import Drain, Outcome, ended
-from xenlb.model.events import Ask, Found, GuestId, MetadataService, Refused
+from xenlb.model.events import Ask, GuestId, MetadataService
+from xenlb.model.found import Found, Refused
 
 DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, under load
 

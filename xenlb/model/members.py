@@ -20,7 +20,8 @@ from xenlb.ipvs.table import (
     ServiceKey,
     family_of,
 )
-from xenlb.model.events import Found, GuestId, MetadataService, Source, Target
+from xenlb.model.events import GuestId, MetadataService, Target
+from xenlb.model.found import Found, Source
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, Slot, State

@@ -22,7 +22,6 @@ from xenlb.model.events import (
     DrainAllAsked,
     DrainAsked,
     Event,
-    Found,
     Listed,
     MetadataChanged,
     Paused,
@@ -39,6 +38,7 @@ from xenlb.model.events import (
     Undefined,
     UndrainAsked,
 )
+from xenlb.model.found import Found
 from xenlb.model.guest import Guest, Happening, Phase, hear
 from xenlb.model.health import judge
 from xenlb.model.members import RANKS, names_of

@@ -10,7 +10,8 @@ import pytest
 from xenlb import statefile
 from xenlb.ipvs.table import AddressKey, Family, MarkKey, Protocol, ServerKey
 from xenlb.model.drain import Drain
-from xenlb.model.events import Ask, Found, GuestId, MetadataService, Source, Target
+from xenlb.model.events import Ask, GuestId, MetadataService, Target
+from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Health
 from xenlb.model.settings import Check

@@ -17,7 +17,8 @@ from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.hostnet import HostView
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
-from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent, Source
+from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
+from xenlb.model.found import Source
 
 URI = "test:///default"
 MAC = "00:16:3e:00:00:0b"

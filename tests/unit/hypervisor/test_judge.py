@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenlb.hypervisor.judge import Context, NoAddress, judge, judge_all, parse
-from xenlb.model.events import Found, Refused, Source
+from xenlb.model.found import Found, Refused, Source
 
 CONTEXT = Context(
     networks=(IPv4Network("10.0.0.0/24"), IPv6Network("2001:db8::/64"), IPv4Network("10.9.0.0/31")),

@@ -4,7 +4,8 @@ from ipaddress import ip_address
 from uuid import UUID
 
 from xenlb.model import report
-from xenlb.model.events import Found, GuestId, Refused, Source
+from xenlb.model.events import GuestId
+from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.state import State
 

@@ -25,7 +25,6 @@ from xenlb.model.events import (
     DrainAllAsked,
     DrainAsked,
     Event,
-    Found,
     GuestId,
     Listed,
     MetadataChanged,
@@ -34,10 +33,8 @@ from xenlb.model.events import (
     Power,
     Probed,
     Rebooted,
-    Refused,
     RequestSent,
     Resumed,
-    Source,
     Started,
     Stays,
     Stop,
@@ -47,6 +44,7 @@ from xenlb.model.events import (
     Undefined,
     UndrainAsked,
 )
+from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest
 from xenlb.model.problem import Problem
 from xenlb.model.settings import (

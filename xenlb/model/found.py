@@ -1,0 +1,39 @@
+"""Addresses that are given for a guest, and by whom."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from xenlb.ipvs.table import IPAddress
+
+
+class Source(StrEnum):
+    """Where an address of a guest comes from, best first; the last three the guest can forge."""
+
+    CONFIGURATION = "configuration"
+    METADATA = "metadata"
+    INTERFACE_XML = "interface xml"
+    LEASE = "dhcp lease"
+    REPORTED = "reported by the guest"
+    NEIGHBOUR = "neighbour table"
+
+    @property
+    def trusted(self) -> bool:
+        """Was it written on the host? A lease is given by the host, but asked for by the guest."""
+        return self in {Source.CONFIGURATION, Source.METADATA, Source.INTERFACE_XML}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An address that a source gave for a guest."""
+
+    address: IPAddress
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An address (or what was given for one, cut to 64 characters) that is not used, and why."""
+
+    text: str
+    source: Source
+    reason: str
