@@ -317,11 +317,12 @@ class Agent:
 
 def _lasting(state: State) -> tuple[object, ...]:
     """What a restart must find as it is now: guests' lives, requests and drains. Not what is left
-    of a drain, which is counted anew."""
+    of a drain, which is counted anew, nor what is inside guests, which is looked at anew."""
     return tuple(
         replace(
             guest,
             heard=0.0,
+            sides=(),
             drain=guest.drain and replace(guest.drain, left=None, quiet=None),
         )
         for guest in state.guests.values()

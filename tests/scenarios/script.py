@@ -51,6 +51,7 @@ from xenlb.model.events import (
     Rebooted,
     RequestSent,
     Resumed,
+    SideSeen,
     Started,
     Stays,
     Stop,
@@ -59,6 +60,7 @@ from xenlb.model.events import (
     Tick,
     Undefined,
     UndrainAsked,
+    Verdict,
 )
 from xenlb.model.found import Found, Refused, Source
 from xenlb.model.settings import needed_uris
@@ -319,9 +321,24 @@ class Player:
                 ask, *failure = flags
                 sent = RequestSent(at=at, guest=guest, ask=Ask(ask), failure=" ".join(failure))
                 return [sent]
+            case "side" if not options:
+                name, *problem = flags
+                return [self._side(guest, name, " ".join(problem))]
             case "undrain" if not flags:
                 return [UndrainAsked(at=at, guest=guest, by=options["by"])]
         raise ValueError(f"{verb} {words}")
+
+    def _side(self, guest: GuestId, name: str, problem: str) -> SideSeen:
+        """What was found for one service; of the others it is as before."""
+        known = self.state.guests[guest]
+        (service,) = (each for each in self.state.settings.services if each.name == name)
+        others = tuple(each for each in known.sides if each.service.name != name)
+        return SideSeen(
+            at=self.now,
+            guest=guest,
+            incarnation=known.incarnation,
+            verdicts=(*others, Verdict(service=service, problem=problem)),
+        )
 
     def _guest(self, name: str) -> GuestId:
         """`mail1`, or `mail1@URI` where it is not of the first libvirt; same name, same UUID."""

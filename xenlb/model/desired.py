@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from xenlb.ipvs.table import Entry, Server, ServerKey, Service, ServiceKey, Table
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.inside import lacking
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Admission, Candidate, State
 
@@ -96,8 +97,13 @@ def _up(
                 reason=detail or "waits for its first check",
                 since=health.since if health is not None and seen else since,
             )
+        guest = None if candidate.owner is None else state.guests[candidate.owner]
+        missing = "" if guest is None else lacking(service, guest)
         return Standing(
-            phase=ServerPhase.STARTING, weight=None, reason="about to be let in", since=since
+            phase=ServerPhase.STARTING,
+            weight=None,
+            reason=missing or "about to be let in",
+            since=since,
         )
     if candidate.target is None:
         reason, up = "no check", True

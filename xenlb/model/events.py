@@ -13,7 +13,7 @@ from uuid import UUID
 from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey
 from xenlb.model.found import Found, Refused
 from xenlb.model.problem import Problem
-from xenlb.model.settings import Check, Settings
+from xenlb.model.settings import Check, ServiceSettings, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -253,6 +253,28 @@ class Probed:
     detail: str
 
 
+# --- from the inside of guests -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Has a guest all that a service needs of it? `problem`: one sentence of what is missing."""
+
+    service: ServiceSettings
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideSeen:
+    """The inside of a running guest was looked at, for each of its services that asks for it; all
+    that was known of it before is replaced."""
+
+    at: float
+    guest: GuestId
+    incarnation: int | None
+    verdicts: tuple[Verdict, ...]
+
+
 # --- from the director ---------------------------------------------------------------------------
 
 
@@ -354,6 +376,7 @@ HypervisorEvent = (
 Event = (
     HypervisorEvent
     | Probed
+    | SideSeen
     | Counted
     | SysctlsSeen
     | Configured

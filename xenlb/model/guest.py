@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from xenlb.model.drain import Drain, Outcome, ended
-from xenlb.model.events import Ask, GuestId, MetadataService
+from xenlb.model.events import Ask, GuestId, MetadataService, Verdict
 from xenlb.model.found import Found, Refused
 
 DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, under load
@@ -115,7 +115,7 @@ class Guest:
     begun before then say nothing of it now. `heard`, `metadata_heard`: when its life, its metadata
     was last heard of: a listing begun before that is older news. `deaths`: those of the last
     minute, of any of its incarnations. `drain`: why it is out of service, if it is; `drained`: the
-    last one that ended, with how.
+    last one that ended, with how. `sides`: what was found inside it in this boot.
     """
 
     id: GuestId
@@ -135,6 +135,7 @@ class Guest:
     refused: tuple[Refused, ...] = ()
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
+    sides: tuple[Verdict, ...] = ()
 
     def is_dead(self, incarnation: int, at: float) -> bool:
         """Is this incarnation over, since so short a time that late news of it may still come?
@@ -200,6 +201,7 @@ def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int) -> Guest:
         deaths=tuple(death for death in guest.deaths if death.incarnation != incarnation),
         found=guest.found if same else (),
         refused=guest.refused if same else (),
+        sides=(),
     )
 
 

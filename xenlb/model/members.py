@@ -24,16 +24,18 @@ from xenlb.model.events import GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import ServiceSettings
+from xenlb.model.side import GuestSide
 from xenlb.model.state import Candidate, Slot, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """A guest in a service: its weight there, and the addresses that configuration and metadata
-    give for it, in this order."""
+    """A guest in a service: its weight there, the addresses that configuration and metadata give
+    for it, in this order, and what is said of its inside."""
 
     weight: int
     written: tuple[Found, ...]
+    side: GuestSide
 
 
 def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
@@ -61,7 +63,11 @@ def _membership(
         written.append(Found(address=member.address, source=Source.CONFIGURATION))
     if entry is not None and entry.address is not None:
         written.append(Found(address=entry.address, source=Source.METADATA))
-    return Membership(weight=service.weight if weight is None else weight, written=tuple(written))
+    return Membership(
+        weight=service.weight if weight is None else weight,
+        written=tuple(written),
+        side=service.side if member is None or member.side is None else member.side,
+    )
 
 
 def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:

@@ -204,6 +204,10 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
             if found.address in others
         ],
         "metadata_problems": list(it.metadata_problems),
+        "inside": [
+            {"service": found.service.name, "problem": found.problem or None}
+            for found in it.sides
+        ],
         "services": [service.name for service in services_of(state, it)],
     }
 

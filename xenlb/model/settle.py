@@ -13,6 +13,7 @@ from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, may_leave
+from xenlb.model.inside import lacking
 from xenlb.model.members import candidates, claimed, claims, membership
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
@@ -191,7 +192,7 @@ def _admitted(
         up = True if verdict is None else verdict.up
         able += up is not None
         if before is None:
-            if up:
+            if up and (guest is None or not lacking(service, guest)):
                 admitted[slot] = fresh
             out += up is False
         elif up and before.quiesced:

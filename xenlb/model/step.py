@@ -7,7 +7,7 @@ here events are given to them, and settle.py draws the conclusion: who is let in
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import draining
+from xenlb.model import draining, inside
 from xenlb.model.events import (
     AddressesFound,
     Ask,
@@ -30,6 +30,7 @@ from xenlb.model.events import (
     Rebooted,
     RequestSent,
     Resumed,
+    SideSeen,
     Started,
     Stays,
     Stopped,
@@ -86,6 +87,8 @@ def step(state: State, event: Event) -> Step:
             return Step(state=replace(state, links=links), notes=(note,))
         case Probed():
             return _probed(state, event)
+        case SideSeen():
+            return _inside(state, event)
         case Counted():
             return draining.counted(state, event)
         case SysctlsSeen(amiss=amiss):
@@ -317,6 +320,19 @@ def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, .
     kept = [item for item in before if item in found or item.address.version not in families]
     new = [item for item in found if item not in before]
     return tuple(sorted(kept + new, key=lambda item: RANKS[item.source]))
+
+
+def _inside(state: State, event: SideSeen) -> Step:
+    guest = state.guests.get(event.guest)
+    if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
+        return Step(state=state)
+    after = replace(guest, sides=event.verdicts)
+    changed = replace(state, guests={**state.guests, guest.id: after})
+    notes = [
+        Note(at=event.at, guest=guest.id, text=text, warning=warning)
+        for text, warning in inside.news(guest.sides, after.sides)
+    ]
+    return settled(state, changed, names_of(changed, after), event.at, *notes)
 
 
 def _metadata(state: State, event: MetadataChanged) -> Step:

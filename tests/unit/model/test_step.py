@@ -40,6 +40,7 @@ from xenlb.model.events import (
     UndrainAsked,
 )
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.inside import lacking
 from xenlb.model.members import membership
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.settle import settle
@@ -355,12 +356,26 @@ def a_ramp_only_rises_and_ends(life: Life) -> None:
             assert free.weight in {0, candidate.weight}
 
 
+def nobody_is_let_in_before_its_inside_is_in_place(life: Life) -> None:
+    """Who was in stays, and a guest that migrates brings its place along."""
+    for seen in life:
+        for service, _, slot, guest in servers(seen.state):
+            if guest is None or slot not in seen.state.admitted or slot in seen.before.admitted:
+                continue
+            elsewhere = any(
+                other.owner is not None and other.owner.uuid == guest.id.uuid
+                for other in seen.before.admitted
+            )
+            assert elsewhere or not lacking(service, guest), slot
+
+
 RULES = (
     the_table_has_who_may_be_there_and_nobody_else,
     the_agent_is_told_of_every_service_whose_table_changed,
     what_a_step_leaves_is_settled,
     who_goes_pauses_or_is_drained_gets_no_new_connections,
     nobody_serves_before_a_check_has_passed_in_this_boot,
+    nobody_is_let_in_before_its_inside_is_in_place,
     a_drained_guest_serves_again_for_three_reasons_only,
     every_drain_ends_once_and_is_remembered_with_how,
     a_host_that_goes_down_leaves_the_share_where_it_can,

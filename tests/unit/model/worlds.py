@@ -35,6 +35,7 @@ from xenlb.model.events import (
     Rebooted,
     RequestSent,
     Resumed,
+    SideSeen,
     Started,
     Stays,
     Stop,
@@ -43,6 +44,7 @@ from xenlb.model.events import (
     Tick,
     Undefined,
     UndrainAsked,
+    Verdict,
 )
 from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest
@@ -56,6 +58,7 @@ from xenlb.model.settings import (
     ServiceSettings,
     Settings,
 )
+from xenlb.model.side import Delivery, GuestSide, OnBoot
 from xenlb.model.state import State
 
 URIS = ("xen:///system", "qemu:///system")
@@ -112,7 +115,10 @@ SETTINGS = (
                 keep_in_service=0.4,
             ),
             replace(
-                service("six", 25, ALL), address=ip_address("2001:db8::10"), family=Family.INET6
+                service("six", 25, ALL),
+                address=ip_address("2001:db8::10"),
+                family=Family.INET6,
+                side=GuestSide(delivery=Delivery.SSH, on_boot=OnBoot.VERIFY),
             ),
         ),
     ),
@@ -298,6 +304,19 @@ def _counted(wait: float, dice: Random) -> Move:
     return Move(wait=wait, make=make, text=f"counted {most}")
 
 
+def _side(wait: float, guest: GuestId, index: int, problem: str) -> Move:
+    def make(state: State, at: float) -> SideSeen:
+        known = state.guests.get(guest)
+        return SideSeen(
+            at=at,
+            guest=guest,
+            incarnation=known.incarnation if known is not None else None,
+            verdicts=tuple(Verdict(service=s, problem=problem) for s in SETTINGS[index].services),
+        )
+
+    return Move(wait=wait, make=make, text=f"inside of {guest}: {problem or 'in place'}")
+
+
 def _configured(wait: float, index: int) -> Move:
     # A copy, as a file that was read again makes one.
     return Move(
@@ -349,6 +368,7 @@ KINDS = {
     "counted": 6,
     "sent": 3,
     "stays": 2,
+    "side": 4,
 }
 
 
@@ -376,6 +396,9 @@ def move(number: int) -> Move:
             return _configured(wait, dice.randrange(len(SETTINGS)))
         case "counted":
             return _counted(wait, dice)
+        case "side":
+            index = dice.randrange(len(SETTINGS))
+            return _side(wait, GUESTS[who], index, dice.choice(["", "", "no rule"]))
         case "other":
             return dice.choice(OTHERS)
         case _:
@@ -391,6 +414,7 @@ def opening(index: int) -> list[Move]:
             _address(0.0, who, (Found(address=ADDRESSES[who], source=Source.LEASE),), 0, False)
             for who in range(3)
         ),
+        *(_side(0.0, GUESTS[who], index, "") for who in range(2)),
         *(_probe(0.0, target, True, 0.0) for target in [*range(8), *range(8)]),
     ]
 
