@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 _HEADER = struct.Struct("=IIII")
 DIRECTORY, READ, WATCH, UNWATCH, WATCH_EVENT, ERROR, INTRODUCED = 1, 2, 4, 5, 15, 16, 17
+WRITE = 11
 
 
 @dataclass(eq=False)
@@ -112,7 +113,9 @@ class FakeXenstored:
                 kind, request, _, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
                 payload = await reader.readexactly(length)
                 await self.answering.wait()
-                parts = tuple(payload.decode().removesuffix("\0").split("\0"))
+                # The value that is written has no zero byte at its end.
+                text = payload.decode()
+                parts = tuple((text if kind == WRITE else text.removesuffix("\0")).split("\0"))
                 self.requests.append((kind, parts))
                 self._answer(client, kind, request, parts)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -144,6 +147,8 @@ class FakeXenstored:
                 client.watches.remove((path, parts[1]))
             else:
                 error = "ENOENT"
+        elif kind == WRITE:
+            self.write(path, parts[1])
         elif kind == INTRODUCED:
             answer = b"T\0" if int(path) in self.introduced else b"F\0"
         else:

@@ -1,7 +1,8 @@
-"""What a Xen guest says of itself in its own part of xenstore: data/xenlb.
+"""What a Xen guest says of itself in its own part of xenstore, below data/.
 
-The hold in a guest (guestside/) writes `leaving` when it is stopped, which is at the beginning of
-the guest's shutdown, and `staying` when it is started. Read when it is written, and once when the
+The hold in a guest (guestside/) writes `leaving` to data/xenlb when it is stopped, which is at the
+beginning of the guest's shutdown, and `staying` when it is started; a guest that configures itself
+writes to data/xenlb-guest what came of it (vmdata.py). Read when it is written, and once when the
 domain is first seen: what was said while the agent was away still stands there.
 
 A guest may write what it likes, as often as it likes, and only below its own path, so it can speak
@@ -12,6 +13,7 @@ read once.
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +24,7 @@ from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Stays
 
 log = logging.getLogger(__name__)
 
-TOKEN = "says-"
-LEAVING, STAYING = "leaving", "staying"
+LONGEST = 64  # bytes of a word that are looked at
 BURST = 50
 DEAF = 10.0  # seconds
 
@@ -38,19 +39,46 @@ class _Speaker:
     deaf: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topic:
+    """What guests speak of. `node`: its name below data/; `token`: of its watches; `known`: the
+    words that mean something, all others are passed over."""
+
+    node: str
+    token: str
+    known: re.Pattern[str]
+
+    def path(self, domid: int) -> str:
+        return f"/local/domain/{domid}/data/{self.node}"
+
+
+LEAVING, STAYING = "leaving", "staying"
+HOLD = Topic(node="xenlb", token="says-", known=re.compile(f"{LEAVING}|{STAYING}"))
+
+
+def of_hold(domid: int, guest: GuestId, word: str, at: float) -> HypervisorEvent:
+    """What a word of the hold means."""
+    if word == LEAVING:
+        return Asked(at=at, guest=guest, incarnation=domid, ask=Ask.INSIDE)
+    return Stays(at=at, guest=guest, incarnation=domid)
+
+
 class GuestWords:
-    """The words of all domains of one connection. `emit` is called in the loop's thread."""
+    """The words of all domains of one connection on one topic. `heard(domid, guest, word)` is
+    called in the loop's thread, for a word that is another than the one before."""
 
     def __init__(
         self,
         client: XenstoreClient,
-        emit: Callable[[HypervisorEvent], None],
+        topic: Topic,
+        heard: Callable[[int, GuestId, str], None],
         clock: Callable[[], float],
         words: dict[int, str],
     ) -> None:
         """`words`, by domain id: what was heard over the connection before this one; kept here."""
         self._client = client
-        self._emit = emit
+        self.topic = topic
+        self._heard = heard
         self._clock = clock
         self._words = words
         self._speakers: dict[int, _Speaker] = {}
@@ -66,7 +94,7 @@ class GuestWords:
         """From now on. Raises Unavailable or Refused."""
         word = self._words.get(domid, "")
         self._speakers[domid] = _Speaker(domid=domid, guest=guest, word=word)
-        await self._client.watch(_path(domid), f"{TOKEN}{domid}")
+        await self._watch(domid)
 
     async def forget(self, domid: int) -> None:
         """The domain is gone. Raises Unavailable."""
@@ -77,13 +105,14 @@ class GuestWords:
 
     async def _unwatch(self, domid: int) -> None:
         try:
-            await self._client.ask(Type.UNWATCH, _path(domid), f"{TOKEN}{domid}")
+            path = self.topic.path(domid)
+            await self._client.ask(Type.UNWATCH, path, f"{self.topic.token}{domid}")
         except Refused as refused:
             log.debug("xenstore: unwatch of the word of domain %d: %s", domid, refused)
 
     def fired(self, token: str) -> None:
         """A watch has fired: what is there is read."""
-        number = token.removeprefix(TOKEN)
+        number = token.removeprefix(self.topic.token)
         speaker = self._speakers.get(int(number)) if number.isdecimal() else None
         if speaker is None or speaker.deaf:
             return
@@ -96,7 +125,7 @@ class GuestWords:
             log.warning(
                 "xenstore: domain %d writes %s without end; it is not heard for %g s",
                 speaker.domid,
-                _path(speaker.domid),
+                self.topic.path(speaker.domid),
                 DEAF,
             )
             task = asyncio.get_running_loop().create_task(self._turn_away(speaker))
@@ -104,7 +133,7 @@ class GuestWords:
             task.add_done_callback(self._tasks.discard)
             return
         try:
-            answer = self._client.request(Type.READ, _path(speaker.domid))
+            answer = self._client.request(Type.READ, self.topic.path(speaker.domid))
         except Unavailable:
             return  # read again when it is back
         answer.add_done_callback(partial(self._read, speaker))
@@ -115,23 +144,18 @@ class GuestWords:
             await asyncio.sleep(DEAF)
             if self._speakers.get(speaker.domid) is speaker:
                 speaker.deaf, speaker.fired = False, 0
-                await self._client.watch(_path(speaker.domid), f"{TOKEN}{speaker.domid}")
+                await self._watch(speaker.domid)
         except (Unavailable, Refused) as error:
             log.debug("xenstore: the word of domain %d: %s", speaker.domid, error)
+
+    async def _watch(self, domid: int) -> None:
+        await self._client.watch(self.topic.path(domid), f"{self.topic.token}{domid}")
 
     def _read(self, speaker: _Speaker, answer: "asyncio.Future[bytes]") -> None:
         if answer.cancelled() or answer.exception() is not None:
             return  # nothing there, which is no word either
-        said = answer.result()[:16].decode("ascii", errors="replace")
-        if said not in {LEAVING, STAYING} or said == speaker.word:
+        said = answer.result()[:LONGEST].decode("ascii", errors="replace")
+        if not self.topic.known.fullmatch(said) or said == speaker.word:
             return
         speaker.word = self._words[speaker.domid] = said
-        at, guest = self._clock(), speaker.guest
-        if said == LEAVING:
-            self._emit(Asked(at=at, guest=guest, incarnation=speaker.domid, ask=Ask.INSIDE))
-        else:
-            self._emit(Stays(at=at, guest=guest, incarnation=speaker.domid))
-
-
-def _path(domid: int) -> str:
-    return f"/local/domain/{domid}/data/xenlb"
+        self._heard(speaker.domid, speaker.guest, said)

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-from xenlb.hypervisor import reports
-from xenlb.hypervisor.guestwords import TOKEN, GuestWords
+from xenlb.hypervisor import reports, vmdata
+from xenlb.hypervisor.guestwords import HOLD, GuestWords, of_hold
 from xenlb.hypervisor.listing import CallFailed, Unreachable
 from xenlb.hypervisor.threads import Stuck
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable, XenstoreClient
@@ -89,8 +89,10 @@ class XenstoreSource:
         self._find_dead = find_dead
         self._domains: dict[int, _Domain] = {}
         self._client: XenstoreClient | None = None
-        self._words: GuestWords | None = None
+        self._words: tuple[GuestWords, ...] = ()
         self._said: dict[int, str] = {}
+        self.answers: dict[int, str] = {}  # of guests that configure themselves, by domain id
+        self.answered = asyncio.Event()  # set when there is a new one
         self._changed = asyncio.Event()
         self._released = asyncio.Event()
         self.connected = False
@@ -104,7 +106,10 @@ class XenstoreSource:
             try:
                 client.connect(self._path)
                 self._client = client
-                self._words = GuestWords(client, self._emit, self._clock, self._said)
+                self._words = (
+                    GuestWords(client, HOLD, self._hold_said, self._clock, self._said),
+                    GuestWords(client, vmdata.ANSWERS, self._answered, self._clock, self.answers),
+                )
                 await self._serve(client)
                 pause, told = SHORTEST_PAUSE, False
                 reason = await self._follow(client)
@@ -113,8 +118,8 @@ class XenstoreSource:
             finally:
                 self.connected, self._client = False, None
                 client.close()
-                if self._words is not None:
-                    await self._words.close()
+                for words in self._words:
+                    await words.close()
             if not told:
                 told = True
                 log.warning(
@@ -162,6 +167,16 @@ class XenstoreSource:
             raise Unavailable("not connected")
         return await reports.read(client, domid, most)
 
+    async def offer(self, domid: int, text: str) -> str:
+        """Gives a guest that configures itself its settings; the serial that it answers with.
+
+        Raises Unavailable or Refused.
+        """
+        client = self._client
+        if client is None:
+            raise Unavailable("not connected")
+        return await vmdata.offer(client, domid, text)
+
     # --- watches, in the loop's thread -----------------------------------------------------------
 
     def _watched(self, _path: str, token: str) -> None:
@@ -171,10 +186,10 @@ class XenstoreSource:
                 log.debug("xenstore: @releaseDomain")
                 self._released.set()
             return
-        if token.startswith(TOKEN):
-            if self._words is not None:
-                self._words.fired(token)
-            return
+        for words in self._words:
+            if token.startswith(words.topic.token):
+                words.fired(token)
+                return
         client = self._client
         domid = token.removeprefix(SHUTDOWN)
         domain = self._domains.get(int(domid)) if domid.isdecimal() else None
@@ -207,6 +222,12 @@ class XenstoreSource:
             log.info("xenstore: domain %d took a request before it was read", domain.domid)
         self._emit(Asked(at=now, guest=domain.guest, incarnation=domain.domid, ask=ask))
 
+    def _hold_said(self, domid: int, guest: GuestId, word: str) -> None:
+        self._emit(of_hold(domid, guest, word, self._clock()))
+
+    def _answered(self, _domid: int, _guest: GuestId, _word: str) -> None:
+        self.answered.set()  # the word is in `answers`
+
     # --- which domains there are -----------------------------------------------------------------
 
     async def _scans(self, client: XenstoreClient) -> None:
@@ -231,8 +252,8 @@ class XenstoreSource:
             self._died(domain)
             if domain.watched:
                 await self._unwatch(client, domid)
-                if self._words is not None:
-                    await self._words.forget(domid)
+                for words in self._words:
+                    await words.forget(domid)
         for domid, up in introduced.items():
             if up:
                 await self._watch(client, domid)
@@ -249,8 +270,8 @@ class XenstoreSource:
         if not domain.watched:
             domain.watched = True
             await client.watch(_shutdown(domid), f"{SHUTDOWN}{domid}")
-            if self._words is not None:
-                await self._words.listen(domid, domain.guest)
+            for words in self._words:
+                await words.listen(domid, domain.guest)
 
     async def _unwatch(self, client: XenstoreClient, domid: int) -> None:
         try:

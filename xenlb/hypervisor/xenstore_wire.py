@@ -18,6 +18,7 @@ class Type(IntEnum):
     READ = 2
     WATCH = 4
     UNWATCH = 5
+    WRITE = 11
     WATCH_EVENT = 15
     ERROR = 16
     IS_DOMAIN_INTRODUCED = 17
@@ -37,8 +38,11 @@ class Garbled(ValueError):
 
 
 def encode(type_: Type, request: int, *parts: str) -> bytes:
-    """A request outside any transaction; each part ends with a zero byte."""
+    """A request outside any transaction; each part ends with a zero byte, but for the value that is
+    written, which has none."""
     payload = b"".join(part.encode("ascii") + b"\0" for part in parts)
+    if type_ is Type.WRITE:
+        payload = payload[:-1]
     if len(payload) > LONGEST:
         raise ValueError("too long for xenstore")
     return _HEADER.pack(type_, request, 0, len(payload)) + payload

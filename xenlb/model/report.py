@@ -205,8 +205,7 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
         ],
         "metadata_problems": list(it.metadata_problems),
         "inside": [
-            {"service": found.service.name, "problem": found.problem or None}
-            for found in it.sides
+            {"service": found.service.name, "problem": found.problem or None} for found in it.sides
         ],
         "services": [service.name for service in services_of(state, it)],
     }
