@@ -1,11 +1,12 @@
 """Asks the sources one time, for `plan` and `apply`: who runs, at which address, and who answers;
-for `guest` who is there at all.
+for `guest` the first two.
 
 The same sources as the agent's, run until each has said what it has to say.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 
 from xenlb import clock
 from xenlb.health.runner import HealthRunner
@@ -29,6 +30,11 @@ class AskFailed(Exception):
         super().__init__(f"{message} ({hint})")
         self.message = message
         self.hint = hint
+
+
+class Probing(Enum):
+    ALL = auto()
+    NOBODY = auto()
 
 
 class _Asker:
@@ -59,25 +65,13 @@ class _Asker:
             return False
         return True
 
-    async def list_guests(self) -> State:
-        sources = [
-            LibvirtSource(None if uri == "default" else uri, self.emit, clock.now)
-            for uri in self.state.links
-        ]
-        tasks = [asyncio.create_task(source.run()) for source in sources]
-        try:
-            await self._until_listed()
-        finally:
-            await _end(tasks)
-        return self.state
-
     async def _until_listed(self) -> None:
         if not await self.until(lambda: self.state.synced, LISTING):
             raise AskFailed(
                 f"libvirt did not list its guests within {LISTING:g} s", "try virsh list --all"
             )
 
-    async def ask(self) -> State:
+    async def ask(self, *, probe: Probing) -> State:
         libvirts = {
             uri: LibvirtSource(None if uri == "default" else uri, self.emit, clock.now)
             for uri in self.state.links
@@ -90,14 +84,16 @@ class _Asker:
         finder = AddressFinder(self.emit, clock.now, libvirts, xenstores)
         health = HealthRunner(self.emit, clock.now)
         runs = [*(s.run for s in libvirts.values()), *(s.run for s in xenstores.values())]
-        tasks = [asyncio.create_task(run()) for run in (*runs, finder.run, health.run)]
+        runs += [finder.run, *([health.run] if probe is Probing.ALL else [])]
+        tasks = [asyncio.create_task(run()) for run in runs]
         try:
             await self._until_listed()
             settings = self.state.settings
             finder.context(settings.service_addresses(), settings.networks)
             finder.interest(interesting(self.state))
             await self.until(self._addresses_known, ADDRESSES)
-            await self.until(lambda: self._answered(health), self._patience())
+            if probe is Probing.ALL:
+                await self.until(lambda: self._answered(health), self._patience())
         finally:
             await _end(tasks)
         return self.state
@@ -124,12 +120,12 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def list_once(state: State) -> State:
-    """The state after every libvirt of its configuration has listed its guests; nothing is found
-    out of them. Raises AskFailed."""
-    return asyncio.run(_Asker(state).list_guests())
+def find_once(state: State) -> State:
+    """The state after every libvirt of its configuration has listed its guests, and their addresses
+    were looked for; nobody is probed. Raises AskFailed."""
+    return asyncio.run(_Asker(state).ask(probe=Probing.NOBODY))
 
 
 def ask_once(state: State) -> State:
     """The state after every source of its configuration was heard; raises AskFailed."""
-    return asyncio.run(_Asker(state).ask())
+    return asyncio.run(_Asker(state).ask(probe=Probing.ALL))

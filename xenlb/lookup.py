@@ -1,28 +1,32 @@
 """Who a guest is that an operator names, for verbs that make something for it.
 
 The agent is asked first: it has read the metadata of all guests already. Without an agent libvirt
-is asked; nothing of the guest's address or health is needed.
+is asked; nothing of the guest's health is needed.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from uuid import UUID
 
 from xenlb import clock
 from xenlb.control import client
 from xenlb.control.protocol import ControlError
+from xenlb.ipvs.table import IPAddress
 from xenlb.model.settings import ServiceSettings, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """`uri`: of its libvirt; "default" is libvirt's own choice."""
+    """`uri`: of its libvirt; "default" is libvirt's own choice. `addresses`: of its servers, by the
+    names of services, where known."""
 
     name: str
     uuid: UUID
     uri: str
     services: tuple[ServiceSettings, ...]
+    addresses: Mapping[str, IPAddress]
 
 
 def by_agent(socket: Path, settings: Settings, text: str) -> Found:
@@ -36,22 +40,27 @@ def by_agent(socket: Path, settings: Settings, text: str) -> Found:
         uuid=UUID(str(answer["uuid"])),
         uri=str(answer["uri"]),
         services=tuple(service for service in settings.services if service.name in names),
+        addresses={
+            str(server["service"]): ip_address(server["address"])
+            for server in answer["servers"]
+            if server["address"] is not None
+        },
     )
 
 
 def by_libvirt(settings: Settings, text: str) -> Found:
     """Raises AskFailed where libvirt cannot be reached, ControlError where it has no such guest, or
     several."""
-    from xenlb.ask import list_once  # noqa: PLC0415  (loads asyncio and libvirt)
+    from xenlb.ask import find_once  # noqa: PLC0415  (loads asyncio and libvirt)
     from xenlb.model import report  # noqa: PLC0415
     from xenlb.model.events import Configured  # noqa: PLC0415
-    from xenlb.model.members import services_of  # noqa: PLC0415
+    from xenlb.model.members import addresses_of, services_of  # noqa: PLC0415
     from xenlb.model.settings import needed_uris  # noqa: PLC0415
     from xenlb.model.state import State  # noqa: PLC0415
     from xenlb.model.step import step  # noqa: PLC0415
 
     settings = replace(settings, uris=needed_uris(settings))
-    state = list_once(step(State(), Configured(at=clock.now(), settings=settings)).state)
+    state = find_once(step(State(), Configured(at=clock.now(), settings=settings)).state)
     guests = report.matching(state, text)
     match guests:
         case (guest,):
@@ -60,6 +69,7 @@ def by_libvirt(settings: Settings, text: str) -> Found:
                 uuid=guest.id.uuid,
                 uri=guest.id.uri,
                 services=services_of(state, guest),
+                addresses=addresses_of(state, guest),
             )
         case ():
             raise ControlError(

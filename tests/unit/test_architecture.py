@@ -20,9 +20,10 @@ MODULES = sorted(ROOT.glob("xenlb/**/*.py"))
 # the owner task and what belongs to it.
 CLI = {"cli"}
 WIRING = {path.stem for path in MODULES if path.parent.name == "xenlb"} - {"__init__"}
-TOP_ROOMS = {"doctor", "guestside"}
+TOP_ROOMS = {"doctor"}
+GUESTSIDE = {"guestside"}  # below the agent, which lets a guest in when its inside is in place
 ROOMS = {"hypervisor", "health", "config", "control", "director"}
-FLOORS = (CLI, WIRING | TOP_ROOMS, ROOMS, {"model"}, {"ipvs"})
+FLOORS = (CLI, WIRING | TOP_ROOMS, GUESTSIDE, ROOMS, {"model"}, {"ipvs"})
 PURE = (
     {"model"}
     | {

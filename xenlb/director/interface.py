@@ -163,6 +163,23 @@ async def towards(destinations: Iterable[IPAddress]) -> frozenset[str]:
         return frozenset([await name_of(route, index) for index in sorted(found)])
 
 
+async def sources(destinations: Iterable[IPAddress]) -> dict[IPAddress, IPAddress]:
+    """The address of its own from which this host sends to each of these, as its routes are now:
+    how this host is reached from there. Those without a route are left out."""
+    found: dict[IPAddress, IPAddress] = {}
+    async with connection() as route:
+        for address in destinations:
+            try:
+                messages = await route.route("get", dst=str(address))
+            except NetlinkError as error:
+                log.debug("no route to %s: %s", address, error)
+                continue
+            for each in messages:
+                if (source := each.get("prefsrc")) is not None:
+                    found[address] = ipaddress.ip_address(source)
+    return found
+
+
 def _link(message: Any) -> Link:
     flags = message["flags"]
     ethernet = message["ifi_type"] == ARPHRD_ETHER

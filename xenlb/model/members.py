@@ -23,7 +23,7 @@ from xenlb.ipvs.table import (
 from xenlb.model.events import GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.settings import ServiceSettings
+from xenlb.model.settings import Member, ServiceSettings
 from xenlb.model.side import GuestSide
 from xenlb.model.state import Candidate, Slot, State
 
@@ -66,7 +66,7 @@ def _membership(
     return Membership(
         weight=service.weight if weight is None else weight,
         written=tuple(written),
-        side=service.side if member is None or member.side is None else member.side,
+        side=_side(service, member),
     )
 
 
@@ -95,6 +95,26 @@ def _all_of(
             mine.append(service)
             written += found.written
     return tuple(mine), tuple(written)
+
+
+def addresses_of(state: State, guest: Guest) -> dict[str, IPAddress]:
+    """The address of the guest's servers, by the names of its services; where known."""
+    return {
+        service.name: candidate.slot.server.address
+        for service in services_of(state, guest)
+        for candidate in state.candidates[service.name]
+        if candidate.owner == guest.id and candidate.slot is not None
+    }
+
+
+def side_of(service: ServiceSettings, name: str, uuid: UUID) -> GuestSide:
+    """What a service says of the inside of the guest of that libvirt name."""
+    member = next((member for member in service.servers if member.matches(name, str(uuid))), None)
+    return _side(service, member)
+
+
+def _side(service: ServiceSettings, member: Member | None) -> GuestSide:
+    return service.side if member is None or member.side is None else member.side
 
 
 def needs_address(service: ServiceSettings, guest: Guest) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from tests.unit.director.netns import in_own_network, sh
 from xenlb.director.addresses import Placed, ServiceAddresses
 from xenlb.director.announce import arp_frame
-from xenlb.director.interface import Changes, Heard, towards
+from xenlb.director.interface import Changes, Heard, sources, towards
 from xenlb.ipvs.table import IPAddress
 
 A, B, V6 = ip_address("192.0.2.10"), ip_address("192.0.2.11"), ip_address("2001:db8::10")
@@ -572,7 +572,7 @@ def test_problems_and_ownership_are_told() -> None:
 
 
 @in_own_network
-def test_the_interface_towards_a_server() -> None:
+def test_the_way_towards_a_server() -> None:
     interface()
     interface("v1", "w1")
     sh("""
@@ -584,6 +584,11 @@ def test_the_interface_towards_a_server() -> None:
         assert await towards([A, B]) == {"v0"}
         assert await towards([A, V6]) == {"v0", "v1"}
         assert await towards([ip_address("203.0.113.1")]) == frozenset()
+        found = await sources([B, V6, ip_address("203.0.113.1")])
+        assert {str(to): str(by) for to, by in found.items()} == {
+            str(B): "192.0.2.1",
+            str(V6): "2001:db8::1",
+        }
 
     check(main)
 
