@@ -31,6 +31,10 @@ PURE = (
         for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")
     }
     | {"guestside/hold", "guestside/needs", "guestside/compile"}
+    | {
+        f"guestside/{name}"
+        for name in ("tree", "blocks", "manifest", "under", "install", "differences")
+    }
 )
 UNCLEAN = {"asyncio", "os", "socket", "time", "logging", "libvirt", "libvirtaio", "pyroute2"}
 
