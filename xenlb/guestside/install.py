@@ -335,11 +335,9 @@ class _Planner:
 
 
 def _towards(path: str, node: Node, goal: Node) -> list[Operation]:
-    """None where it is as it should be; a goal without an owner is content with any."""
+    """Nothing where it is as it should be."""
     match goal:
-        case File(owner=owner):
-            if isinstance(node, File) and owner is None:
-                node = replace(node, owner=None)
+        case File():
             return [] if node == goal else [Write(path=path, file=goal)]
         case Link(target=target):
             return [] if node == goal else [MakeLink(path=path, target=target)]

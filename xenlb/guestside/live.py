@@ -104,11 +104,13 @@ folder() { [ -d "$p" ] || mkdir -m "$1" "$p" || fail; label; }
 """
 
 _CHUNK = 1024  # bytes of content a line
-_PLAIN = re.compile(rb"[A-Za-z0-9 ._/:=,;@#+-]")
+# No dash: at the beginning printf would take it for an option.
+_PLAIN = re.compile(rb"[A-Za-z0-9 ._/:=,;@#+]")
 _FRAME = re.compile(
     rb"=(\d{1,4}) "
     rb"(?:(link|folder|other|full|empty)|file ([-a-zA-Z]{10})[.+@]? (\d{1,10}) (\d{1,10}))"
 )
+_OWNER = re.compile(rb"=owner (\d{1,10}) (\d{1,10})")
 _HEX = re.compile(rb"[0-9a-f ]*")
 
 
@@ -157,6 +159,7 @@ def read_script(files: tuple[str, ...], folders: tuple[str, ...], *, root: str) 
     yield _HEAD
     yield f"r={shlex.quote(root)} most={LARGEST + 1}\n"
     yield _READ
+    yield 'set -- $(ls -ldn "$r/")\nprintf \'=owner %s %s\\n\' "$3" "$4"\n'
     for number, path in enumerate((*files, *folders)):
         what = "file" if number < len(files) else "folder"
         yield f"{what} {number} {shlex.quote(path)}\n"
@@ -201,12 +204,15 @@ def read_frames(out: bytes, files: tuple[str, ...], folders: tuple[str, ...]) ->
     asked = (*files, *folders)
     present: dict[str, Node] = dict.fromkeys(asked, MISSING)
     answered: set[int] = set()
+    first, _, out = out.partition(b"\n")
+    if (root := _OWNER.fullmatch(first)) is None:
+        raise ValueError("no owner of the root")
     for head, body in _frames(out):
         match = _FRAME.fullmatch(head)
         if match is None or (number := int(match[1])) in answered or number >= len(asked):
             raise ValueError("not a frame that was asked for")
         answered.add(number)
-        node = _node(match, body)
+        node = _node(match, body, (int(root[1]), int(root[2])))
         if isinstance(node, Folder) is not (number >= len(files)) and not isinstance(node, Other):
             raise ValueError("a frame of the wrong kind")
         if present[asked[number]] == MISSING:  # asked for as a file, too: that tells more
@@ -229,14 +235,18 @@ def _frames(out: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield head, b"".join(body)
 
 
-def _node(frame: re.Match[bytes], body: bytes) -> Node:
+def _node(frame: re.Match[bytes], body: bytes, root: tuple[int, int]) -> Node:
     data = bytes.fromhex(body.decode())
     match frame[2]:
         case None:
             if len(data) > LARGEST:
                 return Other(what=f"a file larger than {LARGEST} bytes")
             owner = int(frame[4]), int(frame[5])
-            return File(content=data, mode=mode_of(frame[3].decode()), owner=owner)
+            return File(
+                content=data,
+                mode=mode_of(frame[3].decode()),
+                owner=owner if owner != root else None,
+            )
         case b"link":
             target = data.removesuffix(b"\n").decode("utf-8", "surrogateescape")
             if not target or "\0" in target or len(target) > 4096:

@@ -40,12 +40,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WasFile:
-    """A file that was there before. `digest`: of its content, which is kept below SAVED."""
+    """A file that was there before. `digest`: of its content, which is kept below SAVED; `owner` as
+    in tree.py."""
 
     mode: int
-    uid: int
-    gid: int
     digest: str
+    owner: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +127,8 @@ def _entry_value(entry: Entry) -> dict[str, object]:
         "made": entry.previous is None,
     }
     match entry.previous:
-        case WasFile(mode=mode, uid=uid, gid=gid, digest=kept):
-            value["previous"] = {"mode": f"{mode:04o}", "uid": uid, "gid": gid, "sha256": kept}
+        case WasFile(mode=mode, digest=kept, owner=owner):
+            value["previous"] = {"mode": f"{mode:04o}", "sha256": kept, "owner": owner}
         case WasLink(target=target):
             value["previous"] = {"target": target}
         case None:
@@ -191,15 +191,21 @@ def _previous(fields: Mapping[str, object]) -> Previous:
         if not target or len(target) > LONGEST_PATH or "\0" in target:
             raise BadManifest("a link's previous target cannot be one")
         return WasLink(target=target)
-    owners = [fields.get("uid"), fields.get("gid")]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**32 for n in owners):
-        raise BadManifest("a previous owner is not a number")
     return WasFile(
         mode=_mode(fields.get("mode")),
-        uid=int(str(owners[0])),
-        gid=int(str(owners[1])),
         digest=_digest(fields.get("sha256")),
+        owner=_owner(fields.get("owner")),
     )
+
+
+def _owner(value: object) -> tuple[int, int] | None:
+    match value:
+        case None:
+            return None
+        case [int(uid), int(gid)] if 0 <= uid < 2**32 and 0 <= gid < 2**32:
+            return int(uid), int(gid)
+        case _:
+            raise BadManifest("a previous owner is not two numbers")
 
 
 def _path(path: str) -> str:

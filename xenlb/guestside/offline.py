@@ -202,13 +202,13 @@ def _request(operation: Operation) -> dict[str, object]:
 def _node(value: dict[str, object]) -> Node:
     """As our own child wrote it; only what is in the contents is the guest's."""
     match value:
-        case {
-            "kind": "file",
-            "content": str(content),
-            "mode": int(mode),
-            "owner": [int(uid), int(gid)],
-        }:
-            return File(content=base64.b64decode(content), mode=mode, owner=(uid, gid))
+        case {"kind": "file", "content": str(content), "mode": int(mode), "owner": owner}:
+            data = base64.b64decode(content)
+            match owner:
+                case [int(uid), int(gid)]:
+                    return File(content=data, mode=mode, owner=(uid, gid))
+                case _:
+                    return File(content=data, mode=mode)
         case {"kind": "link", "target": str(target)}:
             return Link(target=base64.b64decode(target).decode("utf-8", "surrogateescape"))
         case {"kind": "folder", "empty": bool(empty)}:

@@ -33,7 +33,7 @@ class Folder:
         sys.meta_path.clear()
         sys.path.clear()
         info = os.stat("/")
-        self._owner = info.st_uid, info.st_gid
+        self.owner = info.st_uid, info.st_gid
 
     def lstat(self, path: str) -> tuple[int, int, int, int] | None:
         """Mode, owner, group, size."""
@@ -74,7 +74,7 @@ class Folder:
         try:
             with os.fdopen(fd, "wb") as stream:
                 stream.write(content)
-                os.fchown(fd, *(owner or self._owner))
+                os.fchown(fd, *(owner or self.owner))
                 os.fchmod(fd, mode)
                 self._label(new, path)
                 stream.flush()
@@ -98,7 +98,7 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
         os.symlink(target, new)
-        os.lchown(new, *self._owner)
+        os.lchown(new, *self.owner)
         os.rename(new, path)
 
     def delete(self, path: str) -> None:
@@ -107,7 +107,7 @@ class Folder:
 
     def make_folder(self, path: str, mode: int) -> None:
         os.mkdir(path, 0o700)
-        os.chown(path, *self._owner, follow_symlinks=False)
+        os.chown(path, *self.owner, follow_symlinks=False)
         os.chmod(path, mode)
         self._label(path, os.path.dirname(path))
 
@@ -125,7 +125,7 @@ class Disk:
     def __init__(self, disks: list[dict[str, str]], *, writing: bool) -> None:
         import guestfs  # noqa: PLC0415 - only here, and only the distribution's Python has it
 
-        self._error = guestfs  # its errors are RuntimeError
+        self.owner = 0, 0
         self._g = g = guestfs.GuestFS(python_return_dict=True)
         for disk in disks:
             g.add_drive_opts(disk["path"], format=disk["format"], readonly=not writing)
@@ -236,7 +236,7 @@ def read_file(tree: "Folder | Disk", path: str) -> dict[str, Any] | None:
     content = tree.content(path) if size <= LARGEST else b""
     if size > LARGEST or len(content) > LARGEST:
         return {"kind": "other", "what": f"a file larger than {LARGEST} bytes"}
-    owner = [uid, gid]
+    owner = [uid, gid] if (uid, gid) != tree.owner else None
     mode = stat.S_IMODE(mode)
     return {"kind": "file", "mode": mode, "owner": owner, "content": _text(content)}
 

@@ -37,7 +37,8 @@ Wanted = GuestFile | GuestLink
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """`owner`: user and group; None: whoever owns the guest's root."""
+    """`owner`: user and group; None: those of the guest's root folder, so root. In a container
+    with mapped users these are others for the host than for the guest."""
 
     content: bytes
     mode: int

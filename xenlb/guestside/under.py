@@ -64,10 +64,10 @@ def _under_unknown(path: str, wish: Wanted | None, node: Node) -> Under:
 
 def _under_whole(entry: Entry, node: Node, before: Node, *, lost: bool) -> Under:
     match entry.previous, node:
-        case WasFile(mode=mode, uid=uid, gid=gid, digest=was), File(content=content) if (
+        case WasFile(mode=mode, owner=owner, digest=was), File(content=content) if (
             digest(content) == was
         ):
-            return Under(node=File(content=content, mode=mode, owner=(uid, gid)))
+            return Under(node=File(content=content, mode=mode, owner=owner))
         case WasLink(target=target), Link(target=now) if now == target:
             return Under(node=node)
         case _:
@@ -92,10 +92,10 @@ def _previous(previous: Previous, kept: Node) -> tuple[Node, bool]:
             return MISSING, False
         case WasLink(target=target), _:
             return Link(target=target), False
-        case WasFile(mode=mode, uid=uid, gid=gid, digest=was), File(content=content) if (
+        case WasFile(mode=mode, owner=owner, digest=was), File(content=content) if (
             digest(content) == was
         ):
-            return File(content=content, mode=mode, owner=(uid, gid)), False
+            return File(content=content, mode=mode, owner=owner), False
         case _:
             return MISSING, True
 
@@ -139,11 +139,10 @@ def goal_of(path: str, wish: Wanted, under: Node, entry: Entry | None) -> tuple[
             new = Entry(kind=Kind.WHOLE, mode=mode, digests=(digest(data),), previous=_was(under))
             return File(content=data, mode=mode), new
         case GuestFile(text=content, mode=mode), File(content=rest, mode=old):
-            uid, gid = under.owner or (0, 0)
             # The rest is not ours: that it changes is nothing to be written down.
             was = entry.previous.digest if entry and isinstance(entry.previous, WasFile) else None
             was = was or digest(rest)
-            previous: Previous = WasFile(mode=old, uid=uid, gid=gid, digest=was)
+            previous: Previous = WasFile(mode=old, owner=under.owner, digest=was)
             goal = replace(under, mode=old | runnable(mode))
         case GuestFile(text=content, mode=mode), Missing():
             rest, previous = blocks.SHEBANG if runnable(mode) else b"", None
@@ -175,8 +174,7 @@ def kind_of(wish: Wanted) -> Kind:
 def _was(node: Node) -> Previous:
     match node:
         case File(content=content, mode=mode, owner=owner):
-            uid, gid = owner or (0, 0)
-            return WasFile(mode=mode, uid=uid, gid=gid, digest=digest(content))
+            return WasFile(mode=mode, owner=owner, digest=digest(content))
         case Link(target=target):
             return WasLink(target=target)
         case _:

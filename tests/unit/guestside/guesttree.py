@@ -1,6 +1,5 @@
 """A guest's tree in memory, and the sets of files that are brought into it."""
 
-import dataclasses
 from collections.abc import Iterable
 
 from hypothesis import strategies as st
@@ -24,8 +23,6 @@ from xenlb.guestside.tree import (
     Wanted,
     Write,
 )
-
-ROOT = (0, 0)
 
 
 class GuestTree:
@@ -67,7 +64,7 @@ class GuestTree:
             match operation:
                 case Write(file=file):
                     assert path not in self.folders
-                    self.files[path] = dataclasses.replace(file, owner=file.owner or ROOT)
+                    self.files[path] = file
                 case MakeLink(target=target):
                     assert path not in self.folders
                     self.files[path] = Link(target=target)
@@ -99,11 +96,11 @@ def expected(initial: GuestTree, wanted: Iterable[Wanted]) -> dict[str, File | L
             case GuestLink(path=path, target=target):
                 files[path] = Link(target=target)
             case GuestFile(path=path, text=text, mode=mode, block=False):
-                files[path] = File(content=text.encode(), mode=mode, owner=ROOT)
+                files[path] = File(content=text.encode(), mode=mode)
             case GuestFile(path=path, text=text, mode=mode):
                 assert before is None or isinstance(before, File)
                 rest = before.content if before else (blocks.SHEBANG if mode & 0o111 else b"")
-                was, owner = (before.mode, before.owner) if before else (mode, ROOT)
+                was, owner = (before.mode, before.owner) if before else (mode, None)
                 content = blocks.insert(rest, text.encode())
                 files[path] = File(content=content, mode=was | mode & 0o111, owner=owner)
     return files
@@ -119,7 +116,7 @@ CONTENTS = st.one_of(
 TEXTS = st.sampled_from(["", "x", "net.x = 1\n", "it's\n", "%s\\n$(touch canary)`id`\n", "ö\n\n"])
 MODES = st.sampled_from([0o644, 0o600, 0o755, 0o4755])
 TARGETS = st.sampled_from(["/dev/null", "../lib/it's a unit", "-n"])
-OWNERS = st.sampled_from([(0, 0), (7, 8)])
+OWNERS = st.sampled_from([None, (7, 8)])
 
 
 @st.composite

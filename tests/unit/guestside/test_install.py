@@ -66,13 +66,13 @@ LINK = GuestLink(path="etc/link", target="x")
 
 @pytest.mark.parametrize("wish", [OURS, OVER], ids=["made", "replaced"])
 def test_what_somebody_changed_is_kept_by_an_apply(wish: GuestFile) -> None:
-    tree = GuestTree({"etc/one": File(content=b"one", mode=0o644, owner=(0, 0))})
+    tree = GuestTree({"etc/one": File(content=b"one", mode=0o644)})
     initial = tree.copy()
     tree.apply([wish])
     changed_by_admin(tree, wish.path, b"mine")
     made = tree.apply([wish])
     (aside,) = [path for path in tree.files if path.startswith(CHANGED)]
-    assert tree.files[aside] == File(content=b"mine", mode=0o600, owner=(0, 0))
+    assert tree.files[aside] == File(content=b"mine", mode=0o600)
     assert made.notes == (
         f"/{wish.path}: it was changed since xenlb wrote it; that is kept as /{aside}",
     )
@@ -87,8 +87,8 @@ def test_what_somebody_changed_is_kept_by_an_apply(wish: GuestFile) -> None:
 def test_what_somebody_changed_stays_at_a_removal_unless_told(wish: Wanted) -> None:
     tree = GuestTree(
         {
-            "etc/one": File(content=b"one", mode=0o644, owner=(0, 0)),
-            "etc/two": File(content=b"#!/bin/sh\nexit 0\n", mode=0o644, owner=(0, 0)),
+            "etc/one": File(content=b"one", mode=0o644),
+            "etc/two": File(content=b"#!/bin/sh\nexit 0\n", mode=0o644),
         }
     )
     initial = tree.copy()
@@ -111,13 +111,11 @@ def test_what_somebody_changed_stays_at_a_removal_unless_told(wish: Wanted) -> N
 
 
 def test_a_block_leaves_what_others_write_around_it() -> None:
-    tree = GuestTree({"etc/two": File(content=b"a\nb\n", mode=0o644, owner=(0, 0))})
+    tree = GuestTree({"etc/two": File(content=b"a\nb\n", mode=0o644)})
     run = GuestFile(path="etc/rc.local", text="run\n", mode=0o755, block=True)
     tree.apply([BLOCK, run])
     rc_local = tree.files["etc/rc.local"]
-    assert rc_local == File(
-        content=b"#!/bin/sh\n# BEGIN xenlb\nrun\n# END xenlb\n", mode=0o755, owner=(0, 0)
-    )
+    assert rc_local == File(content=b"#!/bin/sh\n# BEGIN xenlb\nrun\n# END xenlb\n", mode=0o755)
     for path in ("etc/two", "etc/rc.local"):
         node = tree.files[path]
         assert isinstance(node, File)
@@ -128,8 +126,8 @@ def test_a_block_leaves_what_others_write_around_it() -> None:
     assert tree.plan([BLOCK, run]).operations == ()
     tree.apply(())
     assert tree.files == {
-        "etc/two": File(content=b"a\nb\nmore\n", mode=0o644, owner=(0, 0)),
-        "etc/rc.local": File(content=b"#!/bin/sh\nmore\n", mode=0o755, owner=(0, 0)),
+        "etc/two": File(content=b"a\nb\nmore\n", mode=0o644),
+        "etc/rc.local": File(content=b"#!/bin/sh\nmore\n", mode=0o755),
     }
 
 
@@ -164,7 +162,7 @@ def test_what_cannot_be_is_one_sentence(case: str) -> None:
     tree = GuestTree(
         {
             "etc/alias": Link(target="x"),
-            "etc/half": File(content=b"# BEGIN xenlb\n", mode=0o644, owner=(0, 0)),
+            "etc/half": File(content=b"# BEGIN xenlb\n", mode=0o644),
         }
     )
     wanted, sentence = REFUSED[case]
@@ -200,7 +198,13 @@ SOUND = (
         ("{", "[" * 300000, "longer than"),
         ('"folders": []', '"folders": [1]', "a folder is not a string"),
         ('"folders": []', '"folders": [' + '"a",' * 600 + '"a"]', "more than 512 paths"),
-        ('"made": true', '"made": false, "previous": {"mode": "0644", "uid": -1}', "owner"),
+        (
+            '"made": true',
+            '"made": false, "previous": {"mode": "0644", "sha256": "'
+            + "a" * 64
+            + '", "owner": [-1, 0]}',
+            "owner",
+        ),
         ('"made": true', '"made": false, "previous": {"target": "a\\u0000"}', "cannot be one"),
     ],
 )
@@ -219,8 +223,8 @@ def test_any_bytes_are_a_manifest_or_one_sentence(data: bytes) -> None:
 def test_differences_are_for_people() -> None:
     tree = GuestTree(
         {
-            "etc/one": File(content=b"a\x1b[2J\nb", mode=0o644, owner=(0, 0)),
-            "etc/two": File(content=b"two\n", mode=0o644, owner=(0, 0)),
+            "etc/one": File(content=b"a\x1b[2J\nb", mode=0o644),
+            "etc/two": File(content=b"two\n", mode=0o644),
         },
         {"var", "var/lib"},
     )
