@@ -30,6 +30,7 @@ mkdir -p "${1%/*}"
 rm -f "$1"
 truncate -s 96M "$1"
 mkfs.ext4 -q -F -m 0 -E lazy_itable_init=1,nodiscard "$1"
+modprobe loop
 losetup --find --show "$1"
 """
 # $1 the file

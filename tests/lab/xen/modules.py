@@ -39,7 +39,7 @@ DOM0 = (
 )
 DOM0_AT_BOOT = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 GUEST_AT_BOOT = ("xen-netfront", "ipip")
-DEBIAN_GUEST_AT_BOOT = ("xen-blkfront", "overlay", *GUEST_AT_BOOT)
+DEBIAN_GUEST_AT_BOOT = ("xen-blkfront", "overlay", "xen-netfront")
 # What a Debian guest can load with modprobe: tunnels, and what rules of nft and of both iptables
 # need to mark connections and clamp segments.
 DEBIAN_GUEST_LATER = (
