@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lab.debian import ssh
 from tests.lab.xen import DebianGuest, XenLab
 
 # nft's `rt mtu` and xt_TCPMSS are what clamps segments to a tunnel; the marks are for replies.
@@ -45,14 +46,6 @@ def lab(xen: XenLab) -> Iterator[XenLab]:
     xen.reset()
 
 
-def ssh(lab: XenLab, guest: DebianGuest, command: str) -> str:
-    """As an operator types it in Dom0; BatchMode makes a question an error."""
-    target = f"root@{guest.address}"
-    # sshd starts beside the server, and later in an emulated machine.
-    lab.wait_until(f"bash -c '</dev/tcp/{guest.address}/22' 2>/dev/null", 120, "sshd", every=0.5)
-    return lab.run(["ssh", "-o", "BatchMode=yes", target, command], timeout=180).out
-
-
 def check(guest: DebianGuest, first: str, second: str) -> None:
     """It has its addresses and its gateways, and none of them twice."""
     said = guest.run(
@@ -83,15 +76,15 @@ def test_what_is_delivered_can_be_used_and_outlives_a_reboot(lab: XenLab) -> Non
         assert client.fetch(f"{guest.address}:80") == guest.name
         check(guest, guest.address, guest.address.replace("10.0.0.", "fd00:10::"))
 
-    assert ssh(lab, old, RULES).split() == ["tunl0@NONE", "DOWN", "3"]
-    ssh(lab, old, "ifdown eth0 && ifup eth0 && echo kept >/root/kept")
-    ssh(lab, new, "netplan apply && networkctl reconfigure eth0")
+    assert ssh.run(lab, old.address, RULES).split() == ["tunl0@NONE", "DOWN", "3"]
+    ssh.run(lab, old.address, "ifdown eth0 && ifup eth0 && echo kept >/root/kept")
+    ssh.run(lab, new.address, "netplan apply && networkctl reconfigure eth0")
     for guest in (old, new):
         assert client.fetch(f"{guest.address}:80") == guest.name
     first = old.domid()
     old.reboot()
     old.wait_rebooted(first)
-    assert ssh(lab, old, "cat /root/kept; hostname").split() == ["kept", "ifupdown"]
+    assert ssh.run(lab, old.address, "cat /root/kept; hostname").split() == ["kept", "ifupdown"]
     check(old, "10.0.0.51", "fd00:10::51")
 
     old.shutdown()
@@ -101,4 +94,4 @@ def test_what_is_delivered_can_be_used_and_outlives_a_reboot(lab: XenLab) -> Non
         lab.write(f"{root}/root/kept", "from Dom0\n")
     old.start()
     old.wait_serving()
-    assert ssh(lab, old, "cat /root/kept") == "from Dom0\n"
+    assert ssh.run(lab, old.address, "cat /root/kept") == "from Dom0\n"

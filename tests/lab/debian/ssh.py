@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tests.lab.debian import packages
-from tests.lab.host import LabError
+from tests.lab.debian import guest_shell, packages
+from tests.lab.host import LabError, LabHost
 
 NEEDS = {"ssh-keygen": "openssh-client"}
 GUESTS = ("10.0.0.*", "fd00:10::*")
@@ -43,6 +43,14 @@ class Keys:
             "/etc/ssh/ssh_config.d/lab-guests.conf": (config, 0o644),
             "/etc/ssh/ssh_known_hosts": (f"{','.join(GUESTS)} {self.host_public}", 0o644),
         }
+
+
+def run(lab: LabHost, address: str, command: str) -> str:
+    """The output of a command in a guest, by ssh as an operator types it on the host; sshd may yet
+    have to start."""
+    lab.run(guest_shell.knock(address, 22, timeout=120), timeout=150)
+    # BatchMode makes a question an error.
+    return lab.run(["ssh", "-o", "BatchMode=yes", f"root@{address}", command], timeout=180).out
 
 
 def made() -> Keys:

@@ -9,6 +9,9 @@ Facts (libvirt 9.0, systemd 252):
   does not: it is SIGTERM, at which systemd re-executes itself.
 - libvirt puts a container into the cgroup v1 controllers only and leaves what systemd tracks its
   units in to machined; container-init (in the image) makes up for it.
+- /sys is read-only in a container: udevd does not start, networkd and NetworkManager take devices
+  as they are, and `netplan apply` fails at its `udevadm trigger` (netplan 0.106). What applies a
+  change there is `netplan generate && networkctl reload`.
 """
 
 from __future__ import annotations
