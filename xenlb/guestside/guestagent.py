@@ -146,7 +146,7 @@ def of_guest(uri: str, uuid: UUID, *, name: str) -> GuestAgent:
 
         try:
             with asking():
-                connection = libvirt.open(uri)
+                connection = libvirt.open(None if uri == "default" else uri)
         except CallFailed as error:
             raise Refused(str(error)) from None
 

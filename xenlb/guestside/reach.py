@@ -171,7 +171,7 @@ async def _definition(target: Target) -> str:
 async def _asked(target: Target, question: Callable[[Domain], T]) -> T:
     def ask() -> T:
         with asking():
-            connection = libvirt.open(target.uri)
+            connection = libvirt.open(None if target.uri == "default" else target.uri)
             try:
                 return question(connection.lookupByUUIDString(str(target.uuid)))
             finally:
