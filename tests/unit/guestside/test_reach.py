@@ -30,11 +30,13 @@ def target(side: GuestSide, *, uuid: UUID = TEST_UUID) -> Target:
 
 
 def test_a_guest_that_runs_is_not_off() -> None:
-    check = still_off(target(GuestSide(delivery=Delivery.ROOTFS)))
+    async def check(uuid: UUID) -> None:
+        await still_off(target(GuestSide(delivery=Delivery.ROOTFS), uuid=uuid))()
+
     with pytest.raises(DeliveryError, match="test runs; its files"):
-        asyncio.run(check())
+        asyncio.run(check(TEST_UUID))
     with pytest.raises(DeliveryError, match="libvirt was asked about test: Domain not found"):
-        asyncio.run(still_off(target(GuestSide(), uuid=UUID(int=1)))())
+        asyncio.run(check(UUID(int=1)))
 
 
 @pytest.mark.parametrize(
