@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.lab.host import CHECKOUT, venv_directory
-from tests.lab.uml import UmlLab
+from tests.lab.uml import UmlLab, qemu_image
 from tests.lab.uml.debian import DebianGuest
 from tests.lab.uml.guests import Guest
+from tests.lab.unpacked import program
 
 UNIT = "[Service]\nType=oneshot\nExecStart=/usr/bin/touch /run/delivered\n"
 ENABLED = "etc/systemd/system/multi-user.target.wants/delivered.service"
@@ -69,7 +70,10 @@ def test_a_container_that_is_off_by_its_files(guest: DebianGuest) -> None:
         guest.destroy()
     deliver(guest, "rootfs", [])
     assert tree(guest) == before
-    assert "canary" not in guest.lab.out(f"find {guest.root} / -xdev -name canary 2>/dev/null; :")
+    assert (
+        guest.lab.out(f"find {guest.root} -xdev -name canary; ls / {CHECKOUT} | grep canary; :")
+        == ""
+    )
 
 
 def test_a_guest_that_runs_by_ssh(guest: DebianGuest) -> None:
@@ -80,10 +84,37 @@ def test_a_guest_that_runs_by_ssh(guest: DebianGuest) -> None:
         answer = deliver(guest, "ssh", FILES)
         assert answer["again"] == answer["notes"] == []
         assert "delivered" in guest.run("cat /etc/hosts").out
-        assert guest.run("cat /etc/issue; stat -c %a /etc/issue").out == "another\n600\n"
+        assert guest.run("cat /etc/issue; stat -c %a /etc/issue").out.split() == ["another", "600"]
         assert guest.run("systemctl is-enabled delivered").out.strip() == "enabled"
-        # What was brought in by one way goes out by another.
     finally:
         guest.destroy()
-    deliver(guest, "rootfs", [])
+    deliver(guest, "rootfs", [])  # what was brought in by one way goes out by another
     assert tree(guest) == before
+
+
+SLOW = 180.0  # seconds; the guest's processor is emulated
+
+
+def test_a_guest_that_runs_by_its_guest_agent(uml: UmlLab, guest: DebianGuest) -> None:
+    """Through libvirt, in a guest that has busybox and nothing else."""
+    agent = qemu_image.Program(
+        name="qemu-ga", path=program("qemu-guest-agent", "/usr/sbin/qemu-ga")
+    )
+    machine = uml.define_qemu_guest("q1", "10.0.0.41", programs=[agent])
+    assert deliver(machine, "agent", FILES)["error"] == "q1 does not run"
+    machine.start()
+    machine.wait_serving(SLOW)
+    listing = "cd /; find etc var usr/local 2>/dev/null | sort; cat etc/hosts etc/issue; ls -l etc"
+    machine.run("mkdir -p /etc/issue.d; printf before >/etc/issue; printf '#!x' >/etc/hosts")
+    before = machine.run(listing, check=False).out
+    answer = deliver(machine, "agent", FILES)
+    assert answer["again"] == answer["notes"] == []
+    expected = "#!x\n# BEGIN xenlb\n192.0.2.1 delivered\n# END xenlb"
+    assert machine.run("cat /etc/hosts").out.strip() == expected
+    assert machine.run("stat -c %a /etc/issue; cat /etc/issue").out.split() == ["600", "another"]
+    assert deliver(machine, "agent", [])["again"] == []
+    assert machine.run(listing, check=False).out == before
+    assert machine.run("ls / /tmp").out.count("canary") == 0
+    machine.run("killall qemu-ga")
+    assert "is not connected" in deliver(machine, "agent", FILES)["error"]
+    machine.destroy()
