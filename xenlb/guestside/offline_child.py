@@ -164,8 +164,10 @@ class Disk:
     def _stat(self, path: str, call: Any) -> tuple[int, int, int, int] | None:
         try:
             info = call(path)
-        except RuntimeError:
-            if self._g.last_errno() in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        except RuntimeError as error:
+            # The bindings keep no number; libguestfs's messages are not translated.
+            absent = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+            if str(error).endswith(tuple(os.strerror(each) for each in absent)):
                 return None
             raise
         return info["st_mode"], info["st_uid"], info["st_gid"], info["st_size"]
