@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ async def off() -> None:
 
 
 @pytest.fixture
-def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     lacking = [path for path in NEEDS if not Path(path).exists()]
     if lacking:
         pytest.skip(f"{lacking} missing: make deps")
@@ -41,13 +42,18 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     except LabError as error:
         pytest.skip(str(error))
     # supermin copies this folder, even where its modules come from another.
-    Path("/lib/modules").mkdir(exist_ok=True)
+    modules = Path("/lib/modules")
+    if not (there := modules.exists()):
+        modules.mkdir()
     monkeypatch.setenv("SUPERMIN_KERNEL", str(unpacked / f"boot/vmlinuz-{release}"))
     monkeypatch.setenv("SUPERMIN_KERNEL_VERSION", release)
     monkeypatch.setenv("SUPERMIN_MODULES", str(unpacked / f"lib/modules/{release}"))
     monkeypatch.setenv("LIBGUESTFS_BACKEND", "direct")
     # A machine may have /dev/kvm and no virtualization behind it.
     monkeypatch.setenv("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")
+    yield
+    if not there:
+        modules.rmdir()
 
 
 def shown(image: Path) -> str:

@@ -104,7 +104,8 @@ def test_a_guest_that_runs_by_its_guest_agent(uml: UmlLab, guest: DebianGuest) -
     assert deliver(machine, "agent", FILES)["error"] == "q1 does not run"
     machine.start()
     machine.wait_serving(SLOW)
-    listing = "cd /; find etc var usr/local 2>/dev/null | sort; cat etc/hosts etc/issue; stat -c '%n %a %u' etc/*"
+    listing = "cd /; find etc var usr/local 2>/dev/null | sort; cat etc/hosts etc/issue; "
+    listing += "stat -c '%n %a %u' etc/*"
     machine.run("mkdir -p /etc/issue.d; printf before >/etc/issue; printf '#!x' >/etc/hosts")
     before = machine.run(listing, check=False).out
     answer = deliver(machine, "agent", FILES)
