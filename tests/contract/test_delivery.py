@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +12,22 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from tests.contract.deliveries import NEAR, VARIANTS, Make, guest_agent, off, sshd, variant
+from tests.contract.deliveries import (
+    NEAR,
+    VARIANTS,
+    LocalChannel,
+    Make,
+    guest_agent,
+    off,
+    sshd,
+    variant,
+)
 from tests.unit.guestside.guesttree import GuestTree, expected, trees, wanted_sets
+from tests.unit.guestside.shells import SHELLS
 from xenlb.guestside.channel import MOST_OUTPUT, DeliveryError
 from xenlb.guestside.guestagent import GuestAgent
 from xenlb.guestside.install import Changed, Plan
+from xenlb.guestside.live import Live, write_script
 from xenlb.guestside.manifest import MANIFEST, STATE, Entry, Kind, Manifest, WasFile, digest, text
 from xenlb.guestside.offline import Offline, RootFolder
 from xenlb.guestside.reach import look
@@ -186,6 +198,25 @@ def test_broken_off_between_any_two_operations(near: Make, tmp_path: Path) -> No
         assert {
             k: v for k, v in seen(root, state=True).items() if k not in ("var", "var/lib")
         } == before
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_killed_within_an_operation(shell: str, tmp_path: Path) -> None:
+    """The shell kills itself before a line of its script: between the parts of an operation."""
+    root = laid_out(tmp_path)
+    for folder in ("var", "var/lib"):
+        (root / folder).mkdir()
+    before = seen(root)
+    executor = Live(LocalChannel(shell), name="g1", root=str(root))
+    planned = asyncio.run(look(executor, HOSTILE)).plan.operations
+    lines = "".join(write_script(planned, root=str(root))).splitlines(keepends=True)
+    first = lines.index(next(line for line in lines if line.startswith("at 0 ")))
+    for place in range(first, len(lines), 9):
+        script = "".join([*lines[:place], "kill -9 $$\n", *lines[place:]])
+        assert asyncio.run(LocalChannel(shell).run(script)).status == -signal.SIGKILL
+        apply(executor, HOSTILE)
+        apply(executor, ())
+        assert seen(root, state=True) == before
 
 
 def test_what_lies_in_the_way(make: Make, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 MOST_OUTPUT = 4 * 1024 * 1024  # bytes, of each of the two outputs
 LIMIT = 60.0  # seconds
 _STDERR_AFTER_END = 1.0
-_MARK = b"=xenlb: the script begins\n"
+_MARK = b"\n=xenlb: the script begins\n"
 
 
 class DeliveryError(Exception):
@@ -62,15 +62,15 @@ def wrapped(script: str) -> bytes:
     run; and a command that reads would read the rest of it. Of the mark `unwrapped` knows whether
     it ran at all, and where its output begins: what a user's start-up files say comes first.
     """
-    mark = _MARK.decode().removesuffix("\n")
-    head = f"xenlb_script() {{\nprintf '%s\\n' '{mark}'\n"
+    mark = _MARK.decode().strip()
+    head = f"xenlb_script() {{\nprintf '\\n%s\\n' '{mark}'\n"
     return f"{head}{script}\n}}\nxenlb_script </dev/null\n".encode()
 
 
 def unwrapped(output: Output) -> Output | None:
     """What the script itself said; None: it did not run."""
-    before, mark, out = output.out.partition(_MARK)
-    if not mark or (before and not before.endswith(b"\n")):
+    _, mark, out = output.out.partition(_MARK)
+    if not mark:
         return None
     return Output(status=output.status, out=out, err=output.err)
 

@@ -68,7 +68,7 @@ def test_half_a_script_does_not_run() -> None:
     """And what a user's start-up files say is not the script's."""
     whole = wrapped("read line; echo \"read '$line'\"\nexit 3")
     done = subprocess.run(["sh", "-s"], input=whole, capture_output=True, check=False)
-    said = Output(status=done.returncode, out=b"welcome\n" + done.stdout, err=done.stderr)
+    said = Output(status=done.returncode, out=b"welcome" + done.stdout, err=done.stderr)
     assert unwrapped(said) == Output(status=3, out=b"read ''\n", err=b"")
     for cut in (len(whole) - 25, len(whole) // 2):
         half = subprocess.run(["sh", "-s"], input=whole[:cut], capture_output=True, check=False)
