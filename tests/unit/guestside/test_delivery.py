@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from tests.contract.deliveries import (
+from tests.unit.guestside.deliveries import (
     NEAR,
     VARIANTS,
     LocalChannel,
