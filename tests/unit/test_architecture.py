@@ -30,7 +30,13 @@ PURE = (
         f"ipvs/{name}"
         for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")
     }
-    | {"guestside/hold", "guestside/needs", "guestside/compile"}
+    | {
+        f"guestside/{name}"
+        for name in (
+            *("hold", "needs", "compile", "difference", "filterchecks", "filters", "iplines"),
+            *("observe", "observed", "sysctlchecks", "systemlines", "verify"),
+        )
+    }
 )
 UNCLEAN = {"asyncio", "os", "socket", "time", "logging", "libvirt", "libvirtaio", "pyroute2"}
 
