@@ -33,8 +33,8 @@ PURE = (
     | {
         f"guestside/{name}"
         for name in (
-            *("hold", "needs", "compile", "difference", "filterchecks", "filters", "iplines"),
-            *("observe", "observed", "sysctlchecks", "systemlines", "verify"),
+            *("hold", "needs", "compile", "filterchecks", "filters", "iplines"),
+            *("observe", "observed", "sysctlchecks", "systemlines", "verdict", "verify"),
         )
     }
 )

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from xenlb.guestside.difference import APPLY, Difference
 from xenlb.guestside.needs import Clamp, Mark, Needs
 from xenlb.guestside.observed import Does, FilterRule, Observed
+from xenlb.guestside.verdict import APPLY, Difference
 from xenlb.ipvs.table import Family, family_of
 
 _VERSION = {Family.INET: "IPv4", Family.INET6: "IPv6"}

@@ -108,16 +108,19 @@ def _link(line: str) -> Link | None:
     medium = next((word for word in words if word.startswith("link/")), "")
     # The words of a device's kind stand behind the medium's and the numbers that all have.
     kinds = [word for word in words if word in _KINDS]
+    mode = _after(words, kinds[0]) if kinds else ""
     return Link(
         name=name,
         up="UP" in flags,
         ethernet=medium == "link/ether" and "NOARP" not in flags,
         mac=_mac(_after(words, medium)) if medium == "link/ether" else None,
         kind=kinds[0] if kinds else None,
+        mode=mode if mode in _MODES else None,
         local=_local(_after(words, "local")) if kinds else None,
     )
 
 
+_MODES = frozenset({"any", "ip6ip6", "ipip6", "ip6ip", "ipip", "mplsip"})
 _KINDS = frozenset({"ipip", "sit", "gre", "ip6tnl", "ip6gre", "gretap", "ip6gretap"})
 
 

@@ -26,14 +26,15 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """`ethernet`: it speaks ARP. `kind` as ip-link(8) names it, where that is known; `local` of a
-    tunnel."""
+    """`ethernet`: it speaks ARP. `kind` as ip-link(8) names it, where that is known; of a tunnel,
+    `mode`: what it takes (any, ip6ip6 and so on), and `local`."""
 
     name: str
     up: bool
     ethernet: bool = False
     mac: str | None = None
     kind: str | None = None
+    mode: str | None = None
     local: IPAddress | None = None
 
 
@@ -100,12 +101,15 @@ class Unit:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSystem:
     """What configures an interface, and what is to be known for writing its files: networkd's file
-    of it, netplan's id of it, NetworkManager's connection, where there is one."""
+    of it, netplan's id of it, NetworkManager's connection (also behind netplan), where there is
+    one. `address_routes`: its route- file of network-scripts is written as ADDRESS0=."""
 
     system: System
     network_file: str | None = None
     netplan_id: str | None = None
     connection: str | None = None
+    by_manager: bool = False
+    address_routes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,11 @@ class Observed:
     interfaces_d: bool = False
     distribution: str | None = None
     version: str | None = None
+
+    def system_of(self, interface: str) -> System:
+        """By the best evidence there is; `shell` where there is none."""
+        found = self.systems.get(interface)
+        return System.SHELL if found is None else found.system
 
     def link(self, name: str) -> Link | None:
         return next((link for link in self.links if link.name == name), None)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from xenlb.guestside.difference import APPLY, Difference
 from xenlb.guestside.needs import Needs, Sysctl
 from xenlb.guestside.observed import Observed
+from xenlb.guestside.verdict import APPLY, Difference
 
 # The kernel takes the larger of "all" and the interface's own value for each of these; of
 # src_valid_mark, either.

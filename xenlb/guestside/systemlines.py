@@ -82,7 +82,7 @@ def _system(
     if ifupdown and stanza:
         return NetworkSystem(system=System.IFUPDOWN)
     if "ifcfg" in says and "network-scripts" in network:
-        return NetworkSystem(system=System.NETWORK_SCRIPTS)
+        return NetworkSystem(system=System.NETWORK_SCRIPTS, address_routes="address-routes" in says)
     return None
 
 
@@ -114,4 +114,5 @@ def _network_manager(says: Sequence[str]) -> NetworkSystem | None:
         system=System.NETPLAN if name else System.NETWORK_MANAGER,
         netplan_id=name[1] if name else None,
         connection=uuid[0] if uuid else None,
+        by_manager=True,
     )

@@ -4,14 +4,14 @@ The rules ask what the kernel would do, not whether it was done as guest.sh does
 has configured the guest by other means is not told to do it again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from ipaddress import ip_network
 
-from xenlb.guestside.difference import APPLY, Difference
 from xenlb.guestside.filterchecks import clamps, marks
 from xenlb.guestside.needs import Needs, Route, Rule, ServiceAddress, TunnelDevice
 from xenlb.guestside.observed import LOCAL, MAIN, Address, DefaultRoute, Observed, PolicyRule
 from xenlb.guestside.sysctlchecks import sysctls
+from xenlb.guestside.verdict import APPLY, Difference
 from xenlb.ipvs.table import Family, family_of
 
 
@@ -30,11 +30,16 @@ def _shown(names: Iterable[str]) -> str:
 
 def _tunnels(needs: Needs, observed: Observed) -> Iterator[Difference]:
     for need in needs.tunnels:
-        if message := _tunnel(need, observed):
+        carried = {a.address.version for a in needs.addresses if a.device == need.name}
+        if message := _tunnel(need, carried, observed):
             yield Difference(message=message, hint=APPLY)
 
 
-def _tunnel(need: TunnelDevice, observed: Observed) -> str | None:
+# What an ip6tnl device takes that was made without `mode any`.
+_ONLY = {"ip6ip6": 6, "ipip6": 4}
+
+
+def _tunnel(need: TunnelDevice, carried: Set[int], observed: Observed) -> str | None:
     link = observed.link(need.name)
     if link is None:
         return f"there is no tunnel device {need.name} ({need.kind}, of the module {need.module})"
@@ -42,6 +47,8 @@ def _tunnel(need: TunnelDevice, observed: Observed) -> str | None:
         return f"{need.name} is a {link.kind} device, wanted {need.kind}"
     if link.kind is not None and need.local not in (None, link.local):
         return f"{need.name} ends tunnels at {link.local or 'any address'}, wanted {need.local}"
+    if link.mode in _ONLY and carried - {_ONLY[link.mode]}:
+        return f"{need.name} takes IPv{_ONLY[link.mode]} only (mode {link.mode}), wanted mode any"
     if not link.up:
         return f"{need.name} is down: what comes in by the tunnel is dropped"
     return None

@@ -1,5 +1,7 @@
 """What a guest printed, read: real outputs, and anything else that it may print."""
 
+import subprocess
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.unit.guestside.shells import SHELLS, SYSTEM
 from xenlb.guestside.asking import observe_script
 from xenlb.guestside.needs import Needs, Sysctl
 from xenlb.guestside.observe import LONGEST, ObserveError, observed
@@ -19,6 +22,7 @@ from xenlb.guestside.observed import (
     NetworkSystem,
     Observed,
     PolicyRule,
+    Unit,
 )
 from xenlb.ipvs.table import Family, Protocol
 from xenlb.model.side import Init, System
@@ -185,7 +189,8 @@ def test_links() -> None:
     assert observed(framed(links=part("links"))).links == (
         Link(name="eth0", up=True, ethernet=True, mac="02:00:00:00:00:11"),
         Link(name="xenlb-gre", up=False, kind="gre", local=ip_address("10.0.0.11")),
-        Link(name="tunl0", up=True, kind="ipip"),
+        Link(name="tunl0", up=True, kind="ipip", mode="any"),
+        Link(name="ip6tnl0", up=False, kind="ip6tnl", mode="ip6ip6"),
     )
     of_sys = "eth0 0x1003 02:00:00:00:00:11\nlo 0x9 00:00:00:00:00:00\ntunl0 0xc1 0.0.0.0"
     assert observed(framed(devices=of_sys)).links == (
@@ -328,7 +333,7 @@ SYSTEMS: dict[str, tuple[str, str, str, NetworkSystem | None]] = {
     "netplan by networkd": (
         f"{NETWORKD}/run/systemd/network/10-netplan-main.network",
         "",
-        "netplan",
+        "",
         NetworkSystem(
             system=System.NETPLAN,
             network_file="10-netplan-main.network",
@@ -347,14 +352,14 @@ SYSTEMS: dict[str, tuple[str, str, str, NetworkSystem | None]] = {
         f"link eth0 GENERAL.CON-UUID:{UUID}",
         "",
         "nmcli",
-        NetworkSystem(system=System.NETWORK_MANAGER, connection=UUID),
+        NetworkSystem(system=System.NETWORK_MANAGER, connection=UUID, by_manager=True),
     ),
     "netplan by network manager": (
         f"{MANAGER}100 (connected)\nlink eth0 GENERAL.CONNECTION:netplan-main\n"
         f"link eth0 GENERAL.CON-UUID:$(reboot)",
         "",
-        "nmcli netplan",
-        NetworkSystem(system=System.NETPLAN, netplan_id="main"),
+        "nmcli",
+        NetworkSystem(system=System.NETPLAN, netplan_id="main", by_manager=True),
     ),
     "ifupdown beside a network manager that looks on": (
         f"ifupdown-file\n{MANAGER}100 (connected (externally))",
@@ -370,17 +375,17 @@ SYSTEMS: dict[str, tuple[str, str, str, NetworkSystem | None]] = {
     ),
     "ifupdown gone": ("ifupdown-file", "iface eth0 inet dhcp", "", None),
     "network scripts": (
-        "network-scripts\nlink eth0 ifcfg",
+        "network-scripts\nlink eth0 ifcfg\nlink eth0 address-routes",
         "",
         "ifup",
-        NetworkSystem(system=System.NETWORK_SCRIPTS),
+        NetworkSystem(system=System.NETWORK_SCRIPTS, address_routes=True),
     ),
     "network manager with ifcfg files": (
         f"network-scripts\nlink eth0 ifcfg\n{MANAGER}100 (connected)\n"
         f"link eth0 GENERAL.CON-UUID:{UUID}",
         "",
         "ifup nmcli",
-        NetworkSystem(system=System.NETWORK_MANAGER, connection=UUID),
+        NetworkSystem(system=System.NETWORK_MANAGER, connection=UUID, by_manager=True),
     ),
     "nothing": ("", "", "", None),
 }
@@ -392,6 +397,7 @@ def test_what_configures_the_network(case: str) -> None:
     about = "\n".join(f"program {program}" for program in programs.split())
     state = observed(framed(network=network, interfaces_file=stanzas, about=about))
     assert state.systems.get("eth0") == system
+    assert state.system_of("eth0") is (System.SHELL if system is None else system.system)
 
 
 def test_what_else_is_told() -> None:
@@ -424,6 +430,65 @@ def test_a_guest_is_asked_for_words_alone(word: str) -> None:
 
 
 # ---- real guests ----
+
+OLD_ROOT = {
+    "etc/os-release": 'ID="centos"\nVERSION_ID="6.10"\n',
+    "etc/rc.d/rc3.d/S99xenlb-hold": "",
+    "etc/init.d/xenlb-hold": "#!/bin/sh\nexit 0\n",
+    "etc/init.d/xenlb-guest": "#!/bin/sh\nexit 3\n",
+    "etc/sysconfig/network-scripts/ifup-eth": "#!/bin/sh\n",
+    "etc/sysconfig/network-scripts/ifcfg-eth7": "DEVICE=eth7\n",
+    "etc/sysconfig/network-scripts/route-eth7": "ADDRESS0=10.1.0.0\n",
+    "etc/iproute2/rt_tables": "100 mail\n",
+}
+IFUPDOWN_ROOT = {
+    "etc/network/interfaces": "source interfaces.d/*\nauto lo\niface lo inet loopback\n",
+    "etc/network/interfaces.d/one": "iface eth8 inet static\n address 10.0.0.1/24\n",
+    "run/network/ifstate": "lo=lo\neth7=eth7\n",
+    "usr/sbin/ifup": "#!/bin/sh\n",
+}
+
+
+def look(shell: str, root: Path, files: Mapping[str, str]) -> Observed:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+        (root / name).chmod(0o755)
+    done = subprocess.run(
+        SHELLS[shell],
+        input=observe_script(Needs(), interfaces=["eth7"]).encode(),
+        env={"XENLB_GUEST_ROOT": str(root), "XENLB_GUEST_PATH": f"{root}/usr/sbin:{SYSTEM}"},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    return observed(done.stdout)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_old_guest_is_known_by_its_files(shell: str, tmp_path: Path) -> None:
+    state = look(shell, tmp_path, OLD_ROOT)
+    assert (state.distribution, state.version, state.init) == ("centos", "6.10", Init.SYSVINIT)
+    assert state.units == (
+        Unit(name="xenlb-hold", active=True, enabled=True),
+        Unit(name="xenlb-guest", active=False, enabled=False),
+    )
+    assert state.systems == {
+        "eth7": NetworkSystem(system=System.NETWORK_SCRIPTS, address_routes=True)
+    }
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_ifupdown_is_known_by_its_files(shell: str, tmp_path: Path) -> None:
+    state = look(shell, tmp_path, IFUPDOWN_ROOT)
+    assert state.interfaces_d
+    assert {name: each.system for name, each in state.systems.items()} == {
+        "lo": System.IFUPDOWN,
+        "eth7": System.IFUPDOWN,
+        "eth8": System.IFUPDOWN,
+    }
+    assert state.init is None
+    assert state.units == ()
 
 
 @pytest.mark.parametrize("name", REAL)

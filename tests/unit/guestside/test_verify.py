@@ -3,6 +3,7 @@ broken at a time, and exactly that named. What this kernel lacks (tunnels) is in
 tests/lab/test_verify_uml.py."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -273,6 +274,24 @@ def test_nothing_is_named_where_all_is_in_place(shell: str) -> None:
     assert link is not None
     assert link.mac is not None
     assert link.mac in sh("ip link show eth0")
+
+
+@in_own_network
+def test_to_look_changes_nothing() -> None:
+    """Not even what nobody has used: the older iptables makes a table by being asked for it."""
+    everything = """
+        cat /proc/net/ip_tables_names
+        ip -d addr
+        ip rule
+        ip route show table all
+        sysctl net
+        iptables-save
+    """
+    set_up()
+    before = sh(everything)
+    look("dash")
+    quiet = re.compile(r"^#.*|(age|expires|lft) \S+|\[\d+:\d+\]|^net\.netfilter.*", re.MULTILINE)
+    assert quiet.sub("", sh(everything)) == quiet.sub("", before)
 
 
 def some_shell(case: str) -> str:

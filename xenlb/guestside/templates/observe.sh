@@ -31,7 +31,7 @@ section() { # NAME COMMAND...
 
 about() {
     echo "uid $(id -u)"
-    for each in ip ifconfig nft iptables-save ip6tables-save ethtool netplan nmcli ifup; do
+    for each in ip ifconfig nft iptables-save ip6tables-save ethtool nmcli ifup; do
         ! has $each || echo "program $each"
     done
     case $(ip -V) in *iproute2*) echo 'program iproute2' ;; esac # busybox's ip tells less
@@ -85,10 +85,11 @@ tables() { # by what names `ip` calls them
 # host finds out. Not by `read`: dash's takes a letter at a time, and the kernel gives a sysctl's
 # first one only.
 show_sysctls() {
-    cd /proc/sys && # shellcheck disable=SC2086
-        grep -s '' net/ipv4/conf/*/arp_ignore net/ipv4/conf/*/arp_announce \
-            net/ipv4/conf/*/rp_filter net/ipv4/conf/*/src_valid_mark \
-            net/ipv6/conf/*/accept_dad $sysctls
+    cd /proc/sys || return
+    # shellcheck disable=SC2086 # words
+    grep -s '' net/ipv4/conf/*/arp_ignore net/ipv4/conf/*/arp_announce \
+        net/ipv4/conf/*/rp_filter net/ipv4/conf/*/src_valid_mark \
+        net/ipv6/conf/*/accept_dad $sysctls /dev/null
 }
 
 # The guest's nftables table and its iptables chains are those of guest.sh.
@@ -131,9 +132,6 @@ units() {
 }
 
 network() {
-    for each in "$root"/etc/netplan/*.yaml "$root"/run/netplan/*.yaml; do
-        [ ! -e "$each" ] || echo "netplan-file ${each##*/}"
-    done
     if [ -d "$root/run/systemd/system" ]; then
         echo "networkd $($soon systemctl is-active systemd-networkd)"
     fi
@@ -143,7 +141,7 @@ network() {
     fi
     [ ! -e "$root/etc/network/interfaces" ] || echo 'ifupdown-file'
     [ ! -x "$root/etc/sysconfig/network-scripts/ifup-eth" ] || echo 'network-scripts'
-    for interface in $interfaces; do
+    for interface in lo $interfaces; do
         of_interface
     done
 }
@@ -160,6 +158,8 @@ of_interface() {
     fi
     [ ! -e "$root/etc/sysconfig/network-scripts/ifcfg-$interface" ] ||
         echo "link $interface ifcfg"
+    ! grep -q '^ADDRESS0=' "$root/etc/sysconfig/network-scripts/route-$interface" ||
+        echo "link $interface address-routes"
     # Newer ifupdown has a file for each interface, older one for all.
     for state in "$root/run/network/ifstate.$interface" "$root/run/network/ifstate" \
         "$root/etc/network/run/ifstate"; do
