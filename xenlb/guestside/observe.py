@@ -23,6 +23,7 @@ from xenlb.ipvs.table import Family
 
 LONGEST = 1 << 20  # bytes; a guest with a thousand containers prints a third of that
 MOST_SECTIONS = 40
+MOST_LINES = 8000  # of a section: what is looked up for each of them must not take for ever
 GREETING = 1 << 14  # bytes that a login script may have printed in front
 FIRST = b"xenlb-observed 1\n"
 _SECTION = re.compile(rb"section ([a-z][a-z0-9-]{0,19}) ([0-9]{1,7})\n")
@@ -88,9 +89,7 @@ def observed(output: bytes) -> Observed:
 
 def _sections(output: bytes) -> Mapping[str, str]:
     if len(output) > LONGEST:
-        raise _broken(
-            "more than a guest's network can be", hint="look at `ip route show table all`"
-        )
+        raise _too_much()
     start = 0 if output.startswith(FIRST) else output.find(b"\n" + FIRST, 0, GREETING) + 1
     if not output.startswith(FIRST, start):
         raise _broken("not what xenlb's script prints", hint="is its shell one of POSIX?")
@@ -103,8 +102,15 @@ def _sections(output: bytes) -> Mapping[str, str]:
             return sections
         if name in sections or len(sections) == MOST_SECTIONS or at > len(output):
             break
-        sections[name] = output[found.end() : at].decode("ascii", errors="replace")
+        text = output[found.end() : at].decode("ascii", errors="replace")
+        if text.count("\n") > MOST_LINES:
+            raise _too_much()
+        sections[name] = text
     raise _broken("broken off, or mixed with something else", hint="try again")
+
+
+def _too_much() -> ObserveError:
+    return _broken("more than a guest's network can be", hint="look at `ip route show table all`")
 
 
 def _broken(what: str, *, hint: str) -> ObserveError:

@@ -4,7 +4,7 @@ The best evidence comes first: who says that he has the interface in hand, then 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from xenlb.guestside.observed import NetworkSystem
 from xenlb.model.side import Init, System
@@ -12,6 +12,8 @@ from xenlb.model.side import Init, System
 _FILE = re.compile(r"/(?:etc|run|usr/lib|lib)/systemd/network/([A-Za-z0-9@._-]{1,100}\.network)")
 _NETPLAN_FILE = re.compile(r"10-netplan-([A-Za-z0-9._-]{1,40})\.network")
 _NETPLAN_CONNECTION = re.compile(r"netplan-([A-Za-z0-9._-]{1,40})")
+_LINK = re.compile(r"link ([A-Za-z0-9_.:+-]{1,15}) (.+)")
+_STANZA = re.compile(r"\s*iface\s+([A-Za-z0-9_.:+-]{1,15})\s")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # What networkd calls an interface that it has in hand (networkctl(1)).
 _IN_HAND = frozenset({"pending", "initialized", "configuring", "configured", "failed", "linger"})
@@ -53,24 +55,23 @@ def systems_of(
     network: Sequence[str], stanzas: Sequence[str], *, programs: frozenset[str]
 ) -> Mapping[str, NetworkSystem]:
     """By interface, for those that the guest was asked about and has something to say of."""
-    interfaces = dict.fromkeys(
-        words[1]
-        for words in (line.split() for line in network)
-        if words[:1] == ["link"] and len(words) > 2
-    )
-    named = {words[1] for words in map(str.split, stanzas) if words[:1] == ["iface"] and words[1:]}
-    found = {}
-    for interface in (*interfaces, *(name for name in sorted(named) if name not in interfaces)):
-        prefix = f"link {interface} "
-        says = [line.removeprefix(prefix) for line in network if line.startswith(prefix)]
-        system = _system(says, network, programs=programs, stanza=interface in named)
-        if system is not None and re.fullmatch(r"[A-Za-z0-9_.:+-]{1,15}", interface):
-            found[interface] = system
-    return found
+    says: dict[str, list[str]] = {}
+    for line in network:
+        if match := _LINK.fullmatch(line):
+            says.setdefault(match[1], []).append(match[2])
+    named = {match[1] for line in stanzas if (match := _STANZA.match(line))}
+    for name in sorted(named):
+        says.setdefault(name, [])
+    known = frozenset(network)
+    found = {
+        name: _system(lines, known, programs=programs, stanza=name in named)
+        for name, lines in says.items()
+    }
+    return {name: system for name, system in found.items() if system is not None}
 
 
 def _system(
-    says: Sequence[str], network: Sequence[str], *, programs: frozenset[str], stanza: bool
+    says: Sequence[str], network: Set[str], *, programs: frozenset[str], stanza: bool
 ) -> NetworkSystem | None:
     ifupdown = "ifup" in programs and "ifupdown-file" in network
     if "networkd active" in network and (system := _networkd(says)):

@@ -14,6 +14,8 @@ from xenlb.guestside.sysctlchecks import sysctls
 from xenlb.guestside.verdict import APPLY, Difference
 from xenlb.ipvs.table import Family, family_of
 
+MOST_OTHERS = 5  # places that are named where a service address is on a hundred
+
 
 def differences(needs: Needs, observed: Observed) -> tuple[Difference, ...]:
     """In the order in which the guest's state is made; nothing when all is in place. For one
@@ -155,13 +157,13 @@ def _is_for(rule: PolicyRule, need: Rule) -> bool:
 def _ahead(need: Rule, priority: int, observed: Observed) -> PolicyRule | None:
     """The first rule before this priority that takes the same packets and finds them a way (or
     refuses them one); a table without a default route lets most of them pass on."""
+    ways = {route.table for route in observed.default_routes if route.family is need.family}
     for rule in sorted(observed.rules, key=lambda rule: rule.priority):
         if rule.family is not need.family or rule.priority >= priority or rule.narrower:
             continue
         if rule.table in (LOCAL, need.table) or not _takes(rule, need):
             continue
-        table = rule.table
-        if table is None or _default_route(observed, family=need.family, table=table) is not None:
+        if rule.table is None or rule.table in ways:
             return rule
     return None
 
@@ -180,6 +182,14 @@ def _default_gateways(needs: Needs, observed: Observed) -> Iterator[Difference]:
         if found is not None and found.gateway == wanted and found.usable:
             continue
         goes = "there is none" if found is None else f"it goes {_way(found)}"
+        if found is not None and found.gateway is not None and found.gateway.is_link_local:
+            # By router advertisements; this may well be the director, but nothing here tells.
+            yield Difference(
+                message=f"whether the default gateway {found.gateway} is the director ({wanted}) "
+                "is not seen",
+                hint=f"if it is, write guest-side: {{gateway: {found.gateway}}}",
+            )
+            continue
         yield Difference(
             message=f"the default gateway is not {wanted}, the director: {goes}; replies do not "
             "come back through it",
@@ -201,9 +211,9 @@ def _addresses(needs: Needs, observed: Observed) -> Iterator[Difference]:
                 "take packets to it",
                 hint=APPLY,
             )
-        for each in found:
-            if each.interface != need.device:
-                yield _elsewhere(need, each, observed, also=bool(wanted))
+        others = [each for each in found if each.interface != need.device]
+        for each in others[:MOST_OTHERS]:
+            yield _elsewhere(need, each, observed, also=bool(wanted))
         for each in wanted:
             yield from _as_wanted(each, observed)
 

@@ -66,6 +66,10 @@ BROKEN = {
         + b"section end 0\n",
         "broken off",
     ),
+    "too many lines": (
+        b"xenlb-observed 1\nsection links 9000\n" + b"\n" * 9000 + b"section end 0\n",
+        "more than a guest's network can be",
+    ),
     "too much": (EMPTY + b" " * LONGEST, "more than a guest's network can be"),
 }
 

@@ -21,7 +21,7 @@ from xenlb.guestside.compile import Place, compile_needs
 from xenlb.guestside.hold import Hold, Tell
 from xenlb.guestside.needs import Clamp, Decapsulation, Needs, Rule, TunnelDevice, TunnelKind
 from xenlb.guestside.observe import observed
-from xenlb.guestside.observed import Address, Link, Observed, Unit
+from xenlb.guestside.observed import Address, DefaultRoute, Link, Observed, Unit
 from xenlb.guestside.verify import differences
 from xenlb.ipvs.table import Family, Forwarding, Protocol, family_of
 from xenlb.model.settings import DrainUntil, Port, ServiceSettings
@@ -408,6 +408,20 @@ BY_VALUES: dict[str, tuple[Needs, Observed, Sequence[str]]] = {
             units=(Unit(name="xenlb-guest", active=False, enabled=True),),
         ),
         ["xenlb-guest is not active"],
+    ),
+    "a gateway by advertisements": (
+        Needs(default_gateways=(DIRECTOR[Family.INET6],)),
+        Observed(
+            default_routes=(
+                DefaultRoute(
+                    family=Family.INET6,
+                    table=254,
+                    gateway=ip_address("fe80::1"),
+                    interface="eth0",
+                ),
+            )
+        ),
+        ["whether the default gateway fe80::1 is the director (fd00:10::1) is not seen"],
     ),
     "no iproute2": (
         GUE,
