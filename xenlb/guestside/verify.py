@@ -81,7 +81,20 @@ def _decapsulations(needs: Needs, observed: Observed) -> Iterator[Difference]:
 def _routes(needs: Needs, observed: Observed) -> Iterator[Difference]:
     for need in needs.routes:
         if message := _route(need, observed):
-            yield Difference(message=message, hint=APPLY)
+            yield Difference(message=message, hint=_makes_table(need.table, observed))
+
+
+# The highest number of a table that busybox's ip(8) takes (1.35).
+BUSYBOX_TABLES = 1023
+
+
+def _makes_table(table: int, observed: Observed) -> str:
+    if table > BUSYBOX_TABLES and {"ip", "iproute2"} & observed.programs == {"ip"}:
+        return (
+            f"the guest's ip(8) is busybox's and knows no table above {BUSYBOX_TABLES}: install "
+            "iproute2 in the guest, or write guest-side: {table: 371}"
+        )
+    return APPLY
 
 
 def _route(need: Route, observed: Observed) -> str | None:
@@ -135,7 +148,8 @@ def _rules(needs: Needs, observed: Observed) -> Iterator[Difference]:
             tables = _shown(str(rule.table) for rule in same if rule.table is not None)
             has = f"there are rules for table {tables}" if tables else "there is no such rule"
             yield Difference(
-                message=f"{what} are not routed by table {need.table}: {has}", hint=APPLY
+                message=f"{what} are not routed by table {need.table}: {has}",
+                hint=_makes_table(need.table, observed),
             )
         elif (ahead := _ahead(need, min(ours), observed)) is not None:
             yield Difference(

@@ -477,3 +477,14 @@ BY_VALUES: dict[str, tuple[Needs, Observed, Sequence[str]]] = {
 def test_by_values(case: str) -> None:
     needs, state, says = BY_VALUES[case]
     assert messages(needs, state) == list(says)
+
+
+def test_what_busybox_cannot_do_is_not_promised() -> None:
+    def hint(*programs: str, table: int) -> str:
+        rule = Rule(family=Family.INET, table=table, mark=table)
+        (found,) = differences(Needs(rules=(rule,)), Observed(programs=frozenset(programs)))
+        return found.hint
+
+    assert "busybox's" in hint("ip", table=7371)
+    assert "busybox's" not in hint("ip", "iproute2", table=7371)
+    assert hint("ip", table=371) == hint("ip", "iproute2", table=371)
