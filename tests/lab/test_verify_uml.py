@@ -107,7 +107,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
         "xenlb-tnl6 is a sit device, wanted ip6tnl",
     ),
     "another mode": (
-        REPLACED.format(f"ip6tnl local {OWN6}"),
+        REPLACED.format(f"ip6tnl mode ip6ip6 local {OWN6}"),
         REPLACED.format(f"ip6tnl mode any local {OWN6}"),
         "xenlb-tnl6 takes IPv6 only (mode ip6ip6), wanted mode any",
     ),

@@ -37,7 +37,7 @@ def _tunnels(needs: Needs, observed: Observed) -> Iterator[Difference]:
             yield Difference(message=message, hint=APPLY)
 
 
-# What an ip6tnl device takes that was made without `mode any`.
+# What an ip6tnl device takes that is of one family alone, as the kernel's own ip6tnl0.
 _ONLY = {"ip6ip6": 6, "ipip6": 4}
 
 
