@@ -120,6 +120,38 @@ def test_up_and_down_again(tmp_path: Path, shell: str, packets: str) -> None:
 
 
 @every_shell
+def test_what_the_guests_own_configuration_made_is_taken_for_its_own(
+    tmp_path: Path, shell: str
+) -> None:
+    """What of it is no longer wanted goes; what nobody has said stays."""
+
+    @in_own_network
+    def test() -> None:
+        network()
+        guest = Guest(tmp_path / "guest", shell, ("ip", *FILTERS["nft"]))
+        before = picture()
+        sh(f"""
+            ip addr add {V4}/32 dev lo
+            ip addr add 192.0.2.11/32 dev lo
+            ip route add default via 10.0.0.1 dev eth0 table 731
+            ip rule add from 10.0.0.11 table 731 priority 731
+        """)
+        former = guest.root / "former"
+        lines = (f"address {V4} lo", "route 4 10.0.0.1 eth0 731", "rule 4 from 10.0.0.11 731")
+        former.write_text("\n".join(("xenlb 1", *lines, "address 192.0.2.99 lo")) + "\n")
+        assert guest.run("adopt", str(former)).status == 0
+        guest.settings("address 192.0.2.12 lo")
+        up = guest.run("up")
+        assert (up.status, up.errors) == (0, "")
+        assert addresses("lo") == {"127.0.0.1/8", "::1/128", "192.0.2.11/32", "192.0.2.12/32"}
+        sh("ip addr del 192.0.2.11/32 dev lo")
+        guest.run("down")
+        assert picture() == before
+
+    test()
+
+
+@every_shell
 def test_settings_that_change(tmp_path: Path, shell: str) -> None:
     @in_own_network
     def test() -> None:

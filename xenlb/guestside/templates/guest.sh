@@ -9,6 +9,8 @@
 #   guest.sh down         takes away all that it made
 #   guest.sh status       a line for each thing that is missing; 0 if there is none
 #   guest.sh rules        the packet filter's rules, as they are loaded
+#   guest.sh adopt FILE   takes for its own what is in place of these settings: the guest's own
+#                         network configuration made it, from files that xenlb has written
 #
 # What was there before it came is never taken away: it keeps a record of what it made.
 # It needs a POSIX shell (dash, busybox, bash), sed, grep, cat, mv, rm, mkdir, sleep, and ip or
@@ -1172,6 +1174,27 @@ down() {
     leave
 }
 
+# Not sysctls: what they were before nobody knows. An alias of ifconfig is known by its name alone.
+adopt() {
+    complaints=''
+    enter
+    if collect "$@" && understand; then
+        look
+        each_wanted take_over tunnel gue route rule no-tx-checksums address
+    fi
+    leave
+    tell_complaints
+    [ ! "$complaints" ]
+}
+
+take_over() {
+    case "$newline$made" in *" $*$newline"*) return ;; esac
+    [ "$1/$tool" != address/ifconfig ] && in_place "$@" || return 0
+    how=made
+    [ "$1/${5:-}" != tunnel/any ] || how=up
+    remember "$how" "$*"
+}
+
 status() {
     complaints=''
     recall
@@ -1207,12 +1230,12 @@ rules() {
 
 sleeper=''
 case ${1:-}/$# in
-up/1 | up/2 | watch/1 | down/1 | status/1 | rules/1)
+up/1 | up/2 | adopt/2 | watch/1 | down/1 | status/1 | rules/1)
     "$@"
     exit
     ;;
 *)
-    echo "usage: $0 up [FILE|-] | watch | down | status | rules" >&2
+    echo "usage: $0 up [FILE|-] | watch | down | status | rules | adopt FILE" >&2
     exit 2
     ;;
 esac
