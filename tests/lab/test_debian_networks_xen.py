@@ -20,12 +20,12 @@ modprobe ipip
 ip -br addr show dev tunl0
 nft -f - <<END
 table inet lab {
-    chain mark {
+    chain marks {
         type filter hook prerouting priority mangle
         iifname "tunl0" ct mark set 7
         meta mark set ct mark
     }
-    chain clamp {
+    chain segments {
         type route hook output priority mangle
         ct mark 7 tcp flags syn tcp option maxseg size set 1400
         ct mark 7 tcp flags syn tcp option maxseg size set rt mtu
