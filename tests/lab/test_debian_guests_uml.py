@@ -122,4 +122,4 @@ def test_init_scripts_stop_in_order(uml: UmlLab, old: DebianGuest) -> None:
     old.shutdown()
     assert requests.last_answer() - asked > orderly.HOLD_SECONDS
     old.wait_gone()
-    assert orderly.stops(old.log()) == ["hold", "web", "networking"]
+    assert orderly.stops(old.log()) == ["hold", "web", "lab-network"]

@@ -12,31 +12,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from tests.lab.debian import packages
+from tests.lab.debian.definition import Init
 from tests.lab.debian.packages import Progress
 from tests.lab.host import LabError
 
 HERE = Path(__file__).resolve().parent
 SERVER = HERE.parent / "xen/guest/srv/server.py"
 
-Init = Literal["systemd", "sysvinit"]
-
 PACKAGES = (
     "busybox-static",  # the shell's listener
+    "ifupdown",
     "iproute2",
+    "iptables",
     "kmod",
+    "openssh-server",
     "procps",
     "python3-minimal",  # the server
 )
+# Beside an init, what real guests configure their network with; nothing of it runs unless a test
+# asks for it (networks.py, ssh.py).
 INITS: Mapping[Init, Sequence[str]] = {
-    "systemd": ("systemd-sysv",),
+    "systemd": (
+        *("systemd-sysv", "dbus", "ethtool", "netplan.io", "network-manager", "nftables"),
+        *("nginx-light", "udev"),
+    ),
     "sysvinit": ("sysvinit-core", "sysv-rc", "initscripts", "insserv"),
 }
 WITHOUT = (
     *packages.WITHOUT,
-    "/usr/lib/udev/hwdb.d/*",
+    "/lib/udev/hwdb.d/*",
+    "/usr/lib/x86_64-linux-gnu/NetworkManager/*/libnm-device-plugin-*",
+    "/usr/lib/x86_64-linux-gnu/gconv/*",
+    "/usr/lib/x86_64-linux-gnu/perl/*/CORE/*",
+    "/usr/share/bug/*",
+    "/usr/share/icons/*",
+    "/usr/share/perl/*/Unicode/Collate/*",
     "/usr/share/zoneinfo/*",
 )
 

@@ -40,12 +40,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tests.lab.debian import guest_files, guest_image
-from tests.lab.host import CHECKOUT, LabError, LabHost, Process, console_end, last_lines
+from tests.lab.debian import definition as definitions
+from tests.lab.debian.definition import DebianGuests, Definition, prefixed
+from tests.lab.host import CHECKOUT, LabError, Process, console_end, last_lines
 from tests.lab.netns import NetNs
 from tests.lab.uml import debian, qemu_image
 from tests.lab.uml.debian import DebianGuest
@@ -81,11 +82,6 @@ LIBVIRT_FILES = {
 }
 
 
-def prefixed(address: str) -> str:
-    """The address with the prefix length of the lab's networks."""
-    return f"{address}/{64 if ':' in address else 24}"
-
-
 def mac_of(address: str) -> str:
     """A hardware address for an IPv4 address: whoever gets the address again gets both, so no
     neighbour remembers a wrong pair."""
@@ -100,7 +96,7 @@ class ServerNs(NetNs):
         self.run(["/bin/sh", str(HERE / "vip.sh"), forwarding, vip, "eth0"])
 
 
-class UmlLab(LabHost):
+class UmlLab(DebianGuests[DebianGuest]):
     """See the module's docstring. Several may run at a time; each has its own directory."""
 
     def __init__(self, name: str = "uml", *, memory: str = "1G") -> None:
@@ -295,55 +291,8 @@ class UmlLab(LabHost):
         guest.define(xml)
         return guest
 
-    def define_debian_guest(
-        self,
-        name: str,
-        address: str,
-        *,
-        services: Sequence[int] = (80,),
-        vip: str | Sequence[str] | None = None,
-        method: Literal["masquerade", "gatewaying", "tunnel"] = "gatewaying",
-        address6: str | None = None,
-        files: Mapping[str, str | bytes] | None = None,
-        units: Sequence[str] = (),
-        mac: str | None = None,
-        metadata: str = "",
-        memory_mib: int = 256,
-        init: guest_image.Init = "systemd",
-    ) -> DebianGuest:
-        """Defines a container with Debian's systemd (or sysvinit) as its init; libvirtd must run.
-
-        web.service serves `services` (HTTP and UDP echo) and stops at once when asked to. `vip`:
-        service addresses it takes for itself. `files`: path in the guest → content (a program
-        when it starts with #!); `units`: names of units (or init scripts) to enable.
-        """
-        guest = DebianGuest(self, name=name, address=address, ports=services, init=init)
-        settings = guest_files.Settings(
-            name=name,
-            address=prefixed(address),
-            gateway=self.gateway("br0", address),
-            ports=services,
-            vips=guest_files.vips_of(vip),
-            method=method,
-            address6=prefixed(address6) if address6 else "",
-            gateway6=self.gateway("br0", address6) if address6 else "",
-        )
-        guest.lay_out(settings=settings, files=files or {}, units=units)
-        if method == "tunnel":
-            self.run(["modprobe", "ipip"])  # every name space made from now on has a tunl0
-        guest.define(
-            lxc_xml(
-                name=name,
-                address=None,
-                mac=mac or mac_of(address),
-                metadata=metadata,
-                root=guest.root,
-                memory_mib=memory_mib,
-                init=[debian.INIT],
-                environment={},
-            )
-        )
-        return guest
+    def _define_debian_guest(self, definition: Definition) -> DebianGuest:
+        return debian.define(self, definition, mac=definition.mac or mac_of(definition.address))
 
     def define_qemu_guest(
         self,
@@ -424,10 +373,7 @@ class UmlLab(LabHost):
     @staticmethod
     def gateway(bridge: str, address: str) -> str:
         """The director's address on a bridge, of the family of `address`."""
-        four, six = {"br0": ("10.0.0.1", "fd00:10::1"), "front0": ("192.0.2.1", "fd00:2::1")}[
-            bridge
-        ]
-        return six if ipaddress.ip_address(address).version == 6 else four
+        return definitions.gateway(bridge, address)
 
     def add_vip(self, vip: str) -> None:
         """Gives the director a service address (the agent does that itself when it manages)."""

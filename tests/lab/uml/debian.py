@@ -9,16 +9,20 @@ Facts (libvirt 9.0, systemd 252):
   does not: it is SIGTERM, at which systemd re-executes itself.
 - libvirt puts a container into the cgroup v1 controllers only and leaves what systemd tracks its
   units in to machined; container-init (in the image) makes up for it.
+- /sys is read-only in a container: udevd does not start, networkd and NetworkManager take devices
+  as they are, and `netplan apply` fails at its `udevadm trigger` (netplan 0.106). What applies a
+  change there is `netplan generate && networkctl reload`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tests.lab.debian import guest_files, guest_image, guest_shell
+from tests.lab.debian.definition import Definition, Init
 from tests.lab.host import LabError, Result, last_lines
-from tests.lab.uml.guests import Guest
+from tests.lab.uml.guests import Guest, lxc_xml
 
 if TYPE_CHECKING:
     from tests.lab.uml import UmlLab
@@ -39,37 +43,64 @@ mkdir -p upper work root
 mount -t overlay -o "lowerdir=$2,upperdir=$3/upper,workdir=$3/work" root root
 tar -x -C root -f files.tar
 """
+# The kernel is the director's, and a container may load nothing. With these loaded every name space
+# made from then on has tunl0, sit0 and so on, and iptables-legacy works in it.
+MODULES = (
+    *("ipip", "ip6_tunnel", "sit", "ip_gre", "fou", "dummy"),
+    *("iptable_filter", "iptable_mangle", "ip6table_filter", "ip6table_mangle"),
+    *("nf_conntrack", "xt_connmark", "xt_conntrack", "xt_mark", "xt_tcpudp", "xt_TCPMSS"),
+)
+
+
+def define(lab: UmlLab, definition: Definition, *, mac: str) -> DebianGuest:
+    """Defines the container; libvirtd must run."""
+    guest = DebianGuest(
+        lab,
+        name=definition.name,
+        address=definition.address,
+        ports=definition.ports,
+        init=definition.init,
+    )
+    guest.lay_out(definition)
+    if definition.network != "lab":
+        lab.run(["modprobe", "-a", *MODULES])
+    elif definition.method == "tunnel":
+        lab.run(["modprobe", "ipip"])  # every name space made from now on has a tunl0
+    guest.define(
+        lxc_xml(
+            name=definition.name,
+            address=None,
+            mac=mac,
+            metadata=definition.metadata,
+            root=guest.root,
+            memory_mib=definition.memory_mib,
+            init=[INIT],
+            environment={},
+        )
+    )
+    return guest
 
 
 class DebianGuest(Guest):
     uri = "lxc:///"
 
     def __init__(
-        self, lab: UmlLab, *, name: str, address: str, ports: Sequence[int], init: guest_image.Init
+        self, lab: UmlLab, *, name: str, address: str, ports: Sequence[int], init: Init
     ) -> None:
         super().__init__(lab, name=name, address=address)
-        self.init: guest_image.Init = init
+        self.init: Init = init
         self.port = ports[0]
         self.directory = f"/run/lab/debian-{name}"
         self.root = f"{self.directory}/root"  # the guest's files, as the director sees them
 
-    def lay_out(
-        self,
-        *,
-        settings: guest_files.Settings,
-        files: Mapping[str, str | bytes],
-        units: Sequence[str],
-    ) -> None:
+    def lay_out(self, definition: Definition) -> None:
         """Makes its root: the image, and over it what makes it this guest."""
         image = guest_image.build(init=self.init)
-        systemd = self.init == "systemd"
-        archive = guest_files.archive(
-            settings=settings, files=files, units=units if systemd else ()
-        )
-        self.lab.write(f"{self.directory}/files.tar", archive)
+        self.lab.write(f"{self.directory}/files.tar", guest_files.archive(definition))
         lower = f"{IMAGE}-{self.init}-image"
         self.lab.run(["sh", "-e", "-c", SETUP, "sh", str(image), lower, self.directory])
-        for script in () if systemd else units:
+        scripts = guest_files.scripts(definition) if self.init == "sysvinit" else ()
+        for script in scripts:
             self.lab.run(["chroot", self.root, "/usr/sbin/update-rc.d", script, "defaults"])
 
     def shutdown(self) -> Result:

@@ -45,7 +45,8 @@ Facts this rests on (Debian 12: QEMU 7.2, Xen 4.17, Linux 6.1, libvirt 9.0; two 
   script) read-only to any number of guests.
 """
 
-from tests.lab.xen.guests import DebianGuest, Guest
+from tests.lab.xen.debian import DebianGuest
+from tests.lab.xen.guests import Guest
 from tests.lab.xen.lab import Client, XenLab
 
 __all__ = ["Client", "DebianGuest", "Guest", "XenLab"]

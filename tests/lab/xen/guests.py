@@ -1,14 +1,14 @@
 """Guests of the Xen lab: libvirt domains that serve HTTP and UDP (guest/srv/server.py).
 
-Those with Debian's systemd (tests/lab/debian) are at the end. Any other is a paravirtual machine
-with a kernel, busybox and a little Python in its initramfs (guest/init is its whole userland), so
-it has no disk and starts in seconds. Its settings travel on its kernel's command line.
+Each is a paravirtual machine with a kernel, busybox and a little Python in its initramfs
+(guest/init is its whole userland), so it has no disk and starts in seconds. Its settings travel on
+its kernel's command line. Those with Debian's systemd are in debian.py.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -19,18 +19,13 @@ if TYPE_CHECKING:
     from tests.lab.xen.lab import XenLab
 
 MEMORY_MIB = 128
-DEBIAN_MEMORY_MIB = 256
 # panic=1 alone would make Xen see a reboot; xen_legacy_crash makes it see a crash.
 KERNEL_OPTIONS = (
     "console=hvc0 quiet rdinit=/init panic=1 xen_legacy_crash mitigations=off audit=0 "
     "cryptomgr.notests"
 )
-# The units' starts and stops on the console: evidence that outlives the guest.
-DEBIAN_OPTIONS = "net.ifnames=0 apparmor=0 selinux=0 systemd.show_status=yes"
 INITRAMFS = "/srv/guest/initramfs"
-DEBIAN_INITRAMFS = "/srv/guest/initramfs-debian"
-# The Debian guests' disk, which the emulator gives to Dom0 and Dom0 to any number of guests.
-DEBIAN_DISK = "/dev/vdc"
+DISKS = (("xvda", "<readonly/>"), ("xvdb", ""))  # the guest's name of each, and how it is given
 COMMAND_LINE_LIMIT = 1023  # Xen's MAX_GUEST_CMDLINE, less the final zero
 
 
@@ -41,7 +36,7 @@ def domain_xml(
     mac: str,
     options: str,
     initramfs: str = INITRAMFS,
-    disk: str | None = None,
+    disks: Sequence[str] = (),
     metadata: str,
     addresses: list[str],
     memory_mib: int,
@@ -69,7 +64,7 @@ def domain_xml(
   <on_reboot>restart</on_reboot>
   <on_crash>{on_crash}</on_crash>
   <devices>
-    {_disk_xml(disk) if disk else ""}
+    {"".join(_disk_xml(*pair) for pair in zip(disks, DISKS, strict=False))}
     <interface type='bridge'>
       <mac address='{mac}'/>
       <source bridge='br0'/>{f"<script path='{vif_script}'/>" if vif_script else ""}
@@ -86,12 +81,13 @@ def words(settings: Mapping[str, str]) -> str:
     return " ".join(f"lab_{key}={value}" for key, value in settings.items() if value)
 
 
-def _disk_xml(device: str) -> str:
+def _disk_xml(device: str, attributes: tuple[str, str]) -> str:
+    target, mode = attributes
     return f"""<disk type='block' device='disk'>
       <driver name='phy'/>
       <source dev='{device}'/>
-      <target dev='xvda' bus='xen'/>
-      <readonly/>
+      <target dev='{target}' bus='xen'/>
+      {mode}
     </disk>"""
 
 
@@ -227,35 +223,3 @@ class Guest:
         """As an operator does, with the URI of xenlb's own element, live and in the file."""
         arguments = ["urn:xenlb:1", "--key", "xenlb", "--set", xml, "--config"]
         self.virsh("metadata", self.name, *arguments, *(["--live"] if self.alive() else []))
-
-
-class DebianGuest(Guest):
-    """A Debian with systemd as its init: its services stop in order when it is shut down."""
-
-    def power_off_inside(self) -> None:
-        self.run("systemctl --no-block poweroff")
-
-    def reboot_inside(self) -> None:
-        """As `reboot`, but nobody outside has asked for it."""
-        self.run("systemctl --no-block reboot")
-
-    def write(self, path: str, data: str | bytes, mode: int = 0o644) -> None:
-        """Writes a file in the running guest (parents are made); it is gone after a reboot."""
-        self.run(guest_shell.write(path, data, mode=mode))
-
-
-def second_initramfs(files: bytes) -> bytes:
-    """A cpio archive (newc, as the kernel's initramfs documentation has it) with the one file
-    /files.tar, to be appended to DEBIAN_INITRAMFS."""
-    return _cpio_member("files.tar", files) + _cpio_member("TRAILER!!!", b"")
-
-
-def _cpio_member(name: str, data: bytes) -> bytes:
-    mode, links = (0o100644, 1) if data else (0, 1)
-    numbers = [0, mode, 0, 0, links, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
-    head = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
-    return _padded(head) + _padded(data)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 4)

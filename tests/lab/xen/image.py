@@ -25,6 +25,7 @@ from pathlib import Path
 from tests.lab.debian import packages
 from tests.lab.debian.packages import SUITE, Progress, call, key, report, step
 from tests.lab.host import LabError
+from tests.lab.xen import modules as modules_of
 
 HERE = Path(__file__).resolve().parent
 GUEST_SERVER = HERE / "guest/srv/server.py"
@@ -47,6 +48,7 @@ BUSYBOX = "busybox-static"
 # Installed in Dom0. libvirt-daemon-system brings the units, files and the group that an operator's
 # Dom0 has; python3 is for the agent and for execd.
 DOM0_PACKAGES = (
+    "e2fsprogs",
     "ethtool",
     "iproute2",
     "iptables",
@@ -56,6 +58,7 @@ DOM0_PACKAGES = (
     "libvirt-clients",
     "libvirt-daemon-driver-xen",
     "libvirt-daemon-system",
+    "openssh-client",
     "procps",
     "python3",
     "systemd-sysv",
@@ -75,32 +78,9 @@ DOM0_WITHOUT = (
     "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_secret.so",
     "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_storage.so",
 )
-# Parts of the kernel package that Dom0 can need; the rest is drivers for hardware it has not got.
-DOM0_MODULES = (
-    "arch",
-    "crypto",
-    "drivers/block",
-    "drivers/net/bonding",
-    "drivers/net/dummy.ko",
-    "drivers/net/gre.ko",
-    "drivers/net/tap.ko",
-    "drivers/net/tun.ko",
-    "drivers/net/veth.ko",
-    "drivers/net/virtio_net.ko",
-    "drivers/net/net_failover.ko",
-    "drivers/net/xen-netback",
-    "drivers/virtio",
-    "drivers/xen",
-    "fs/ext4",
-    "fs/fuse",
-    "fs/jbd2",
-    "fs/mbcache.ko",
-    "lib",
-    "net",
+DEBIAN_APPLETS = (
+    *("cat", "insmod", "mkdir", "mount", "sh", "switch_root", "tar", "umount", "usleep"),
 )
-DOM0_BOOT_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
-GUEST_MODULES = ("xen-netfront", "ipip")
-DEBIAN_GUEST_MODULES = ("xen-blkfront", "overlay", *GUEST_MODULES)
 GUEST_APPLETS = (
     *("awk", "cat", "dd", "dmesg", "echo", "env", "free", "grep", "hostname", "insmod", "ip"),
     *("kill", "ls", "mkdir", "mount", "nc", "netstat", "ping", "printf", "ps", "rm", "sed", "sh"),
@@ -184,7 +164,7 @@ def build(progress: Progress = report) -> Image:
 def _is_recipe(path: Path) -> bool:
     if path.is_dir() or "__pycache__" in path.parts:
         return False
-    return path.name == "image.py" or path.parent != HERE or path.suffix != ".py"
+    return path.name in ("image.py", "modules.py") or path.parent != HERE or path.suffix != ".py"
 
 
 # Packages ---------------------------------------------------------------------------------
@@ -280,31 +260,6 @@ def _unpack_kernel(packed: Path, target: Path) -> None:
     target.write_bytes(unpacked)
 
 
-def _module_files(modules: Path, names: Sequence[str]) -> list[Path]:
-    """The files of modules and of what they depend on, in the order to insert them."""
-    needs: dict[str, list[str]] = {}
-    by_name: dict[str, str] = {}
-    for line in (modules / "modules.dep").read_text().splitlines():
-        path, _, rest = line.partition(":")
-        needs[path] = rest.split()
-        by_name[Path(path).name.split(".")[0].replace("-", "_")] = path
-    built_in = {
-        Path(line).name.split(".")[0].replace("-", "_")
-        for line in (modules / "modules.builtin").read_text().splitlines()
-    }
-    order: list[str] = []
-    for name in (given.replace("-", "_") for given in names):
-        if name in built_in:
-            continue
-        if name not in by_name:
-            raise LabError(f"kernel {modules.name} has no module {name}")
-        # modules.dep lists what is needed last-to-be-inserted first.
-        for path in [*reversed(needs[by_name[name]]), by_name[name]]:
-            if path not in order:
-                order.append(path)
-    return [modules / path for path in order]
-
-
 def _make_initramfs(
     target: Path,
     *,
@@ -345,19 +300,21 @@ def _make_dom0_initramfs(busybox: Path, modules: Path, target: Path) -> None:
         target / "initramfs-dom0",
         busybox=busybox,
         applets=("sh", "mount", "insmod", "switch_root", "tar", "sleep", "mkdir", "umount"),
-        modules=_module_files(modules, DOM0_BOOT_MODULES),
+        modules=modules_of.files(modules, modules_of.DOM0_AT_BOOT),
         files={"init": HERE / "dom0-init"},
     )
 
 
 def _make_debian_guest_initramfs(busybox: Path, modules: Path, target: Path) -> None:
-    _make_initramfs(
-        target / "initramfs-debian",
-        busybox=busybox,
-        applets=("sh", "mount", "insmod", "switch_root", "tar", "usleep", "mkdir", "umount"),
-        modules=_module_files(modules, DEBIAN_GUEST_MODULES),
-        files={"init": HERE / "debian-init"},
-    )
+    with tempfile.TemporaryDirectory(dir=target) as work:
+        tar = modules_of.pack(modules, modules_of.DEBIAN_GUEST_LATER, Path(work))
+        _make_initramfs(
+            target / "initramfs-debian",
+            busybox=busybox,
+            applets=DEBIAN_APPLETS,
+            modules=modules_of.files(modules, modules_of.DEBIAN_GUEST_AT_BOOT),
+            files={"init": HERE / "debian-init", "modules.tar": tar},
+        )
 
 
 def _make_guest_initramfs(busybox: Path, modules: Path, userland: Path, target: Path) -> None:
@@ -370,7 +327,7 @@ def _make_guest_initramfs(busybox: Path, modules: Path, userland: Path, target: 
             target / "initramfs-guest",
             busybox=busybox,
             applets=GUEST_APPLETS,
-            modules=_module_files(modules, GUEST_MODULES),
+            modules=modules_of.files(modules, modules_of.GUEST_AT_BOOT),
             files={
                 **scripts,
                 **_python_files(userland, Path(work)),
@@ -420,7 +377,7 @@ def _make_disk(kernels: Path, userland: Path, target: Path) -> None:
         env={
             "USERLAND": str(userland),
             "MODULES": str(modules),
-            "MODULE_PARTS": " ".join(DOM0_MODULES),
+            "MODULE_PARTS": " ".join(modules_of.DOM0),
             "OVERLAY": str(HERE / "dom0"),
             "DISK_SIZE": DISK_SIZE,
         },

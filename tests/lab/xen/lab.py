@@ -11,27 +11,20 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tests.lab.debian import guest_files, guest_image, packages
-from tests.lab.host import CHECKOUT, LabError, LabHost, Result, cache_directory, last_lines
+from tests.lab.debian import definition as definitions
+from tests.lab.debian import guest_image, packages
+from tests.lab.debian.definition import DebianGuests, Definition, prefixed, vips_of
+from tests.lab.host import CHECKOUT, LabError, Result, cache_directory, last_lines
 from tests.lab.netns import NetNs
+from tests.lab.xen import debian
 from tests.lab.xen import image as images
 from tests.lab.xen import payload as payloads
-from tests.lab.xen.guests import (
-    DEBIAN_DISK,
-    DEBIAN_INITRAMFS,
-    DEBIAN_MEMORY_MIB,
-    DEBIAN_OPTIONS,
-    MEMORY_MIB,
-    DebianGuest,
-    Guest,
-    domain_xml,
-    second_initramfs,
-    words,
-)
+from tests.lab.xen.debian import DebianGuest
+from tests.lab.xen.guests import MEMORY_MIB, Guest, domain_xml, words
 
 # Measured: 11-14 s on an idle machine of two slow cores, 120 s with seven other jobs on them.
 BOOT_TIMEOUT = 400.0
@@ -47,11 +40,6 @@ DOM0_OPTIONS = (
 # What the console says when there is no point in waiting any longer.
 FATAL = ("Kernel panic", "Panic on CPU", "lab: cannot", "lab: no ", "You are in emergency mode")
 NETWORK_UP = "lab: the network is up"
-
-
-def prefixed(address: str) -> str:
-    """The address with the prefix length of the lab's networks."""
-    return f"{address}/{64 if ':' in address else 24}"
 
 
 def mac_of(address: str) -> str:
@@ -76,7 +64,7 @@ class Client(NetNs):
         return result.out.strip()
 
 
-class XenLab(LabHost):
+class XenLab(DebianGuests[DebianGuest]):
     """See the package's docstring. One needs about 3 GiB of memory and a core of its own."""
 
     def __init__(
@@ -344,7 +332,7 @@ class XenLab(LabHost):
         its xenstore attr/, as guest agents do. `address_in_xml`: <ip address> in its interface.
         `metadata`: elements for the domain's <metadata>. `vif_script`: None for Debian's own.
         """
-        vips = guest_files.vips_of(vip)
+        vips = vips_of(vip)
         mac = mac or mac_of(address)
         guest = Guest(self, name=name, address=address, mac=mac, port=services[0])
         settings = {
@@ -377,62 +365,11 @@ class XenLab(LabHost):
         self._guests[name] = guest
         return guest
 
-    def define_debian_guest(
-        self,
-        name: str,
-        address: str,
-        *,
-        services: Sequence[int] = (80,),
-        vip: str | Sequence[str] | None = None,
-        method: Literal["masquerade", "gatewaying", "tunnel"] = "gatewaying",
-        address6: str | None = None,
-        files: Mapping[str, str | bytes] | None = None,
-        units: Sequence[str] = (),
-        mac: str | None = None,
-        metadata: str = "",
-        memory_mib: int = DEBIAN_MEMORY_MIB,
-    ) -> DebianGuest:
-        """Defines a guest with Debian's systemd as its init; does not start it.
-
-        web.service serves `services` as other guests do, and stops at once when asked to.
-        `files`: path in the guest → content (a program when it starts with #!); `units`: names
-        of units to enable. The other parameters mean what they mean for `define_guest`.
-        """
+    def _define_debian_guest(self, definition: Definition) -> DebianGuest:
         if not self._guest_disk:
             raise LabError(f"{self.name} was made without the Debian guests' disk")
-        guest = DebianGuest(
-            self, name=name, address=address, mac=mac or mac_of(address), port=services[0]
-        )
-        settings = guest_files.Settings(
-            name=name,
-            address=prefixed(address),
-            gateway=self.gateway("br0", address),
-            ports=services,
-            vips=guest_files.vips_of(vip),
-            method=method,
-            address6=prefixed(address6) if address6 else "",
-            gateway6=self.gateway("br0", address6) if address6 else "",
-        )
-        own = guest_files.archive(settings=settings, files=files or {}, units=units)
-        initramfs = f"/run/lab/guest-{name}.initramfs"
-        self.write(initramfs + ".own", second_initramfs(own))
-        self.run(f"cat {DEBIAN_INITRAMFS} {initramfs}.own >{initramfs}; rm {initramfs}.own")
-        guest.define(
-            domain_xml(
-                name=name,
-                identity=guest.uuid,
-                mac=guest.mac,
-                options=DEBIAN_OPTIONS,
-                initramfs=initramfs,
-                disk=DEBIAN_DISK,
-                metadata=metadata,
-                addresses=[],
-                memory_mib=memory_mib,
-                on_crash="destroy",
-                vif_script="/usr/lib/lab/vif",
-            )
-        )
-        self._guests[name] = guest
+        guest = debian.define(self, definition, mac=definition.mac or mac_of(definition.address))
+        self._guests[definition.name] = guest
         return guest
 
     def start(self, *guests: Guest, serving: bool = True) -> list[Result]:
@@ -479,10 +416,7 @@ class XenLab(LabHost):
     @staticmethod
     def gateway(bridge: str, address: str) -> str:
         """Dom0's address on a bridge, of the family of `address`."""
-        four, six = {"br0": ("10.0.0.1", "fd00:10::1"), "front0": ("192.0.2.1", "fd00:2::1")}[
-            bridge
-        ]
-        return six if ":" in address else four
+        return definitions.gateway(bridge, address)
 
     def add_vip(self, vip: str) -> None:
         """Gives Dom0 a service address (the agent does that itself when it manages them)."""
