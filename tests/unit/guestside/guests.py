@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 import tty
 from collections.abc import Sequence
 from functools import cache
@@ -49,6 +50,9 @@ def network() -> None:
         ip addr add 10.0.0.11/24 dev eth0
         ip addr add fd00:10::11/64 dev eth0 nodad
     """)
+    # The carrier of a pair comes a moment later.
+    while sh("ip -br link show").count(" UP ") < 2:
+        time.sleep(0.01)
 
 
 def picture() -> str:

@@ -19,6 +19,9 @@ from tests.lab.host import LabError
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.guestside.guests import FETCHED, FILTERS, Guest, Xenstored, network, picture, tool
 from tests.unit.guestside.shells import SHELLS
+from xenlb.guestside.filters import iptables_rules, nft_rules
+from xenlb.guestside.observed import Does
+from xenlb.ipvs.table import Family
 
 V4, V6 = "192.0.2.10", "2001:db8::10"
 ADDRESSES = (f"address {V4} lo", f"address {V6} lo")
@@ -104,6 +107,15 @@ def test_up_and_down_again(tmp_path: Path, shell: str, packets: str) -> None:
         shown = guest.run("rules").lines
         assert any("25" in line and "731" in line for line in shown)
         assert any(V6 in line and "1420" in line for line in shown)
+
+        # Whoever verifies this guest reads them so too.
+        if packets == "nft":
+            read = list(nft_rules(sh(f"{tool('nft')} list table inet xenlb").splitlines()))
+        else:
+            lines = sh(f"{packets} -t mangle -S").splitlines()
+            read = list(iptables_rules(lines, family=Family.INET))
+        assert {rule.does for rule in read} == set(Does)
+        assert {rule.value for rule in read if rule.does is Does.RESTORE} == {731, 732}
 
         after = picture()
         again = guest.run("up")
