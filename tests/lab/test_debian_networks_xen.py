@@ -20,12 +20,12 @@ modprobe ipip
 ip -br addr show dev tunl0
 nft -f - <<END
 table inet lab {
-    chain mark {
+    chain marks {
         type filter hook prerouting priority mangle
         iifname "tunl0" ct mark set 7
         meta mark set ct mark
     }
-    chain clamp {
+    chain segments {
         type route hook output priority mangle
         ct mark 7 tcp flags syn tcp option maxseg size set 1400
         ct mark 7 tcp flags syn tcp option maxseg size set rt mtu
@@ -76,7 +76,7 @@ def test_what_is_delivered_can_be_used_and_outlives_a_reboot(lab: XenLab) -> Non
         assert client.fetch(f"{guest.address}:80") == guest.name
         check(guest, guest.address, guest.address.replace("10.0.0.", "fd00:10::"))
 
-    assert ssh.run(lab, old.address, RULES).split() == ["tunl0@NONE", "DOWN", "3"]
+    assert ssh.run(lab, old.address, RULES).split() == ["tunl0@NONE", "DOWN", "4"]
     ssh.run(lab, old.address, "ifdown eth0 && ifup eth0 && echo kept >/root/kept")
     ssh.run(lab, new.address, "netplan apply && networkctl reconfigure eth0")
     for guest in (old, new):

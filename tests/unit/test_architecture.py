@@ -30,10 +30,13 @@ PURE = (
         f"ipvs/{name}"
         for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")
     }
-    | {"guestside/hold", "guestside/needs", "guestside/compile"}
     | {
         f"guestside/{name}"
-        for name in ("tree", "blocks", "manifest", "under", "install", "differences")
+        for name in (
+            *("hold", "needs", "compile", "filterchecks", "filters", "iplines"),
+            *("tree", "blocks", "manifest", "under", "install", "differences"),
+            *("observe", "observed", "sysctlchecks", "systemlines", "verdict", "verify"),
+        )
     }
 )
 UNCLEAN = {"asyncio", "os", "socket", "time", "logging", "libvirt", "libvirtaio", "pyroute2"}

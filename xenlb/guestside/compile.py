@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TypeVar
 
 from xenlb.guestside.hold import Hold
@@ -66,9 +67,17 @@ def compile_needs(places: Iterable[Place], *, hold: Hold | None = None) -> Needs
     where something is not known without which it would be wrong."""
     places = tuple(places)
     parts = [_of_place(place, _tables(places)) for place in places]
+    tunnels = _union(part.tunnels for part in parts)
+    for one, other in combinations(tunnels, 2):
+        # The kernel tells GRE devices apart by their ends, not by whether they have checksums.
+        if one.name == other.name:
+            raise NeedsError(
+                f"two services of the guest need {one.name} in two ways, and it is one device",
+                hint="give them the same tunnel: and the same address of the guest",
+            )
     return Needs(
         sysctls=_union(part.sysctls for part in parts),
-        tunnels=_union(part.tunnels for part in parts),
+        tunnels=tunnels,
         decapsulations=_union(part.decapsulations for part in parts),
         routes=_union(part.routes for part in parts),
         rules=_union(part.rules for part in parts),
@@ -195,14 +204,15 @@ def _tunnel_end(place: Place, server: IPAddress) -> tuple[TunnelDevice, tuple[De
         assert tunnel is not None
         decapsulation = (Decapsulation(port=tunnel.port, family=outer),)
     if kind is TunnelType.GRE:
-        if outer is Family.INET:
-            device = TunnelDevice(
-                name="xenlb-gre", kind=TunnelKind.GRE, module="ip_gre", local=server
-            )
-        else:
-            device = TunnelDevice(
-                name="xenlb-gre6", kind=TunnelKind.IP6GRE, module="ip6_gre", local=server
-            )
+        assert tunnel is not None
+        four = outer is Family.INET
+        device = TunnelDevice(
+            name="xenlb-gre" if four else "xenlb-gre6",
+            kind=TunnelKind.GRE if four else TunnelKind.IP6GRE,
+            module="ip_gre" if four else "ip6_gre",
+            local=server,
+            checksums=tunnel.checksum is not TunnelChecksum.NONE,
+        )
     elif outer is Family.INET6:
         # The kernel's own ip6tnl0 takes IPv6 only.
         device = TunnelDevice(

@@ -34,12 +34,15 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelDevice:
-    """`local`: of a device that has to be made; None: the one that the kernel makes itself."""
+    """`local`: of a device that has to be made; None: the one that the kernel makes itself.
+    `checksums`: of GRE; the kernel drops packets with one where the device has not this, and
+    those without where it has."""
 
     name: str
     kind: TunnelKind
     module: str
     local: IPAddress | None = None
+    checksums: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +133,7 @@ def settings_lines(needs: Needs) -> tuple[str, ...]:
     lines = [f"sysctl {each.name} {each.value}" for each in needs.sysctls]
     lines += [
         f"tunnel {each.name} {each.kind} {each.module} {each.local or 'any'}"
+        + (" checksums" if each.checksums else "")
         for each in needs.tunnels
     ]
     lines += [f"gue {_version(each.family)} {each.port}" for each in needs.decapsulations]

@@ -23,8 +23,8 @@ Facts this rests on (Debian 12, user-mode-linux 6.1):
 - One CPU. Threads inside are fair, but load and what it measures share that CPU.
 - nf_tables has no ip, ip6 or inet family there; iptables-legacy works.
 - The kernel counts IPVS traffic 1-2 s late: poll statistics, never assert at once.
-- The kernel cannot decapsulate GUE for IPIP (NET_FOU_IP_TUNNELS is off), so a `tunnel` server
-  here is ipip.
+- The kernel takes IPIP, SIT and IP6TNL out of GUE (fou), but cannot put them in
+  (NET_FOU_IP_TUNNELS is off), which only IPVS has to.
 
 How guests are made is in guests.py, those with a real init in debian.py; the protocol is in
 tests/lab/host.py.

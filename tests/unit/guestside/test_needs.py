@@ -101,7 +101,7 @@ CASES: dict[str, tuple[Place, list[str]]] = {
     "gre-checked-6": (
         place(V6, OWN6, forwarding=TUNNEL, tunnel=GRE_CHECKED),
         [
-            f"tunnel xenlb-gre6 ip6gre ip6_gre {OWN6}",
+            f"tunnel xenlb-gre6 ip6gre ip6_gre {OWN6} checksums",
             f"clamp {V6} 1392",
             f"address {V6} xenlb-gre6",
         ],
@@ -194,6 +194,17 @@ def test_a_service_by_mark_takes_its_addresses_from_the_configuration() -> None:
 def test_the_default_gateway_is_looked_at_where_it_is_the_way_back() -> None:
     assert compile_needs([place(V4)]).default_gateways == (GATEWAYS[Family.INET],)
     assert compile_needs([place(V4, side=RULE)]).default_gateways == ()
+
+
+def test_one_device_cannot_be_two() -> None:
+    """The kernel tells GRE devices apart by their ends only."""
+    with pytest.raises(NeedsError, match="xenlb-gre in two ways"):
+        compile_needs(
+            [
+                place(V4, forwarding=TUNNEL, tunnel=GRE),
+                place("192.0.2.11", forwarding=TUNNEL, tunnel=GRE_CHECKED),
+            ]
+        )
 
 
 @pytest.mark.parametrize(
