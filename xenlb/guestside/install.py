@@ -207,7 +207,8 @@ class _Planner:
             last = [each for each in done if isinstance(each, Write) and each.path == MANIFEST]
             written = last[-1].file if last else current
             if not isinstance(written, File) or written.content != text(final):
-                done.append(_book(final))
+                book = _book(final)
+                done += [*self._folders([book]), book]
         return Plan(
             operations=tuple(done),
             notes=tuple(self._notes),

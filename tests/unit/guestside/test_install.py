@@ -54,6 +54,20 @@ def test_broken_off_anywhere_the_next_apply_repairs(
     assert tree.seen() == initial.seen()
 
 
+def test_what_is_there_already_is_written_down_alone() -> None:
+    tree = GuestTree({"etc/link": Link(target="x")})
+    initial = tree.copy()
+    made = tree.apply([LINK])
+    assert [str(each) for each in made.operations[:-1]] == [
+        "make the folder /var",
+        "make the folder /var/lib",
+        "make the folder /var/lib/xenlb",
+    ]
+    assert not made.notes
+    tree.apply(())
+    assert tree.seen() == initial.seen()
+
+
 def changed_by_admin(tree: GuestTree, path: str, content: bytes) -> None:
     tree.files[path] = File(content=content, mode=0o640, owner=(5, 5))
 
