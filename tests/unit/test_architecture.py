@@ -34,6 +34,7 @@ PURE = (
         f"guestside/{name}"
         for name in (
             *("hold", "needs", "compile", "filterchecks", "filters", "iplines"),
+            *("tree", "blocks", "manifest", "under", "install", "differences"),
             *("observe", "observed", "sysctlchecks", "systemlines", "verdict", "verify"),
         )
     }

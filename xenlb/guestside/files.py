@@ -9,12 +9,23 @@ import re
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from xenlb.guestside.hold import Hold, settings_text, template_values
+from xenlb.guestside.tree import GuestFile, GuestLink
 from xenlb.model.side import Init
+
+__all__ = [
+    "GuestFile",
+    "GuestLink",
+    "TemplateError",
+    "archive",
+    "fill",
+    "hold_files",
+    "template",
+    "write_tree",
+]
 
 OVERRIDES = Path("/etc/xenlb/templates")
 HOLD_SCRIPT = "usr/local/lib/xenlb/hold.sh"
@@ -24,26 +35,6 @@ _PLACEHOLDER = re.compile(r"@([A-Z][A-Z_]*)@")
 
 class TemplateError(Exception):
     """A template cannot be used; one sentence."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestFile:
-    """A file of the guest; `path` is below its root, without a leading slash. `block`: only a part
-    of it, between marks, after a first line #! if there is one: the rest is somebody else's."""
-
-    path: str
-    text: str
-    mode: int = 0o644
-    block: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestLink:
-    """A symbolic link of the guest, as `systemctl enable` makes them; `target` as it is written
-    into it."""
-
-    path: str
-    target: str
 
 
 def hold_files(hold: Hold, init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile, ...]:

@@ -306,10 +306,13 @@ class UmlLab(DebianGuests[DebianGuest]):
         start_delay: float = 0,
         stop_delay: float = 0,
         metadata: str | None = None,
+        programs: Sequence[qemu_image.Program] = (),
     ) -> QemuGuest:
         """Defines an emulated machine that serves HTTP on `services`; libvirtd must run.
 
-        The parameters mean what they mean for `define_lxc_guest`; `vip` is for gatewaying.
+        The parameters mean what they mean for `define_lxc_guest`; `vip` is for gatewaying;
+        `programs`: what the guest has in /usr/sbin beside its busybox. With qemu-ga among them it
+        has a guest agent.
         """
         guest = QemuGuest(self, name=name, address=address)
         self.run(["modprobe", "tun"])
@@ -322,7 +325,7 @@ class UmlLab(DebianGuests[DebianGuest]):
             "start_delay": f"{start_delay:g}",
             "stop_delay": f"{stop_delay:g}",
         }
-        image = qemu_image.build()
+        image = qemu_image.build(programs)
         guest.define(
             qemu_xml(
                 name=name,
@@ -330,6 +333,7 @@ class UmlLab(DebianGuests[DebianGuest]):
                 metadata=metadata,
                 image=image,
                 settings=settings,
+                guest_agent=any(each.name == "qemu-ga" for each in programs),
             )
         )
         return guest

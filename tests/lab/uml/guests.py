@@ -87,13 +87,18 @@ def qemu_xml(
     metadata: str | None,
     image: QemuImage,
     settings: Mapping[str, str],
+    guest_agent: bool = False,
 ) -> str:
+    channel = ""
+    if guest_agent:
+        target = "<target type='virtio' name='org.qemu.guest_agent.0'/>"
+        channel = f"<channel type='unix'>{target}</channel>"
     arguments = " ".join(f"lab_{key}={value}" for key, value in settings.items())
     return f"""\
 <domain type='qemu'>
   <name>{name}</name>
   <metadata>{metadata or ""}</metadata>
-  <memory unit='MiB'>96</memory>
+  <memory unit='MiB'>{128 if guest_agent else 96}</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='pc'>hvm</type>
@@ -117,6 +122,7 @@ def qemu_xml(
     <channel type='null'>
       <target type='virtio' name='org.xenlb.0'/><alias name='ua-xenlb'/>
     </channel>
+    {channel}
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
   </devices>

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.host import LabError, cache_directory, last_lines
@@ -44,12 +46,22 @@ def missing() -> list[str]:
     return sorted({package for path, package in NEEDS.items() if not Path(path).exists()})
 
 
-def build() -> QemuImage:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A program of this machine, and its name in the guest's /usr/sbin."""
+
+    name: str
+    path: Path
+
+
+def build(programs: Sequence[Program] = ()) -> QemuImage:
     """The image, made if it is not in the cache; takes about 10 s and a download of 15 MB."""
     if needed := missing():
         raise LabError(f"QEMU guests need: apt-get install {' '.join(needed)}")
     package, version = _kernel_package()
     recipe = [package, version, *(p.read_bytes() for p in (INIT, Path(__file__), BUSYBOX))]
+    files = _files_of(programs)
+    recipe += [item for path, name in files.items() for item in (name, path.read_bytes())]
     key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
@@ -58,13 +70,25 @@ def build() -> QemuImage:
         with tempfile.TemporaryDirectory(prefix="uml-qemu-tmp", dir=cache) as work:
             made = Path(work) / "made"
             made.mkdir()
-            _make(Path(work), made, f"{package}={version}")
+            _make(Path(work), made, f"{package}={version}", files)
             if not target.exists():
                 made.rename(target)
+        kind = "with" if programs else "plain"
+        (target / kind).touch()
         for old in cache.glob("uml-qemu-*"):
-            if old.is_dir() and old != target and "tmp" not in old.name:
+            if old.is_dir() and old != target and "tmp" not in old.name and (old / kind).exists():
                 shutil.rmtree(old, ignore_errors=True)
     return QemuImage(kernel=target / "vmlinux", initramfs=target / "initramfs")
+
+
+def _files_of(programs: Sequence[Program]) -> dict[Path, str]:
+    """The programs and their libraries → where they are in the guest."""
+    files: dict[Path, str] = {}
+    for program in programs:
+        files[program.path] = f"usr/sbin/{program.name}"
+        for library in re.findall(r"(/\S+) \(0x", _call("ldd", program.path)):
+            files[Path(library)] = library.lstrip("/")
+    return files
 
 
 def _call(*command: object, cwd: Path | None = None, stdin: bytes | None = None) -> str:
@@ -95,17 +119,33 @@ def _kernel_package() -> tuple[str, str]:
     return names[0], version
 
 
-def _make(work: Path, made: Path, package: str) -> None:
+def _make(work: Path, made: Path, package: str, files: Mapping[Path, str]) -> None:
+    unpacked, release = _unpack(work, package)
+    _unpack_kernel(unpacked / f"boot/vmlinuz-{release}", made / "vmlinux")
+    root = work / "root"
+    for path, name in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, root / name)
+    _make_initramfs(unpacked, release, root, made / "initramfs")
+
+
+def unpack_kernel_package(work: Path) -> tuple[Path, str]:
+    """The folder with its boot/ and lib/modules/, and the kernel's release."""
+    package, version = _kernel_package()
+    work.mkdir(parents=True, exist_ok=True)
+    return _unpack(work, f"{package}={version}")
+
+
+def _unpack(work: Path, package: str) -> tuple[Path, str]:
     # As root apt would drop to its own user, who may not write here, and warn.
     _call("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package, cwd=work)
     (archive,) = work.glob("*.deb")
     unpacked = work / "unpacked"
     _call("dpkg-deb", "-x", archive, unpacked)
     (packed,) = (unpacked / "boot").glob("vmlinuz-*")
-    _unpack_kernel(packed, made / "vmlinux")
     release = packed.name.removeprefix("vmlinuz-")
     _call("depmod", "-b", unpacked, release)
-    _make_initramfs(unpacked, release, work / "root", made / "initramfs")
+    return unpacked, release
 
 
 def _unpack_kernel(packed: Path, target: Path) -> None:
@@ -122,7 +162,7 @@ def _unpack_kernel(packed: Path, target: Path) -> None:
 
 def _make_initramfs(unpacked: Path, release: str, root: Path, target: Path) -> None:
     for name in ("bin", "dev", "proc", "sys", "www", "modules", "etc"):
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy2(BUSYBOX, root / "bin/busybox")
     shutil.copy2(INIT, root / "init")
     (root / "init").chmod(0o755)

@@ -1,0 +1,103 @@
+"""Files onto the disk of a virtual machine that is off, by a real libguestfs on this machine.
+
+Its own small virtual machine takes half a minute to start where it is emulated; so this is one
+apply and one removal. Its kernel is the one of the QEMU guests, unpacked and not installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.host import LabError
+from tests.lab.uml import qemu_image
+from xenlb.guestside.offline import Disk, Offline
+from xenlb.guestside.reach import look
+from xenlb.guestside.tree import GuestFile, GuestLink
+
+NEEDS = ("/usr/bin/supermin", "/usr/lib/python3/dist-packages/guestfs.py", "/sbin/mkfs.ext4")
+WANTED = (
+    GuestFile(path="etc/xenlb/it's new", text="$(touch /canary)\n", mode=0o600),
+    GuestFile(path="etc/hosts", text="192.0.2.1 delivered\n", block=True),
+    GuestLink(path="etc/link", target="/etc/hosts"),
+)
+
+
+async def off() -> None:
+    """Nobody has it."""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    lacking = [path for path in NEEDS if not Path(path).exists()]
+    if lacking:
+        pytest.skip(f"{lacking} missing: make deps")
+    try:
+        unpacked, release = qemu_image.unpack_kernel_package(tmp_path / "kernel")
+    except LabError as error:
+        pytest.skip(str(error))
+    # supermin copies this folder, even where its modules come from another.
+    modules = Path("/lib/modules")
+    if not (there := modules.exists()):
+        modules.mkdir()
+    monkeypatch.setenv("SUPERMIN_KERNEL", str(unpacked / f"boot/vmlinuz-{release}"))
+    monkeypatch.setenv("SUPERMIN_KERNEL_VERSION", release)
+    monkeypatch.setenv("SUPERMIN_MODULES", str(unpacked / f"lib/modules/{release}"))
+    monkeypatch.setenv("LIBGUESTFS_BACKEND", "direct")
+    # A machine may have /dev/kvm and no virtualization behind it.
+    monkeypatch.setenv("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")
+    yield
+    if not there:
+        modules.rmdir()
+
+
+def shown(image: Path) -> str:
+    """The whole tree, by a reader of its own."""
+    names = ["/", "/etc", "/etc/xenlb", "/var", "/var/lib", "/var/lib/xenlb"]
+    listed = "".join(_debugfs(image, f"ls -l {name}") for name in names)
+    # Without inode numbers and times: name, rights, owner, size.
+    lines = [line.split() for line in listed.splitlines() if line.strip()]
+    kept = [" ".join([*line[1:2], *line[3:6], *line[8:]]) for line in lines if len(line) > 8]
+    return "\n".join(sorted(line for line in kept if not line.startswith("40"))) + _debugfs(
+        image, "cat /etc/hosts"
+    )
+
+
+def _debugfs(image: Path, command: str) -> str:
+    done = subprocess.run(
+        ["/sbin/debugfs", "-R", command, str(image)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a guest's disk is root's")
+def test_a_disk_gets_files_and_loses_them(kernel: None, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(16 * 1024 * 1024)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-d", str(tree), str(image)], check=True)
+    before = shown(image)
+    executor = Offline((Disk(path=str(image), format="raw"),), name="g1", still_off=off)
+
+    async def apply(wanted: tuple[GuestFile | GuestLink, ...]) -> None:
+        plan = (await look(executor, wanted)).plan
+        await executor.perform(plan.operations)
+
+    asyncio.run(apply(WANTED))
+    assert _debugfs(image, 'cat "/etc/xenlb/it\'s new"') == "$(touch /canary)\n"
+    hosts = "# BEGIN xenlb\n192.0.2.1 delivered\n# END xenlb\n127.0.0.1 localhost\n"
+    assert _debugfs(image, "cat /etc/hosts") == hosts
+    assert "/etc/hosts" in _debugfs(image, "stat /etc/link")
+    assert "Mode:  0600" in _debugfs(image, 'stat "/etc/xenlb/it\'s new"')
+    asyncio.run(apply(()))
+    assert shown(image) == before
+    checked = subprocess.run(["/sbin/e2fsck", "-fn", str(image)], capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout
