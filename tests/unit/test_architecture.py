@@ -33,7 +33,7 @@ PURE = (
     | {
         f"guestside/{name}"
         for name in (
-            *("hold", "needs", "compile", "filterchecks", "filters", "iplines"),
+            *("hold", "needs", "compile", "facts", "filterchecks", "filters", "iplines"),
             *("tree", "blocks", "manifest", "under", "install", "differences"),
             *("observe", "observed", "sysctlchecks", "systemlines", "verdict", "verify"),
         )

@@ -76,6 +76,8 @@ def test_what_lands_where(staged: Path) -> None:
         assert os.access(staged / hook, os.X_OK)
     (script,) = (base / "lib/xenlb").glob("lib/*/site-packages/xenlb/guestside/templates/hold.sh")
     assert script.read_text().startswith("#!/bin/sh\n")
+    templates = ROOT / "xenlb/guestside/templates"
+    assert tree(script.parent) == tree(templates)
     assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
     assert os.access(base / "sbin/xenlb", os.X_OK)
     assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()
@@ -107,7 +109,9 @@ def test_the_moved_command_works(staged: Path) -> None:
     check = run("-m", "xenlb.cli", "check", str(staged / "etc/xenlb/xenlb.yaml"))
     assert check.returncode == 0, check.stdout
     # Everything the agent needs is there, byte-compiled, and comes from there.
-    needs = "libvirt, libvirtaio, pyroute2, yaml, watchdog.observers, click, rich, xenlb.daemon"
+    needs = (
+        "libvirt, libvirtaio, pyroute2, yaml, watchdog.observers, click, rich, jinja2, xenlb.daemon"
+    )
     loaded = run("-v", "-c", f"import {needs}; print(xenlb.__file__)")
     assert loaded.returncode == 0, loaded.stderr
     site = python.parents[1] / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"

@@ -14,8 +14,8 @@ from xenlb.cli.options import KEY, Failure, Options, given
 from xenlb.control.protocol import UNREACHABLE, ControlError
 
 if TYPE_CHECKING:
-    from xenlb.guestside.files import GuestFile
     from xenlb.guestside.hold import Hold
+    from xenlb.guestside.tree import GuestFile
     from xenlb.lookup import Found
     from xenlb.model.settings import Settings
 
@@ -75,7 +75,8 @@ def render(
         raise click.UsageError("--output and --tar exclude each other")
     if as_tar and sys.stdout.isatty():
         raise click.UsageError("an archive is not for a terminal; send it somewhere: --tar | ssh …")
-    from xenlb.guestside.files import TemplateError, archive, hold_files, write_tree
+    from xenlb.guestside.files import archive, hold_files, write_tree
+    from xenlb.guestside.render import TemplateError
     from xenlb.model.side import Init
 
     logs.set_up(verbose=options.verbose, level=logging.WARNING)

@@ -261,13 +261,18 @@ def _path(name: str, root: Path) -> Path:
     return root / name.translate(str.maketrans("./", "/."))
 
 
-def _persist(needs: Iterable[Need], file: Path) -> Finding | None:
-    """Writes the file for the next boot, if it differs; in one step, so that it is never half."""
-    lines = ["# Written by xenlb (director: {sysctls: apply}); changes here are overwritten.\n"]
+def persisted(needs: Iterable[Need], *, by: str) -> str:
+    """A file of sysctl.d for the next boot; `by`: what in the configuration makes it."""
+    lines = [f"# Written by xenlb ({by}); changes here are overwritten.\n"]
     # The minus: at boot, neither the module nor the interface may be there yet. udev sets those of
     # an interface when it comes, and the agent those of IPVS.
     lines.extend(f"# {need.why}\n-{need.name} = {need.value}\n" for need in needs)
-    content = "\n".join(lines)
+    return "\n".join(lines)
+
+
+def _persist(needs: Iterable[Need], file: Path) -> Finding | None:
+    """Writes the file, if it differs; in one step, so that it is never half."""
+    content = persisted(needs, by="director: {sysctls: apply}")
     new = file.with_name(f".{file.name}.new")
     try:
         with contextlib.suppress(FileNotFoundError):

@@ -1,40 +1,22 @@
-"""The files that a guest gets: templates filled in, with rights, as a tree or a tar archive.
-
-A template of /etc/xenlb/templates takes the place of the shipped one of the same name.
+"""The files that a guest gets: what they are, those of the hold, and all as a tree or a tar
+archive. What is in the templates is render.py's; the files of a guest's network, systems.py's.
 """
 
 import io
 import os
-import re
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 
 from xenlb.guestside.hold import Hold, settings_text, template_values
-from xenlb.guestside.tree import GuestFile, GuestLink
+from xenlb.guestside.render import render
+from xenlb.guestside.tree import GuestFile
 from xenlb.model.side import Init
-
-__all__ = [
-    "GuestFile",
-    "GuestLink",
-    "TemplateError",
-    "archive",
-    "fill",
-    "hold_files",
-    "template",
-    "write_tree",
-]
 
 OVERRIDES = Path("/etc/xenlb/templates")
 HOLD_SCRIPT = "usr/local/lib/xenlb/hold.sh"
 HOLD_SETTINGS = "etc/xenlb-hold.conf"
-_PLACEHOLDER = re.compile(r"@([A-Z][A-Z_]*)@")
-
-
-class TemplateError(Exception):
-    """A template cannot be used; one sentence."""
 
 
 def hold_files(hold: Hold, init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile, ...]:
@@ -42,7 +24,7 @@ def hold_files(hold: Hold, init: Init, *, overrides: Path = OVERRIDES) -> tuple[
     values = template_values(hold)
 
     def filled(name: str) -> str:
-        return fill(template(name, overrides=overrides), values, name=name)
+        return render(name, values, overrides=overrides)
 
     match init:
         case Init.SYSTEMD:
@@ -59,28 +41,6 @@ def hold_files(hold: Hold, init: Init, *, overrides: Path = OVERRIDES) -> tuple[
         GuestFile(path=HOLD_SETTINGS, text=settings_text(hold), mode=0o600),
         service,
     )
-
-
-def template(name: str, *, overrides: Path) -> str:
-    """The operator's template of that name, or the shipped one."""
-    try:
-        return (overrides / name).read_text()
-    except FileNotFoundError:
-        return resources.files("xenlb.guestside").joinpath("templates", name).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"the template {overrides / name} cannot be read: {error}") from None
-
-
-def fill(text: str, values: Mapping[str, int], *, name: str) -> str:
-    """The template with every @NAME@ replaced; raises TemplateError for one that has no value."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            known = " ".join(f"@{each}@" for each in values)
-            raise TemplateError(f"the template {name} has {match[0]}; there are only: {known}")
-        return str(values[match[1]])
-
-    return _PLACEHOLDER.sub(value, text)
 
 
 def write_tree(files: Sequence[GuestFile], folder: Path) -> None:

@@ -139,4 +139,4 @@ def _address(address: IPAddress | None) -> str:
 
 def template_values(hold: Hold) -> Mapping[str, int]:
     """What the templates say of this hold. Numbers only: they cannot be anything else there."""
-    return {"TIMEOUT_STOP": hold.timeout + STOP_MARGIN}
+    return {"timeout_stop": hold.timeout + STOP_MARGIN}

@@ -178,10 +178,10 @@ def test_a_template_beside_the_configuration(
 ) -> None:
     agent.answers["why"] = answers.why()
     (tmp_path / "templates").mkdir()
-    (tmp_path / "templates/xenlb-hold.service").write_text("my own @TIMEOUT_STOP@\n")
+    (tmp_path / "templates/xenlb-hold.service").write_text("my own {{ timeout_stop }}\n")
     assert "\nmy own 120\n" in xenlb("guest", "render", "mail2").stdout
-    (tmp_path / "templates/xenlb-hold.service").write_text("my own @WRONG@\n")
+    (tmp_path / "templates/xenlb-hold.service").write_text("my own {{ wrong }}\n")
     done = xenlb("guest", "render", "mail2")
     assert done.returncode == 1
-    assert "@WRONG@" in done.stderr
+    assert "line 1: 'wrong' is undefined" in done.stderr
     assert "Traceback" not in done.stderr

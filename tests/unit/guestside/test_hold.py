@@ -16,15 +16,10 @@ from hypothesis import strategies as st
 
 from tests.unit.guestside.shells import SHELLS, Root
 from xenlb.config import parse
-from xenlb.guestside.files import (
-    GuestFile,
-    TemplateError,
-    archive,
-    fill,
-    hold_files,
-    write_tree,
-)
+from xenlb.guestside.files import archive, hold_files, write_tree
 from xenlb.guestside.hold import Hold, Tell, Watch, compile_hold, settings_text, tell_by
+from xenlb.guestside.render import TemplateError
+from xenlb.guestside.tree import GuestFile
 from xenlb.model.settings import DrainUntil
 from xenlb.model.side import Init
 
@@ -141,11 +136,6 @@ def test_settings_are_plain_lines(hold: Hold) -> None:
         assert re.fullmatch(r"[a-z]+=[0-9A-Za-z.: -]*", line), line
 
 
-@given(st.from_regex(r"\A[^\s@,]{1,40}\Z"))
-def test_what_else_a_template_says_stays(text: str) -> None:
-    assert fill(f"x{text}\n@TIMEOUT_STOP@", {"TIMEOUT_STOP": 9}, name="t") == f"x{text}\n9"
-
-
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_reads_what_is_written(tmp_path: Path, shell: str) -> None:
     hold = Hold(
@@ -222,11 +212,12 @@ def test_a_tree_is_not_written_through_links(tmp_path: Path) -> None:
 
 
 def test_an_operators_template(tmp_path: Path) -> None:
-    (tmp_path / "xenlb-hold.service").write_text("mine, @TIMEOUT_STOP@ s, mail@example.org @x@\n")
+    own = tmp_path / "xenlb-hold.service"
+    own.write_text("mine, {{ timeout_stop }} s, mail@example.org @x@\n")
     *_, service = hold_files(hold(), Init.SYSTEMD, overrides=tmp_path)
     assert service.text == "mine, 120 s, mail@example.org @x@\n"
-    (tmp_path / "xenlb-hold.service").write_text("@TIMEOUT_STOP@ @GUEST@\n")
-    with pytest.raises(TemplateError, match=r"hold\.service has @GUEST@; there are only: @T"):
+    own.write_text("mine\n{{ guest }}\n")
+    with pytest.raises(TemplateError, match=r"hold\.service, line 2: 'guest' is undefined"):
         hold_files(hold(), Init.SYSTEMD, overrides=tmp_path)
     (tmp_path / "xenlb-hold.service").write_bytes(b"\xff\xfe")
     with pytest.raises(TemplateError, match="cannot be read"):
