@@ -28,6 +28,7 @@ from xenlb.model.guest import Phase
 from xenlb.model.members import needs_address, services_of
 from xenlb.model.settings import AddressPolicy
 from xenlb.model.state import State
+from xenlb.sides import Sides
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Sources:
         self._xenstores: dict[str, XenstoreSource] = {}
         self._health = HealthRunner(agent.emit, clock.now)
         self._drains = Drains(agent, self.libvirts)
+        self._sides = Sides(agent, self._xenstores)
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
         self._listener = GuestListener(self._secret_of, self.said)
         self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
@@ -62,6 +64,7 @@ class Sources:
     def start(self) -> None:
         self._run("health", self._health.run)
         self._run("drains", self._drains.run)
+        self._run("insides of guests", self._sides.run)
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
         self._run("sysctls", self._set_sysctls)
@@ -76,6 +79,7 @@ class Sources:
         """Tells every source what interests the state now; called after each round."""
         self._health.targets(after.health)
         self._drains.follow(after)
+        self._sides.follow(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
             self._finder.interest(interesting(after))
         if before.settings is not after.settings:

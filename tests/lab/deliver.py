@@ -13,7 +13,7 @@ from uuid import UUID
 import libvirt
 
 from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.reach import Target, executor_of, look
+from xenlb.guestside.reach import Target, look, reach
 from xenlb.guestside.tree import GuestFile, GuestLink, Wanted
 from xenlb.model.side import Delivery, GuestSide
 
@@ -28,7 +28,7 @@ def wanted(value: dict[str, str | int]) -> Wanted:
 
 async def deliver(target: Target, files: tuple[Wanted, ...]) -> dict[str, object]:
     try:
-        executor = await executor_of(target)
+        executor = (await reach(target)).executor
         plan = (await look(executor, files)).plan
         await executor.perform(plan.operations)
         again = (await look(executor, files)).plan

@@ -176,10 +176,10 @@ def wanted(case: Case) -> dict[str, object]:
             *(f"10.0.0.{host}/24", f"10.0.0.1{host}/24"),
             *(f"fd00:10::{host}/64", f"fd00:10::1{host}/64"),
         },
-        "rules 4": {f"7371: from 10.0.0.1{host} lookup 7371"},
-        "rules 6": {f"7371: from fd00:10::1{host} lookup 7371"},
-        "defaults 4": {("10.0.0.1", "eth0", "main"), ("10.0.0.1", "eth0", "7371")},
-        "defaults 6": {("fd00:10::1", "eth0", "main"), ("fd00:10::1", "eth0", "7371")},
+        "rules 4": {f"731: from 10.0.0.1{host} lookup 731"},
+        "rules 6": {f"731: from fd00:10::1{host} lookup 731"},
+        "defaults 4": {("10.0.0.1", "eth0", "main"), ("10.0.0.1", "eth0", "731")},
+        "defaults 6": {("fd00:10::1", "eth0", "main"), ("fd00:10::1", "eth0", "731")},
         "sysctls": {each.name: each.value for each in needs.sysctls},
     }
     if case.tunnel:

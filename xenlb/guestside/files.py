@@ -11,7 +11,7 @@ from pathlib import Path
 
 from xenlb.guestside.hold import Hold, settings_text, template_values
 from xenlb.guestside.render import render
-from xenlb.guestside.tree import GuestFile
+from xenlb.guestside.tree import GuestFile, GuestLink, Wanted
 from xenlb.model.side import Init
 
 OVERRIDES = Path("/etc/xenlb/templates")
@@ -43,13 +43,17 @@ def hold_files(hold: Hold, init: Init, *, overrides: Path = OVERRIDES) -> tuple[
     )
 
 
-def write_tree(files: Sequence[GuestFile], folder: Path) -> None:
+def write_tree(files: Sequence[Wanted], folder: Path) -> None:
     """Writes the files below a folder; each is whole, with its rights, from its first moment."""
     for file in files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f".{target.name}.new")
         new.unlink(missing_ok=True)
+        if isinstance(file, GuestLink):
+            new.symlink_to(file.target)
+            new.replace(target)
+            continue
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "w") as stream:
             stream.write(file.text)
@@ -57,17 +61,20 @@ def write_tree(files: Sequence[GuestFile], folder: Path) -> None:
         new.replace(target)
 
 
-def archive(files: Sequence[GuestFile]) -> bytes:
+def archive(files: Sequence[Wanted]) -> bytes:
     """A tar archive of the files alone, owned by root: unpacking it at / touches no folder's
     rights. Plain ustar, which the oldest tar and busybox read."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for file in files:
-            data = file.text.encode()
             entry = tarfile.TarInfo(file.path)
-            entry.size = len(data)
-            entry.mode = file.mode
             entry.mtime = int(time.time())
             entry.uname = entry.gname = "root"
+            match file:
+                case GuestLink(target=target):
+                    entry.type, entry.linkname, data = tarfile.SYMTYPE, target, b""
+                case GuestFile(text=text, mode=mode):
+                    entry.mode, data = mode, text.encode()
+            entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()

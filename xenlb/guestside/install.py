@@ -77,7 +77,12 @@ class Plan:
     @property
     def changes_guest(self) -> bool:
         """Is there more to do than to keep the books?"""
-        return any(not _is_state(each.path) for each in self.operations)
+        return bool(self.paths)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What changes, without the books."""
+        return tuple(each.path for each in self.operations if not _is_state(each.path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from uuid import UUID
 import libvirt
 
 from xenlb.guestside import disks, guestagent
-from xenlb.guestside.channel import DeliveryError
+from xenlb.guestside.channel import Channel, DeliveryError
 from xenlb.guestside.install import Changed, Plan, asked, plan
 from xenlb.guestside.live import Live
 from xenlb.guestside.manifest import MANIFEST, NOTHING, BadManifest, Manifest, parse
@@ -56,6 +56,7 @@ class Look:
 
     plan: Plan
     present: Present
+    installed: frozenset[str]  # paths that the manifest names
 
 
 async def look(
@@ -76,7 +77,11 @@ async def look(
             raise DeliveryError(
                 "the guest's manifest changed while it was read", hint="try again in a moment"
             )
-        return Look(plan=plan(wanted, manifest, present, changed=changed), present=present)
+        return Look(
+            plan=plan(wanted, manifest, present, changed=changed),
+            present=present,
+            installed=frozenset(manifest.entries),
+        )
     except CannotInstall as error:
         raise DeliveryError(str(error)) from None
 
@@ -98,8 +103,17 @@ def _manifest(present: Present) -> Manifest:
     )
 
 
-async def executor_of(target: Target) -> Executor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """`channel`: into a guest that runs; None: it is off."""
+
+    executor: Executor
+    channel: Channel | None = None
+
+
+async def reach(target: Target) -> Reached:
     """The way into the guest that its configuration names. Raises DeliveryError."""
+    channel: Channel
     match target.side.delivery:
         case None:
             raise DeliveryError(
@@ -107,17 +121,19 @@ async def executor_of(target: Target) -> Executor:
                 hint="set guest-side: delivery: to ssh, agent or rootfs",
             )
         case Delivery.SSH:
-            return Live(Ssh(_destination(target)), name=target.name)
+            channel = Ssh(_destination(target))
+            return Reached(executor=Live(channel, name=target.name), channel=channel)
         case Delivery.AGENT:
             channel = guestagent.of_guest(target.uri, target.uuid, name=target.name)
-            return Live(channel, name=target.name)
+            return Reached(executor=Live(channel, name=target.name), channel=channel)
         case Delivery.ROOTFS:
             place = (
                 RootFolder(path=target.root)
                 if target.root is not None
                 else disks.place(await _definition(target), name=target.name, uri=target.uri)
             )
-            return Offline(place, name=target.name, still_off=still_off(target))
+            off = Offline(place, name=target.name, still_off=still_off(target))
+            return Reached(executor=off)
         case Delivery.XENSTORE:
             raise DeliveryError(
                 f"{target.name} configures itself from the xenstore; nothing is brought into it",

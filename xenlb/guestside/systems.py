@@ -57,8 +57,12 @@ def side_files(
             pass
         case _:
             assert_never(system)
+    if needs.network:
+        # Also where nothing is left to guest.sh: it says to the next apply, and to a removal, what
+        # the guest was given.
+        every.append(GuestFile(path=GUEST_SETTINGS, text=settings_text(needs)))
     if left:
-        every += _guest_script(needs, init, files)
+        every += _guest_script(init, files)
     if needs.hold is not None:
         every += hold_files(needs.hold, init, overrides=overrides)
         if init is Init.SYSTEMD:
@@ -101,6 +105,24 @@ def commands(needs: Needs, *, system: System, init: Init, facts: Facts) -> tuple
                 lines.append(f"systemctl stop {service}.service 2>/dev/null || :")
             case _:
                 pass
+    return tuple(lines)
+
+
+def removal_commands(*, system: System, init: Init, facts: Facts) -> tuple[str, ...]:
+    """The same when xenlb's files are gone. The hold is stopped now, when it can hold no longer:
+    before, to stop it would be to wait, and to tell the host that the guest goes."""
+    services = ("xenlb-guest", "xenlb-hold")
+    if init is Init.SYSTEMD:
+        stops = (f"systemctl stop {service}.service 2>/dev/null || :" for service in services)
+        lines = ["systemctl daemon-reload", *stops]
+    else:
+        lines = [
+            f"if command -v update-rc.d >/dev/null; then update-rc.d -f {service} remove; "
+            f"else rm -f /etc/rc?.d/[SK]??{service}; fi"
+            for service in services
+        ]
+    if _in_charge(system, facts) is System.NETPLAN:
+        lines.append("netplan generate")
     return tuple(lines)
 
 
@@ -174,12 +196,14 @@ def _enabled(service: str) -> GuestLink:
     return GuestLink(path=f"{WANTS}/{service}.service", target=f"/{UNITS}/{service}.service")
 
 
-def _guest_script(
-    needs: Needs, init: Init, files: native.Renderer
-) -> Iterator[GuestFile | GuestLink]:
-    lines = ("xenlb 1", *settings_lines(needs))
+def settings_text(needs: Needs) -> str:
+    """The settings of guest.sh. Raises TemplateError."""
+    _check(needs)
+    return "\n".join(("xenlb 1", *settings_lines(needs))) + "\n"
+
+
+def _guest_script(init: Init, files: native.Renderer) -> Iterator[GuestFile | GuestLink]:
     yield files.file(GUEST_SCRIPT, "guest.sh", {}, mode=0o755)
-    yield GuestFile(path=GUEST_SETTINGS, text="\n".join(lines) + "\n")
     match init:
         case Init.SYSTEMD:
             yield files.file(f"{UNITS}/xenlb-guest.service", "xenlb-guest.service", {})

@@ -55,8 +55,8 @@ class GuestSide:
     """`system` and `init` None: as the guest itself shows. `gateways`: the director as the guest
     reaches it, at most one address a family; found from the host's routes where left out.
     `addresses`: the service addresses of a service by firewall mark, which it does not tell itself.
-    `table`: the first of the routing tables, one for each interface; it is the connections' mark,
-    too. `tx_checksums` False: the guest's network card is not left to complete checksums. `ssh`:
+    `table`: the first of the routing tables, one for each interface (busybox's ip knows none above
+    1023); it is the connections' mark, too. `tx_checksums` False: the guest's network card is not left to complete checksums. `ssh`:
     the destination for ssh(1), the guest's address as root where left out."""
 
     delivery: Delivery | None = None
@@ -67,6 +67,6 @@ class GuestSide:
     return_path: ReturnPath = ReturnPath.GATEWAY
     gateways: tuple[IPAddress, ...] = ()
     addresses: tuple[IPAddress, ...] = ()
-    table: int = 7371
+    table: int = 731
     tx_checksums: bool = True
     ssh: str | None = None

@@ -46,11 +46,19 @@ def test_for_a_human(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path) -> None:
     done = xenlb("guest", "render", "mail2", **of(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     heads = [line for line in done.stdout.splitlines() if line.startswith("==>")]
+    wants = "/etc/systemd/system/multi-user.target.wants"
     assert heads == [
+        "==> /etc/sysctl.d/60-xenlb.conf  (root, 0644) <==",
+        "==> /etc/xenlb-guest.conf  (root, 0644) <==",
+        "==> /usr/local/lib/xenlb/guest.sh  (root, 0755) <==",
+        "==> /etc/systemd/system/xenlb-guest.service  (root, 0644) <==",
+        f"==> {wants}/xenlb-guest.service -> /etc/systemd/system/xenlb-guest.service <==",
         "==> /usr/local/lib/xenlb/hold.sh  (root, 0755) <==",
         "==> /etc/xenlb-hold.conf  (root, 0600) <==",
         "==> /etc/systemd/system/xenlb-hold.service  (root, 0644) <==",
+        f"==> {wants}/xenlb-hold.service -> /etc/systemd/system/xenlb-hold.service <==",
     ]
+    assert "\naddress 192.0.2.10 lo\n" in done.stdout
     assert "\ntell=xenstore\ntimeout=90\nuntil=established\nwatch=192.0.2.10 25\n" in done.stdout
     assert "\nTimeoutStopSec=120\n" in done.stdout
     assert "\nsecret=" not in done.stdout
@@ -69,7 +77,7 @@ def test_a_folder_and_an_archive(
     )
     assert (done.returncode, done.stderr) == (0, "")
     written = [Path(line) for line in done.stdout.splitlines()]
-    assert all(path.is_file() for path in written)
+    assert all(path.is_file() or path.is_symlink() for path in written)
     settings = (folder / "etc/xenlb-hold.conf").read_text()
     assert f"agent=10.0.0.1 7371\nuuid={UUID}\nsecret=" in settings
     assert stat.S_IMODE((folder / "etc/xenlb-hold.conf").stat().st_mode) == 0o600

@@ -120,7 +120,7 @@ CASES: dict[str, tuple[Place, list[str]]] = {
     "masquerade": (place(V4), []),
     "masquerade-rule": (
         place(V4, side=replace(RULE, interface="eth1")),
-        ["route 4 10.0.0.1 eth1 7372", f"rule 4 from {OWN4} 7372"],
+        ["route 4 10.0.0.1 eth1 732", f"rule 4 from {OWN4} 732"],
     ),
     "masquerade-rule-6": (
         place(V6, OWN6, side=replace(RULE, table=100)),
@@ -130,20 +130,20 @@ CASES: dict[str, tuple[Place, list[str]]] = {
         place(V4, side=replace(MARK, tx_checksums=False)),
         [
             "sysctl net/ipv4/conf/all/src_valid_mark 1",
-            "route 4 10.0.0.1 eth0 7371",
-            "rule 4 mark 7371 7371",
-            "mark eth0 tcp 25 7371",
-            "mark eth0 udp 53 7371",
+            "route 4 10.0.0.1 eth0 731",
+            "rule 4 mark 731 731",
+            "mark eth0 tcp 25 731",
+            "mark eth0 udp 53 731",
             "no-tx-checksums eth0",
         ],
     ),
     "masquerade-mark-server-port": (
         place(V6, OWN6, side=MARK, server_port=26),
         [
-            "route 6 fd00:10::1 eth0 7371",
-            "rule 6 mark 7371 7371",
-            "mark eth0 tcp 26 7371",
-            "mark eth0 udp 26 7371",
+            "route 6 fd00:10::1 eth0 731",
+            "rule 6 mark 731 731",
+            "mark eth0 tcp 26 731",
+            "mark eth0 udp 26 731",
         ],
     ),
 }
@@ -171,9 +171,9 @@ def test_each_interface_has_its_own_table_whatever_else_there_is() -> None:
         needs = compile_needs([place(V4, side=replace(RULE, interface=i)) for i in interfaces])
         return {route.interface: route.table for route in needs.routes}
 
-    assert tables("eth1") == {"eth1": 7372}
-    assert tables("eth1", "eth0") == {"eth0": 7371, "eth1": 7372}
-    assert tables("eth0", "ens0") == {"ens0": 7371, "eth0": 7372}
+    assert tables("eth1") == {"eth1": 732}
+    assert tables("eth1", "eth0") == {"eth0": 731, "eth1": 732}
+    assert tables("eth0", "ens0") == {"ens0": 731, "eth0": 732}
 
 
 def test_a_service_by_mark_takes_its_addresses_from_the_configuration() -> None:

@@ -11,7 +11,7 @@ import pytest
 from xenlb.guestside import disks
 from xenlb.guestside.channel import DeliveryError
 from xenlb.guestside.offline import Disk, Offline, RootFolder
-from xenlb.guestside.reach import Target, executor_of, still_off
+from xenlb.guestside.reach import Target, reach, still_off
 from xenlb.model.side import Delivery, GuestSide
 
 TEST_URI = "test:///default"
@@ -50,13 +50,13 @@ def test_a_guest_that_runs_is_not_off() -> None:
 )
 def test_where_there_is_no_way(side: GuestSide, sentence: str) -> None:
     with pytest.raises(DeliveryError, match=sentence) as failed:
-        asyncio.run(executor_of(target(side)))
+        asyncio.run(reach(target(side)))
     assert failed.value.hint
 
 
 def test_a_folder_that_the_operator_mounted() -> None:
     side = GuestSide(delivery=Delivery.ROOTFS)
-    executor = asyncio.run(executor_of(replace(target(side), root="/mnt")))
+    executor = asyncio.run(reach(replace(target(side), root="/mnt"))).executor
     assert isinstance(executor, Offline)
 
 

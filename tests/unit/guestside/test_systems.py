@@ -288,9 +288,9 @@ def test_an_operators_template_of_a_system(tmp_path: Path) -> None:
             overrides=tmp_path,
         )
         if says is None:
-            (file,) = make()
+            file, _settings = make()
             assert isinstance(file, GuestFile)
-            assert file.text == "#!/bin/sh\n# 7372\n"
+            assert file.text == "#!/bin/sh\n# 732\n"
         else:
             with pytest.raises(TemplateError, match=says):
                 make()

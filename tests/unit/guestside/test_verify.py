@@ -53,7 +53,7 @@ NEEDS = compile_needs(
         place(
             "192.0.2.12",
             "10.0.1.11",
-            side=GuestSide(interface="eth1", return_path=ReturnPath.MARK, table=7371),
+            side=GuestSide(interface="eth1", return_path=ReturnPath.MARK, table=731),
         ),
         place("192.0.2.13", "10.0.0.11"),
     ]
@@ -74,23 +74,23 @@ ip addr add fd00:10::11/64 dev eth0 nodad
 ip addr add {V4}/32 dev lo
 ip addr add {V6}/128 dev lo nodad
 ip route add default via 10.0.0.1 dev eth0
-ip route add default via 10.0.0.1 dev eth0 table 7371
-ip -6 route add default via fd00:10::1 dev eth0 table 7371
-ip route add default via 10.0.0.1 dev eth1 onlink table 7372
-ip rule add from 10.0.0.11 table 7371 priority 7371
-ip -6 rule add from fd00:10::11 table 7371 priority 7371
-ip rule add fwmark 7372 table 7372 priority 7372
+ip route add default via 10.0.0.1 dev eth0 table 731
+ip -6 route add default via fd00:10::1 dev eth0 table 731
+ip route add default via 10.0.0.1 dev eth1 onlink table 732
+ip rule add from 10.0.0.11 table 731 priority 731
+ip -6 rule add from fd00:10::11 table 731 priority 731
+ip rule add fwmark 732 table 732 priority 732
 """
 # As guest.sh writes them.
 IN = "-m addrtype --dst-type LOCAL -m conntrack --ctstate NEW --ctdir ORIGINAL"
-MARKED = "-m connmark --mark 7372 -m conntrack --ctdir REPLY -j MARK --set-mark 7372"
+MARKED = "-m connmark --mark 732 -m conntrack --ctdir REPLY -j MARK --set-mark 732"
 RULES = f"""*mangle
 :XENLB-IN - [0:0]
 :XENLB-OUT - [0:0]
 -A PREROUTING -j XENLB-IN
 -A OUTPUT -j XENLB-OUT
--A XENLB-IN -i eth1 -p tcp --dport 25 {IN} -j CONNMARK --set-mark 7372
--A XENLB-IN -i eth1 -p udp --dport 53 {IN} -j CONNMARK --set-mark 7372
+-A XENLB-IN -i eth1 -p tcp --dport 25 {IN} -j CONNMARK --set-mark 732
+-A XENLB-IN -i eth1 -p udp --dport 53 {IN} -j CONNMARK --set-mark 732
 -A XENLB-IN {MARKED}
 -A XENLB-OUT {MARKED}
 COMMIT
@@ -141,73 +141,73 @@ BROKEN: dict[str, tuple[str, str]] = {
         "src_valid_mark of eth1 is 0 (all: 0, eth1: 0), wanted 1",
     ),
     "route missing": (
-        "ip route del default table 7371",
-        "table 7371 has no default route, wanted by 10.0.0.1 on eth0",
+        "ip route del default table 731",
+        "table 731 has no default route, wanted by 10.0.0.1 on eth0",
     ),
     "other gateway": (
-        "ip route replace default via 10.0.0.99 dev eth0 table 7371",
-        "the default route of table 7371 goes by 10.0.0.99 on eth0, wanted by 10.0.0.1 on eth0",
+        "ip route replace default via 10.0.0.99 dev eth0 table 731",
+        "the default route of table 731 goes by 10.0.0.99 on eth0, wanted by 10.0.0.1 on eth0",
     ),
     "a better route": (
-        "ip route replace default via 10.0.0.1 dev eth0 table 7371 metric 9\n"
-        "ip route del default table 7371 metric 0\n"
-        "ip route add default via 10.0.0.99 dev eth0 table 7371 metric 5",
-        "the default route of table 7371 goes by 10.0.0.99",
+        "ip route replace default via 10.0.0.1 dev eth0 table 731 metric 9\n"
+        "ip route del default table 731 metric 0\n"
+        "ip route add default via 10.0.0.99 dev eth0 table 731 metric 5",
+        "the default route of table 731 goes by 10.0.0.99",
     ),
     "unreachable": (
-        "ip route replace unreachable default table 7371",
-        "the default route of table 7371 goes nowhere",
+        "ip route replace unreachable default table 731",
+        "the default route of table 731 goes nowhere",
     ),
     "IPv6 route missing": (
-        "ip -6 route del default table 7371",
-        "table 7371 has no default route, wanted by fd00:10::1",
+        "ip -6 route del default table 731",
+        "table 731 has no default route, wanted by fd00:10::1",
     ),
     "interface down": (
         "ip link set eth1 down",
-        "table 7372 has no default route, wanted by 10.0.0.1 on eth1: eth1 is down",
+        "table 732 has no default route, wanted by 10.0.0.1 on eth1: eth1 is down",
     ),
     "rule missing": (
-        "ip rule del priority 7371",
-        "packets from 10.0.0.11 are not routed by table 7371: there is no such rule",
+        "ip rule del priority 731",
+        "packets from 10.0.0.11 are not routed by table 731: there is no such rule",
     ),
     "rule of another table": (
-        "ip rule del priority 7371\nip rule add from 10.0.0.11 table 100 priority 7371",
-        "packets from 10.0.0.11 are not routed by table 7371: there are rules for table 100",
+        "ip rule del priority 731\nip rule add from 10.0.0.11 table 100 priority 731",
+        "packets from 10.0.0.11 are not routed by table 731: there are rules for table 100",
     ),
     "rule for less": (
-        "ip rule del priority 7371\nip rule add from 10.0.0.11 to 198.51.100.0/24 table 7371",
-        "packets from 10.0.0.11 are not routed by table 7371",
+        "ip rule del priority 731\nip rule add from 10.0.0.11 to 198.51.100.0/24 table 731",
+        "packets from 10.0.0.11 are not routed by table 731",
     ),
     "rule behind another": (
         "ip route add default via 10.0.0.2 dev eth0 table 100\n"
         "ip rule add from 10.0.0.0/24 table 100 priority 100",
-        "packets from 10.0.0.11 do not reach table 7371: the rule `from 10.0.0.0/24 lookup 100`"
-        " with priority 100 comes before priority 7371",
+        "packets from 10.0.0.11 do not reach table 731: the rule `from 10.0.0.0/24 lookup 100`"
+        " with priority 100 comes before priority 731",
     ),
     "rule behind main": (
-        "ip rule del priority 7371\nip rule add from 10.0.0.11 table 7371 priority 40000",
-        "packets from 10.0.0.11 do not reach table 7371: the rule `from all lookup main`",
+        "ip rule del priority 731\nip rule add from 10.0.0.11 table 731 priority 40000",
+        "packets from 10.0.0.11 do not reach table 731: the rule `from all lookup main`",
     ),
     "IPv6 rule behind a refusal": (
         "ip -6 rule add from fd00:10::/64 prohibit priority 5",
-        "packets from fd00:10::11 do not reach table 7371",
+        "packets from fd00:10::11 do not reach table 731",
     ),
     "mark's rule missing": (
-        "ip rule del priority 7372",
-        "packets with mark 7372 are not routed by table 7372",
+        "ip rule del priority 732",
+        "packets with mark 732 are not routed by table 732",
     ),
     "marks missing": (
         "iptables -t mangle -D XENLB-IN 2",
-        "IPv4 connections that come in by eth1 to UDP port 53 get no mark 7372",
+        "IPv4 connections that come in by eth1 to UDP port 53 get no mark 732",
     ),
     "mark of another interface": (
         f"iptables -t mangle -R XENLB-IN 1 -i eth0 -p tcp --dport 25 {IN} -j CONNMARK"
-        " --set-mark 7372",
-        "IPv4 connections that come in by eth1 to TCP port 25 get no mark 7372",
+        " --set-mark 732",
+        "IPv4 connections that come in by eth1 to TCP port 25 get no mark 732",
     ),
     "replies unmarked": (
         "iptables -t mangle -F XENLB-OUT",
-        "IPv4 replies do not get the mark of their connection (7372)",
+        "IPv4 replies do not get the mark of their connection (732)",
     ),
     "default gateway": (
         "ip route replace default via 10.0.0.254 dev eth0",
@@ -223,17 +223,17 @@ AS_GOOD = {
     "by interface": "sysctl -qw net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.eth0.arp_ignore=1"
     " net.ipv4.conf.eth1.arp_ignore=2 net.ipv4.conf.peer0.arp_ignore=1"
     " net.ipv4.conf.peer1.arp_ignore=1",
-    "rule of another priority": "ip rule del priority 7371\n"
-    "ip rule add from 10.0.0.11 table 7371 priority 20",
+    "rule of another priority": "ip rule del priority 731\n"
+    "ip rule add from 10.0.0.11 table 731 priority 20",
     "a table without a way in front": "ip rule add from all table 100 priority 5",
     "rules for others": "ip route add default via 10.0.0.2 dev eth0 table 100\n"
     "ip rule add from 10.0.9.0/24 table 100 priority 5\n"
     "ip rule add fwmark 0x5 table 100 priority 6",
-    "a second route": "ip route add default via 10.0.0.99 dev eth0 table 7371 metric 50",
+    "a second route": "ip route add default via 10.0.0.99 dev eth0 table 731 metric 50",
     "no nodad on lo": f"ip addr del {V6}/128 dev lo\nip addr add {V6}/128 dev lo",
     "several ports": "iptables -t mangle -R XENLB-IN 1 -i eth1 -p tcp -m multiport --dports"
-    " 20:30,80 -j CONNMARK --set-mark 7372",
-    "any port": "iptables -t mangle -R XENLB-IN 1 -i eth1 -p tcp -j CONNMARK --set-mark 7372",
+    " 20:30,80 -j CONNMARK --set-mark 732",
+    "any port": "iptables -t mangle -R XENLB-IN 1 -i eth1 -p tcp -j CONNMARK --set-mark 732",
     "restored": "iptables -t mangle -F XENLB-OUT\n"
     "iptables -t mangle -A XENLB-OUT -j CONNMARK --restore-mark",
 }
@@ -321,7 +321,7 @@ def test_what_does_the_same_is_no_difference(case: str) -> None:
 @in_own_network
 def test_the_needs_of_one_service_are_held_against_the_guest_alone() -> None:
     set_up()
-    sh(f"ip rule del priority 7371\nip addr del {V4}/32 dev lo")
+    sh(f"ip rule del priority 731\nip addr del {V4}/32 dev lo")
     state = look("dash")
     assert len(messages(NEEDS, state)) == 2
     one = compile_needs([place(V4, "10.0.0.11", gatewaying="yes")])
@@ -372,7 +372,7 @@ HOLD = Needs(
     )
 )
 GUE = Needs(decapsulations=(Decapsulation(port=6080, family=Family.INET),))
-RULED = Needs(rules=(Rule(family=Family.INET, table=7371, source=ip_address("10.0.0.11")),))
+RULED = Needs(rules=(Rule(family=Family.INET, table=731, source=ip_address("10.0.0.11")),))
 CLAMPED = Needs(clamps=(Clamp(address=ip_address(V4), size=1440),))
 IN_NEED_OF_V6 = compile_needs([place(V6, "fd00:10::11", gatewaying="yes")])
 
@@ -485,6 +485,6 @@ def test_what_busybox_cannot_do_is_not_promised() -> None:
         (found,) = differences(Needs(rules=(rule,)), Observed(programs=frozenset(programs)))
         return found.hint
 
-    assert "busybox's" in hint("ip", table=7371)
-    assert "busybox's" not in hint("ip", "iproute2", table=7371)
+    assert "busybox's" in hint("ip", table=1731)
+    assert "busybox's" not in hint("ip", "iproute2", table=1731)
     assert hint("ip", table=371) == hint("ip", "iproute2", table=371)

@@ -1,0 +1,158 @@
+"""Guests are let in when their inside is in place: the agent's part of it. A guest that configures
+itself stands for all; ways into others are in tests/unit/guestside and the labs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.fakes.kernel import FakeKernel
+from tests.unit.agent.test_agent import (
+    SERVICE,
+    SETTINGS,
+    XEN,
+    Desk,
+    agent_at_work,
+    guest,
+    listed,
+    until,
+)
+from xenlb import clock, sides
+from xenlb.guestside import selfmade
+from xenlb.hypervisor import vmdata
+from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.ipvs.table import Forwarding
+from xenlb.model.events import Started
+from xenlb.model.settings import ServiceSettings, Settings
+from xenlb.model.side import Delivery, GuestSide, OnBoot
+from xenlb.sides import Sides
+
+
+class FakeXenstore:
+    """Takes what is offered; guests answer when the test says so."""
+
+    def __init__(self) -> None:
+        self.texts: dict[int, str] = {}
+        self.answers: dict[int, str] = {}
+        self.answered = asyncio.Event()
+
+    async def offer(self, domid: int, text: str) -> str:
+        self.texts[domid] = text
+        return vmdata.serial(text)
+
+    def answer(self, domid: int, word: str) -> None:
+        self.answers[domid] = f"{vmdata.serial(self.texts[domid])} {word}"
+        self.answered.set()
+
+
+SELF_MADE = GuestSide(delivery=Delivery.XENSTORE, on_boot=OnBoot.APPLY)
+
+
+def service(side: GuestSide = SELF_MADE) -> ServiceSettings:
+    return replace(SERVICE, forwarding=Forwarding.GATEWAYING, side=side)
+
+
+def with_service(it: ServiceSettings) -> Settings:
+    return replace(SETTINGS, services=(it,))
+
+
+class Bench:
+    """`desk` and `xenstore` while a story is played."""
+
+    desk: Desk
+    xenstore: FakeXenstore
+
+    def play(
+        self, folder: Path, it: ServiceSettings, story: Callable[["Bench"], Awaitable[None]]
+    ) -> None:
+        async def main() -> None:
+            self.xenstore = FakeXenstore()
+            async with agent_at_work(folder, FakeKernel(), with_service(it)) as self.desk:
+                inside = Sides(self.desk.agent, {XEN: cast(XenstoreSource, self.xenstore)})
+                self.desk.agent.changed = inside.follow
+                task = asyncio.create_task(inside.run())
+                try:
+                    await story(self)
+                finally:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
+
+        asyncio.run(main())
+
+    def reason(self) -> str:
+        return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].sides)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sides, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(sides, "BOOTING", 0.0)
+    monkeypatch.setattr(selfmade, "ANSWER", 0.1)
+
+
+def test_weight_comes_with_the_guests_answer(tmp_path: Path, quick: None) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(mail1=5))
+        await bench.desk.pass_checks()
+        await until(lambda: 5 in bench.xenstore.texts)
+        assert "10.0.0.11" not in bench.desk.weights()
+        text = bench.xenstore.texts[5]
+        assert text.startswith("xenlb 1\n")
+        assert "address 192.0.2.10 lo\n" in text
+        assert "hold tell=xenstore\n" in text
+        await until(lambda: "has not taken up" in bench.reason())
+        bench.xenstore.answer(5, "failed")
+        await until(lambda: "could not do all" in bench.reason())
+        assert "10.0.0.11" not in bench.desk.weights()
+        bench.xenstore.answer(5, "ok")
+        await until(lambda: "10.0.0.11" in bench.desk.weights())
+        assert bench.desk.weights()["10.0.0.11"] == 1
+        assert "has all that mail needs" in bench.desk.told()
+
+    Bench().play(tmp_path, service(), story)
+
+
+def test_a_service_address_that_is_new_reaches_guests_that_run(tmp_path: Path, quick: None) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(mail1=5))
+        await bench.desk.pass_checks()
+        await until(lambda: 5 in bench.xenstore.texts)
+        bench.xenstore.answer(5, "ok")
+        await until(lambda: "10.0.0.11" in bench.desk.weights())
+        moved = replace(service(), address=ip_address("192.0.2.11"))
+        bench.desk.agent.configure(with_service(moved))
+        await until(lambda: "address 192.0.2.11 lo\n" in bench.xenstore.texts[5])
+        # The next boot of the guest is another domain, which is given the same.
+        started = Started(at=clock.now(), guest=guest(1), name="mail1", incarnation=6)
+        await bench.desk.say(started)
+        await until(lambda: "address 192.0.2.11 lo\n" in bench.xenstore.texts.get(6, ""))
+
+    Bench().play(tmp_path, service(), story)
+
+
+def test_why_a_guest_cannot_be_reached_is_told(tmp_path: Path, quick: None) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(mail1=5))
+        await until(lambda: bench.reason() != "")
+        assert "ssh to nobody@ssh.invalid" in bench.reason()
+        assert "not ready for mail" in bench.desk.told()
+
+    side = GuestSide(delivery=Delivery.SSH, on_boot=OnBoot.VERIFY, ssh="nobody@ssh.invalid")
+    Bench().play(tmp_path, service(side), story)
+
+
+def test_guests_that_are_not_to_be_looked_at_are_left_alone(tmp_path: Path, quick: None) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(mail1=5))
+        await bench.desk.pass_checks()
+        assert bench.desk.weights()["10.0.0.11"] == 1
+        await asyncio.sleep(0.1)
+        assert bench.xenstore.texts == {}
+
+    Bench().play(tmp_path, service(replace(SELF_MADE, on_boot=OnBoot.OFF)), story)

@@ -1,0 +1,112 @@
+"""For `xenlb guest`: who the guest is, what it should have inside, and the way in; each failure as
+one sentence."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xenlb import lookup
+from xenlb.ask import AskFailed
+from xenlb.cli.invalid import invalid
+from xenlb.cli.options import Failure, Options
+from xenlb.config import ConfigError, load
+from xenlb.control.protocol import UNREACHABLE, ControlError
+from xenlb.control.secrets import KeyFileError, guest_secret, master_key
+from xenlb.guestside.channel import DeliveryError
+from xenlb.guestside.compile import NeedsError
+from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by
+from xenlb.guestside.observe import ObserveError
+from xenlb.guestside.render import TemplateError
+from xenlb.guestside.subject import Subject, subject_of
+from xenlb.lookup import Found
+from xenlb.model.settings import Settings
+from xenlb.model.side import Delivery
+
+T = TypeVar("T")
+
+
+def settings_of(options: Options) -> Settings:
+    try:
+        return load(options.config)
+    except ConfigError as error:
+        raise invalid(error) from None
+
+
+def find(options: Options, settings: Settings, name: str) -> Found:
+    """The guest as the agent knows it; as libvirt does where no agent runs."""
+    try:
+        found = _found(options, settings, name)
+        return replace(found, uri=lookup.real_uri(found.uri))
+    except AskFailed as error:
+        raise Failure(error.message, hint=error.hint) from error
+
+
+def _found(options: Options, settings: Settings, name: str) -> Found:
+    try:
+        return lookup.by_agent(options.socket, settings, name)
+    except ControlError as error:
+        if error.status != UNREACHABLE:
+            raise
+    return lookup.by_libvirt(settings, name)
+
+
+def hold(
+    found: Found,
+    settings: Settings,
+    *,
+    tell: Tell | None = None,
+    key: Path,
+    must_tell: bool = False,
+) -> Hold | None:
+    """How the guest's shutdown is held; None: it is in no service. `tell`: the way to tell the
+    host, that of its hypervisor where left out. Where that is TCP and no agent listens, the hold
+    only waits, unless it must tell."""
+    if not found.services:
+        return None
+    way = tell_by(found.uri) if tell is None else tell
+    if way is Tell.TCP and settings.listen is None:
+        if must_tell:
+            raise Failure(
+                f"guest {found.name} has no way to tell that it leaves",
+                hint='let it: guests: {listen: "ADDRESS:7371"}; or take --tell none',
+            )
+        way = Tell.NONE
+    secret = ""
+    if way is Tell.TCP:
+        try:
+            secret = guest_secret(master_key(key), found.uuid)
+        except KeyFileError as error:
+            raise Failure(error.message, hint=error.hint) from error
+    return compile_hold(found.services, found.uuid, tell=way, agent=settings.listen, secret=secret)
+
+
+async def subject(
+    found: Found, held: Hold | None, *, delivery: Delivery | None = None, ssh: str | None = None
+) -> Subject:
+    """`delivery`, `ssh`: in place of what is configured."""
+    it = await subject_of(
+        name=found.name,
+        uuid=found.uuid,
+        uri=found.uri,
+        services=found.services,
+        addresses=found.addresses,
+        hold=held,
+    )
+    side = it.side
+    if delivery is not None:
+        side = replace(side, delivery=delivery)
+    if ssh is not None:
+        side = replace(side, delivery=Delivery.SSH, ssh=ssh)
+    return replace(it, side=side)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it to its end; what the way into a guest or its needs complain of is a Failure."""
+    try:
+        return asyncio.run(work)
+    except (DeliveryError, NeedsError, ObserveError) as error:
+        raise Failure(error.message, hint=error.hint) from error
+    except TemplateError as error:
+        raise Failure(str(error), hint="correct the template, or remove it") from error

@@ -1,0 +1,202 @@
+"""What is done with the inside of one guest: looked at, applied, removed.
+
+A guest that runs is asked over a channel, one that is off is worked on as a tree of files
+(reach.py). Of one that runs three things are brought in line: its files (install.py); what is true
+in it now (guest.sh); and what its own programs know of their files (systems.commands). The settings
+in the guest say what it was given last; what of that is no longer wanted is taken away, whichever
+program made it, because guest.sh takes it for its own first.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xenlb.guestside.asking import observe_script
+from xenlb.guestside.channel import Channel, DeliveryError, Output
+from xenlb.guestside.compile import compile_needs
+from xenlb.guestside.differences import visible
+from xenlb.guestside.install import Changed
+from xenlb.guestside.needs import Needs
+from xenlb.guestside.observe import ObserveError, observed
+from xenlb.guestside.observed import Observed
+from xenlb.guestside.reach import Look, Reached, look
+from xenlb.guestside.render import render
+from xenlb.guestside.script import after_script, applied_script, removed_script
+from xenlb.guestside.subject import Subject
+from xenlb.guestside.systems import (
+    GUEST_SETTINGS,
+    commands,
+    removal_commands,
+    settings_text,
+    side_files,
+)
+from xenlb.guestside.target import Target, of_files, of_observed
+from xenlb.guestside.tree import File
+from xenlb.guestside.verdict import APPLY, Difference
+from xenlb.guestside.verify import differences
+from xenlb.model.events import Verdict
+from xenlb.model.side import GuestSide
+
+NO_SETTINGS = "xenlb 1\n"
+LIVE = 120.0  # seconds; a busy guest that starts a dozen programs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A guest as it is and as it should be. `seen` None: it is off, and only its files are known.
+    `former`: the settings that it was given last."""
+
+    subject: Subject
+    needs: Needs
+    target: Target
+    seen: Observed | None
+    look: Look
+    former: str
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """All that is not as it should be."""
+        found = () if self.seen is None else differences(self.needs, self.seen)
+        return (*found, *self._files())
+
+    def _files(self) -> tuple[Difference, ...]:
+        """Of a guest that runs only where xenlb has put files there: it may have been configured by
+        other means."""
+        plan = self.look.plan
+        if not plan.changes_guest or (self.seen is not None and not self.look.installed):
+            return ()
+        paths = ", ".join(f"/{path}" for path in plan.paths)
+        return (Difference(message=f"files are not as they should be: {paths}", hint=APPLY),)
+
+
+def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:
+    """For each of its services: has a guest that runs all that it needs?"""
+    found = []
+    for place in subject.places:
+        missing = differences(compile_needs([place], hold=subject.hold), seen)
+        problem = "; ".join(each.message for each in missing)
+        found.append(Verdict(service=place.service, problem=problem))
+    return tuple(found)
+
+
+def _sides(subject: Subject) -> tuple[GuestSide, ...]:
+    return tuple(place.side for place in subject.places)
+
+
+async def see(subject: Subject, channel: Channel) -> Observed:
+    """What is true in a guest that runs. Raises DeliveryError."""
+    needs = compile_needs(subject.places, hold=subject.hold)
+    interfaces = sorted({each.interface for each in (subject.side, *_sides(subject))})
+    output = await channel.run(observe_script(needs, interfaces=interfaces))
+    if output.status != 0:
+        raise DeliveryError(
+            f"{subject.name} cannot be looked at: {output.complaint or 'no reason given'}"
+        )
+    try:
+        return observed(output.out)
+    except ObserveError as error:
+        raise DeliveryError(f"{subject.name}: {error.message}", hint=error.hint) from None
+
+
+async def survey(
+    subject: Subject, reached: Reached, *, overrides: Path, changed: Changed = Changed.KEEP
+) -> Survey:
+    """Changes nothing. Raises DeliveryError, NeedsError, TemplateError."""
+    needs = compile_needs(subject.places, hold=subject.hold)
+    seen = None if reached.channel is None else await see(subject, reached.channel)
+    target = await _target(subject, reached, seen)
+    wanted = side_files(
+        needs, system=target.system, init=target.init, facts=target.facts, overrides=overrides
+    )
+    found = await look(reached.executor, wanted, changed=changed)
+    return Survey(
+        subject=subject,
+        needs=needs,
+        target=target,
+        seen=seen,
+        look=found,
+        former=_former(found),
+    )
+
+
+async def survey_for_removal(
+    subject: Subject, reached: Reached, *, changed: Changed = Changed.KEEP
+) -> Survey:
+    """As `survey`, of a guest that is to have nothing of xenlb any more."""
+    seen = None if reached.channel is None else await see(subject, reached.channel)
+    target = await _target(subject, reached, seen)
+    found = await look(reached.executor, (), changed=changed)
+    return Survey(
+        subject=subject,
+        needs=Needs(),
+        target=target,
+        seen=seen,
+        look=found,
+        former=_former(found),
+    )
+
+
+async def _target(subject: Subject, reached: Reached, seen: Observed | None) -> Target:
+    side, name = subject.side, subject.name
+    if seen is None:
+        return await of_files(side, reached.executor, name=name, container=subject.container)
+    return of_observed(side, seen, name=name, container=subject.container)
+
+
+def _former(found: Look) -> str:
+    match found.present.get(GUEST_SETTINGS):
+        case File(content=content) if GUEST_SETTINGS in found.installed:
+            return content.decode("ascii", "replace")
+        case _:
+            return NO_SETTINGS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """`said`: what the guest said of what failed; `left`: what is still not as it should be."""
+
+    said: tuple[str, ...] = ()
+    left: tuple[Difference, ...] = ()
+
+
+async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
+    """Brings the guest in line with what was found. Raises DeliveryError; what was done before
+    stays, and the next apply goes on from there."""
+    plan = found.look.plan
+    if not plan.operations and not found.differences:
+        return Done()
+    await reached.executor.perform(plan.operations)
+    if reached.channel is None:
+        return Done()
+    target = found.target
+    script = applied_script(
+        render("guest.sh", {}, overrides=overrides),
+        former=found.former,
+        settings=settings_text(found.needs),
+        after=commands(found.needs, system=target.system, init=target.init, facts=target.facts),
+    )
+    output = await reached.channel.run(script, limit=LIVE)
+    seen = await see(found.subject, reached.channel)
+    return Done(said=_said(output), left=differences(found.needs, seen))
+
+
+async def remove(found: Survey, reached: Reached, *, overrides: Path) -> Done:
+    """Takes away all that xenlb has made in the guest. Raises DeliveryError."""
+    said: tuple[str, ...] = ()
+    channel = reached.channel
+    if channel is not None and found.look.installed:
+        script = removed_script(render("guest.sh", {}, overrides=overrides), former=found.former)
+        said = _said(await channel.run(script, limit=LIVE))
+    await reached.executor.perform(found.look.plan.operations)
+    if channel is not None and found.look.installed:
+        target = found.target
+        after = removal_commands(system=target.system, init=target.init, facts=target.facts)
+        said += _said(await channel.run(after_script(after), limit=LIVE))
+    return Done(said=said)
+
+
+def _said(output: Output) -> tuple[str, ...]:
+    """Lines of what failed, made harmless: the guest may say what it likes."""
+    if output.status == 0:
+        return ()
+    lines = output.out.decode("utf-8", "backslashreplace").splitlines() or [output.complaint]
+    return tuple(visible(line.removeprefix("xenlb-guest: "))[:300] for line in lines[:20])
