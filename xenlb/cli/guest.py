@@ -37,6 +37,19 @@ key_file = click.option(
 )
 
 
+def written(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a verb the options of where its files go."""
+    command = click.option(
+        "--tar", "as_tar", is_flag=True, help="Write a tar archive to standard output."
+    )(command)
+    return click.option(
+        "--output",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Write the files below DIR.",
+    )(command)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """The options of the verbs that go into a guest."""
@@ -99,13 +112,7 @@ def guest() -> None:
     type=click.Choice(["xenstore", "virtio", "tcp", "none"]),
     help="How the guest tells that it leaves; by its hypervisor where left out.",
 )
-@click.option(
-    "--output",
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write the files below DIR.",
-)
-@click.option("--tar", "as_tar", is_flag=True, help="Write a tar archive to standard output.")
+@written
 @key_file
 @given
 def render(
@@ -126,14 +133,44 @@ def render(
 
     xenlb guest render mail1 --system ifupdown --tar | ssh mail1 tar -x -C /
     """
+    _check_place(output, as_tar=as_tar)
+    logs.set_up(verbose=options.verbose, level=logging.WARNING)
+    files = _rendered(options, guest, system=system, init=init, tell=tell, key=key)
+    _write(files, output, as_tar=as_tar)
+
+
+@guest.command()
+@click.option(
+    "--init",
+    type=click.Choice(["systemd", "sysvinit"]),
+    default="systemd",
+    show_default=True,
+    help="What starts services.",
+)
+@written
+@given
+def image(options: Options, *, init: str, output: Path | None, as_tar: bool) -> None:
+    """Makes the files for an image of guests that configure themselves (delivery: xenstore): what
+    reads at boot, and when it changes, what the host writes for them."""
+    _check_place(output, as_tar=as_tar)
+    from xenlb.cli import inside
+    from xenlb.guestside.systems import image_files
+    from xenlb.model.side import Init
+
+    files = inside.excused(lambda: image_files(Init(init), overrides=_overrides(options)))
+    _write(files, output, as_tar=as_tar)
+
+
+def _check_place(output: Path | None, *, as_tar: bool) -> None:
     if output is not None and as_tar:
         raise click.UsageError("--output and --tar exclude each other")
     if as_tar and sys.stdout.isatty():
         raise click.UsageError("an archive is not for a terminal; send it somewhere: --tar | ssh …")
+
+
+def _write(files: "tuple[Wanted, ...]", output: Path | None, *, as_tar: bool) -> None:
     from xenlb.guestside.files import archive, write_tree
 
-    logs.set_up(verbose=options.verbose, level=logging.WARNING)
-    files = _rendered(options, guest, system=system, init=init, tell=tell, key=key)
     if as_tar:
         sys.stdout.buffer.write(archive(files))
     elif output is not None:

@@ -2,7 +2,7 @@
 one sentence."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,8 +104,12 @@ async def subject(
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs it to its end; what the way into a guest or its needs complain of is a Failure."""
+    return excused(lambda: asyncio.run(work))
+
+
+def excused(work: Callable[[], T]) -> T:
     try:
-        return asyncio.run(work)
+        return work()
     except (DeliveryError, NeedsError, ObserveError) as error:
         raise Failure(error.message, hint=error.hint) from error
     except TemplateError as error:

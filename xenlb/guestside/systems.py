@@ -14,16 +14,20 @@ from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import assert_never
+from uuid import UUID
 
 from xenlb.guestside import native
 from xenlb.guestside.facts import MANAGES_LOOPBACK, Facts
 from xenlb.guestside.files import OVERRIDES, hold_files
+from xenlb.guestside.hold import Hold, Tell
 from xenlb.guestside.needs import Needs, settings_lines
 from xenlb.guestside.render import TemplateError, UnsafeValue, safe
 from xenlb.guestside.tree import GuestFile, GuestLink
 from xenlb.ipvs.table import Family
+from xenlb.model.settings import DrainUntil
 from xenlb.model.side import Init, System
 
+IMAGE_TIMEOUT = 3600  # seconds
 GUEST_SCRIPT = "usr/local/lib/xenlb/guest.sh"
 GUEST_SETTINGS = "etc/xenlb-guest.conf"
 UNITS = "etc/systemd/system"
@@ -67,6 +71,26 @@ def side_files(
         every += hold_files(needs.hold, init, overrides=overrides)
         if init is Init.SYSTEMD:
             every.append(_enabled("xenlb-hold"))
+    return tuple(every)
+
+
+def image_files(init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile | GuestLink, ...]:
+    """For the image of guests that configure themselves: what reads their settings at boot and when
+    they change. Those of the hold come with them; until then it tells the host, and waits for
+    nothing. systemd stops it after an hour, whatever its settings say."""
+    hold = Hold(
+        uuid=UUID(int=0),
+        tell=Tell.XENSTORE,
+        timeout=IMAGE_TIMEOUT,
+        until=DrainUntil.ESTABLISHED,
+        watches=(),
+    )
+    every = [
+        *_guest_script(init, native.Renderer(overrides=overrides)),
+        *hold_files(hold, init, overrides=overrides),
+    ]
+    if init is Init.SYSTEMD:
+        every.append(_enabled("xenlb-hold"))
     return tuple(every)
 
 

@@ -56,8 +56,9 @@ class GuestSide:
     reaches it, at most one address a family; found from the host's routes where left out.
     `addresses`: the service addresses of a service by firewall mark, which it does not tell itself.
     `table`: the first of the routing tables, one for each interface (busybox's ip knows none above
-    1023); it is the connections' mark, too. `tx_checksums` False: the guest's network card is not left to complete checksums. `ssh`:
-    the destination for ssh(1), the guest's address as root where left out."""
+    1023); it is the connections' mark, too. `tx_checksums` False: the guest's network card is not
+    left to complete checksums. `ssh`: the destination for ssh(1), the guest's address as root where
+    left out."""
 
     delivery: Delivery | None = None
     on_boot: OnBoot = OnBoot.OFF
