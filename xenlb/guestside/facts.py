@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from xenlb.guestside.observed import Observed
 
+# What xenlb gives to networkd for lo, where the guest has no file of its own.
+LOOPBACK_FILE = "60-xenlb-lo.network"
 # The first NetworkManager that sets addresses of the loopback device.
 MANAGES_LOOPBACK = (1, 42)
 
@@ -30,8 +32,8 @@ class Facts:
 
     `links`: of its interfaces those of which something is known. `sources_interfaces_d`:
     /etc/network/interfaces has a line that reads interfaces.d/*. `loopback_file`: the name of
-    networkd's .network file for lo, where the guest has one. `netplan_by_manager`: netplan's
-    renderer is NetworkManager. `manager_version`: NetworkManager's, major and minor.
+    networkd's .network file for lo, where the guest has one of its own. `netplan_by_manager`:
+    netplan's renderer is NetworkManager. `manager_version`: NetworkManager's, major and minor.
     `applies_sysctls`: sysctl.d is read at boot, which systemd does not do in a container (/proc/sys
     is read-only there, though net/ipv4 and net/ipv6 below it may be written)."""
 
@@ -62,7 +64,10 @@ def facts_of(observed: Observed, *, container: bool = False) -> Facts:
             if interface != "lo"
         ),
         sources_interfaces_d=observed.interfaces_d,
-        loopback_file=None if loopback is None else loopback.network_file,
+        # xenlb's own file says nothing of the guest's.
+        loopback_file=None
+        if loopback is None or loopback.network_file == LOOPBACK_FILE
+        else loopback.network_file,
         netplan_by_manager=any(each.by_manager for each in systems.values()),
         manager_version=observed.network_manager or MANAGES_LOOPBACK,
         applies_sysctls=not container,

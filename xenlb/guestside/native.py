@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xenlb.guestside.facts import MANAGES_LOOPBACK, Facts
+from xenlb.guestside.facts import LOOPBACK_FILE, MANAGES_LOOPBACK, Facts
 from xenlb.guestside.needs import Needs, Route, Rule, TunnelDevice
 from xenlb.guestside.needs import TunnelKind as Kind
 from xenlb.guestside.render import TemplateError, UnsafeValue, quoted, render, safe
@@ -178,7 +178,7 @@ def networkd(needs: Needs, facts: Facts, files: Renderer) -> Files:
     # takes up a link anew: what it can say must be in its own files.
     if loopback := _on(needs, "lo"):
         if facts.loopback_file is None:
-            path, template = f"{NETWORKD}/60-xenlb-lo.network", "networkd/addresses.network"
+            path, template = f"{NETWORKD}/{LOOPBACK_FILE}", "networkd/addresses.network"
         else:
             name = file_name(facts.loopback_file, of="a .network file")
             path, template = f"{NETWORKD}/{name}.d/xenlb.conf", "networkd/addresses.conf"

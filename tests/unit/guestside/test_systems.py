@@ -27,7 +27,7 @@ from tests.unit.guestside.test_render import HOSTILE
 from xenlb.config import parse
 from xenlb.guestside.compile import NeedsError, compile_needs
 from xenlb.guestside.directorside import director_files
-from xenlb.guestside.facts import Facts, Link, facts_of
+from xenlb.guestside.facts import LOOPBACK_FILE, Facts, Link, facts_of
 from xenlb.guestside.needs import Needs, Route, Rule, ServiceAddress, Sysctl, settings_lines
 from xenlb.guestside.observed import NetworkSystem, Observed
 from xenlb.guestside.render import TemplateError
@@ -267,6 +267,9 @@ def test_what_a_guest_shows_is_what_its_files_are_made_for() -> None:
         netplan_by_manager=True,
         manager_version=(1, 30),
     )
+    ours = replace(shown.systems["lo"], network_file=LOOPBACK_FILE)
+    after = replace(shown, systems={**shown.systems, "lo": ours})
+    assert facts_of(after).loopback_file is None  # else a second apply would not be the first
     assert facts_of(shown, container=True) == replace(facts_of(shown), applies_sysctls=False)
 
 
