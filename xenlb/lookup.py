@@ -20,13 +20,14 @@ from xenlb.model.settings import ServiceSettings, Settings
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """`uri`: of its libvirt; "default" is libvirt's own choice. `addresses`: of its servers, by the
-    names of services, where known."""
+    names of services, where known. `domid`: of its domain while it runs."""
 
     name: str
     uuid: UUID
     uri: str
     services: tuple[ServiceSettings, ...]
     addresses: Mapping[str, IPAddress]
+    domid: int | None
 
 
 def by_agent(socket: Path, settings: Settings, text: str) -> Found:
@@ -45,6 +46,7 @@ def by_agent(socket: Path, settings: Settings, text: str) -> Found:
             for server in answer["servers"]
             if server["address"] is not None
         },
+        domid=None if answer["phase"] == "absent" else answer["domain_id"],
     )
 
 
@@ -54,6 +56,7 @@ def by_libvirt(settings: Settings, text: str) -> Found:
     from xenlb.ask import find_once  # noqa: PLC0415  (loads asyncio and libvirt)
     from xenlb.model import report  # noqa: PLC0415
     from xenlb.model.events import Configured  # noqa: PLC0415
+    from xenlb.model.guest import Phase  # noqa: PLC0415
     from xenlb.model.members import addresses_of, services_of  # noqa: PLC0415
     from xenlb.model.settings import needed_uris  # noqa: PLC0415
     from xenlb.model.state import State  # noqa: PLC0415
@@ -70,6 +73,7 @@ def by_libvirt(settings: Settings, text: str) -> Found:
                 uri=guest.id.uri,
                 services=services_of(state, guest),
                 addresses=addresses_of(state, guest),
+                domid=None if guest.phase is Phase.ABSENT else guest.incarnation,
             )
         case ():
             raise ControlError(

@@ -14,13 +14,12 @@ from functools import partial
 from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.control.secrets import KeyFileError, guest_secret, master_key
-from xenlb.guestside import work
+from xenlb.guestside import selfmade, work
 from xenlb.guestside.channel import DeliveryError
 from xenlb.guestside.compile import NeedsError
 from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by
 from xenlb.guestside.reach import Target, reach
 from xenlb.guestside.render import TemplateError
-from xenlb.guestside.selfmade import SelfMade
 from xenlb.guestside.subject import Subject, subject_of
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import IPAddress
@@ -142,6 +141,7 @@ class Sides:
             services=wish.services,
             addresses=dict(wish.addresses),
             hold=self._hold(guest, uri, wish),
+            domid=wish.incarnation,
         )
 
     def _hold(self, guest: GuestId, uri: str, wish: _Wish) -> Hold:
@@ -173,9 +173,9 @@ class Sides:
         self, subject: Subject, guest: GuestId, wish: _Wish
     ) -> tuple[Verdict, ...]:
         xenstore = self._xenstores.get(guest.uri)
-        if xenstore is None or wish.incarnation is None:
+        if xenstore is None:
             raise DeliveryError(f"{subject.name} is not a guest of this host's Xen")
-        problem = await SelfMade(xenstore, wish.incarnation).bring(subject)
+        problem = await selfmade.bring(subject, xenstore)
         return tuple(Verdict(service=service, problem=problem) for service in wish.services)
 
 

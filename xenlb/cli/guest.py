@@ -12,42 +12,17 @@ from typing import TYPE_CHECKING
 import click
 
 from xenlb.cli import logs
-from xenlb.cli.guests import complete
-from xenlb.cli.options import KEY, Failure, Options, as_json, given
+from xenlb.cli.guests import named
+from xenlb.cli.options import Failure, Options, as_json, given, key_file
+from xenlb.cli.render import image, render
 from xenlb.control.protocol import FAILED
 
 if TYPE_CHECKING:
     from xenlb.guestside.install import Changed
     from xenlb.guestside.reach import Reached
     from xenlb.guestside.subject import Subject
-    from xenlb.guestside.tree import Wanted
     from xenlb.guestside.verdict import Difference
     from xenlb.guestside.work import Survey
-
-SYSTEMS = ("ifupdown", "netplan", "networkd", "network-manager", "network-scripts", "shell")
-
-named = click.argument("guest", shell_complete=complete)
-key_file = click.option(
-    "--key",
-    type=click.Path(path_type=Path),
-    default=KEY,
-    envvar="XENLB_KEY",
-    show_default=True,
-    help="By what the agent knows its guests; made when first needed.",
-)
-
-
-def written(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a verb the options of where its files go."""
-    command = click.option(
-        "--tar", "as_tar", is_flag=True, help="Write a tar archive to standard output."
-    )(command)
-    return click.option(
-        "--output",
-        metavar="DIR",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Write the files below DIR.",
-    )(command)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,138 +78,8 @@ def guest() -> None:
     """What xenlb has inside a guest."""
 
 
-@guest.command()
-@named
-@click.option("--system", type=click.Choice(SYSTEMS), help="What configures its network.")
-@click.option("--init", type=click.Choice(["systemd", "sysvinit"]), help="What starts services.")
-@click.option(
-    "--tell",
-    type=click.Choice(["xenstore", "virtio", "tcp", "none"]),
-    help="How the guest tells that it leaves; by its hypervisor where left out.",
-)
-@written
-@key_file
-@given
-def render(
-    options: Options,
-    guest: str,
-    *,
-    system: str | None,
-    init: str | None,
-    tell: str | None,
-    output: Path | None,
-    as_tar: bool,
-    key: Path,
-) -> None:
-    """Makes the files that GUEST (name or UUID) needs: addresses, routes, rules, and what holds its
-    shutdown until its clients are served. The guest is not asked.
-
-    Shown where neither --output nor --tar is given. To install them by hand:
-
-    xenlb guest render mail1 --system ifupdown --tar | ssh mail1 tar -x -C /
-    """
-    _check_place(output, as_tar=as_tar)
-    logs.set_up(verbose=options.verbose, level=logging.WARNING)
-    files = _rendered(options, guest, system=system, init=init, tell=tell, key=key)
-    _write(files, output, as_tar=as_tar)
-
-
-@guest.command()
-@click.option(
-    "--init",
-    type=click.Choice(["systemd", "sysvinit"]),
-    default="systemd",
-    show_default=True,
-    help="What starts services.",
-)
-@written
-@given
-def image(options: Options, *, init: str, output: Path | None, as_tar: bool) -> None:
-    """Makes the files for an image of guests that configure themselves (delivery: xenstore): what
-    reads at boot, and when it changes, what the host writes for them."""
-    _check_place(output, as_tar=as_tar)
-    from xenlb.cli import inside
-    from xenlb.guestside.systems import image_files
-    from xenlb.model.side import Init
-
-    files = inside.excused(lambda: image_files(Init(init), overrides=_overrides(options)))
-    _write(files, output, as_tar=as_tar)
-
-
-def _check_place(output: Path | None, *, as_tar: bool) -> None:
-    if output is not None and as_tar:
-        raise click.UsageError("--output and --tar exclude each other")
-    if as_tar and sys.stdout.isatty():
-        raise click.UsageError("an archive is not for a terminal; send it somewhere: --tar | ssh …")
-
-
-def _write(files: "tuple[Wanted, ...]", output: Path | None, *, as_tar: bool) -> None:
-    from xenlb.guestside.files import archive, write_tree
-
-    if as_tar:
-        sys.stdout.buffer.write(archive(files))
-    elif output is not None:
-        write_tree(files, output)
-        for file in files:
-            click.echo(output / file.path)
-    else:
-        for file in files:
-            _show(file)
-
-
-def _rendered(
-    options: Options,
-    name: str,
-    *,
-    system: str | None,
-    init: str | None,
-    tell: str | None,
-    key: Path,
-) -> "tuple[Wanted, ...]":
-    from xenlb.cli import inside
-    from xenlb.guestside.compile import compile_needs
-    from xenlb.guestside.facts import Facts
-    from xenlb.guestside.hold import Tell
-    from xenlb.guestside.systems import side_files
-    from xenlb.model.side import Init, System
-
-    settings = inside.settings_of(options)
-    found = inside.find(options, settings, name)
-    if not found.services:
-        raise Failure(
-            f"guest {found.name} is in no service: there is nothing that it needs",
-            hint=f"name it under servers: in {options.config}",
-        )
-    way = None if tell is None else Tell(tell)
-    held = inside.hold(found, settings, tell=way, key=key, must_tell=True)
-
-    async def files() -> "tuple[Wanted, ...]":
-        it = await inside.subject(found, held)
-        return side_files(
-            compile_needs(it.places, hold=it.hold),
-            system=System(system) if system else it.side.system or System.SHELL,
-            init=Init(init) if init else it.side.init or Init.SYSTEMD,
-            facts=Facts(),
-            overrides=_overrides(options),
-        )
-
-    return inside.run(files())
-
-
-def _overrides(options: Options) -> Path:
-    """Beside the configuration: /etc/xenlb/templates, unless that is another."""
-    return options.config.parent / "templates"
-
-
-def _show(file: "Wanted") -> None:
-    from xenlb.guestside.tree import GuestFile
-
-    if isinstance(file, GuestFile):
-        part = ", a part of it" if file.block else ""
-        click.echo(f"==> /{file.path}  (root, {file.mode:04o}{part}) <==")
-        click.echo(file.text)
-    else:
-        click.echo(f"==> /{file.path} -> {file.target} <==\n")
+guest.add_command(render)
+guest.add_command(image)
 
 
 @guest.command()
@@ -245,13 +90,19 @@ def _show(file: "Wanted") -> None:
 def plan(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
     """Shows what `apply` would do in GUEST: the difference of its files, and what is not as it
     should be. Nothing where nothing is to be done."""
-    _, found, _ = _surveyed(options, guest, way)
-    if as_json:
-        _print_json(found)
+    it = _subject(options, guest, way)
+    if _makes_itself(it):
+        from xenlb.cli import selfmade
+
+        lines = selfmade.changes(it)
     else:
-        for line in _changes(found):
-            click.echo(line)
-    if found.look.plan.changes_guest or found.differences:
+        found, _ = _surveyed(options, it, way)
+        lines = _changes(found)
+        if as_json:
+            _print_json(found)
+    for line in () if as_json else lines:
+        click.echo(line)
+    if lines:
         sys.exit(FAILED)
 
 
@@ -262,13 +113,19 @@ def plan(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
 def apply(options: Options, guest: str, *, way: Way) -> None:
     """Brings into GUEST what it needs, and makes it true at once where the guest runs. What was
     there before is kept, and `remove` brings it back."""
+    it = _subject(options, guest, way)
+    if _makes_itself(it):
+        from xenlb.cli import selfmade
+
+        selfmade.apply(it)
+        return _ended(it, well="has all that it needs")
     from xenlb.cli import inside
     from xenlb.guestside import work
 
-    it, found, reached = _surveyed(options, guest, way)
-    done = inside.run(work.apply(found, reached, overrides=_overrides(options)))
+    found, reached = _surveyed(options, it, way)
+    done = inside.run(work.apply(found, reached, overrides=options.templates))
     _told(found)
-    _ended(it, said=done.said, left=done.left, well="has all that it needs")
+    return _ended(it, said=done.said, left=done.left, well="has all that it needs")
 
 
 @guest.command()
@@ -278,13 +135,19 @@ def apply(options: Options, guest: str, *, way: Way) -> None:
 @given
 def verify(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
     """Looks whether GUEST has all that its services need, and names each difference."""
-    it, found, _ = _surveyed(options, guest, way)
+    it = _subject(options, guest, way)
+    if _makes_itself(it):
+        from xenlb.cli import selfmade
+
+        problem = selfmade.problem(it)
+        return _ended(it, said=(problem,) if problem else (), well="has all that it needs")
+    found, _ = _surveyed(options, it, way)
     if as_json:
         _print_json(found)
         if found.differences:
             sys.exit(FAILED)
-        return
-    _ended(it, said=(), left=found.differences, well="has all that it needs")
+        return None
+    return _ended(it, left=found.differences, well="has all that it needs")
 
 
 @guest.command()
@@ -294,13 +157,19 @@ def verify(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
 @given
 def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
     """Takes out of GUEST all that xenlb has put there, and brings back what was there before."""
+    it = _subject(options, guest, way)
+    if _makes_itself(it):
+        from xenlb.cli import selfmade
+
+        selfmade.remove(it)
+        return _ended(it, well="has nothing of xenlb but the programs of its image")
     from xenlb.cli import inside
     from xenlb.guestside import work
     from xenlb.guestside.install import Changed
 
     changed = Changed.DISCARD if force else Changed.KEEP
-    it, found, reached = _surveyed(options, guest, way, removing=changed)
-    done = inside.run(work.remove(found, reached, overrides=_overrides(options)))
+    found, reached = _surveyed(options, it, way, removing=changed)
+    done = inside.run(work.remove(found, reached, overrides=options.templates))
     _told(found)
     if found.look.plan.kept:
         raise Failure(
@@ -308,30 +177,39 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
             hint="xenlb guest remove --force takes away what was changed, too",
             details=done.said,
         )
-    _ended(it, said=done.said, left=(), well="has nothing of xenlb")
+    return _ended(it, said=done.said, well="has nothing of xenlb")
 
 
-def _surveyed(
-    options: Options, name: str, way: Way, *, removing: "Changed | None" = None
-) -> "tuple[Subject, Survey, Reached]":
+def _subject(options: Options, name: str, way: Way) -> "Subject":
     from xenlb.cli import inside
-    from xenlb.guestside import work
-    from xenlb.guestside.reach import Target, reach
     from xenlb.model.side import Delivery
 
     logs.set_up(verbose=options.verbose, level=logging.WARNING)
     settings = inside.settings_of(options)
     found = inside.find(options, settings, name)
     held = inside.hold(found, settings, key=way.key)
-    delivery = Delivery(way.delivery) if way.delivery is not None else None
-
-    async def survey() -> "tuple[Subject, Survey, Reached]":
-        it = await inside.subject(
-            found,
-            held,
-            delivery=Delivery.ROOTFS if way.root is not None else delivery,
-            ssh=way.ssh,
+    delivery = "rootfs" if way.root is not None else way.delivery
+    return inside.run(
+        inside.subject(
+            found, held, delivery=None if delivery is None else Delivery(delivery), ssh=way.ssh
         )
+    )
+
+
+def _makes_itself(it: "Subject") -> bool:
+    from xenlb.model.side import Delivery
+
+    return it.side.delivery is Delivery.XENSTORE
+
+
+def _surveyed(
+    options: Options, it: "Subject", way: Way, *, removing: "Changed | None" = None
+) -> "tuple[Survey, Reached]":
+    from xenlb.cli import inside
+    from xenlb.guestside import work
+    from xenlb.guestside.reach import Target, reach
+
+    async def survey() -> "tuple[Survey, Reached]":
         target = Target(
             uri=it.uri,
             uuid=it.uuid,
@@ -341,9 +219,8 @@ def _surveyed(
             root=way.root,
         )
         reached = await reach(target)
-        if removing is not None:
-            return it, await work.survey_for_removal(it, reached, changed=removing), reached
-        return it, await work.survey(it, reached, overrides=_overrides(options)), reached
+        found = await work.survey(it, reached, overrides=options.templates, removing=removing)
+        return found, reached
 
     return inside.run(survey())
 
@@ -365,7 +242,11 @@ def _told(found: "Survey") -> None:
 
 
 def _ended(
-    it: "Subject", *, said: tuple[str, ...], left: "tuple[Difference, ...]", well: str
+    it: "Subject",
+    *,
+    said: tuple[str, ...] = (),
+    left: "tuple[Difference, ...]" = (),
+    well: str,
 ) -> None:
     """Tells how the guest is now; what is missing still is a failure."""
     details = (*said, *(str(each) for each in left))

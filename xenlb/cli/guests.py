@@ -26,3 +26,6 @@ def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
         if server["guest"]
     }
     return sorted(name for name in names if name.startswith(incomplete))
+
+
+named = click.argument("guest", shell_complete=complete)

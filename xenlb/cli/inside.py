@@ -93,6 +93,7 @@ async def subject(
         services=found.services,
         addresses=found.addresses,
         hold=held,
+        domid=found.domid,
     )
     side = it.side
     if delivery is not None:

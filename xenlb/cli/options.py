@@ -21,6 +21,11 @@ class Options:
     socket: Path = Path(SOCKET)
     verbose: int = 0
 
+    @property
+    def templates(self) -> Path:
+        """Beside the configuration: /etc/xenlb/templates, unless that is another."""
+        return self.config.parent / "templates"
+
 
 given = click.make_pass_decorator(Options)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -31,6 +36,16 @@ state_file = click.option(
     envvar="XENLB_STATE",
     show_default=True,
     help="Where the agent keeps what it must not forget.",
+)
+
+
+key_file = click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    default=KEY,
+    envvar="XENLB_KEY",
+    show_default=True,
+    help="By what the agent knows its guests; made when first needed.",
 )
 
 

@@ -20,7 +20,7 @@ from xenlb.model.side import GuestSide
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """A guest and its places. `uri`: of its libvirt, a real one. `side`: how it is reached and what
-    it is, the same in all places. `hold` None: it is in no service."""
+    it is, the same in all places. `hold` None: it is in no service. `domid` None: it is off."""
 
     name: str
     uuid: UUID
@@ -28,6 +28,7 @@ class Subject:
     places: tuple[Place, ...]
     side: GuestSide
     hold: Hold | None
+    domid: int | None
 
     @property
     def container(self) -> bool:
@@ -49,6 +50,7 @@ async def subject_of(
     services: Iterable[ServiceSettings],
     addresses: Mapping[str, IPAddress],
     hold: Hold | None,
+    domid: int | None,
 ) -> Subject:
     """`addresses`: of the guest's servers, by the names of services. Raises NeedsError where its
     services contradict each other."""
@@ -59,7 +61,7 @@ async def subject_of(
     )
     _agree(name, places)
     side = places[0].side if places else GuestSide()
-    return Subject(name=name, uuid=uuid, uri=uri, places=places, side=side, hold=hold)
+    return Subject(name=name, uuid=uuid, uri=uri, places=places, side=side, hold=hold, domid=domid)
 
 
 def _place(

@@ -30,11 +30,10 @@ from xenlb.guestside.systems import (
     side_files,
 )
 from xenlb.guestside.target import Target, of_files, of_observed
-from xenlb.guestside.tree import File
+from xenlb.guestside.tree import File, Wanted
 from xenlb.guestside.verdict import APPLY, Difference
 from xenlb.guestside.verify import differences
 from xenlb.model.events import Verdict
-from xenlb.model.side import GuestSide
 
 NO_SETTINGS = "xenlb 1\n"
 LIVE = 120.0  # seconds; a busy guest that starts a dozen programs
@@ -78,14 +77,11 @@ def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:
     return tuple(found)
 
 
-def _sides(subject: Subject) -> tuple[GuestSide, ...]:
-    return tuple(place.side for place in subject.places)
-
-
 async def see(subject: Subject, channel: Channel) -> Observed:
     """What is true in a guest that runs. Raises DeliveryError."""
     needs = compile_needs(subject.places, hold=subject.hold)
-    interfaces = sorted({each.interface for each in (subject.side, *_sides(subject))})
+    sides = (subject.side, *(place.side for place in subject.places))
+    interfaces = sorted({side.interface for side in sides})
     output = await channel.run(observe_script(needs, interfaces=interfaces))
     if output.status != 0:
         raise DeliveryError(
@@ -98,40 +94,21 @@ async def see(subject: Subject, channel: Channel) -> Observed:
 
 
 async def survey(
-    subject: Subject, reached: Reached, *, overrides: Path, changed: Changed = Changed.KEEP
+    subject: Subject, reached: Reached, *, overrides: Path, removing: Changed | None = None
 ) -> Survey:
-    """Changes nothing. Raises DeliveryError, NeedsError, TemplateError."""
-    needs = compile_needs(subject.places, hold=subject.hold)
+    """Changes nothing. `removing`: the guest is to have nothing of xenlb any more, and what becomes
+    of files that somebody has changed. Raises DeliveryError, NeedsError, TemplateError."""
     seen = None if reached.channel is None else await see(subject, reached.channel)
     target = await _target(subject, reached, seen)
-    wanted = side_files(
-        needs, system=target.system, init=target.init, facts=target.facts, overrides=overrides
-    )
-    found = await look(reached.executor, wanted, changed=changed)
+    needs, wanted = Needs(), tuple[Wanted, ...]()
+    if removing is None:
+        needs = compile_needs(subject.places, hold=subject.hold)
+        wanted = side_files(
+            needs, system=target.system, init=target.init, facts=target.facts, overrides=overrides
+        )
+    found = await look(reached.executor, wanted, changed=removing or Changed.KEEP)
     return Survey(
-        subject=subject,
-        needs=needs,
-        target=target,
-        seen=seen,
-        look=found,
-        former=_former(found),
-    )
-
-
-async def survey_for_removal(
-    subject: Subject, reached: Reached, *, changed: Changed = Changed.KEEP
-) -> Survey:
-    """As `survey`, of a guest that is to have nothing of xenlb any more."""
-    seen = None if reached.channel is None else await see(subject, reached.channel)
-    target = await _target(subject, reached, seen)
-    found = await look(reached.executor, (), changed=changed)
-    return Survey(
-        subject=subject,
-        needs=Needs(),
-        target=target,
-        seen=seen,
-        look=found,
-        former=_former(found),
+        subject=subject, needs=needs, target=target, seen=seen, look=found, former=_former(found)
     )
 
 

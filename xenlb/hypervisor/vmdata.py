@@ -7,6 +7,7 @@ last, which text it is. In the guest templates/guest.sh reads serial, parts and 
 answers in data/xenlb-guest with the serial and `ok` or `failed`.
 """
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from xenlb.hypervisor.xenstore_wire import Type
 
 ANSWERS = Topic(node="xenlb-guest", token="inside-", known=re.compile("[0-9a-f]{16} (ok|failed)"))
 LONGEST_PART = 3000  # characters
+MOST_PARTS = 64
+POLL = 0.3  # seconds
 
 
 def serial(text: str) -> str:
@@ -50,3 +53,44 @@ async def offer(client: XenstoreClient, domid: int, text: str) -> str:
     await client.ask(Type.WRITE, f"{base}/parts", str(len(pieces)))
     await client.ask(Type.WRITE, f"{base}/serial", number)
     return number
+
+
+async def given(client: XenstoreClient, domid: int) -> str:
+    """The text that a domain was given last, "" if none. Raises Unavailable or Refused."""
+    base = f"/local/domain/{domid}/vm-data/xenlb"
+    count = await client.read(f"{base}/parts") or ""
+    if not count.isdecimal():
+        return ""
+    pieces = [await client.read(f"{base}/{index}") for index in range(min(int(count), MOST_PARTS))]
+    return "".join(piece or "" for piece in pieces)
+
+
+class Connection:
+    """xenstore for the questions of a command. Raises Unavailable where there is none."""
+
+    def __init__(self) -> None:
+        self._client = XenstoreClient(lambda _path, _token: None)
+        self._client.connect()
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def given(self, domid: int) -> str:
+        return await given(self._client, domid)
+
+    async def offer(self, domid: int, text: str) -> str:
+        return await offer(self._client, domid, text)
+
+    async def answered(self, domid: int) -> tuple[str, str]:
+        """The serial of the settings that the guest took up last, and what came of it."""
+        word = await self._client.read(ANSWERS.path(domid)) or ""
+        said, _, came = word.partition(" ") if ANSWERS.known.fullmatch(word) else ("", "", "")
+        return said, came
+
+    async def answer(self, domid: int, serial: str) -> str:
+        """As XenstoreSource.answer, by looking now and then."""
+        while True:
+            said, came = await self.answered(domid)
+            if said == serial:
+                return came
+            await asyncio.sleep(POLL)

@@ -177,6 +177,15 @@ class XenstoreSource:
             raise Unavailable("not connected")
         return await vmdata.offer(client, domid, text)
 
+    async def answer(self, domid: int, serial: str) -> str:
+        """Waits until the guest has said what came of these settings: `ok` or `failed`."""
+        while True:
+            said, _, word = self.answers.get(domid, "").partition(" ")
+            if said == serial:
+                return word
+            self.answered.clear()
+            await self.answered.wait()
+
     # --- watches, in the loop's thread -----------------------------------------------------------
 
     def _watched(self, _path: str, token: str) -> None:

@@ -39,15 +39,20 @@ class FakeXenstore:
     def __init__(self) -> None:
         self.texts: dict[int, str] = {}
         self.answers: dict[int, str] = {}
-        self.answered = asyncio.Event()
 
     async def offer(self, domid: int, text: str) -> str:
         self.texts[domid] = text
         return vmdata.serial(text)
 
-    def answer(self, domid: int, word: str) -> None:
+    async def answer(self, domid: int, serial: str) -> str:
+        while True:
+            said, _, word = self.answers.get(domid, "").partition(" ")
+            if said == serial:
+                return word
+            await asyncio.sleep(0.005)
+
+    def say(self, domid: int, word: str) -> None:
         self.answers[domid] = f"{vmdata.serial(self.texts[domid])} {word}"
-        self.answered.set()
 
 
 SELF_MADE = GuestSide(delivery=Delivery.XENSTORE, on_boot=OnBoot.APPLY)
@@ -107,10 +112,10 @@ def test_weight_comes_with_the_guests_answer(tmp_path: Path, quick: None) -> Non
         assert "address 192.0.2.10 lo\n" in text
         assert "hold tell=xenstore\n" in text
         await until(lambda: "has not taken up" in bench.reason())
-        bench.xenstore.answer(5, "failed")
+        bench.xenstore.say(5, "failed")
         await until(lambda: "could not do all" in bench.reason())
         assert "10.0.0.11" not in bench.desk.weights()
-        bench.xenstore.answer(5, "ok")
+        bench.xenstore.say(5, "ok")
         await until(lambda: "10.0.0.11" in bench.desk.weights())
         assert bench.desk.weights()["10.0.0.11"] == 1
         assert "has all that mail needs" in bench.desk.told()
@@ -123,7 +128,7 @@ def test_a_service_address_that_is_new_reaches_guests_that_run(tmp_path: Path, q
         await bench.desk.say(listed(mail1=5))
         await bench.desk.pass_checks()
         await until(lambda: 5 in bench.xenstore.texts)
-        bench.xenstore.answer(5, "ok")
+        bench.xenstore.say(5, "ok")
         await until(lambda: "10.0.0.11" in bench.desk.weights())
         moved = replace(service(), address=ip_address("192.0.2.11"))
         bench.desk.agent.configure(with_service(moved))
