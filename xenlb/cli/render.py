@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,10 +61,10 @@ def render(
 
     xenlb guest render mail1 --system ifupdown --tar | ssh mail1 tar -x -C /
     """
-    _check_place(output, as_tar=as_tar)
+    check_place(output, as_tar=as_tar)
     logs.set_up(verbose=options.verbose, level=logging.WARNING)
     files = _rendered(options, guest, system=system, init=init, tell=tell, key=key)
-    _write(files, output, as_tar=as_tar)
+    write(files, output, as_tar=as_tar)
 
 
 @click.command()
@@ -80,23 +80,23 @@ def render(
 def image(options: Options, *, init: str, output: Path | None, as_tar: bool) -> None:
     """Makes the files for an image of guests that configure themselves (delivery: xenstore): what
     reads at boot, and when it changes, what the host writes for them."""
-    _check_place(output, as_tar=as_tar)
+    check_place(output, as_tar=as_tar)
     from xenlb.cli import inside
     from xenlb.guestside.systems import image_files
     from xenlb.model.side import Init
 
     files = inside.excused(lambda: image_files(Init(init), overrides=options.templates))
-    _write(files, output, as_tar=as_tar)
+    write(files, output, as_tar=as_tar)
 
 
-def _check_place(output: Path | None, *, as_tar: bool) -> None:
+def check_place(output: Path | None, *, as_tar: bool) -> None:
     if output is not None and as_tar:
         raise click.UsageError("--output and --tar exclude each other")
     if as_tar and sys.stdout.isatty():
         raise click.UsageError("an archive is not for a terminal; send it somewhere: --tar | ssh …")
 
 
-def _write(files: "tuple[Wanted, ...]", output: Path | None, *, as_tar: bool) -> None:
+def write(files: "Sequence[Wanted]", output: Path | None, *, as_tar: bool) -> None:
     from xenlb.guestside.files import archive, write_tree
 
     if as_tar:

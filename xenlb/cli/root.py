@@ -31,6 +31,7 @@ VERBS = {
     "shutdown": "xenlb.cli.drain:shutdown",
     "reboot": "xenlb.cli.drain:reboot",
     "guest": "xenlb.cli.guest:guest",
+    "director": "xenlb.cli.director:director",
     "reload": "xenlb.cli.reload:reload",
 }
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT

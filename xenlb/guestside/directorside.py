@@ -67,7 +67,7 @@ def _addresses(
             if network_file is None:
                 raise NeedsError(
                     f"the .network file of {interface} is not known",
-                    hint=f"networkctl status {interface} names it",
+                    hint=f"networkctl status {interface} names it; give it by --network-file",
                 )
             name = native.file_name(network_file, of="a .network file")
             path = f"{native.NETWORKD}/{name}.d/xenlb.conf"

@@ -193,3 +193,32 @@ def test_a_template_beside_the_configuration(
     assert done.returncode == 1
     assert "line 1: 'wrong' is undefined" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_image_of_guests_that_configure_themselves(xenlb: Xenlb) -> None:
+    done = xenlb("guest", "image", "--init", "sysvinit")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "==> /usr/local/lib/xenlb/guest.sh  (root, 0755) <==" in done.stdout
+    assert "==> /etc/init.d/xenlb-guest  (root, 0755) <==" in done.stdout
+    assert "\ntell=xenstore\n" in done.stdout
+
+
+def test_the_directors_own_files(xenlb: Xenlb, config: Path) -> None:
+    config.write_text(CONFIG.replace("addresses: leave", "addresses: leave, interface: eth0"))
+    done = xenlb("director", "render", "--system", "ifupdown")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nip addr replace 192.0.2.10/32 dev eth0\n" in done.stdout
+    assert "net.ipv4.vs.conn_reuse_mode = 3" in done.stdout
+    done = xenlb("director", "render", "--system", "networkd")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--network-file" in done.stderr
+
+
+def test_ways_that_exclude_each_other(xenlb: Xenlb) -> None:
+    for words, says in (
+        (("--root", "/", "--delivery", "ssh"), "--root is for --delivery rootfs"),
+        (("--ssh", "root@x", "--delivery", "agent"), "--ssh is for --delivery ssh"),
+    ):
+        done = xenlb("guest", "verify", "mail2", *words)
+        assert done.returncode == 2
+        assert says in done.stderr
