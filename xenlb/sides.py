@@ -164,10 +164,13 @@ class Sides:
         reached = await reach(target)
         if reached.channel is None:
             raise DeliveryError(f"{subject.name} can be reached only while it is off")
+        seen = None
         if wish.apply:
             found = await work.survey(subject, reached, overrides=overrides)
-            await work.apply(found, reached, overrides=overrides)
-        return work.verdicts(subject, await work.see(subject, reached.channel))
+            seen = (await work.apply(found, reached, overrides=overrides)).seen
+        if seen is None:
+            seen = await work.see(subject, reached.channel)
+        return work.verdicts(subject, seen)
 
     async def _self_made(
         self, subject: Subject, guest: GuestId, wish: _Wish

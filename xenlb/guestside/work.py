@@ -129,10 +129,12 @@ def _former(found: Look) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """`said`: what the guest said of what failed; `left`: what is still not as it should be."""
+    """`said`: what the guest said of what failed; `left`: what is still not as it should be;
+    `seen`: the guest afterwards, None where it is off or was not looked at."""
 
     said: tuple[str, ...] = ()
     left: tuple[Difference, ...] = ()
+    seen: Observed | None = None
 
 
 async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
@@ -140,7 +142,7 @@ async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
     stays, and the next apply goes on from there."""
     plan = found.look.plan
     if not plan.operations and not found.differences:
-        return Done()
+        return Done(seen=found.seen)
     await reached.executor.perform(plan.operations)
     if reached.channel is None:
         return Done()
@@ -153,7 +155,7 @@ async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
     )
     output = await reached.channel.run(script, limit=LIVE)
     seen = await see(found.subject, reached.channel)
-    return Done(said=_said(output), left=differences(found.needs, seen))
+    return Done(said=_said(output), left=differences(found.needs, seen), seen=seen)
 
 
 async def remove(found: Survey, reached: Reached, *, overrides: Path) -> Done:

@@ -39,6 +39,8 @@ from xenlb.guestside.tree import (
     GuestFile,
     GuestLink,
     Link,
+    Operation,
+    Present,
     Wanted,
     Write,
 )
@@ -129,6 +131,33 @@ def apply(
         return plan
 
     return asyncio.run(work())
+
+
+class Counting:
+    """An executor that counts what it reads."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self.readings = 0
+
+    async def read(self, *, files: tuple[str, ...], folders: tuple[str, ...]) -> Present:
+        self.readings += 1
+        return await self._executor.read(files=files, folders=folders)
+
+    async def perform(self, operations: tuple[Operation, ...]) -> None:
+        await self._executor.perform(operations)
+
+
+def test_where_nothing_else_was_installed_one_reading_is_enough(near: Make, tmp_path: Path) -> None:
+    """By ssh each is a connection."""
+    lay_out(GuestTree({}, frozenset()), tmp_path)
+    wanted = (GuestFile(path="etc/one", text="one\n"),)
+    asyncio.run(look(counting := Counting(near(tmp_path)), wanted))
+    assert counting.readings == 1
+    apply(near(tmp_path), wanted)
+    for wish, readings in ((wanted, 1), ((), 2), ((GuestFile(path="etc/two", text=""),), 2)):
+        asyncio.run(look(counting := Counting(near(tmp_path)), wish))
+        assert counting.readings == readings
 
 
 @settings(max_examples=6)
