@@ -13,6 +13,7 @@ from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.lookup import AskFailed
 from xenlb.model.events import Disconnected, Event
 from xenlb.model.state import State
 from xenlb.model.step import step
@@ -21,15 +22,6 @@ from xenlb.sources import interesting, is_local_xen
 LISTING = 20.0  # seconds
 ADDRESSES = 3.0  # the neighbour table and leases know at once, a guest's agent within a second
 SPARE = 1.0  # on top of the time that the slowest check may take
-
-
-class AskFailed(Exception):
-    """A source did not answer; without it nothing can be said of its guests."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(f"{message} ({hint})")
-        self.message = message
-        self.hint = hint
 
 
 class Probing(Enum):

@@ -17,6 +17,15 @@ from xenlb.ipvs.table import IPAddress
 from xenlb.model.settings import ServiceSettings, Settings
 
 
+class AskFailed(Exception):
+    """A source did not answer; without it nothing can be said of its guests."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message} ({hint})")
+        self.message = message
+        self.hint = hint
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """`uri`: of its libvirt; "default" is libvirt's own choice. `addresses`: of its servers, by the
@@ -92,8 +101,6 @@ def real_uri(uri: str) -> str:
     if uri != "default":
         return uri
     import libvirt  # noqa: PLC0415
-
-    from xenlb.ask import AskFailed  # noqa: PLC0415
 
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     try:

@@ -48,7 +48,8 @@ def run_once(
     settings = replace(settings, uris=needed_uris(settings))
     state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
     if state.links or state.health:
-        from xenlb.ask import AskFailed, ask_once  # noqa: PLC0415  (loads asyncio and libvirt)
+        from xenlb.ask import ask_once  # noqa: PLC0415  (loads asyncio and libvirt)
+        from xenlb.lookup import AskFailed  # noqa: PLC0415
 
         try:
             state = ask_once(state)

@@ -114,18 +114,19 @@ class Sides:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _verdicts(self, guest: GuestId, wish: _Wish) -> tuple[Verdict, ...] | None:
-        """None: it cannot be reached, which is no news of a guest that boots."""
+        """None: nothing can be said, which is no news of a guest that boots."""
         try:
             subject = await self._subject(guest, wish)
             if subject.side.delivery is Delivery.XENSTORE:
                 return await self._self_made(subject, guest, wish)
             return await self._reached(subject, wish)
-        except DeliveryError as error:
+        except (DeliveryError, NeedsError) as error:
+            # It does not answer yet, or its address is not known yet.
             problem = error.message
             if clock.now() - wish.booted < BOOTING:
                 log.debug("guest %s: %s", guest, problem)
                 return None
-        except (NeedsError, KeyFileError) as error:
+        except KeyFileError as error:
             problem = error.message
         except TemplateError as error:
             problem = str(error)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xenlb import lookup
-from xenlb.ask import AskFailed
 from xenlb.cli.invalid import invalid
 from xenlb.cli.options import Failure, Options
 from xenlb.config import ConfigError, load
@@ -20,7 +19,7 @@ from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by
 from xenlb.guestside.observe import ObserveError
 from xenlb.guestside.render import TemplateError
 from xenlb.guestside.subject import Subject, subject_of
-from xenlb.lookup import Found
+from xenlb.lookup import AskFailed, Found
 from xenlb.model.settings import Settings
 from xenlb.model.side import Delivery
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from xenlb.director.interface import sources
 from xenlb.guestside.compile import NeedsError, Place
 from xenlb.guestside.hold import Hold
 from xenlb.ipvs.table import IPAddress, family_of
@@ -54,7 +53,9 @@ async def subject_of(
 ) -> Subject:
     """`addresses`: of the guest's servers, by the names of services. Raises NeedsError where its
     services contradict each other."""
-    ways = await sources(set(addresses.values()))
+    from xenlb.director.interface import sources  # noqa: PLC0415  (loads pyroute2)
+
+    ways = await sources(set(addresses.values())) if addresses else {}
     places = tuple(
         _place(service, side_of(service, name, uuid), addresses.get(service.name), ways)
         for service in services
