@@ -1,7 +1,9 @@
 """Files onto the disk of a virtual machine that is off, by a real libguestfs on this machine.
 
-Its own small virtual machine takes half a minute to start where it is emulated; so this is one
-apply and one removal. Its kernel is the one of the QEMU guests, unpacked and not installed.
+Its own small virtual machine starts for each call, and takes half a minute where it is emulated; so
+this is one apply, one reading and one removal, and what is on the disk at first is not read. That
+whoever applies looks first is shown with a folder, in tests/unit/guestside/test_delivery.py. Its
+kernel is the one of the QEMU guests, unpacked and not installed.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import pytest
 
 from tests.lab.host import LabError
 from tests.lab.uml import qemu_image
+from xenlb.guestside.install import asked, plan
+from xenlb.guestside.manifest import MANIFEST, NOTHING, parse
 from xenlb.guestside.offline import Disk, Offline
-from xenlb.guestside.reach import look
-from xenlb.guestside.tree import GuestFile, GuestLink
+from xenlb.guestside.tree import MISSING, File, Folder, GuestFile, GuestLink, Node
 
 NEEDS = ("/usr/bin/supermin", "/usr/lib/python3/dist-packages/guestfs.py", "/sbin/mkfs.ext4")
+HOSTS = b"127.0.0.1 localhost\n"
 WANTED = (
     GuestFile(path="etc/xenlb/it's new", text="$(touch /canary)\n", mode=0o600),
     GuestFile(path="etc/hosts", text="192.0.2.1 delivered\n", block=True),
@@ -79,7 +83,7 @@ def _debugfs(image: Path, command: str) -> str:
 def test_a_disk_gets_files_and_loses_them(kernel: None, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "etc").mkdir(parents=True)
-    (tree / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    (tree / "etc/hosts").write_bytes(HOSTS)
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
         file.truncate(16 * 1024 * 1024)
@@ -87,17 +91,29 @@ def test_a_disk_gets_files_and_loses_them(kernel: None, tmp_path: Path) -> None:
     before = shown(image)
     executor = Offline((Disk(path=str(image), format="raw"),), name="g1", still_off=off)
 
-    async def apply(wanted: tuple[GuestFile | GuestLink, ...]) -> None:
-        plan = (await look(executor, wanted)).plan
-        await executor.perform(plan.operations)
-
-    asyncio.run(apply(WANTED))
+    ask = asked(WANTED, NOTHING)
+    fresh: dict[str, Node] = {
+        **dict.fromkeys((*ask.files, *ask.folders), MISSING),
+        "etc": Folder(empty=False),
+        "etc/hosts": File(content=HOSTS, mode=0o644, owner=(0, 0)),
+    }
+    applied = plan(WANTED, NOTHING, fresh)
+    asyncio.run(executor.perform(applied.operations))
     assert _debugfs(image, 'cat "/etc/xenlb/it\'s new"') == "$(touch /canary)\n"
-    hosts = "# BEGIN xenlb\n192.0.2.1 delivered\n# END xenlb\n127.0.0.1 localhost\n"
+    hosts = "# BEGIN xenlb\n192.0.2.1 delivered\n# END xenlb\n" + HOSTS.decode()
     assert _debugfs(image, "cat /etc/hosts") == hosts
     assert "/etc/hosts" in _debugfs(image, "stat /etc/link")
     assert "Mode:  0600" in _debugfs(image, 'stat "/etc/xenlb/it\'s new"')
-    asyncio.run(apply(()))
+
+    ask = asked((), applied.manifest)
+    present = asyncio.run(executor.read(files=ask.files, folders=ask.folders))
+    assert set(present) == {*ask.files, *ask.folders}
+    books = present[MANIFEST]
+    assert isinstance(books, File)
+    assert parse(books.content) == applied.manifest
+    removed = plan((), applied.manifest, present)
+    assert removed.kept == removed.notes == ()  # so all was read as it was written
+    asyncio.run(executor.perform(removed.operations))
     assert shown(image) == before
     checked = subprocess.run(["/sbin/e2fsck", "-fn", str(image)], capture_output=True, check=False)
     assert checked.returncode == 0, checked.stdout

@@ -190,6 +190,7 @@ def test_what_debian_guests_show_of_themselves(uml: UmlLab) -> None:
     states = {}
     for guest in guests:
         guest.start()
+    for guest in guests:
         guest.wait_serving()
         guest.write("/tmp/observe.sh", observe_script(Needs(), interfaces=["eth0"]))
         states[guest.name] = observed(guest.run("sh /tmp/observe.sh </dev/null").out.encode())

@@ -23,6 +23,7 @@ LOADER: Final[Loader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LARGEST_FILE: Final = 8 * 1024 * 1024
 MOST_NODES: Final = 1_000_000
 DEEPEST: Final = 32
+_TOO_DEEP: Final = (f"nested deeper than {DEEPEST} levels", "flatten it")
 
 
 class Kind(StrEnum):
@@ -217,8 +218,7 @@ def _build(text: str, loader: Loader) -> Node:
                 raise _Refused(
                     mark.line + 1,
                     mark.column + 1,
-                    f"nested deeper than {DEEPEST} levels",
-                    "flatten it",
+                    *_TOO_DEEP,
                 )
             open_nodes.append((event, siblings))
             siblings = []
@@ -281,6 +281,8 @@ def _syntax(error: yaml.MarkedYAMLError, file: str, text: str) -> Problem:
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     said = f"{error.context or ''}: {error.problem or ''}"
     hint = next((hint for words, hint in _HINTS if words in said), "see yaml.org")
+    if "nesting depth" in said:  # PyYAML's own limit, from 6.0.4 on, looks ahead of our events
+        return _problem(file, line, column, *_TOO_DEEP)
     lines = _BREAK.split(text)
     if line <= len(lines) and re.search(r":\s+\[[0-9a-fA-F:.]+\]:[0-9]", lines[line - 1]):
         hint = "an IPv6 address with a port goes into quotes: '[2001:db8::99]:25'"

@@ -63,7 +63,7 @@ def build(progress: Progress = packages.report, *, init: Init = "systemd") -> Pa
     if needed := missing():
         raise LabError(f"Debian guests need: apt-get install {' '.join(needed)}")
     names = (*PACKAGES, *INITS[init])
-    versions = packages.versions(set(names))
+    versions = packages.versions(frozenset(names))
     lab = f"debian-{init}"
     with packages.locked_cache(lab, progress) as cache:
         userland = packages.step(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -152,7 +153,10 @@ def as_root() -> list[str]:
 # Packages ---------------------------------------------------------------------------------
 
 
-def versions(names: set[str]) -> dict[str, str]:
+# Each guest's definition asks, and where apt keeps no cache of its own (Debian's container images)
+# an answer takes it over a second.
+@functools.cache
+def versions(names: frozenset[str]) -> Mapping[str, str]:
     """Package → the version that apt would install; a new one of any means a new image."""
     found: dict[str, str] = {}
     package = ""

@@ -8,6 +8,7 @@ by its PVH note, and an emulator inside an emulator need not run the unpacking.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -109,6 +110,7 @@ def _call(*command: object, cwd: Path | None = None, stdin: bytes | None = None)
     return result.stdout.decode("utf-8", "replace")
 
 
+@functools.cache  # apt takes over a second for each answer where it keeps no cache
 def _kernel_package() -> tuple[str, str]:
     depends = _call("apt-cache", "depends", "--important", METAPACKAGE).splitlines()
     names = [line.split()[-1] for line in depends if "Depends: linux-image-" in line]

@@ -132,7 +132,7 @@ def missing_packages() -> list[str]:
 def build(progress: Progress = report) -> Image:
     """The image of the present recipe, from the cache or built now (one to two minutes)."""
     kernel_names = {_depends_on_kernel(name) for name in KERNELS.values()}
-    versions = packages.versions({HYPERVISOR, BUSYBOX, *kernel_names, *DOM0_PACKAGES})
+    versions = packages.versions(frozenset({HYPERVISOR, BUSYBOX, *kernel_names, *DOM0_PACKAGES}))
     with packages.locked_cache("xen", progress) as cache:
         kernels = step(
             cache,

@@ -214,9 +214,15 @@ def test_no_content_or_path_runs(
     assert not Path("/canary").exists()
 
 
-def test_broken_off_between_any_two_operations(near: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["dash", "folder"])  # each operation is whole in any shell
+def test_broken_off_between_any_two_operations(way: str, tmp_path: Path) -> None:
     """Here at every third; at every one in tests/unit/guestside/test_install.py."""
     root = laid_out(tmp_path)
+    with variant(way, tmp_path) as near:
+        broken_off(root, near)
+
+
+def broken_off(root: Path, near: Make) -> None:
     before = seen(root)
     for until in range(0, 20, 3):
         apply(near(root), HOSTILE, until=until)
@@ -231,7 +237,8 @@ def test_broken_off_between_any_two_operations(near: Make, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_killed_within_an_operation(shell: str, tmp_path: Path) -> None:
-    """The shell kills itself before a line of its script: between the parts of an operation."""
+    """The shell kills itself before a line of its script: between the parts of an operation. The
+    first at every ninth line, the others at some."""
     root = laid_out(tmp_path)
     for folder in ("var", "var/lib"):
         (root / folder).mkdir()
@@ -240,7 +247,7 @@ def test_killed_within_an_operation(shell: str, tmp_path: Path) -> None:
     planned = asyncio.run(look(executor, HOSTILE)).plan.operations
     lines = "".join(write_script(planned, root=str(root))).splitlines(keepends=True)
     first = lines.index(next(line for line in lines if line.startswith("at 0 ")))
-    for place in range(first, len(lines), 9):
+    for place in range(first, len(lines), 9 if shell == "dash" else 40):
         script = "".join([*lines[:place], "kill -9 $$\n", *lines[place:]])
         assert asyncio.run(LocalChannel(shell).run(script)).status == -signal.SIGKILL
         apply(executor, HOSTILE)
@@ -248,26 +255,26 @@ def test_killed_within_an_operation(shell: str, tmp_path: Path) -> None:
         assert seen(root, state=True) == before
 
 
-def test_what_lies_in_the_way(make: Make, tmp_path: Path) -> None:
+def test_what_lies_in_the_way(near: Make, tmp_path: Path) -> None:
     """A link in place of the file that is about to be made is not followed; a FIFO is not waited
     for; what is too large is not taken."""
     root = laid_out(tmp_path)
     outside = tmp_path / "outside"
     outside.write_text("outside")
     (root / "etc/.one.xenlb").symlink_to(outside)
-    apply(make(root), (GuestFile(path="etc/one", text="x"),))
+    apply(near(root), (GuestFile(path="etc/one", text="x"),))
     assert (root / "etc/one").read_text() == "x"
-    apply(make(root), ())
+    apply(near(root), ())
     assert outside.read_text() == "outside"
     os.mkfifo(root / "etc/fifo")
     with (root / "etc/large").open("wb") as large:
         large.truncate(LARGEST + 1)
     for name, sentence in (("fifo", "neither a file"), ("large", "larger than")):
         with pytest.raises(DeliveryError, match=f"/etc/{name} is .*{sentence}"):
-            apply(make(root), (GuestFile(path=f"etc/{name}", text=""),))
+            apply(near(root), (GuestFile(path=f"etc/{name}", text=""),))
 
 
-def test_a_guest_s_own_manifest_reaches_nothing_else(make: Make, tmp_path: Path) -> None:
+def test_a_guest_s_own_manifest_reaches_nothing_else(near: Make, tmp_path: Path) -> None:
     root = laid_out(tmp_path)
     (root / STATE).mkdir(parents=True)
     entry = Entry(
@@ -279,14 +286,14 @@ def test_a_guest_s_own_manifest_reaches_nothing_else(make: Make, tmp_path: Path)
     entries = {"etc/';touch canary;'": entry, "etc/one/$(touch canary)": entry}
     (root / MANIFEST).write_bytes(text(Manifest(entries=entries, folders=("etc",))))
     before = seen(root)
-    apply(make(root), (), changed=Changed.DISCARD)
+    apply(near(root), (), changed=Changed.DISCARD)
     assert seen(root) == before
     assert not list(tmp_path.rglob("canary"))
     for bad in (b"{", b"\0" * 1000, b'{"version": 1, "files": {"../x": {}}, "folders": []}'):
         (root / STATE).mkdir(parents=True, exist_ok=True)
         (root / MANIFEST).write_bytes(bad)
         with pytest.raises(DeliveryError, match=r"manifest\.json cannot be used"):
-            apply(make(root), ())
+            apply(near(root), ())
         assert seen(root) == before
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.director.netns import in_own_network, sh
 from tests.unit.guestside.shells import SHELLS, Root, Said, line
 
 MAIL = "watch=192.0.2.10 25"
@@ -80,8 +81,11 @@ def test_what_is_a_services(
     assert count(root, shell) == expected
 
 
+@in_own_network
 def test_a_long_table(tmp_path: Path) -> None:
-    """Read from /proc itself, where it is not the length but going back in it that takes long."""
+    """Read from /proc itself, where it is not the length but going back in it that takes long. In a
+    network of its own: where others connect meanwhile, a line may be read twice."""
+    sh("ip link set lo up")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
@@ -405,7 +409,8 @@ def test_told_by_virtio(root: Root, shell: str, udev: bool) -> None:
 @every_shell
 def test_a_number_of_an_old_boot_is_nobodys(root: Root, shell: str) -> None:
     (root.path / "dev/virtio-ports").mkdir(parents=True)
-    (root.path / "dev/virtio-ports/org.xenlb.0").symlink_to("/dev/null")
+    # Not /dev/null: this process may have it open, with the very number that the script looks at.
+    (root.path / "dev/virtio-ports/org.xenlb.0").symlink_to("/dev/full")
     (root.path / "run/xenlb-hold.pid").write_text(f"{os.getpid()}\n")
     root.settings(MAIL, "tell=virtio")
     assert root.run(shell, "start").status == 0  # and this process lives

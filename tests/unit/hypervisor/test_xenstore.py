@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import UUID
 
@@ -28,7 +28,7 @@ def guest(uuid: UUID) -> GuestId:
 class Running:
     """A source on a fake xenstored, with what it emitted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = clock) -> None:
         self.path = str(folder / "socket")
         self.daemon = FakeXenstored(self.path)
         self.events: list[HypervisorEvent] = []
