@@ -67,7 +67,7 @@ def xen_stage(lab: XenLab, method: str, *, hold: bool) -> Stage:
         guest = lab.define_debian_guest(name, address, vip=vip)
         if hold:
             lab.run(f"xenlb guest render {name} --tar >/run/lab/hold.tar")
-            files = _unpacked(lab.read("/run/lab/hold.tar"))
+            files = unpacked(lab.read("/run/lab/hold.tar"))
             guest = lab.define_debian_guest(name, address, vip=vip, files=files, units=[UNIT])
         guests.append(guest)
     first, second = guests
@@ -75,9 +75,11 @@ def xen_stage(lab: XenLab, method: str, *, hold: bool) -> Stage:
     return _ready(lab, (first, second), agent, timeout=10.0)
 
 
-def _unpacked(data: bytes) -> dict[str, bytes]:
+def unpacked(data: bytes) -> dict[str, bytes]:
+    """The files of a tar archive: path in the guest → content. Not its links, which enable units:
+    `units` of the guest does."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        members = [(member, tar.extractfile(member)) for member in tar.getmembers()]
+        members = [(member, tar.extractfile(member)) for member in tar if member.isfile()]
         return {f"/{member.name}": file.read() for member, file in members if file is not None}
 
 
