@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from tests.lab.debian import guest_shell
 from tests.lab.netns import NetNs
 from tests.lab.uml import UmlLab
 from xenlb.guestside.asking import observe_script
@@ -192,6 +193,8 @@ def test_what_debian_guests_show_of_themselves(uml: UmlLab) -> None:
         guest.start()
     for guest in guests:
         guest.wait_serving()
+        # sysvinit starts the lab's shell after all scripts.
+        uml.run(guest_shell.knock(guest.address, 7001, timeout=60), timeout=90)
         guest.write("/tmp/observe.sh", observe_script(Needs(), interfaces=["eth0"]))
         states[guest.name] = observed(guest.run("sh /tmp/observe.sh </dev/null").out.encode())
     systemd, sysvinit = states["seen-systemd"], states["seen-sysvinit"]
