@@ -132,6 +132,11 @@ def why(answer: Answer, now: float) -> str:
         for no in answer.get("refused_addresses", ())
     ]
     lines += [f"  metadata: {problem}" for problem in answer.get("metadata_problems", ())]
+    lines += [
+        f"  inside, for {found['service']}: {found['problem']}"
+        for found in answer.get("inside", ())
+        if found["problem"]
+    ]
     servers = answer.get("servers", ())
     lines += ["", "servers" if servers else "in no service"]
     for server in servers:

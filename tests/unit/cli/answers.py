@@ -163,6 +163,10 @@ def why() -> dict[str, Any]:
             }
         ],
         "metadata_problems": [],
+        "inside": [
+            {"service": "mail", "problem": "192.0.2.10 is missing, wanted on lo"},
+            {"service": "web", "problem": None},
+        ],
         "services": ["mail"],
         "servers": [
             {

@@ -89,6 +89,7 @@ def test_why(xenlb: Xenlb, agent: SmallAgent) -> None:
         "  out of service for 10s: drained by alice (sudo), 50s left\n"
         "  address 10.0.0.12: interface xml\n"
         "  address 192.0.2.10 refused: a service address (reported by the guest)\n"
+        "  inside, for mail: 192.0.2.10 is missing, wanted on lo\n"
         "\n"
         "servers\n"
         "  mail  10.0.0.12:25  draining  weight 0 of 2: drained by alice (sudo)\n"
