@@ -1,5 +1,5 @@
-"""Guests get what they need from the agent before they get weight: by ssh, in all three methods,
-with the network of real guests; and `xenlb guest` as an operator types it.
+"""Guests get what they need before they get weight, from the agent by ssh or while they are off, in
+all three methods, with the network of real guests; and `xenlb guest` as an operator types it.
 
 Three guests with other programs for their network, all as bare as an installer leaves them. What is
 in their way is broken by hand, named by `verify` and put right by `apply`.
@@ -29,8 +29,12 @@ services:
     address: {direct}
     ports: [80]
     forwarding: gatewaying
-    servers: [{{guest: "in[12]"}}]
-  tunnel: {{address: 192.0.2.12, ports: [80], forwarding: tunnel, servers: [{{guest: "in[12]"}}]}}
+    servers: [{{guest: in1}}, {in2}]
+  tunnel:
+    address: 192.0.2.12
+    ports: [80]
+    forwarding: tunnel
+    servers: [{{guest: in1}}, {in2}]
   masked:
     address: 192.0.2.13
     ports: [80]
@@ -39,7 +43,7 @@ services:
     guest-side: {{return-path: rule}}
     servers:
       - {{guest: in1, address: 10.0.0.161}}
-      - {{guest: in2, address: 10.0.0.162}}
+      - {{guest: in2, address: 10.0.0.162, guest-side: {{on-boot: verify}}}}
       - {{guest: in3, address: 10.0.0.163}}
 """
 DIRECT, MOVED, TUNNEL, MASKED = "192.0.2.11", "192.0.2.14", "192.0.2.12", "192.0.2.13"
@@ -48,8 +52,12 @@ SERVICES = {"direct": DIRECT, "tunnel": TUNNEL, "masked": MASKED}
 SERVED = {"in1": SERVICES, "in2": SERVICES, "in3": {"masked": MASKED}}
 
 
+# It gets its files while it is off, and is only looked at when it boots.
+IN2 = "{guest: in2, address: 10.0.0.62, guest-side: {on-boot: verify}}"
+
+
 def config(*, direct: str = DIRECT, on_boot: str = "apply") -> str:
-    return CONFIG.format(direct=direct, on_boot=on_boot)
+    return CONFIG.format(direct=direct, on_boot=on_boot, in2=IN2)
 
 
 GUESTS: tuple[tuple[str, Network, Init], ...] = (
@@ -106,12 +114,20 @@ def test_a_bare_guest_serves_in_all_methods(
 ) -> None:
     """And again after another boot, by its own files."""
     guest = guests[name]
+    off = ("guest", "apply", name, "--delivery", "rootfs")
+    if name == "in2":
+        assert agent.xenlb(*off).out.endswith("in2 has all that it needs\n")
     guest.start()
     guest.wait_serving()
     for service in SERVED[name]:
         served(agent, name, service)
     everywhere = {vip: {name} for vip in SERVED[name].values()}
     assert answers(client, *everywhere) == everywhere
+    if name == "in2":
+        refused = agent.xenlb(*off, check=False)
+        assert (refused.rc, "in2 runs; its files can be changed" in refused.err) == (1, True)
+        # Now that it shows which file networkd takes for eth0, routes go beside that.
+        agent.xenlb("guest", "apply", name)
     plan = agent.xenlb("guest", "plan", name, check=False)
     assert (plan.rc, plan.out) == (0, "")
     before = files(guest)
