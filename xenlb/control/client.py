@@ -44,6 +44,8 @@ def stream(
                         yield answer["ok"]
                     return
                 yield answer["item"]
+        except ConnectionResetError:
+            pass  # it was killed before it had read the request: on a unix socket that is told so
         except TimeoutError:
             raise ControlError(
                 f"the agent did not answer within {patience:g} seconds",

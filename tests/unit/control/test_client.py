@@ -39,6 +39,22 @@ def test_an_agent_that_hangs(tmp_path: Path, listening: socket.socket) -> None:
     assert caught.value.status == UNREACHABLE
 
 
+def test_an_agent_that_is_killed_before_it_reads(tmp_path: Path, listening: socket.socket) -> None:
+    """Who waits for it goes on waiting: it is away, not broken."""
+
+    def killed() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.recv(1)  # what else was sent stays unread
+
+    thread = threading.Thread(target=killed)
+    thread.start()
+    with pytest.raises(ControlError, match="stopped while it answered") as caught:
+        client.call(tmp_path / "s", "status")
+    thread.join()
+    assert caught.value.status == UNREACHABLE
+
+
 @pytest.mark.parametrize(
     ("said", "message", "status"),
     [
