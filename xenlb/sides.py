@@ -2,7 +2,7 @@
 
 When a guest boots, and when its services change, it is reached by its delivery; what is found, for
 each of its services, goes to the model, which lets it in or not (model/inside.py). Tried again
-until all is in place. What is done in a guest is the business of guestside/work.py.
+until all is in place. How one look is made: looking.py.
 """
 
 import asyncio
@@ -13,22 +13,13 @@ from functools import partial
 
 from xenlb import clock
 from xenlb.agent import Agent
-from xenlb.control.secrets import KeyFileError, guest_secret, master_key
-from xenlb.guestside import selfmade, work
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.compile import NeedsError
-from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by
-from xenlb.guestside.reach import Target, reach
-from xenlb.guestside.render import TemplateError
-from xenlb.guestside.subject import Subject, subject_of
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import IPAddress
-from xenlb.lookup import real_uri
 from xenlb.model.events import GuestId, SideSeen, Verdict
 from xenlb.model.guest import Phase
 from xenlb.model.members import membership, services_of
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.side import Delivery, OnBoot
+from xenlb.model.side import OnBoot
 from xenlb.model.state import State
 
 log = logging.getLogger(__name__)
@@ -39,7 +30,7 @@ BOOTING = 60.0  # seconds in which a guest that cannot be reached is no news
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
+class Wish:
     """What a guest is looked at for; another wish, another look."""
 
     booted: float
@@ -55,7 +46,7 @@ class Sides:
     def __init__(self, agent: Agent, xenstores: Mapping[str, XenstoreSource]) -> None:
         self._agent = agent
         self._xenstores = xenstores
-        self._wishes: dict[GuestId, _Wish] = {}
+        self._wishes: dict[GuestId, Wish] = {}
         self._tasks: dict[GuestId, asyncio.Task[None]] = {}
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._news = asyncio.Event()
@@ -71,7 +62,7 @@ class Sides:
 
     async def run(self) -> None:
         """Until cancelled."""
-        met: dict[GuestId, _Wish] = {}
+        met: dict[GuestId, Wish] = {}
         try:
             while True:
                 for guest, wish in self._wishes.items():
@@ -95,7 +86,7 @@ class Sides:
             log.error("looking into guest %s failed: %r", guest, error, exc_info=error)
         self._news.set()  # there may be another wish by now
 
-    async def _look(self, guest: GuestId, wish: _Wish) -> None:
+    async def _look(self, guest: GuestId, wish: Wish) -> None:
         """Until all is in place, or something else is wished."""
         pause = FIRST_PAUSE
         while self._wishes.get(guest) == wish:
@@ -113,77 +104,21 @@ class Sides:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _verdicts(self, guest: GuestId, wish: _Wish) -> tuple[Verdict, ...] | None:
+    async def _verdicts(self, guest: GuestId, wish: Wish) -> tuple[Verdict, ...] | None:
         """None: nothing can be said, which is no news of a guest that boots."""
+        # What goes into guests is loaded when a guest is to be looked at: not every agent does.
+        from xenlb.looking import NotSeen, look  # noqa: PLC0415
+
         try:
-            subject = await self._subject(guest, wish)
-            if subject.side.delivery is Delivery.XENSTORE:
-                return await self._self_made(subject, guest, wish)
-            return await self._reached(subject, wish)
-        except (DeliveryError, NeedsError) as error:
-            # It does not answer yet, or its address is not known yet.
-            problem = error.message
-            if clock.now() - wish.booted < BOOTING:
-                log.debug("guest %s: %s", guest, problem)
+            return await look(self._agent, guest, wish, self._xenstores.get(guest.uri))
+        except NotSeen as error:
+            if error.may_boot and clock.now() - wish.booted < BOOTING:
+                log.debug("guest %s: %s", guest, error)
                 return None
-        except KeyFileError as error:
-            problem = error.message
-        except TemplateError as error:
-            problem = str(error)
-        return tuple(Verdict(service=service, problem=problem) for service in wish.services)
-
-    async def _subject(self, guest: GuestId, wish: _Wish) -> Subject:
-        known = self._agent.state.guests.get(guest)
-        uri = await asyncio.to_thread(real_uri, guest.uri)
-        return await subject_of(
-            name=str(guest.uuid) if known is None else known.name,
-            uuid=guest.uuid,
-            uri=uri,
-            services=wish.services,
-            addresses=dict(wish.addresses),
-            hold=self._hold(guest, uri, wish),
-            domid=wish.incarnation,
-        )
-
-    def _hold(self, guest: GuestId, uri: str, wish: _Wish) -> Hold:
-        listen = self._agent.state.settings.listen
-        tell = tell_by(uri)
-        if tell is Tell.TCP and listen is None:
-            tell = Tell.NONE
-        secret = guest_secret(master_key(), guest.uuid) if tell is Tell.TCP else ""
-        return compile_hold(wish.services, guest.uuid, tell=tell, agent=listen, secret=secret)
-
-    async def _reached(self, subject: Subject, wish: _Wish) -> tuple[Verdict, ...]:
-        overrides = self._agent.config.parent / "templates"
-        target = Target(
-            uri=subject.uri,
-            uuid=subject.uuid,
-            name=subject.name,
-            side=subject.side,
-            address=subject.address,
-        )
-        reached = await reach(target)
-        if reached.channel is None:
-            raise DeliveryError(f"{subject.name} can be reached only while it is off")
-        seen = None
-        if wish.apply:
-            found = await work.survey(subject, reached, overrides=overrides)
-            seen = (await work.apply(found, reached, overrides=overrides)).seen
-        if seen is None:
-            seen = await work.see(subject, reached.channel)
-        return work.verdicts(subject, seen)
-
-    async def _self_made(
-        self, subject: Subject, guest: GuestId, wish: _Wish
-    ) -> tuple[Verdict, ...]:
-        xenstore = self._xenstores.get(guest.uri)
-        if xenstore is None:
-            raise DeliveryError(f"{subject.name} is not a guest of this host's Xen")
-        problem = await selfmade.bring(subject, xenstore)
-        return tuple(Verdict(service=service, problem=problem) for service in wish.services)
+            return tuple(Verdict(service=each, problem=str(error)) for each in wish.services)
 
 
-def _wishes(state: State) -> dict[GuestId, _Wish]:
+def _wishes(state: State) -> dict[GuestId, Wish]:
     """For each guest that is to be looked at: what for."""
     asking = [service for service in state.settings.services if _asks(service)]
     if not asking:
@@ -202,7 +137,7 @@ def _wishes(state: State) -> dict[GuestId, _Wish]:
             member.side.on_boot for service in asking if (member := membership(service, guest))
         }
         if on_boot - {OnBoot.OFF}:
-            wishes[guest.id] = _Wish(
+            wishes[guest.id] = Wish(
                 booted=guest.booted,
                 incarnation=guest.incarnation,
                 services=services_of(state, guest),

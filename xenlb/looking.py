@@ -1,0 +1,101 @@
+"""One look of the agent into a guest: who it is, the way in, what is missing; applied where wished.
+
+When it is made, and what follows: sides.py. What is done in a guest is guestside/work.py's.
+"""
+
+import asyncio
+
+from xenlb.agent import Agent
+from xenlb.control.secrets import KeyFileError, guest_secret, master_key
+from xenlb.guestside import selfmade, work
+from xenlb.guestside.channel import DeliveryError
+from xenlb.guestside.compile import NeedsError
+from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by
+from xenlb.guestside.reach import Target, reach
+from xenlb.guestside.render import TemplateError
+from xenlb.guestside.subject import Subject, subject_of
+from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.lookup import real_uri
+from xenlb.model.events import GuestId, Verdict
+from xenlb.model.side import Delivery
+from xenlb.sides import Wish
+
+
+class NotSeen(Exception):
+    """Nothing can be said of the guest; one sentence. `may_boot`: because it does not answer yet,
+    or its address is not known yet."""
+
+    def __init__(self, message: str, *, may_boot: bool = False) -> None:
+        super().__init__(message)
+        self.may_boot = may_boot
+
+
+async def look(
+    agent: Agent, guest: GuestId, wish: Wish, xenstore: XenstoreSource | None
+) -> tuple[Verdict, ...]:
+    """`xenstore`: of the guest's libvirt, where there is one. Raises NotSeen."""
+    try:
+        subject = await _subject(agent, guest, wish)
+        if subject.side.delivery is Delivery.XENSTORE:
+            return await _self_made(subject, wish, xenstore)
+        return await _reached(agent, subject, wish)
+    except (DeliveryError, NeedsError) as error:
+        raise NotSeen(error.message, may_boot=True) from None
+    except KeyFileError as error:
+        raise NotSeen(error.message) from None
+    except TemplateError as error:
+        raise NotSeen(str(error)) from None
+
+
+async def _subject(agent: Agent, guest: GuestId, wish: Wish) -> Subject:
+    known = agent.state.guests.get(guest)
+    uri = await asyncio.to_thread(real_uri, guest.uri)
+    return await subject_of(
+        name=str(guest.uuid) if known is None else known.name,
+        uuid=guest.uuid,
+        uri=uri,
+        services=wish.services,
+        addresses=dict(wish.addresses),
+        hold=_hold(agent, guest, uri, wish),
+        domid=wish.incarnation,
+    )
+
+
+def _hold(agent: Agent, guest: GuestId, uri: str, wish: Wish) -> Hold:
+    """Without a way to tell the host it only waits."""
+    listen = agent.state.settings.listen
+    tell = tell_by(uri)
+    if tell is Tell.TCP and listen is None:
+        tell = Tell.NONE
+    secret = guest_secret(master_key(), guest.uuid) if tell is Tell.TCP else ""
+    return compile_hold(wish.services, guest.uuid, tell=tell, agent=listen, secret=secret)
+
+
+async def _reached(agent: Agent, subject: Subject, wish: Wish) -> tuple[Verdict, ...]:
+    overrides = agent.config.parent / "templates"
+    target = Target(
+        uri=subject.uri,
+        uuid=subject.uuid,
+        name=subject.name,
+        side=subject.side,
+        address=subject.address,
+    )
+    reached = await reach(target)
+    if reached.channel is None:
+        raise NotSeen(f"{subject.name} can be reached only while it is off")
+    seen = None
+    if wish.apply:
+        found = await work.survey(subject, reached, overrides=overrides)
+        seen = (await work.apply(found, reached, overrides=overrides)).seen
+    if seen is None:
+        seen = await work.see(subject, reached.channel)
+    return work.verdicts(subject, seen)
+
+
+async def _self_made(
+    subject: Subject, wish: Wish, xenstore: XenstoreSource | None
+) -> tuple[Verdict, ...]:
+    if xenstore is None:
+        raise NotSeen(f"{subject.name} is not a guest of this host's Xen")
+    problem = await selfmade.bring(subject, xenstore)
+    return tuple(Verdict(service=service, problem=problem) for service in wish.services)
