@@ -10,8 +10,8 @@ from xenlb.control.secrets import KeyFileError, guest_secret, master_key
 from xenlb.guestside import selfmade, work
 from xenlb.guestside.channel import DeliveryError
 from xenlb.guestside.compile import NeedsError
-from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by
-from xenlb.guestside.reach import Target, reach
+from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_where_heard
+from xenlb.guestside.reach import reach, target_of
 from xenlb.guestside.render import TemplateError
 from xenlb.guestside.subject import Subject, subject_of
 from xenlb.hypervisor.xenstore import XenstoreSource
@@ -62,25 +62,15 @@ async def _subject(agent: Agent, guest: GuestId, wish: Wish) -> Subject:
 
 
 def _hold(agent: Agent, guest: GuestId, uri: str, wish: Wish) -> Hold:
-    """Without a way to tell the host it only waits."""
     listen = agent.state.settings.listen
-    tell = tell_by(uri)
-    if tell is Tell.TCP and listen is None:
-        tell = Tell.NONE
+    tell = tell_where_heard(uri, listen)
     secret = guest_secret(master_key(), guest.uuid) if tell is Tell.TCP else ""
     return compile_hold(wish.services, guest.uuid, tell=tell, agent=listen, secret=secret)
 
 
 async def _reached(agent: Agent, subject: Subject, wish: Wish) -> tuple[Verdict, ...]:
     overrides = agent.config.parent / "templates"
-    target = Target(
-        uri=subject.uri,
-        uuid=subject.uuid,
-        name=subject.name,
-        side=subject.side,
-        address=subject.address,
-    )
-    reached = await reach(target)
+    reached = await reach(target_of(subject))
     if reached.channel is None:
         raise NotSeen(f"{subject.name} can be reached only while it is off")
     seen = None

@@ -207,18 +207,10 @@ def _surveyed(
 ) -> "tuple[Survey, Reached]":
     from xenlb.cli import inside
     from xenlb.guestside import work
-    from xenlb.guestside.reach import Target, reach
+    from xenlb.guestside.reach import reach, target_of
 
     async def survey() -> "tuple[Survey, Reached]":
-        target = Target(
-            uri=it.uri,
-            uuid=it.uuid,
-            name=it.name,
-            side=it.side,
-            address=it.address,
-            root=way.root,
-        )
-        reached = await reach(target)
+        reached = await reach(target_of(it, root=way.root))
         found = await work.survey(it, reached, overrides=options.templates, removing=removing)
         return found, reached
 

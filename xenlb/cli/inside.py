@@ -15,7 +15,7 @@ from xenlb.control.protocol import UNREACHABLE, ControlError
 from xenlb.control.secrets import KeyFileError, guest_secret, master_key
 from xenlb.guestside.channel import DeliveryError
 from xenlb.guestside.compile import NeedsError
-from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by
+from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by, tell_where_heard
 from xenlb.guestside.observe import ObserveError
 from xenlb.guestside.render import TemplateError
 from xenlb.guestside.subject import Subject, subject_of
@@ -65,13 +65,13 @@ def hold(
     if not found.services:
         return None
     way = tell_by(found.uri) if tell is None else tell
-    if way is Tell.TCP and settings.listen is None:
-        if must_tell:
-            raise Failure(
-                f"guest {found.name} has no way to tell that it leaves",
-                hint='let it: guests: {listen: "ADDRESS:7371"}; or take --tell none',
-            )
-        way = Tell.NONE
+    if must_tell and way is Tell.TCP and settings.listen is None:
+        raise Failure(
+            f"guest {found.name} has no way to tell that it leaves",
+            hint='let it: guests: {listen: "ADDRESS:7371"}; or take --tell none',
+        )
+    if tell is None:
+        way = tell_where_heard(found.uri, settings.listen)
     secret = ""
     if way is Tell.TCP:
         try:

@@ -63,6 +63,12 @@ def tell_by(uri: str) -> Tell:
     return Tell.VIRTIO if driver == "qemu" else Tell.TCP
 
 
+def tell_where_heard(uri: str, agent: tuple[IPAddress, int] | None) -> Tell:
+    """As tell_by(); none where that would be TCP and no agent listens: the hold only waits then."""
+    way = tell_by(uri)
+    return Tell.NONE if way is Tell.TCP and agent is None else way
+
+
 def compile_hold(
     services: Iterable[ServiceSettings],
     uuid: UUID,

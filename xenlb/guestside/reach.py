@@ -17,6 +17,7 @@ from xenlb.guestside.live import Live
 from xenlb.guestside.manifest import MANIFEST, NOTHING, BadManifest, Manifest, parse
 from xenlb.guestside.offline import Offline, RootFolder
 from xenlb.guestside.ssh import Ssh
+from xenlb.guestside.subject import Subject
 from xenlb.guestside.tree import Executor, File, Missing, Present, Wanted
 from xenlb.guestside.under import CannotInstall
 from xenlb.hypervisor.listing import CallFailed, asking
@@ -48,6 +49,17 @@ class Target:
     side: GuestSide
     address: IPAddress | None = None
     root: str | None = None
+
+
+def target_of(subject: Subject, *, root: str | None = None) -> Target:
+    return Target(
+        uri=subject.uri,
+        uuid=subject.uuid,
+        name=subject.name,
+        side=subject.side,
+        address=subject.address,
+        root=root,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
