@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab.host import LabHost, cache_directory
+from tests.lab.needed import lacking
 
 if TYPE_CHECKING:
     from tests.lab.uml import UmlLab
@@ -32,9 +33,7 @@ def _require(what: str, missing: list[str]) -> None:
     if not missing:
         return
     message = f"the {what} lab needs: {', '.join(missing)}"
-    if os.environ.get("XENLB_REQUIRE_LABS") == "1":
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
+    lacking(message)
 
 
 def _booted(request: pytest.FixtureRequest, name: str, lab: LabHost) -> Iterator[None]:

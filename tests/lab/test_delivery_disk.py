@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import LabError
+from tests.lab.needed import lacking
 from tests.lab.uml import qemu_image
 from xenlb.guestside.install import asked, plan
 from xenlb.guestside.manifest import MANIFEST, NOTHING, parse
@@ -38,13 +39,13 @@ async def off() -> None:
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    lacking = [path for path in NEEDS if not Path(path).exists()]
-    if lacking:
-        pytest.skip(f"{lacking} missing: make deps")
+    missing = [path for path in NEEDS if not Path(path).exists()]
+    if missing:
+        lacking(f"{missing} missing: make deps")
     try:
         unpacked, release = qemu_image.unpack_kernel_package(tmp_path / "kernel")
     except LabError as error:
-        pytest.skip(str(error))
+        lacking(str(error))
     # supermin copies this folder, even where its modules come from another.
     modules = Path("/lib/modules")
     if not (there := modules.exists()):

@@ -19,6 +19,7 @@ import pytest
 
 from tests.lab import mailserver
 from tests.lab.mailserver import MailGuest
+from tests.lab.needed import lacking
 from tests.lab.netns import NetNs
 from tests.lab.uml import UmlLab
 from tests.lab.watched import WatchedAgent
@@ -51,10 +52,8 @@ services:
 
 @pytest.fixture(scope="module")
 def lab(uml: UmlLab) -> UmlLab:
-    if lacking := mailserver.missing():
-        if os.environ.get("XENLB_REQUIRE_LABS") == "1":
-            pytest.fail(lacking, pytrace=False)
-        pytest.skip(lacking)
+    if missing := mailserver.missing():
+        lacking(missing)
     uml.start_libvirtd()
     uml.accept_gatewaying_replies()
     mailserver.install(uml)

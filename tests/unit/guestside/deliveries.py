@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import LabError
+from tests.lab.needed import lacking
 from tests.lab.unpacked import program
 from tests.unit.guestside.shells import SHELLS
 from xenlb.guestside.channel import LIMIT, Output, run_child, unwrapped, wrapped
@@ -69,7 +70,7 @@ def unpacked(package: str, path: str) -> Path:
     try:
         return program(package, path)
     except LabError as error:
-        pytest.skip(str(error))
+        lacking(str(error))
 
 
 class Sshd:
