@@ -19,7 +19,7 @@ from pathlib import Path
 from socket import AF_INET, inet_pton
 from typing import Any
 
-from xenlb import __version__
+from xenlb import __version__, checkjson
 from xenlb.ipvs import table
 from xenlb.ipvs.table import (
     Family,
@@ -33,7 +33,6 @@ from xenlb.ipvs.table import (
 )
 from xenlb.model.settings import (
     AddressPolicy,
-    Check,
     Director,
     DrainPolicy,
     DrainUntil,
@@ -122,6 +121,8 @@ def _program() -> str:
     here = Path(__file__).parent
     found = [
         here / "kept.py",
+        here / "checkjson.py",
+        here / "model/checks.py",
         here / "model/settings.py",
         here / "model/side.py",
         *(here / "config").glob("*.py"),
@@ -224,10 +225,12 @@ _SERVICE: dict[str, tuple[Writer, Writer]] = {
     "weight": (_plain, _plain),
     "upper_threshold": (_plain, _plain),
     "lower_threshold": (_plain, _plain),
-    "check": (
-        lambda check: check and [getattr(check, field.name) for field in fields(Check)],
-        lambda item: item and Check(**dict(zip(_names(Check), item, strict=True))),
+    "checks": (
+        lambda checks: [checkjson.write(check) for check in checks],
+        lambda items: tuple(checkjson.read(item) for item in items),
     ),
+    "any_check": (_plain, _plain),
+    "flush": (_plain, _plain),
     "on_failure": (_plain, OnFailure),
     "keep_in_service": (_plain, float),
     "slow_start": (_plain, float),

@@ -18,6 +18,7 @@ from socket import AF_INET, inet_pton
 from typing import Any
 from uuid import UUID
 
+from xenlb import checkjson
 from xenlb.ipvs import table
 from xenlb.ipvs.table import (
     AddressKey,
@@ -27,18 +28,20 @@ from xenlb.ipvs.table import (
     Protocol,
     ServerKey,
     ServiceKey,
+    Tunnel,
+    TunnelChecksum,
+    TunnelType,
 )
 from xenlb.model.drain import Drain, Outcome
 from xenlb.model.events import Ask, GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Health
-from xenlb.model.settings import Check
 from xenlb.model.state import Admission, Slot, State
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -123,9 +126,10 @@ def _encode(saved: Saved) -> dict[str, Any]:
         # The failing ones, too: keep-in-service may keep them with their weight.
         "verdicts": [
             [
-                _check(target.check),
+                checkjson.write(target.check),
                 str(target.address),
                 target.port,
+                _via(target),
                 health.valid_from,
                 health.up,
                 health.since,
@@ -153,10 +157,10 @@ def _decode(data: dict[str, Any]) -> Saved:
             slot = Slot(owner=guest, service=service, server=server[text, port])
             admitted[slot] = admission
     health = {
-        Target(check=_read_check(check), address=ip_address(address), port=int(port)): Health(
+        _read_target(check, address, port, via): Health(
             up=bool(up), valid_from=float(valid), since=float(since), detail=str(detail)
         )
-        for check, address, port, valid, up, since, detail in data["verdicts"]
+        for check, address, port, via, valid, up, since, detail in data["verdicts"]
     }
     return Saved(
         state=State(guests={g.id: g for g in guests}, admitted=admitted, health=health),
@@ -224,13 +228,29 @@ def _read_owner(item: list[str] | None) -> GuestId | None:
     return None if item is None else GuestId(uri=item[0], uuid=UUID(item[1]))
 
 
-def _check(check: Check) -> list[Any]:
-    return [check.type, check.interval, check.timeout, check.rise, check.fall, check.port]
+def _via(target: Target) -> list[Any] | None:
+    if target.vip is None:
+        return None
+    tunnel = target.tunnel
+    return [
+        str(target.vip),
+        None if tunnel is None else [tunnel.type, tunnel.port, tunnel.checksum],
+    ]
 
 
-def _read_check(item: list[Any]) -> Check:
-    kind, interval, timeout, rise, fall, port = item
-    return Check(type=kind, interval=interval, timeout=timeout, rise=rise, fall=fall, port=port)
+def _read_target(check: Any, address: str, port: int, via: list[Any] | None) -> Target:
+    vip, tunnel = via or (None, None)
+    return Target(
+        check=checkjson.read(check),
+        address=ip_address(address),
+        port=int(port),
+        vip=None if vip is None else ip_address(vip),
+        tunnel=None
+        if tunnel is None
+        else Tunnel(
+            type=TunnelType(tunnel[0]), port=int(tunnel[1]), checksum=TunnelChecksum(tunnel[2])
+        ),
+    )
 
 
 def _guest(guest: Guest) -> dict[str, Any]:

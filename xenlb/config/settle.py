@@ -89,7 +89,7 @@ def settings_of(draft: Draft) -> ServiceSettings:
         weight=draft.weight.value,
         upper_threshold=draft.upper_threshold.value,
         lower_threshold=draft.lower_threshold.value,
-        check=check_of(draft),
+        checks=checks_of(draft),
         on_failure=draft.on_failure.value,
         keep_in_service=draft.keep_in_service.value,
         slow_start=draft.slow_start.value,
@@ -101,7 +101,7 @@ def settings_of(draft: Draft) -> ServiceSettings:
     )
 
 
-def check_of(draft: Draft) -> Check | None:
+def checks_of(draft: Draft) -> tuple[Check, ...]:
     """How the servers of the service are probed.
 
     `port` stays None where every kernel service can be probed on its own port (all are TCP; under
@@ -114,14 +114,14 @@ def check_of(draft: Draft) -> Check | None:
     probed = draft.probed_ports
     port = part.port.value
     if not part.section.value or (port is None and not probed):
-        return None
+        return ()
     if port is None and len(probed) < len(draft.placed_ports.value):
         port = probed[0]
     interval = part.interval.value
     timeout = part.timeout.value
     if timeout is None:
         timeout = DEFAULT_TIMEOUT if interval > DEFAULT_TIMEOUT else interval / 2
-    return Check(
+    check = Check(
         type=part.type.value,
         interval=interval,
         timeout=timeout,
@@ -129,6 +129,7 @@ def check_of(draft: Draft) -> Check | None:
         fall=part.fall.value,
         port=port,
     )
+    return (check,)
 
 
 def _tunnel_of(draft: Draft) -> Tunnel | None:

@@ -14,14 +14,17 @@ from xenlb.model.events import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The outcome of one probe. `up` None: this host could not ask, so nothing is known."""
+    """The outcome of one probe. `up` None: this host could not ask, so nothing is known.
+
+    `share`: of the configured weight, where the server says one."""
 
     up: bool | None
     detail: str
+    share: float | None = None
 
 
-# A probe of one type of check: asks once, and leaves nothing open, also when it is cancelled.
-# How long it may take (`check.timeout`) is the runner's business.
+# A probe of one type of check, of whose class `target.check.asks` is: asks once, and leaves nothing
+# open, also when it is cancelled. How long it may take (`check.timeout`) is the runner's business.
 Probe = Callable[[Target], Awaitable[Answer]]
 
 # Trouble of this host: too many open files or ports in use, a local firewall. It says nothing

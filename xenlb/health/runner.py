@@ -2,7 +2,7 @@
 
 A heap of due times, and a task for each probe under way only: thousands of targets cost nothing
 while they wait. Which result changes a verdict is decided in `model.health`; how a server is asked,
-in the probes (CHECKS). A result is told if it contradicts the verdict, ends a series of such, or
+in the probes (ask.py). A result is told if it contradicts the verdict, ends a series of such, or
 says something new; the others, nearly all of them, are swallowed here.
 """
 
@@ -18,14 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from xenlb.health import tcp
 from xenlb.health.answer import Answer, Probe, too_late
+from xenlb.health.ask import ask
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health
 
 log = logging.getLogger(__name__)
-
-CHECKS: Mapping[str, Probe] = {"tcp": tcp.probe}
 
 # A target with no verdict yet is probed at this pace at first (s), so that a guest serves clients
 # soon after it can; then ever less often, at a 50th of the time it has been waited for: nobody
@@ -71,12 +69,12 @@ class HealthRunner:
         emit: Callable[[Probed], None],
         clock: Callable[[], float],
         *,
-        checks: Mapping[str, Probe] = CHECKS,
+        probe: Probe = ask,
         at_once: int | None = None,
     ) -> None:
         self._emit = emit
         self._clock = clock
-        self._checks = checks
+        self._probe = probe
         self._at_once = at_once
         self._seen: Mapping[Target, Health] = {}
         self._entries: dict[Target, _Entry] = {}
@@ -200,12 +198,9 @@ class HealthRunner:
         task.add_done_callback(lambda done: self._ended(target, asked, done))
 
     async def _ask(self, target: Target) -> Answer:
-        probe = self._checks.get(target.check.type)
-        if probe is None:
-            return Answer(up=None, detail=f"there is no check of type {target.check.type}")
         try:
             async with asyncio.timeout(target.check.timeout):
-                return await probe(target)
+                return await self._probe(target)
         except TimeoutError:
             return too_late(target)
 
@@ -241,7 +236,14 @@ class HealthRunner:
         if contradicts or health.against > 0 or answer.detail != health.detail:
             now = self._clock()
             self._emit(
-                Probed(at=now, target=entry.target, asked=asked, up=up, detail=answer.detail)
+                Probed(
+                    at=now,
+                    target=entry.target,
+                    asked=asked,
+                    up=up,
+                    detail=answer.detail,
+                    share=answer.share,
+                )
             )
         return contradicts
 

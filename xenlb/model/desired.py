@@ -86,7 +86,7 @@ def _up(
     admission: Admission | None,
     since: float,
 ) -> Standing:
-    health = state.health.get(candidate.target) if candidate.target is not None else None
+    health = state.verdict(candidate, service)
     if admission is None:
         if health is None or not health.up:
             seen = health is not None and health.up is False
@@ -105,7 +105,7 @@ def _up(
             reason=missing or "about to be let in",
             since=since,
         )
-    if candidate.target is None:
+    if not candidate.targets:
         reason, up = "no check", True
     elif health is None or health.up is None:
         return Standing(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey
+from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey, Tunnel
 from xenlb.model.found import Found, Refused
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Check, ServiceSettings, Settings
@@ -227,11 +227,14 @@ class AddressesFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is probed: one address and port by one check, however many services use it."""
+    """What is probed: one address and port by one check, however many services use it. `vip`: the
+    service address that the probe is sent to, through the server; `tunnel`: in it."""
 
     check: Check
     address: IPAddress
     port: int
+    vip: IPAddress | None = None
+    tunnel: Tunnel | None = None
 
     def __hash__(self) -> int:
         """Cheap: the check is seldom what tells two of them apart."""
@@ -239,18 +242,21 @@ class Target:
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{self.check.type} {host}:{self.port}"
+        through = "" if self.vip is None else f" via {self.vip}"
+        return f"{self.check.type} {host}:{self.port}{through}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """A probe's result; `detail` is one line (expected, got). `asked`: when the probe began."""
+    """A probe's result; `detail` is one line (expected, got). `asked`: when the probe began.
+    `share`: of the configured weight, as far as the answer says one."""
 
     at: float
     target: Target
     asked: float
     up: bool
     detail: str
+    share: float | None = None
 
 
 # --- from the inside of guests -------------------------------------------------------------------

@@ -4,6 +4,7 @@ A target that was never seen up is `unknown`, however often it fails: a guest th
 not a failed one. No probes here (xenlb.health), no weights (desired.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -36,6 +37,21 @@ def judge(health: Health, result: Probed, check: Check) -> Health:
     if against >= (check.rise if result.up else check.fall):
         return replace(health, up=result.up, against=0, since=result.at, detail=result.detail)
     return replace(health, against=against, detail=result.detail)
+
+
+def together(verdicts: Sequence[Health], *, one_is_enough: bool) -> Health:
+    """The verdict on a server of several checks: all have to pass, or one. The detail is that of
+    the check on which it hangs."""
+    ups = [each for each in verdicts if each.up]
+    unknown = [each for each in verdicts if each.up is None]
+    downs = [each for each in verdicts if each.up is False]
+    if one_is_enough:
+        if ups:
+            return min(ups, key=lambda each: each.since)
+        return unknown[0] if unknown else max(downs, key=lambda each: each.since)
+    if downs:
+        return min(downs, key=lambda each: each.since)
+    return unknown[0] if unknown else max(ups, key=lambda each: each.since)
 
 
 def may_leave(*, of: int, out: int, share: float) -> int:

@@ -220,18 +220,18 @@ def _candidate(
     why: str = "",
 ) -> Candidate:
     if address is None:
-        return Candidate(owner=owner, service=key, slot=None, target=None, weight=weight, why=why)
+        return Candidate(owner=owner, service=key, slot=None, targets=(), weight=weight, why=why)
     port = _server_port(service, key)
     server = ServerKey(address=address, port=port)
     if server in taken:
         why = f"{address} port {port} is a server of this service already"
-        return Candidate(owner=owner, service=key, slot=None, target=None, weight=weight, why=why)
+        return Candidate(owner=owner, service=key, slot=None, targets=(), weight=weight, why=why)
     taken.add(server)
     return Candidate(
         owner=owner,
         service=key,
         slot=Slot(owner=owner, service=key, server=server),
-        target=_target(service, key, address),
+        targets=_targets(service, key, address),
         weight=weight,
     )
 
@@ -244,13 +244,14 @@ def _server_port(service: ServiceSettings, key: ServiceKey) -> int:
             return port if service.server_port is None else service.server_port
 
 
-def _target(service: ServiceSettings, key: ServiceKey, address: IPAddress) -> Target | None:
+def _targets(service: ServiceSettings, key: ServiceKey, address: IPAddress) -> tuple[Target, ...]:
     """What is probed for a server: its own TCP port, else the service's first, else nothing."""
-    check = service.check
-    if check is None:
-        return None
-    port = check.port or _check_port(service, key)
-    return None if port is None else Target(check=check, address=address, port=port)
+    targets = []
+    for check in service.checks:
+        port = check.port or _check_port(service, key)
+        if port is not None:
+            targets.append(Target(check=check, address=address, port=port))
+    return tuple(targets)
 
 
 def _check_port(service: ServiceSettings, key: ServiceKey) -> int | None:

@@ -126,7 +126,7 @@ def _server(
         "active_connections": count.active_connections,
         "inactive_connections": count.inactive_connections,
         "persistent_connections": count.persistent_connections,
-        "health": _health(candidate, state),
+        "health": _health(candidate, service, state),
         "reason": failure or stands.reason,
         "since": wall(stands.since) if stands.since else None,
         "deadline": None if stands.deadline is None else wall(stands.deadline),
@@ -134,8 +134,8 @@ def _server(
     }
 
 
-def _health(candidate: Candidate, state: State) -> str:
-    health = state.health.get(candidate.target) if candidate.target is not None else None
+def _health(candidate: Candidate, service: ServiceSettings, state: State) -> str:
+    health = state.verdict(candidate, service)
     if health is None or health.up is None:
         return "unknown"
     return "up" if health.up else "down"

@@ -21,6 +21,7 @@ from xenlb.ipvs.table import (
     ServiceKey,
     Tunnel,
 )
+from xenlb.model.checks import Asks, Tcp
 from xenlb.model.side import GuestSide
 
 IPNetwork = IPv4Network | IPv6Network
@@ -65,14 +66,20 @@ class Port:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """How a server is probed. `port` is set where the server's own port is not the one."""
+    """How a server is probed. `type` is what the configuration calls it, and messages do. `port` is
+    set where the server's own port is not the one. `via_vip`: the probe goes to the service
+    address, through the server. `flap_damping`: the longest that a server which fails again and
+    again waits before it returns; 0: it never waits."""
 
     type: str = "tcp"
+    asks: Asks = field(default_factory=Tcp)
     interval: float = 5.0
     timeout: float = 3.0
     rise: int = 1
     fall: int = 3
     port: int | None = None
+    via_vip: bool = False
+    flap_damping: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +121,8 @@ class ServiceSettings:
 
     Exactly one of `address` and `fwmark` is set; with `fwmark`, `ports` is empty. `family` is that
     of the address, or the mark's. `prefix` is the netmask of persistence as a prefix length.
+    `checks`: a server is up if all of them pass, or with `any_check` one; none: it always is.
+    `flush`: the entries that connection tracking has of a server that failed are deleted.
     `keep_in_service` is a share, 0.0 … 1.0. Port 0 of `sorry_server` is each service's own.
     """
 
@@ -133,7 +142,9 @@ class ServiceSettings:
     weight: int = 1
     upper_threshold: int = 0
     lower_threshold: int = 0
-    check: Check | None = field(default_factory=Check)
+    checks: tuple[Check, ...] = (Check(),)
+    any_check: bool = False
+    flush: bool = False
     on_failure: OnFailure = OnFailure.REMOVE
     keep_in_service: float = 0.0
     slow_start: float = 0.0

@@ -116,9 +116,9 @@ def _carried(before: State, at: float) -> Mapping[Slot, Health]:
     before said. A new check does not take servers out before it was tried."""
     unchecked = Health(valid_from=at, up=True, since=at, detail="let in without a check")
     return {
-        candidate.slot: before.health[candidate.target] if candidate.target else unchecked
-        for found in before.candidates.values()
-        for candidate in found
+        candidate.slot: before.verdict(candidate, service) or unchecked
+        for service in before.settings.services
+        for candidate in before.candidates[service.name]
         if candidate.slot is not None and candidate.slot in before.admitted
     }
 
@@ -134,21 +134,20 @@ def _with_targets(
     probed = {name: targets for name, targets in state.probed.items() if name in known}
     health = dict(state.health)
     for service in services:
-        targets = set()
+        targets: set[Target] = set()
         for candidate in state.candidates[service.name]:
             guest = _guest(candidate, state)
-            if candidate.target is None or (guest is not None and guest.phase is Phase.ABSENT):
+            if guest is not None and guest.phase is Phase.ABSENT:
                 continue
-            targets.add(candidate.target)
-            have = health.get(candidate.target)
+            targets.update(candidate.targets)
             recheck = 0.0 if guest is None else guest.recheck
             verdict = carried.get(candidate.slot) if carried and candidate.slot else None
-            if have is None and verdict is not None:
-                health[candidate.target] = replace(verdict, valid_from=at, against=0)
-            elif (
-                have is None or have.valid_from < recheck or _moved(before, state, candidate.target)
-            ):
-                health[candidate.target] = Health(valid_from=max(at, recheck))
+            for target in candidate.targets:
+                have = health.get(target)
+                if have is None and verdict is not None:
+                    health[target] = replace(verdict, valid_from=at, against=0)
+                elif have is None or have.valid_from < recheck or _moved(before, state, target):
+                    health[target] = Health(valid_from=max(at, recheck))
         probed[service.name] = frozenset(targets)
     if probed == state.probed and carried is None:
         return replace(state, health=health)
@@ -188,7 +187,7 @@ def _admitted(
             if before is not None:
                 admitted[slot] = before
             continue
-        verdict = state.health[candidate.target] if candidate.target is not None else None
+        verdict = state.verdict(candidate, service)
         up = True if verdict is None else verdict.up
         able += up is not None
         if before is None:

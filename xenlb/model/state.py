@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest
-from xenlb.model.health import Health
+from xenlb.model.health import Health, together
 from xenlb.model.problem import Problem
-from xenlb.model.settings import Settings
+from xenlb.model.settings import ServiceSettings, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,13 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A server that a service may have. `slot` None: its address is not known, `why` says more."""
+    """A server that a service may have. `slot` None: its address is not known, `why` says more.
+    `targets`: one for each check of the service, in their order."""
 
     owner: GuestId | None
     service: ServiceKey
     slot: Slot | None
-    target: Target | None
+    targets: tuple[Target, ...]
     weight: int
     why: str = ""
 
@@ -86,6 +87,14 @@ class State:
         no libvirt."""
         link = self.links.get(uri)
         return link is None or link.listed
+
+    def verdict(self, candidate: Candidate, service: ServiceSettings) -> Health | None:
+        """Of all its checks in this service; None: it has none."""
+        if not candidate.targets:
+            return None
+        unknown = Health(valid_from=0.0)
+        verdicts = [self.health.get(target, unknown) for target in candidate.targets]
+        return together(verdicts, one_is_enough=service.any_check)
 
     def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:
         """The libvirt URI of each admitted server's guest; hosts have none and are left out."""

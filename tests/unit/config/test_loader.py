@@ -104,7 +104,7 @@ services:
                 weight=7,
                 upper_threshold=100,
                 lower_threshold=80,
-                check=Check(type="tcp", interval=2.0, timeout=0.5, rise=2, fall=4, port=8053),
+                checks=(Check(type="tcp", interval=2.0, timeout=0.5, rise=2, fall=4, port=8053),),
                 on_failure=OnFailure.QUIESCE,
                 keep_in_service=0.5,
                 slow_start=60.0,
@@ -199,7 +199,8 @@ def test_firewall_mark() -> None:
     ],
 )
 def test_check(keys: str, expected: Check | None) -> None:
-    assert one(f"address: 192.0.2.10, {keys}").check == expected
+    checks = () if expected is None else (expected,)
+    assert one(f"address: 192.0.2.10, {keys}").checks == checks
 
 
 @pytest.mark.parametrize(
@@ -229,14 +230,14 @@ def test_defaults_are_merged_key_by_key() -> None:
     )
     assert (service.weight, service.scheduler) == (3, "rr")
     assert service.drain == DrainPolicy(timeout=120.0, until=DrainUntil.ALL)
-    assert service.check == Check(rise=2, fall=9)
+    assert service.checks == (Check(rise=2, fall=9),)
 
 
 def test_a_check_of_the_defaults_and_none() -> None:
     keys = "address: 192.0.2.10, ports: [25]"
-    assert one(f"{keys}, check: none", "{check: {fall: 9}}").check is None
-    assert one(keys, "{check: none}").check is None
-    assert one(f"{keys}, check: {{fall: 9}}", "{check: none}").check == Check(fall=9)
+    assert one(f"{keys}, check: none", "{check: {fall: 9}}").checks == ()
+    assert one(keys, "{check: none}").checks == ()
+    assert one(f"{keys}, check: {{fall: 9}}", "{check: none}").checks == (Check(fall=9),)
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,7 @@ class Bench:
         self.servers = Servers()
         self.told: list[Probed] = []
         self.health: Mapping[Target, Health] = {}
-        self.runner = HealthRunner(
-            self.emit, now, checks={"fake": self.servers.probe}, at_once=at_once
-        )
+        self.runner = HealthRunner(self.emit, now, probe=self.servers.probe, at_once=at_once)
 
     def emit(self, result: Probed) -> None:
         self.told.append(result)
@@ -351,17 +349,6 @@ def test_a_mistake_in_a_probe_costs_the_others_nothing(caplog: pytest.LogCapture
         run(main())
     assert "the probe of fake 10.0.0.1" not in caplog.text
     assert "the probe of fake 10.0.0.2:25 failed: ZeroDivisionError()" in caplog.text
-
-
-def test_a_type_without_a_probe_is_said() -> None:
-    async def main() -> None:
-        bench, one = Bench(), target(check=replace(CHECK, type="dance"))
-        async with running(bench):
-            bench.unknown(one)
-            await asyncio.sleep(1)
-        assert bench.health[one].detail == "there is no check of type dance"
-
-    run(main())
 
 
 def test_many_targets_are_spread_and_bounded() -> None:

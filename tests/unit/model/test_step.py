@@ -190,7 +190,7 @@ def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
             unchecked |= {
                 slot.server.address
                 for _, each, slot, _ in servers(seen.before)
-                if each.target is None and slot in seen.before.admitted
+                if not each.targets and slot in seen.before.admitted
             }
         table = weights(seen.table)
         for _, each, slot, guest in servers(seen.state):
@@ -198,7 +198,7 @@ def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
                 continue
             since = 0.0 if guest is None else max(guest.booted, guest.recheck)
             ok = passed.get(slot.server.address, -1.0) >= since
-            assert ok or each.target is None or slot.server.address in unchecked, slot
+            assert ok or not each.targets or slot.server.address in unchecked, slot
 
 
 def a_drained_guest_serves_again_for_three_reasons_only(life: Life) -> None:
@@ -315,9 +315,9 @@ def in_service(state: State) -> dict[ServiceKey, tuple[ServiceSettings, int, int
     found: dict[ServiceKey, tuple[ServiceSettings, int, int]] = {}
     for service, candidate, slot, guest in servers(state):
         able, serving = found.get(slot.service, (service, 0, 0))[1:]
-        health = None if candidate.target is None else state.health.get(candidate.target)
+        health = state.verdict(candidate, service)
         if (guest is None or (guest.phase is Phase.UP and guest.drain is None)) and (
-            candidate.target is None or (health is not None and health.up is not None)
+            health is None or health.up is not None
         ):
             able += 1
             serving += slot in state.admitted and not state.admitted[slot].quiesced

@@ -80,7 +80,7 @@ def service(name: str, port: int, *servers: Member) -> ServiceSettings:
         name=name,
         address=ip_address("192.0.2.10"),
         ports=(Port(number=port),),
-        check=Check(fall=1),
+        checks=(Check(fall=1),),
         drain=DrainPolicy(shutdown_grace=20.0),
         servers=servers,
     )
@@ -105,7 +105,7 @@ SETTINGS = (
             replace(
                 service("mail", 25, ALL, HOST),
                 keep_in_service=0.5,
-                check=Check(rise=2, fall=2),
+                checks=(Check(rise=2, fall=2),),
             ),
             replace(
                 service("web", 80, Member(guest="web*")),
@@ -125,7 +125,7 @@ SETTINGS = (
     Settings(
         uris=URIS[:1],
         services=(
-            replace(service("smtp", 25, ALL), check=None, forwarding=Forwarding.GATEWAYING),
+            replace(service("smtp", 25, ALL), checks=(), forwarding=Forwarding.GATEWAYING),
             replace(
                 service("web", 80, ALL, HOST),
                 on_failure=OnFailure.QUIESCE,
@@ -134,7 +134,7 @@ SETTINGS = (
                 sorry_server=(ip_address("10.0.0.11"), 80),
             ),
             ServiceSettings(
-                name="mark", fwmark=7, family=Family.INET6, servers=(ALL,), check=Check(port=80)
+                name="mark", fwmark=7, family=Family.INET6, servers=(ALL,), checks=(Check(port=80),)
             ),
         ),
     ),
