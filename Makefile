@@ -81,10 +81,11 @@ lowest: $(LOWEST)/.stamp ## the tests of what touches libraries, with the oldest
 	@$(LOWEST)/bin/python -m pytest -qq -p no:cacheprovider tests/unit/ipvs/test_codec.py \
 	    $(addprefix tests/unit/,agent cli control director health hypervisor config/test_watch.py guestside/test_render.py)
 
-# One run over everything, so that pytest's closing line is the last one and tells it all.
+# One run over everything, so that pytest's closing line is the last one and tells it all. Two
+# processes: one for each lab (tests/lanes.py).
 test: deps venv lint lowest ## everything: packages, linters, unit tests, kernel lab, Xen lab
 	$(call say,tests)
-	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest tests $(PYTEST)
+	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest tests -n 2 --max-worker-restart 0 --durations 30 $(PYTEST)
 
 soak: deps venv ## the long forms: all rounds of kills, restarts and shutdowns under load
 	@XENLB_SOAK=1 XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -s tests/lab $(PYTEST)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,24 @@ settings.register_profile("xenlb", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("xenlb")
 
 HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Only where the tests run in several processes."""
+    from tests.lanes import Lanes  # noqa: PLC0415 - xdist need not be there
+
+    config.option.loadscopereorder = False
+    return Lanes(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from tests.lanes import turn  # noqa: PLC0415 - as above
+
+        items.sort(key=lambda item: turn(item.nodeid))
+
+
 # Started in the background of a script, a process has SIGINT ignored, and so have its children:
 # the commands whose end by Ctrl-C is tested. One that is handled here is not, after their exec.
 signal.signal(signal.SIGINT, signal.default_int_handler)
