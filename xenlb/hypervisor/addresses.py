@@ -43,7 +43,7 @@ SEARCHING, SETTLED = 1.0, 10.0
 SHORTEST = 0.1  # between two looks that neighbours asked for
 CALL, AGENT = 10.0, 1.0
 MOST = 16  # texts of one source
-AT_ONCE = 2  # questions to libvirt
+AT_ONCE, AGENTS_AT_ONCE = 2, 1  # questions to libvirt, and through it to guests' agents
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -97,9 +97,10 @@ class AddressFinder:
         self._networks: tuple[IPNetwork, ...] = ()
         self._group: asyncio.TaskGroup | None = None
         self._watch: NeighbourWatch | None = None
-        # A guest that starts holds up every question about it, and libvirtd takes five questions
-        # at a time from one client: the others are left for what is urgent.
+        # A guest that starts holds up every question about it, an agent that hangs its own, and
+        # there are only so many connections to ask on (connections.CALLS).
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._agents = asyncio.Semaphore(AGENTS_AT_ONCE)
         self._looking = asyncio.Lock()
         self._view: tuple[float, HostView] | None = None
 
@@ -265,8 +266,9 @@ class AddressFinder:
         # An agent that hangs holds its call for long: it is waited for a moment, and asked again
         # only after it has answered.
         if search.agent is None:
-            call = source.ask(partial(_ask_agent, uuid=guest.uuid), limit=None)
-            search.agent = asyncio.create_task(call, name=f"agent of {guest}")
+            search.agent = asyncio.create_task(
+                self._ask_agent_in_turn(guest, source), name=f"agent of {guest}"
+            )
         done, _ = await asyncio.wait({search.agent}, timeout=AGENT)
         if not done:
             return ()
@@ -274,6 +276,10 @@ class AddressFinder:
         if task.cancelled() or task.exception() is not None:
             return ()
         return task.result()
+
+    async def _ask_agent_in_turn(self, guest: GuestId, source: LibvirtSource) -> list[str]:
+        async with self._agents:
+            return await source.ask(partial(_ask_agent, uuid=guest.uuid), limit=None)
 
 
 def _heed(task: "asyncio.Task[list[str]]") -> None:

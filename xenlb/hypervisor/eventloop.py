@@ -18,7 +18,11 @@ Nothing about connections or events of libvirt: libvirt.py.
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +67,8 @@ class EventLoop:
     _timers: dict[int, _Timer] = field(default_factory=dict)
     _by_fd: dict[int, list[_Handle]] = field(default_factory=dict)
     _watched: dict[int, int] = field(default_factory=dict)
+    _open: dict[int, _Handle] = field(default_factory=dict)  # whose descriptor is not yet closed
+    _collecting: threading.local = field(default_factory=threading.local)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Runs on `loop` from now on, with the handles and timers of an earlier one."""
@@ -91,13 +97,25 @@ class EventLoop:
         except RuntimeError:  # the loop is closed; an abandoned thread has come back to life
             log.debug("libvirt asks an event loop that is closed")
 
+    @contextmanager
+    def collecting(self, numbers: list[int]) -> Iterator[None]:
+        """What libvirt wants watched in this thread meanwhile: `numbers` gets the handles."""
+        self._collecting.numbers = numbers
+        try:
+            yield
+        finally:
+            self._collecting.numbers = None
+
     # --- called by libvirt, in any thread --------------------------------------------------------
 
     def add_handle(
         self, fd: int, events: int, call: Callable[[int, int, int, Opaque], None], opaque: Opaque
     ) -> int:
         handle = _Handle(number=next(self._numbers), fd=fd, wanted=events, call=call, opaque=opaque)
-        self._handles[handle.number] = handle
+        self._handles[handle.number] = self._open[handle.number] = handle
+        numbers: list[int] | None = getattr(self._collecting, "numbers", None)
+        if numbers is not None:
+            numbers.append(handle.number)
         self._soon(self._adopt, handle)
         return handle.number
 
@@ -151,7 +169,17 @@ class EventLoop:
             self._by_fd.pop(handle.fd, None)
         self._settle(handle.fd)
         # Only now may libvirt close the descriptor: the destructor gives up its reference.
+        self._open.pop(handle.number, None)
         libvirt.virEventInvokeFreeCallback(handle.opaque)
+
+    def hang_up(self, number: int) -> None:
+        """Ends the stream of a socket, for whoever reads or writes it in whatever thread."""
+        handle = self._open.get(number)
+        if handle is None:
+            return
+        # A descriptor of our own: that of libvirt stays libvirt's to close.
+        with suppress(OSError), socket.socket(fileno=os.dup(handle.fd)) as own:
+            own.shutdown(socket.SHUT_RDWR)
 
     def _settle(self, fd: int) -> None:
         """Makes the selector watch `fd` for what its handles want."""
@@ -228,6 +256,34 @@ def install(loop: asyncio.AbstractEventLoop) -> EventLoop:
         _installed = made
     _installed.attach(loop)
     return _installed
+
+
+class Sockets:
+    """The sockets of one connection, none where its driver runs in this process.
+
+    libvirt tells nobody the descriptor of a connection; but it wants it watched, from the thread
+    that opens the connection, before it first asks the daemon.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._numbers)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Around the opening of the connection, in its thread; install() was called before."""
+        if _installed is None:
+            raise RuntimeError("libvirt has no event loop")
+        with _installed.collecting(self._numbers):
+            yield
+
+    def hang_up(self) -> None:
+        """In the loop's thread: ends the connection's stream, as if the daemon had."""
+        for number in tuple(self._numbers):
+            if _installed is not None:
+                _installed.hang_up(number)
 
 
 def _silent(_context: object, _error: object) -> None:

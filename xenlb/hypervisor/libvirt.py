@@ -11,7 +11,12 @@ calls long): events of one guest keep their order, the last one describes the gu
 been named yet waits until the listing has named it. What happened while the connection was away
 is never told by libvirt; the listing after it tells the result.
 
-What the events mean for a guest is decided in model/guest.py. The connection itself: session.py.
+That stream is one connection's; the other calls are made on connections of their own, in no order
+with the events (connections.py, which says why). What is made of their answers bears that: it
+compares with what was told before the question.
+
+What the events mean for a guest is decided in model/guest.py. The time between connecting and
+losing the connection: session.py.
 """
 
 import asyncio
@@ -23,8 +28,9 @@ from functools import partial
 from typing import TypeVar
 
 from xenlb.hypervisor import eventloop, listing
+from xenlb.hypervisor.connections import CALL, CLOSE, Connections, Opened, open_main
 from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
-from xenlb.hypervisor.session import CALL, CLOSE, Known, Session, open_connection
+from xenlb.hypervisor.session import Known, Session
 from xenlb.hypervisor.threads import Stuck, in_thread
 from xenlb.model.events import Disconnected, GuestId, HypervisorEvent
 
@@ -55,7 +61,7 @@ class LibvirtSource:
         self._clock = clock
         self._known = Known()
         self._session: Session | None = None
-        self._opening: asyncio.Task[Connection] | None = None
+        self._opening: asyncio.Task[Opened] | None = None
         self._pause = SHORTEST_PAUSE
         self._told = False
         self._hurry = asyncio.Event()
@@ -73,7 +79,7 @@ class LibvirtSource:
             while True:
                 try:
                     reason = await self._serve(await self._open())
-                except (CallFailed, Stuck) as error:
+                except (Unreachable, CallFailed, Stuck) as error:
                     reason = str(error)
                 self._tell_lost(reason)
                 self._hurry.clear()
@@ -95,8 +101,9 @@ class LibvirtSource:
             return
         try:
             await session.list()
+        except Unreachable:
+            return  # lost meanwhile, which is told where it is noticed
         except (CallFailed, Stuck) as error:
-            # A connection that is lost is noticed by itself.
             log.warning("libvirt %s cannot be listed now: %s", self.uri, error)
 
     async def shutdown(self, guest: GuestId) -> None:
@@ -119,13 +126,13 @@ class LibvirtSource:
         return frozenset(told & self._known.running - alive)
 
     async def ask(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
-        """A blocking call on the connection; raises Unreachable, CallFailed or Stuck."""
+        """A blocking call; raises Unreachable, CallFailed or Stuck."""
         session = self._session
         if session is None:
             raise Unreachable(f"libvirt {self.uri} is not connected")
         return await session.ask(call, limit=limit)
 
-    async def _open(self) -> Connection:
+    async def _open(self) -> Opened:
         """Raises CallFailed, or Stuck; then the attempt goes on and the next call waits for it.
 
         A daemon that hangs takes connections and never answers: a new attempt every few seconds
@@ -133,7 +140,7 @@ class LibvirtSource:
         """
         if self._opening is None:
             opening = in_thread(
-                partial(open_connection, self._libvirt_uri), limit=None, late=listing.close_quietly
+                partial(open_main, self._libvirt_uri), limit=None, late=Opened.close
             )
             self._opening = asyncio.create_task(opening, name=f"connect to libvirt {self.uri}")
         done, _ = await asyncio.wait({self._opening}, timeout=CONNECT)
@@ -149,14 +156,17 @@ class LibvirtSource:
         opening.cancel()  # its thread closes what it may still open
         await asyncio.wait({opening})
         if not opening.cancelled() and opening.exception() is None:
-            close = partial(listing.close_quietly, opening.result())
             with suppress(Stuck):
-                await in_thread(close, limit=CLOSE)
+                await in_thread(opening.result().close, limit=CLOSE)
 
-    async def _serve(self, connection: Connection) -> str:
+    async def _serve(self, opened: Opened) -> str:
         """Until the connection is lost; why. Raises CallFailed or Stuck."""
         session = Session(
-            connection, uri=self.uri, emit=self._emit, clock=self._clock, known=self._known
+            Connections(self._libvirt_uri, opened),
+            uri=self.uri,
+            emit=self._emit,
+            clock=self._clock,
+            known=self._known,
         )
         try:
             self._session = session

@@ -6,7 +6,7 @@ of libvirt-python, which has no types of its own. Events and connections: libvir
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -120,12 +120,6 @@ def is_alive(connection: Connection) -> bool:
         return bool(connection.isAlive())
     except libvirt.libvirtError:
         return False
-
-
-def close_quietly(connection: Connection) -> None:
-    """Closes a connection without callbacks."""
-    with suppress(libvirt.libvirtError):
-        connection.close()
 
 
 DOM0 = UUID(int=0)  # as Xen gives it; no other domain can have it

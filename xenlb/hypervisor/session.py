@@ -1,8 +1,9 @@
-"""One connection to libvirt, from its opening to its end: callbacks, listing, calls.
+"""One time of being connected to libvirt: callbacks, the listing, one guest looked at.
 
 The theory (why nothing is lost between listing and events) stands in libvirt.py, which makes one
-session after the other. Calls block and are made in threads; callbacks come in the loop's thread
-and read of a domain only what is local.
+session after the other. Calls block and are made in threads, each on a connection that is its own
+meanwhile (connections.py); callbacks come in the loop's thread and read of a domain only what is
+local.
 """
 
 import asyncio
@@ -11,15 +12,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import libvirt
 
 from xenlb.hypervisor import listing, qmp
-from xenlb.hypervisor.listing import CallFailed, Connection, Domain, asking
+from xenlb.hypervisor.connections import CALL, Connections
+from xenlb.hypervisor.listing import CallFailed, Connection, Domain, Unreachable, asking
 from xenlb.hypervisor.metadata import NAMESPACE, Metadata
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.threads import Stuck
 from xenlb.model.events import (
     Crashed,
     Died,
@@ -42,12 +44,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds. Keepalive notices a hung daemon after 2 × 3 and a bit; CALL is the last resort.
-KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 2, 3
-CALL, CLOSE = 30.0, 2.0
-TOGETHER = 0.5  # new guests within so much time are listed once
-# libvirtd takes five calls at a time from a client (max_client_requests); a call about a domain
-# that is being started waits for it. So no kind of call may take all five places.
+TOGETHER = 0.5  # seconds: new guests within so much time are listed once
+# A look at a domain that is being started waits for it; see connections.CALLS.
 LOOKS = 2
 
 _STOPS = {
@@ -77,32 +75,19 @@ class Known:
     metadata: dict[UUID, Metadata] = field(default_factory=dict)
 
 
-def open_connection(uri: str | None) -> Connection:
-    """Blocks. A read-write connection with keepalive; raises CallFailed."""
-    with asking():
-        connection: Connection = libvirt.open(uri)
-        try:
-            connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
-        except libvirt.libvirtError as error:
-            if not CallFailed(error).unsupported:  # a driver without a daemon: test:///
-                connection.close()
-                raise
-    return connection
-
-
 class Session:
-    """`lost` is done, with the reason, when the connection is of no more use."""
+    """`lost` is done, with the reason, when the connections are of no more use."""
 
     def __init__(
         self,
-        connection: Connection,
+        connections: Connections,
         *,
         uri: str,
         emit: Callable[[HypervisorEvent], None],
         clock: Callable[[], float],
         known: Known,
     ) -> None:
-        self._connection = connection
+        self._connections = connections
         self._uri = uri
         self._emit = emit
         self._clock = clock
@@ -125,18 +110,32 @@ class Session:
         self._started: set[UUID] = set()  # looked at because they started
         self._heard: dict[UUID, int] = {}  # how many life cycle events
 
-    # --- the life of the connection --------------------------------------------------------------
+    # --- the life of the connections -------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Registers the callbacks, then lists. Raises CallFailed or Stuck."""
-        await self.ask(self._register)
+        """Registers the callbacks, then lists. Raises CallFailed, Stuck, or Unreachable with the
+        reason where the connections were lost meanwhile: a listing that hangs does not end by
+        itself."""
+        beginning = asyncio.create_task(self._begin(), name=f"begin with libvirt {self._uri}")
+        either: set[asyncio.Future[Any]] = {beginning, self.lost}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not beginning.done():
+                beginning.cancel()
+                await asyncio.wait({beginning})
+        if beginning.cancelled():
+            raise Unreachable(self.lost.result())
+        beginning.result()
+
+    async def _begin(self) -> None:
+        await self._connections.begin(self._on_close, self._deregister)
+        await self._connections.ask_main(self._register)
         await self.list()
 
     def _register(self, connection: Connection) -> None:
         with asking():
             self.hypervisor_type = connection.getType()
-            with suppress(libvirt.libvirtError):  # a driver without a daemon
-                connection.registerCloseCallback(self._on_close, None)
             for event, call in (
                 (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
                 (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
@@ -147,13 +146,20 @@ class Session:
         if self.hypervisor_type == "QEMU":
             self._monitor = qmp.register(connection, self._on_monitor)
 
+    def _deregister(self, connection: Connection) -> None:
+        # close() waits for ever while a callback is registered.
+        qmp.deregister(connection, self._monitor)
+        for number in self._numbers:
+            with suppress(libvirt.libvirtError):
+                connection.domainEventDeregisterAny(number)
+
     @property
     def listing(self) -> bool:
         """Is a listing under way?"""
         return self._listing.locked()
 
     async def list(self) -> None:
-        """Emits Listed. Raises CallFailed.
+        """Emits Listed. Raises CallFailed, or Unreachable where the end came first.
 
         It takes as long as it takes: a domain that is being started or destroyed holds the
         listing up, on a busy Dom0 for half a minute. A daemon that hangs is keepalive's to tell.
@@ -161,7 +167,8 @@ class Session:
         async with self._listing:
             asked = self._clock()
             self._recent.clear()
-            guests = await self.ask(partial(listing.list_domains, uri=self._uri), limit=None)
+            everything = partial(listing.list_domains, uri=self._uri)
+            guests = await self._connections.ask_main(everything, limit=None)
             self._known.named = {each.guest.uuid for each in guests}
             listed = {each.incarnation for each in guests if each.incarnation is not None}
             self._known.running = listed | self._recent
@@ -184,22 +191,13 @@ class Session:
         await asyncio.sleep(TOGETHER)
         try:
             await self.list()
-        except (CallFailed, Stuck) as error:
+        except (Unreachable, CallFailed, Stuck) as error:
             log.debug("libvirt %s: new guests cannot be listed now: %s", self._uri, error)
 
     async def ask(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
-        """A blocking call in a thread; raises CallFailed or Stuck."""
-        connection = self._connection
-
-        def asked() -> T:
-            try:
-                return call(connection)
-            except CallFailed as error:
-                if not listing.is_alive(connection):
-                    self._lose_soon(str(error))
-                raise
-
-        return await in_thread(asked, limit=limit)
+        """A blocking call, on another connection than the listing's; raises Unreachable,
+        CallFailed or Stuck."""
+        return await self._connections.ask(call, limit=limit)
 
     def lose(self, reason: str) -> None:
         if not self.lost.done():
@@ -210,7 +208,8 @@ class Session:
             self._loop.call_soon_threadsafe(self.lose, reason)
 
     async def close(self) -> None:
-        """Ends it; callbacks that still come are ignored. Never takes longer than CLOSE."""
+        """Ends it; callbacks that still come are ignored. Never takes longer than
+        connections.CLOSE."""
         self._closing = True
         for closed in self._closed.values():
             closed.cancel()
@@ -218,23 +217,9 @@ class Session:
         for task in tasks:
             task.cancel()
         try:
-            await in_thread(self._close, limit=CLOSE)
-        except Stuck:
-            log.debug("libvirt %s: close hangs; left behind", self._uri)
+            await self._connections.end(lost=self.lost.done())
         finally:
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _close(self) -> None:
-        # close() waits for ever while a callback is registered.
-        connection = self._connection
-        qmp.deregister(connection, self._monitor)
-        for number in self._numbers:
-            with suppress(libvirt.libvirtError):
-                connection.domainEventDeregisterAny(number)
-        with suppress(libvirt.libvirtError):
-            connection.unregisterCloseCallback()
-        with suppress(libvirt.libvirtError):
-            connection.close()
 
     # --- callbacks, in the loop's thread ---------------------------------------------------------
 
@@ -357,7 +342,7 @@ class Session:
                 async with self._slots:
                     look = partial(listing.look_at, uuid=guest.uuid)
                     snapshot = await self.ask(look, limit=None)
-            except (CallFailed, Stuck) as error:
+            except (Unreachable, CallFailed, Stuck) as error:
                 log.debug("libvirt %s: %s cannot be read: %s", self._uri, guest.uuid, error)
                 self._started.discard(guest.uuid)
                 return

@@ -1,0 +1,81 @@
+"""A program that asks a libvirtd all the time, which stands still now and then.
+
+    python -m tests.unit.hypervisor.slow_daemon ROUNDS FOLDER
+
+It is a process of its own because what it looks for is SIGSEGV. Listings, calls and events go on
+together, until keepalive has ended the connection or the daemon goes on just before it would.
+"""
+
+import asyncio
+import faulthandler
+import random
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tests.unit.hypervisor.daemon import Daemon
+from tests.unit.hypervisor.running import clock, ended, until
+from xenlb.hypervisor import connections
+from xenlb.hypervisor import libvirt as source_module
+from xenlb.hypervisor.libvirt import LibvirtSource
+from xenlb.hypervisor.listing import CallFailed, Unreachable
+from xenlb.hypervisor.threads import Stuck
+from xenlb.model.events import HypervisorEvent
+
+CALLERS = 3
+CHURN = [f"{verb} test" for verb in ("destroy", "start", "suspend", "resume")] * 2
+
+
+async def _ask(source: LibvirtSource) -> None:
+    while True:
+        try:
+            await source.live_ids()
+        except (Unreachable, CallFailed, Stuck):
+            await asyncio.sleep(0.01)
+
+
+async def _list(source: LibvirtSource) -> None:
+    while True:
+        await source.relist()
+        await asyncio.sleep(0.01)
+
+
+async def _churn(daemon: Daemon) -> None:
+    while True:
+        with suppress(Exception):  # while the daemon stands still
+            await asyncio.to_thread(daemon.virsh, *CHURN)
+
+
+async def main(rounds: int, folder: Path) -> None:
+    daemon = Daemon(folder)
+    daemon.start()
+    events: list[HypervisorEvent] = []
+    source = LibvirtSource(daemon.uri, events.append, clock)
+    running = asyncio.create_task(source.run())
+    work = [asyncio.create_task(_ask(source)) for _ in range(CALLERS)]
+    work += [asyncio.create_task(_list(source)), asyncio.create_task(_churn(daemon))]
+    try:
+        for number in range(rounds):
+            await until(lambda: source.connected, "connected", limit=30)
+            await asyncio.sleep(random.uniform(0, 0.3))
+            daemon.signal(signal.SIGSTOP)
+            if number % 3 == 1:
+                await asyncio.sleep(random.uniform(1.9, 2.2))  # keepalive's limit, or nearly
+            else:
+                await until(lambda: not source.connected, "lost", limit=30)
+                await asyncio.sleep(random.uniform(0, 0.3) if number % 3 else 0)
+            daemon.signal(signal.SIGCONT)
+            print(f"round {number}: {len(events)} events", flush=True)
+        await until(lambda: source.connected, "connected at last", limit=30)
+        for task in [*work, running]:
+            await ended(task)
+    finally:
+        daemon.kill()
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    connections.KEEPALIVE_INTERVAL, connections.KEEPALIVE_COUNT = 1, 1
+    source_module.SHORTEST_PAUSE = 0.05
+    asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))

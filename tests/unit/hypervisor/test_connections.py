@@ -1,0 +1,221 @@
+"""Which call is made on which connection, against a real libvirtd: never two on one."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.unit.hypervisor.daemon import BINARY, Daemon
+from tests.unit.hypervisor.running import clock, ended, run, until
+from xenlb.hypervisor import connections, eventloop, listing
+from xenlb.hypervisor.libvirt import LibvirtSource
+from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
+from xenlb.hypervisor.threads import Stuck
+from xenlb.model.events import GuestId, HypervisorEvent, Listed, Paused, Stopped
+
+pytestmark = pytest.mark.skipif(
+    not os.path.exists(BINARY), reason="libvirtd is missing (apt install libvirt-daemon)"
+)
+
+
+@pytest.fixture
+def daemon(short: Path) -> Iterator[Daemon]:
+    folder = short / "d"
+    folder.mkdir()
+    short.chmod(0o755)
+    made = Daemon(folder)
+    made.start()
+    yield made
+    made.kill()
+
+
+@asynccontextmanager
+async def running(uri: str, events: list[HypervisorEvent]) -> AsyncIterator[LibvirtSource]:
+    source = LibvirtSource(uri, events.append, clock)
+    task = asyncio.create_task(source.run())
+    await until(lambda: source.connected, "connected")
+    yield source
+    await ended(task)
+    loop = eventloop.installed()
+    assert loop is not None
+    await until(lambda: loop.idle, "the end of libvirt's handles and timers")
+
+
+class Gate:
+    """A call that is held until it is let go; which connections are in one, and which were."""
+
+    def __init__(self) -> None:
+        self.inside: list[int] = []
+        self.seen: list[int] = []
+        self.go = threading.Event()
+
+    def __call__(self, connection: Connection) -> frozenset[int]:
+        self.inside.append(id(connection))
+        self.seen.append(id(connection))
+        self.go.wait(10)
+        try:
+            return listing.live_ids(connection)
+        finally:
+            self.inside.remove(id(connection))
+
+
+def test_calls_at_once_are_each_on_a_connection_of_their_own(daemon: Daemon) -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with running(daemon.uri, []) as source:
+            calls = [asyncio.create_task(source.ask(gate)) for _ in range(connections.CALLS + 2)]
+            await until(lambda: len(gate.inside) == connections.CALLS, "as many as may")
+            assert len(set(gate.inside)) == connections.CALLS
+            gate.go.set()
+            assert len({await call for call in calls}) == 1
+            # Those that had to wait took over what others had left.
+            assert len(gate.seen) == connections.CALLS + 2
+            assert len(set(gate.seen)) == connections.CALLS
+
+    run(main)
+
+
+def test_calls_one_after_the_other_need_one_connection(daemon: Daemon) -> None:
+    async def main() -> None:
+        gate = Gate()
+        gate.go.set()
+        async with running(daemon.uri, []) as source:
+            for _ in range(5):
+                await source.ask(gate)
+            with pytest.raises(CallFailed, match="Domain not found"):  # spoils nothing
+                await source.shutdown(GuestId(uri=source.uri, uuid=UUID(int=1)))
+            await source.ask(gate)
+        assert len(set(gate.seen)) == 1
+
+    run(main)
+
+
+def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connection(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_domains = listing.list_domains
+    gate, lists = Gate(), list[int]()
+
+    def held(connection: Any, uri: str) -> Any:
+        lists.append(id(connection))
+        gate(connection)
+        return list_domains(connection, uri)
+
+    async def main() -> None:
+        calls = Gate()
+        calls.go.set()
+        events: list[HypervisorEvent] = []
+        async with running(daemon.uri, events) as source:
+            monkeypatch.setattr(listing, "list_domains", held)
+            first = asyncio.create_task(source.relist())
+            await until(lambda: gate.inside, "the listing")
+            # Whoever gives up waiting for a listing does not end it: the next one waits for it.
+            first.cancel()
+            second = asyncio.create_task(source.relist())
+            assert len(await source.ask(calls)) == 1
+            # Events go on, on the connection that the listing keeps.
+            await asyncio.to_thread(daemon.virsh, "suspend test")
+            await until(lambda: any(isinstance(e, Paused) for e in events), "the event")
+            assert len(lists) == 1
+            gate.go.set()
+            await second
+            assert len(set(lists)) == 1
+            assert len(lists) == 2
+            assert not set(calls.seen) & set(lists)
+
+    run(main)
+
+
+def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None:
+    async def main() -> None:
+        async with running(daemon.uri, []) as source:
+            alive = await source.live_ids()
+            threads = threading.active_count()
+            daemon.signal(signal.SIGSTOP)
+            for _ in range(connections.CALLS + 2):
+                with pytest.raises(Stuck, match=r"within 0\.1 s"):
+                    await source.ask(listing.live_ids, limit=0.1)
+            # The connections were hung up: their threads are not left with a daemon that hangs.
+            # (libvirt.open connects, which the daemon's backlog takes, and then asks.)
+            await until(lambda: threading.active_count() <= threads, "the end of the threads")
+            daemon.signal(signal.SIGCONT)
+            assert await source.live_ids() == alive
+
+    run(main)
+
+
+def test_lost_connection_ends_every_call_and_those_that_wait(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "KEEPALIVE_INTERVAL", 1)
+    monkeypatch.setattr(connections, "KEEPALIVE_COUNT", 1)
+
+    async def main() -> None:
+        async with running(daemon.uri, []) as source:
+            gate = Gate()
+            gate.go.set()
+            await source.ask(gate)
+            daemon.signal(signal.SIGSTOP)
+            calls = [
+                asyncio.create_task(source.ask(gate, limit=None))
+                for _ in range(connections.CALLS + 2)
+            ]
+            done, _ = await asyncio.wait(calls, timeout=10)
+            assert [type(call.exception()) for call in done] == [Unreachable] * len(calls)
+            daemon.signal(signal.SIGCONT)
+            await until(lambda: source.connected, "connected again")
+            assert len(await source.live_ids()) == 1
+
+    run(main)
+
+
+def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
+    async def main() -> None:
+        async with running(daemon.uri, []) as source:
+            sockets: list[int] = []
+
+            def note(connection: Connection) -> None:
+                sockets.append(_last_socket())
+
+            await source.ask(note)
+            loop = eventloop.installed()
+            assert loop is not None
+            loop.hang_up(sockets[0])
+            await asyncio.sleep(0.1)
+            assert source.connected
+            assert len(await source.live_ids()) == 1
+
+    run(main)
+
+
+def _last_socket() -> int:
+    loop = eventloop.installed()
+    assert loop is not None
+    return max(loop._open)
+
+
+def test_driver_in_this_process_has_one_connection(short: Path) -> None:
+    """What another connection to test:///FILE would show are other guests."""
+    file = short / "node.xml"
+    file.write_text(
+        "<node><domain type='test'><name>mine</name><memory>1024</memory>"
+        "<uuid>00000000-0000-0000-0000-000000000007</uuid><os><type>hvm</type></os></domain></node>"
+    )
+
+    async def main() -> None:
+        events: list[HypervisorEvent] = []
+        async with running(f"test://{file}", events) as source:
+            (listed,) = events
+            assert isinstance(listed, Listed)
+            await source.shutdown(listed.guests[0].guest)
+            await until(lambda: any(isinstance(e, Stopped) for e in events), "the event")
+            assert await source.live_ids() == frozenset()
+
+    run(main)
