@@ -12,7 +12,8 @@ Here the six functions that libvirt calls only note what is wanted and ask the l
 call_soon_threadsafe(), to bring its selector and timers in line with the note. What is wanted is
 read when that happens, so the order in which notes arrive does not matter.
 
-Nothing about connections or events of libvirt: libvirt.py.
+It also finds and ends the socket of a connection, which libvirt itself offers nobody. Nothing else
+about connections (connections.py), nothing about events of libvirt (libvirt.py).
 """
 
 import asyncio
@@ -67,7 +68,7 @@ class EventLoop:
     _timers: dict[int, _Timer] = field(default_factory=dict)
     _by_fd: dict[int, list[_Handle]] = field(default_factory=dict)
     _watched: dict[int, int] = field(default_factory=dict)
-    _open: dict[int, _Handle] = field(default_factory=dict)  # whose descriptor is not yet closed
+    _open: dict[int, _Handle] = field(default_factory=dict)  # descriptor not closed yet
     _collecting: threading.local = field(default_factory=threading.local)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -65,12 +65,16 @@ class LibvirtSource:
         self._pause = SHORTEST_PAUSE
         self._told = False
         self._hurry = asyncio.Event()
-        self.hypervisor_type = ""  # as libvirt says: Xen, QEMU, LXC, TEST; empty until connected
 
     @property
     def connected(self) -> bool:
         """Connected, and everything listed once since."""
         return self._session is not None and self._session.listed
+
+    @property
+    def hypervisor_type(self) -> str:
+        """As libvirt says: Xen, QEMU, LXC, TEST; empty until it was connected."""
+        return self._known.hypervisor_type
 
     async def run(self) -> None:
         """Connects, reports, reconnects; until cancelled."""
@@ -171,7 +175,6 @@ class LibvirtSource:
         try:
             self._session = session
             await session.begin()
-            self.hypervisor_type = session.hypervisor_type
             log.info("libvirt %s: connected (%s)", self.uri, self.hypervisor_type)
             self._pause, self._told = SHORTEST_PAUSE, False
             return await session.lost

@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TOGETHER = 0.5  # seconds: new guests within so much time are listed once
+# Seconds.
+TOGETHER = 0.5  # new guests within so much time are listed once
+LISTING = 300.0  # what holds up a listing, a domain's start or end, never takes so long
 # A look at a domain that is being started waits for it; see connections.CALLS.
 LOOKS = 2
 
@@ -67,9 +69,10 @@ _CLOSED = {
 
 @dataclass(slots=True)
 class Known:
-    """What outlives a session: guests that were told of, ids of domains that were told as running
-    (or paused), and metadata as last read."""
+    """What outlives a session: the kind of hypervisor, guests that were told of, ids of domains
+    that were told as running (or paused), and metadata as last read."""
 
+    hypervisor_type: str = ""
     named: set[UUID] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
     metadata: dict[UUID, Metadata] = field(default_factory=dict)
@@ -95,7 +98,6 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self.listed = False
-        self.hypervisor_type = ""
         self._closing = False
         self._listing = asyncio.Lock()
         self._slots = asyncio.Semaphore(LOOKS)
@@ -135,7 +137,7 @@ class Session:
 
     def _register(self, connection: Connection) -> None:
         with asking():
-            self.hypervisor_type = connection.getType()
+            self._known.hypervisor_type = connection.getType()
             for event, call in (
                 (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
                 (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
@@ -143,7 +145,7 @@ class Session:
             ):
                 number = connection.domainEventRegisterAny(None, event, call, None)
                 self._numbers.append(number)
-        if self.hypervisor_type == "QEMU":
+        if self._known.hypervisor_type == "QEMU":
             self._monitor = qmp.register(connection, self._on_monitor)
 
     def _deregister(self, connection: Connection) -> None:
@@ -159,16 +161,21 @@ class Session:
         return self._listing.locked()
 
     async def list(self) -> None:
-        """Emits Listed. Raises CallFailed, or Unreachable where the end came first.
+        """Emits Listed. Raises CallFailed, Stuck, or Unreachable where the end came first.
 
-        It takes as long as it takes: a domain that is being started or destroyed holds the
-        listing up, on a busy Dom0 for half a minute. A daemon that hangs is keepalive's to tell.
+        A domain that is being started or destroyed holds the listing up, on a busy Dom0 for half a
+        minute. A daemon that hangs is keepalive's to tell; but where the way to it lets this
+        connection alone die, without a word, nothing tells, nor do events come any more.
         """
         async with self._listing:
             asked = self._clock()
             self._recent.clear()
             everything = partial(listing.list_domains, uri=self._uri)
-            guests = await self._connections.ask_main(everything, limit=None)
+            try:
+                guests = await self._connections.ask_main(everything, limit=LISTING)
+            except Stuck:
+                self.lose(f"a listing did not end within {LISTING:g} s")
+                raise
             self._known.named = {each.guest.uuid for each in guests}
             listed = {each.incarnation for each in guests if each.incarnation is not None}
             self._known.running = listed | self._recent

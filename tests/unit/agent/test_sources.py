@@ -55,7 +55,7 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
         hurried = set()
         for uri, kind in ((LXC, "LXC"), (QEMU, "QEMU"), (FAR, "LXC")):
             source = LibvirtSource(uri, agent.emit, clock.now)
-            source.hypervisor_type = kind
+            source._known.hypervisor_type = kind
             source.hurry = lambda uri=uri: hurried.add(uri)  # type: ignore[method-assign,misc]
             sources.libvirts[uri] = source
         for driver, operation, domid in (

@@ -11,12 +11,13 @@ import faulthandler
 import random
 import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from tests.unit.hypervisor.daemon import Daemon
 from tests.unit.hypervisor.running import clock, ended, until
-from xenlb.hypervisor import connections
+from xenlb.hypervisor import connections, eventloop
 from xenlb.hypervisor import libvirt as source_module
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.listing import CallFailed, Unreachable
@@ -47,6 +48,10 @@ async def _churn(daemon: Daemon) -> None:
             await asyncio.to_thread(daemon.virsh, *CHURN)
 
 
+def _calling() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "xenlb-call"]
+
+
 async def main(rounds: int, folder: Path) -> None:
     daemon = Daemon(folder)
     daemon.start()
@@ -70,6 +75,10 @@ async def main(rounds: int, folder: Path) -> None:
         await until(lambda: source.connected, "connected at last", limit=30)
         for task in [*work, running]:
             await ended(task)
+        loop = eventloop.installed()
+        assert loop is not None
+        await until(lambda: loop.idle, "the end of every connection")
+        await until(lambda: not _calling(), "the end of every thread with a call")
     finally:
         daemon.kill()
 

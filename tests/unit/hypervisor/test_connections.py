@@ -14,11 +14,11 @@ import pytest
 
 from tests.unit.hypervisor.daemon import BINARY, Daemon
 from tests.unit.hypervisor.running import clock, ended, run, until
-from xenlb.hypervisor import connections, eventloop, listing
+from xenlb.hypervisor import connections, eventloop, listing, session
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.threads import Stuck
-from xenlb.model.events import GuestId, HypervisorEvent, Listed, Paused, Stopped
+from xenlb.model.events import Disconnected, GuestId, HypervisorEvent, Listed, Paused, Stopped
 
 pytestmark = pytest.mark.skipif(
     not os.path.exists(BINARY), reason="libvirtd is missing (apt install libvirt-daemon)"
@@ -178,27 +178,44 @@ def test_lost_connection_ends_every_call_and_those_that_wait(
 
 def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
     async def main() -> None:
+        gate = Gate()
+        gate.go.set()
         async with running(daemon.uri, []) as source:
-            sockets: list[int] = []
-
-            def note(connection: Connection) -> None:
-                sockets.append(_last_socket())
-
-            await source.ask(note)
+            await source.ask(gate)
             loop = eventloop.installed()
             assert loop is not None
-            loop.hang_up(sockets[0])
+            loop.hang_up(max(loop._open))  # the one that was opened last
             await asyncio.sleep(0.1)
+            await source.ask(gate)
             assert source.connected
-            assert len(await source.live_ids()) == 1
+        assert len(set(gate.seen)) == 2
 
     run(main)
 
 
-def _last_socket() -> int:
-    loop = eventloop.installed()
-    assert loop is not None
-    return max(loop._open)
+def test_listing_that_never_ends_ends_the_connection(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_domains = listing.list_domains
+    gate = Gate()
+
+    def held(connection: Any, uri: str) -> Any:
+        gate(connection)
+        return list_domains(connection, uri)
+
+    async def main() -> None:
+        events: list[HypervisorEvent] = []
+        async with running(daemon.uri, events) as source:
+            monkeypatch.setattr(listing, "list_domains", held)
+            monkeypatch.setattr(session, "LISTING", 0.3)
+            await source.relist()
+            monkeypatch.undo()
+            await until(lambda: any(isinstance(e, Disconnected) for e in events), "the loss")
+            gate.go.set()
+            await until(lambda: source.connected, "connected again")
+            assert [type(e) for e in events] == [Listed, Disconnected, Listed]
+
+    run(main)
 
 
 def test_driver_in_this_process_has_one_connection(short: Path) -> None:
