@@ -68,6 +68,11 @@ class Daemon:
         """What somebody else does, in a process of his own. Blocks."""
         subprocess.run(self._virsh(*commands), check=True, timeout=30, stdout=subprocess.DEVNULL)
 
+    @property
+    def ended(self) -> bool:
+        """Has it ended by itself?"""
+        return self._process is not None and self._process.poll() is not None
+
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
