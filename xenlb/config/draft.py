@@ -3,9 +3,11 @@
 Made by service.py, judged by rules.py, turned into settings by settle.py.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from xenlb.config.checks import ChecksDraft
 from xenlb.config.reading import Place, Value
 from xenlb.config.side import SideDraft
 from xenlb.ipvs.table import (
@@ -39,19 +41,6 @@ class TunnelDraft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckDraft:
-    """`section`: the key itself; its value is false for `check: none`."""
-
-    section: Value[bool]
-    type: Value[str]
-    interval: Value[float]
-    timeout: Value[float | None]
-    rise: Value[int]
-    fall: Value[int]
-    port: Value[int | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """`place` is that of the service's name. `netmask` is a prefix length, and whether it was
     written in IPv4's dots."""
@@ -73,7 +62,8 @@ class Draft:
     weight: Value[int]
     upper_threshold: Value[int]
     lower_threshold: Value[int]
-    check: CheckDraft
+    check: ChecksDraft
+    flush: Value[bool]
     on_failure: Value[OnFailure]
     keep_in_service: Value[float]
     slow_start: Value[float]
@@ -96,13 +86,12 @@ class Draft:
     def ports(self) -> tuple[Port, ...]:
         return tuple(port for port, _ in self.placed_ports.value)
 
-    @property
-    def probed_ports(self) -> tuple[int, ...]:
-        """The ports of the service that a TCP probe can be sent to."""
+    def ports_of(self, protocols: Collection[Protocol]) -> tuple[int, ...]:
+        """The ports of the service that a probe by one of these protocols can be sent to."""
         if self.fwmark.given:
             return ()
         return tuple(
-            port.number for port in self.ports if port.protocol is Protocol.TCP and port.number > 0
+            port.number for port in self.ports if port.protocol in protocols and port.number > 0
         )
 
     @property

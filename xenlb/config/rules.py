@@ -7,11 +7,10 @@ no meaning for the service are gone before (settle.py).
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from xenlb.config import side
+from xenlb.config import checkrules, side
 from xenlb.config.draft import Draft
 from xenlb.config.reading import Place, Report
 from xenlb.config.service import SCHEDULER_FLAGS
-from xenlb.config.values import show_duration
 from xenlb.ipvs.table import (
     AddressKey,
     Family,
@@ -24,8 +23,6 @@ from xenlb.ipvs.table import (
     family_of,
 )
 from xenlb.model.settings import Port
-
-_CHECK_HINT: Final = "add check: {port: NUMBER}, or check: none"
 
 # One service
 
@@ -182,38 +179,6 @@ def thresholds(draft: Draft, report: Report) -> None:
     report.add(draft.place_of(lower, upper), what, hint)
 
 
-def check(draft: Draft, report: Report) -> None:
-    part = draft.check
-    if not part.section.value or part.section.bad:
-        return
-    if not part.interval.bad and part.timeout.value is not None:
-        timeout, interval = part.timeout.value, part.interval.value
-        if timeout >= interval:
-            report.add(
-                draft.place_of(part.timeout, part.interval),
-                f"timeout {show_duration(timeout)} is not shorter than "
-                f"interval {show_duration(interval)}",
-                "a check ends before the next begins",
-            )
-    if (
-        part.port.given
-        or draft.placed_ports.bad
-        or not (draft.placed_ports.given or draft.fwmark.given)
-    ):
-        return
-    if draft.probed_ports:
-        return
-    place = draft.place_of(part.section)
-    if draft.fwmark.given:
-        report.add(place, "a fwmark service does not say which port to check", _CHECK_HINT)
-    elif any(port.number == 0 for port in draft.ports):
-        report.add(place, "port 0 does not say which port to check", _CHECK_HINT)
-    elif part.section.own:
-        report.add(
-            place, f"a {part.type.value} check needs a tcp port, and there is none", _CHECK_HINT
-        )
-
-
 def sorry_server(draft: Draft, report: Report) -> None:
     value = draft.sorry_server
     if value.value is None or draft.forwarding.bad or draft.placed_ports.bad:
@@ -297,7 +262,8 @@ RULES: Final[tuple[Callable[[Draft, Report], None], ...]] = (
     scheduler_flags,
     tunnel,
     thresholds,
-    check,
+    checkrules.check,
+    checkrules.flush,
     sorry_server,
     servers,
     guest_side,

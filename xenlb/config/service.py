@@ -5,8 +5,8 @@ Keys are looked at one by one here; what they mean together is in rules.py.
 
 from typing import Final
 
-from xenlb.config import nodes, side, values
-from xenlb.config.draft import CheckDraft, Draft, MemberDraft, TunnelDraft
+from xenlb.config import checks, nodes, side, values
+from xenlb.config.draft import Draft, MemberDraft, TunnelDraft
 from xenlb.config.nodes import Kind, Scalar
 from xenlb.config.reading import Cursor, Fields, Place, Value, keys_of
 from xenlb.config.values import Wrong, quoted
@@ -18,7 +18,7 @@ from xenlb.ipvs.table import (
     TunnelChecksum,
     TunnelType,
 )
-from xenlb.model.settings import Check, DrainPolicy, DrainUntil, OnFailure, Port
+from xenlb.model.settings import DrainPolicy, DrainUntil, OnFailure, Port
 
 # Those that say which service it is and who serves it have no common default.
 OWN_KEYS: Final = ("address", "fwmark", "ports", "servers")
@@ -36,6 +36,7 @@ DEFAULT_KEYS: Final = (
     "upper-threshold",
     "lower-threshold",
     "check",
+    "flush",
     "on-failure",
     "keep-in-service",
     "slow-start",
@@ -47,10 +48,8 @@ DEFAULT_KEYS: Final = (
 SERVICE_KEYS: Final = OWN_KEYS + DEFAULT_KEYS
 SERVER_KEYS: Final = ("guest", "host", "address", "weight", "guest-side")
 TUNNEL_KEYS: Final = ("type", "port", "checksum")
-CHECK_KEYS: Final = ("type", "interval", "timeout", "rise", "fall", "port")
 DRAIN_KEYS: Final = ("timeout", "until", "udp", "shutdown-grace")
 
-CHECK_TYPES: Final = ("tcp",)
 # flag → the scheduler that reads it, and its bit
 SCHEDULER_FLAGS: Final = {
     "sh-fallback": ("sh", SchedulerFlags.ONE),
@@ -91,7 +90,8 @@ def read(name: str, place: Place, fields: Fields) -> Draft:
         weight=fields.read("weight", _weight, 1),
         upper_threshold=fields.read("upper-threshold", lambda c: c.whole_number(0, U32), 0),
         lower_threshold=fields.read("lower-threshold", lambda c: c.whole_number(0, U32), 0),
-        check=_check(fields),
+        check=checks.read(fields),
+        flush=fields.read("flush", Cursor.true_or_false, False),
         on_failure=fields.read("on-failure", lambda c: c.choice(OnFailure), OnFailure.REMOVE),
         keep_in_service=fields.read("keep-in-service", lambda c: c.parsed(values.percent), 0.0),
         slow_start=fields.read("slow-start", lambda c: _duration(c, 0, values.DAY), 0.0),
@@ -176,44 +176,6 @@ def _tunnel(fields: Fields) -> TunnelDraft:
         port=nested.read("port", _port_number, None),
         checksum=nested.read("checksum", lambda c: c.choice(TunnelChecksum), TunnelChecksum.NONE),
     )
-
-
-def _check(fields: Fields) -> CheckDraft:
-    default = Check()
-    nested = _section(fields, "check", CHECK_KEYS)
-    return CheckDraft(
-        section=fields.read("check", _wants_check, True),
-        type=nested.read("type", _check_type, default.type),
-        interval=nested.read(
-            "interval", lambda c: _duration(c, 0.01, values.DAY), default.interval
-        ),
-        timeout=nested.read("timeout", lambda c: _duration(c, 0.001, values.DAY), None),
-        rise=nested.read("rise", lambda c: c.whole_number(1, 1000), default.rise),
-        fall=nested.read("fall", lambda c: c.whole_number(1, 1000), default.fall),
-        port=nested.read("port", _port_number, None),
-    )
-
-
-def _wants_check(cursor: Cursor) -> bool:
-    match cursor.node:
-        case nodes.Mapping():
-            return True
-        case nodes.Sequence():
-            raise Wrong("is a list, but a service has one check", hint="write {type: tcp}")
-        case Scalar(kind=Kind.NOTHING, trap=None):
-            raise Wrong("has no value", hint="write none for no check, or {type: tcp}")
-        case Scalar():
-            text = cursor.raw().text
-            if text == "none":
-                return False
-            known = f"{{type: {text}}}" if text in CHECK_TYPES else "{type: tcp}"
-            raise Wrong(f"{quoted(text)} is not a check", hint=f"write {known}, or none")
-
-
-def _check_type(cursor: Cursor) -> str:
-    if cursor.raw().text == "none":
-        raise Wrong("'none' is not a type of check", hint="write check: none")
-    return cursor.word(CHECK_TYPES, "a type of check")
 
 
 def _drain(fields: Fields) -> DrainPolicy:

@@ -8,6 +8,8 @@ error (rules.py).
 from dataclasses import replace
 from typing import Final
 
+from xenlb.config.checkrules import needs_port, via_problem
+from xenlb.config.checks import CheckDraft
 from xenlb.config.draft import Draft, MemberDraft, TunnelDraft
 from xenlb.config.reading import Value
 from xenlb.config.service import SCHEDULER_FLAGS
@@ -20,6 +22,7 @@ from xenlb.ipvs.table import (
     TunnelChecksum,
     TunnelType,
 )
+from xenlb.model.checks import protocols_of
 from xenlb.model.settings import Check, Member, ServiceSettings
 
 DEFAULT_TIMEOUT: Final = Check().timeout
@@ -90,6 +93,8 @@ def settings_of(draft: Draft) -> ServiceSettings:
         upper_threshold=draft.upper_threshold.value,
         lower_threshold=draft.lower_threshold.value,
         checks=checks_of(draft),
+        any_check=draft.check.any_check,
+        flush=draft.flush.value,
         on_failure=draft.on_failure.value,
         keep_in_service=draft.keep_in_service.value,
         slow_start=draft.slow_start.value,
@@ -104,32 +109,47 @@ def settings_of(draft: Draft) -> ServiceSettings:
 def checks_of(draft: Draft) -> tuple[Check, ...]:
     """How the servers of the service are probed.
 
-    `port` stays None where every kernel service can be probed on its own port (all are TCP; under
-    masquerade that is server-port if there is one). With ports of several protocols, or with port
-    0 among them, it is the first TCP port, for all. A service without any TCP port has no check
-    unless it says `check.port`; a fwmark service must say it or `check: none` (rule `check`).
+    A check without any port that it could ask is left out where the service did not write it (a
+    tcp check by default, of a service of UDP only); elsewhere it is an error (checkrules.py).
+    """
+    if not draft.check.section.value:
+        return ()
+    return tuple(
+        _check_of(draft, check)
+        for check in draft.check.checks
+        if check.port.given or not needs_port(check) or _own_ports(draft, check)
+    )
+
+
+def _check_of(draft: Draft, check: CheckDraft) -> Check:
+    """`port` stays None where every kernel service can be probed on its own port (all are of the
+    check's protocol; under masquerade that is server-port if there is one). With ports of several
+    protocols, or with port 0 among them, it is the first of the check's protocol, for all.
     A timeout that is left out is 3s, or half of an interval that is not longer than that.
     """
-    part = draft.check
-    probed = draft.probed_ports
-    port = part.port.value
-    if not part.section.value or (port is None and not probed):
-        return ()
-    if port is None and len(probed) < len(draft.placed_ports.value):
-        port = probed[0]
-    interval = part.interval.value
-    timeout = part.timeout.value
+    port = check.port.value if needs_port(check) or check.port.own else None
+    mine = _own_ports(draft, check)
+    if port is None and mine and len(mine) < len(draft.placed_ports.value):
+        port = mine[0]
+    interval = check.interval.value
+    timeout = check.timeout.value
     if timeout is None:
         timeout = DEFAULT_TIMEOUT if interval > DEFAULT_TIMEOUT else interval / 2
-    check = Check(
-        type=part.type.value,
+    return Check(
+        type=check.type.value,
+        asks=check.asks(),
         interval=interval,
         timeout=timeout,
-        rise=part.rise.value,
-        fall=part.fall.value,
+        rise=check.rise.value,
+        fall=check.fall.value,
         port=port,
+        via_vip=check.via_vip.value and via_problem(draft, check) is None,
+        flap_damping=check.flap_damping.value,
     )
-    return (check,)
+
+
+def _own_ports(draft: Draft, check: CheckDraft) -> tuple[int, ...]:
+    return draft.ports_of(protocols_of(check.asks_class()))
 
 
 def _tunnel_of(draft: Draft) -> Tunnel | None:

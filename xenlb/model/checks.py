@@ -3,10 +3,14 @@
 Values only. They are written by the configuration (xenlb.config), asked by the probes
 (xenlb.health), and of the answers health.py makes the verdict. Patterns are regular expressions
 that were compiled once when the configuration was read; they are searched for, not matched whole.
-Empty text: nothing is sent, or anything is taken.
+Empty text: nothing is sent, or anything is taken. `send` is bytes, each the character of its
+number (Latin-1).
 """
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from xenlb.ipvs.table import Protocol
 
 # Codes from … to, both taken.
 Codes = tuple[tuple[int, int], ...]
@@ -181,3 +185,12 @@ Asks = (
     | Pgsql
     | Redis
 )
+
+
+def protocols_of(asks: type[Any]) -> tuple[Protocol, ...]:
+    """Ports of which protocols a check of this class can be sent to; none: it has no port."""
+    if asks is Icmp:
+        return ()
+    if asks is Exec:
+        return tuple(Protocol)
+    return (Protocol.UDP,) if asks in {Dns, Udp} else (Protocol.TCP,)

@@ -227,8 +227,9 @@ class AddressesFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is probed: one address and port by one check, however many services use it. `vip`: the
-    service address that the probe is sent to, through the server; `tunnel`: in it."""
+    """What is probed: one address and port by one check, however many services use it. Port 0: the
+    check has none (icmp), or need not have one (exec). `vip`: the service address that the probe is
+    sent to, through the server; `tunnel`: in it."""
 
     check: Check
     address: IPAddress
@@ -241,8 +242,10 @@ class Target:
         return hash((int(self.address), self.port))
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         through = "" if self.vip is None else f" via {self.vip}"
+        if not self.port:  # an echo request has none
+            return f"{self.check.type} {self.address}{through}"
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{self.check.type} {host}:{self.port}{through}"
 
 

@@ -5,8 +5,8 @@ family and not another's. Here the last rule about addresses is kept: a guest ne
 belongs to another guest or to a host of the configuration, whatever it reports.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from uuid import UUID
 
@@ -15,15 +15,15 @@ from xenlb.ipvs.table import (
     Forwarding,
     IPAddress,
     MarkKey,
-    Protocol,
     ServerKey,
     ServiceKey,
     family_of,
 )
+from xenlb.model.checks import Exec, Icmp, protocols_of
 from xenlb.model.events import GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.settings import Member, ServiceSettings
+from xenlb.model.settings import Check, Member, ServiceSettings
 from xenlb.model.side import GuestSide
 from xenlb.model.state import Candidate, Slot, State
 
@@ -245,18 +245,25 @@ def _server_port(service: ServiceSettings, key: ServiceKey) -> int:
 
 
 def _targets(service: ServiceSettings, key: ServiceKey, address: IPAddress) -> tuple[Target, ...]:
-    """What is probed for a server: its own TCP port, else the service's first, else nothing."""
+    """What is probed for a server: by each check one port, where there is one that it can ask."""
     targets = []
     for check in service.checks:
-        port = check.port or _check_port(service, key)
+        port = _probed_port(service, key, check)
         if port is not None:
-            targets.append(Target(check=check, address=address, port=port))
+            target = Target(check=check, address=address, port=port)
+            if check.via_vip:
+                target = replace(target, vip=service.address, tunnel=service.tunnel)
+            targets.append(target)
     return tuple(targets)
 
 
-def _check_port(service: ServiceSettings, key: ServiceKey) -> int | None:
-    tcp: Iterable[ServiceKey] = (key, *service.kernel_keys())
-    for each in tcp:
-        if isinstance(each, AddressKey) and each.protocol is Protocol.TCP and each.port:
+def _probed_port(service: ServiceSettings, key: ServiceKey, check: Check) -> int | None:
+    """That of the check, else the server's own, else the service's first, of the check's protocol.
+    0 where the check needs none: an echo request has none, and a program need not use it."""
+    if check.port is not None:
+        return check.port
+    protocols = protocols_of(type(check.asks))
+    for each in (key, *service.kernel_keys()):
+        if isinstance(each, AddressKey) and each.protocol in protocols and each.port:
             return _server_port(service, each)
-    return None
+    return 0 if isinstance(check.asks, Icmp | Exec) else None

@@ -3,12 +3,14 @@
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from xenlb import kept
 from xenlb.config import ConfigError, parse
 from xenlb.ipvs.table import Tunnel
+from xenlb.model.checks import Asks
 from xenlb.model.settings import (
     Check,
     Director,
@@ -39,7 +41,13 @@ services:
     weight: 3
     upper-threshold: 100
     lower-threshold: 50
-    check: {type: tcp, interval: 7s, timeout: 2s, rise: 4, fall: 5, port: 26}
+    check:
+      any:
+        - {type: agent, interval: 7s, timeout: 2s, rise: 4, fall: 5, port: 26, flap-damping: 8s,
+           send: '\\x00\\xff', weight: {least: 10%, most: 90%}}
+        - {type: https, path: /up, host: a.example, status: [200, 301-308], header: "X-Up: yes",
+           body: fine, method: POST, tls: {verify: false}}
+        - {type: smtp, hello: a.example, expect: 250-259, starttls: {name: b, ca-file: /ca.pem}}
     on-failure: quiesce
     keep-in-service: 30%
     slow-start: 20s
@@ -53,10 +61,16 @@ services:
       - {guest: other, guest-side: {init: sysvinit, ssh: root@other}}
       - {host: "2001:db8::5", weight: 7}
       - host: 10.0.0.6
-  dns: {address: "2001:db8::10", ports: [53/udp], one-packet: true, check: none,
+  dns: {address: "2001:db8::10", ports: [53/udp], one-packet: true, check: none, flush: true,
         servers: [{host: "2001:db8::6"}]}
   remapped: {address: 192.0.2.11, ports: [25], server-port: 26, servers: [{host: 10.0.0.7}],
              guest-side: {return-path: mark}}
+  vip: {address: 192.0.2.12, ports: [53/udp, 53], forwarding: gatewaying,
+        check: [{via: vip}, {type: dns, query: a, record: A, expect: 10.0.0.1, recursive: true},
+                {type: tls}, {type: udp, send: x, expect: y}, {type: icmp}, {type: http},
+                {type: exec, command: [/bin/a, b], user: c, weight: {}}, {type: imap, tls: true},
+                {type: pop3}, {type: ldap}, {type: mysql, user: a}, {type: redis},
+                {type: pgsql, user: a, database: b}]}
   marked: {fwmark: 7, family: inet6, check: none, weight: 0,
            guest-side: {addresses: ["2001:db8::12"]}}
 """
@@ -91,8 +105,7 @@ def test_no_field_is_forgotten() -> None:
         field.name: {getattr(service, field.name) for service in settings.services}
         for field in fields(ServiceSettings)
     }
-    few = [name for name, values in told.items() if len(values) < 2]
-    assert few == ["any_check", "flush"]
+    assert [name for name, values in told.items() if len(values) < 2] == []
     assert {field.name for field in fields(Settings)} == {
         "uris",
         "networks",
@@ -109,9 +122,10 @@ def test_no_field_is_forgotten() -> None:
     sides |= {m.side for s in settings.services for m in s.servers if m.side is not None}
     told = {f.name: {getattr(side, f.name) for side in sides} for f in fields(GuestSide)}
     assert [name for name, values in told.items() if len(values) < 2] == []
-    (check,) = settings.services[0].checks
-    same = {"type", "asks", "via_vip", "flap_damping"}
-    assert all(getattr(check, f.name) != f.default for f in fields(Check) if f.name not in same)
+    checks = [check for service in settings.services for check in service.checks]
+    told = {f.name: {getattr(check, f.name) for check in checks} for f in fields(Check)}
+    assert [name for name, values in told.items() if len(values) < 2] == []
+    assert {type(check.asks) for check in checks} == set(get_args(Asks))
 
 
 def test_other_bytes_are_read_anew(place: Path) -> None:

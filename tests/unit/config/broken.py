@@ -4,7 +4,7 @@ A case of ONE_KEY, RULES and TRAPS is put into a whole file (see whole()); a cas
 no mark. The schema alone must refuse those of ONE_KEY, too.
 """
 
-ONE_KEY = """
+ONE_KEY = r"""
 address: 25
 address: [192.0.2.10]
 address: {ip: 192.0.2.10}
@@ -123,7 +123,89 @@ check: true
 check: 5
 check: ~
 check:
-check: [{type: tcp}]
+check: []
+check: {all: []}
+check: {any: {type: tcp}}
+check: {any: tcp}
+check: {all: null}
+check: {all: [{type: tcp}], any: [{type: tcp}]}
+check: {all: [{type: tcp}], interval: 2s}
+check: [none]
+check: [tcp]
+check: [{type: smpt}]
+check: [[{type: tcp}]]
+check: [{any: [{type: tcp}]}]
+check: {any: [{all: [{type: tcp}]}]}
+check: {via: guest}
+check: {via: true}
+check: {flap-damping: 60}
+check: {flap-damping: never}
+check: {type: tcp, path: /health}
+check: {type: http, tls: true}
+check: {type: https, tls: false}
+check: {type: tls, tls: {cafile: /etc/ca.pem}}
+check: {type: tls, tls: {ca-file: ca.pem}}
+check: {type: tls, tls: {name: 'www example'}}
+check: {type: tls, tls: {name: ''}}
+check: {type: tls, tls: strict}
+check: {type: http, path: health}
+check: {type: http, path: '/a b'}
+check: {type: http, path: "/\r\nX-Injected: 1"}
+check: {type: http, path: '/größe'}
+check: {type: http, path: '/a#b'}
+check: {type: http, host: 'www.example.org/'}
+check: {type: http, host: "www\r\nX: 1"}
+check: {type: http, method: get}
+check: {type: http, method: DELETE}
+check: {type: http, status: ok}
+check: {type: http, status: 2xx}
+check: {type: http, status: 600}
+check: {type: http, status: 99}
+check: {type: http, status: []}
+check: {type: http, status: [200, ok]}
+check: {type: http, status: {from: 200}}
+check: {type: http, header: X-Up}
+check: {type: http, header: ': x'}
+check: {type: http, header: 'X Up: x'}
+check: {type: http, header: [X-Up, x]}
+check: {type: http, body: 5}
+check: {type: http, body: ''}
+check: {type: smtp, hello: "x\r\nMAIL FROM:<>"}
+check: {type: smtp, hello: 'a b'}
+check: {type: smtp, expect: ready}
+check: {type: smtp, tls: true, starttls: true}
+check: {type: smtp, starttls: maybe}
+check: {type: imap, starttls: {verify: false, port: 993}}
+check: {type: dns, port: 53, query: 'a b'}
+check: {type: dns, port: 53, query: "a\0b"}
+check: {type: dns, port: 53, record: SPF}
+check: {type: dns, port: 53, record: a}
+check: {type: dns, port: 53, recursive: 'true'}
+check: {type: dns, port: 53, via: vip}
+check: {type: udp, send: 5, port: 53}
+check: {type: icmp, port: 7}
+check: {type: icmp, send: x}
+check: {type: exec, command: /usr/lib/nagios/plugins/check_ssh -p 22 10.0.0.11}
+check: {type: exec, command: [check_ssh]}
+check: {type: exec, command: [/bin/check, 5]}
+check: {type: exec, command: []}
+check: {type: exec, command: {program: /bin/true}}
+check: {type: exec, command: [/bin/true], shell: true}
+check: {type: exec, command: [/bin/true], user: ''}
+check: {type: exec, command: [/bin/true], weight: 50%}
+check: {type: agent, weight: {least: 10}}
+check: {type: agent, weight: {most: 101%}}
+check: {type: agent, weight: {min: 1%}}
+check: {type: agent, expect: up}
+check: {type: mysql, user: 5}
+check: {type: mysql, password: x}
+check: {type: pgsql, database: [x]}
+check: {type: redis, starttls: true}
+check: {type: ping}
+check: {type: postgres}
+flush: 1
+flush: 'true'
+flush: null
 check: {type: smpt}
 check: {type: none}
 check: {type: 1}
@@ -248,7 +330,7 @@ Weight: 1
 vip: 192.0.2.10
 """
 
-RULES = """
+RULES = r"""
 address: 127.0.0.1
 address: "::1"
 address: 0.0.0.0
@@ -313,7 +395,45 @@ tunnel: {checksum: remcsum} #!; forwarding: tunnel
 lower-threshold: 5
 lower-threshold: 5 #!; upper-threshold: 4
 lower-threshold: 5 #!; upper-threshold: 0
-check: {interval: 3s, timeout: 3s}
+check: [{type: tcp}, {type: tcp}]
+check: {any: [{type: icmp}, {type: icmp, fall: 2}]}
+check: {all: [{type: tcp, timeout: 5s}, {type: icmp}]}
+check: [{type: tcp, interval: 1s, timeout: 1s}, {type: http, timeout: 6s}] #!!
+check: [{type: http, status: 9, path: x}, {type: smpt}] #!!!
+check: {via: vip}
+check: {path: /}
+check: {type: tls, tls: {verify: no}}
+check: {via: vip} #!; forwarding: tunnel; tunnel: {type: gre}
+check: {via: vip, send: x} #!; forwarding: gatewaying
+check: {type: http, via: vip} #!; forwarding: gatewaying
+check: {via: vip, port: 80} #!; fwmark: 7; forwarding: gatewaying
+check: {type: dns}
+check: {type: udp} #!; ports: [0]; persistence: 300s
+check: {type: dns} #!; fwmark: 7
+check: [{type: tcp}, {type: dns}]
+check: {type: exec}
+check: {type: exec, user: 'nobody; reboot', command: [/bin/true]}
+check: {type: exec, command: [/bin/true, '']}
+check: {type: http, body: '('}
+check: {type: http, body: 'a{99999999999}'}
+check: {type: http, body: '[[a]'}
+check: {type: http, body: '(?P<x'}
+check: {type: http, header: 'X-Up: [', method: HEAD}
+check: {type: http, method: HEAD, body: x}
+check: {type: http, status: 399-200}
+check: {type: http, status: [200, 600]}
+check: {type: smtp, expect: 100}
+check: {type: dns, query: a..b} #!; ports: [53/udp]
+check: {type: tls, tls: {verify: false, ca-file: /etc/ca.pem}}
+check: {type: agent, weight: {least: 50%, most: 10%}}
+check: {expect: '*'}
+check: {send: ''}
+check: {send: 'a\qb'}
+check: {send: 'a\x4'}
+check: {send: 'a\'}
+check: {send: größe}
+check: {type: mysql, user: "a\tb"}
+flush: true #!; on-failure: quiesce
 check: {interval: 1s, timeout: 3s}
 check: {timeout: 5s}
 check: {interval: 1ms}
@@ -368,7 +488,7 @@ servers: [{guest: mail1}, {guest: mail1}]
 servers: [{guest: mail1, address: 10.0.0.5}, {guest: mail2, address: 10.0.0.5}]
 servers: [{guest: mail1, address: 192.0.2.10}]
 servers: [{guest: mail1, address: 2001:db8::5}]
-servers: [{guest: "mail\\n1"}]
+servers: [{guest: "mail\n1"}]
 servers: [{guest: " mail1"}]
 servers: [{host: 192.0.2.10}]
 """
@@ -415,6 +535,25 @@ scheduler: *default
 check: no
 check: off
 check: null
+check: {&a any: [{type: tcp}]}
+check: {<<: {type: tcp}}
+check: &c {type: tcp}
+check: [*c]
+check: [&c {type: tcp}]
+check: {type: !x tcp}
+check: {type: http, status: 0x64}
+check: {type: http, status: 3:20}
+check: {type: http, status: 2_00}
+check: {type: http, body: yes}
+check: {type: http, body: 1.0}
+check: {type: tls, tls: &t {verify: true}}
+check: {type: tls, tls: {verify: True}}
+check: {type: exec, command: [/bin/check, on]}
+check: {type: exec, command: [/bin/check, 010]}
+check: {via: off}
+check: {port: 010}
+check: {send: 5}
+flush: yes
 forwarding: no
 persistence: 5:00
 persistence: 1e2s
@@ -641,6 +780,41 @@ defaults: {drain: {timeout: 60}} #!
 -----
 services: {}
 defaults: {check: {rise: 0}} #!
+-----
+services: {}
+defaults: {check: {path: /}} #!
+-----
+services: {}
+defaults: {check: [{type: tcp, path: /}, {type: smpt}]} #!!
+-----
+services: {}
+defaults: {check: {type: http, path: x, status: 9}} #!!
+-----
+# what the default is of another type is not heard here, but the service's own keys are
+director: {addresses: leave}
+defaults: {check: {type: http, path: /up}}
+services:
+  a: {address: 192.0.2.1, ports: [25], check: {type: smtp, path: /up}} #!
+-----
+director: {addresses: leave}
+defaults: {check: {type: http, timeout: 3s}}
+services:
+  a: {address: 192.0.2.1, ports: [80], check: [{interval: 3s, timeout: 3s, path: /}]} #!!
+-----
+# every problem of several checks at once, each at its own place
+director: {addresses: leave}
+services:
+  a:
+    address: 192.0.2.1
+    ports: [80]
+    check:
+      any:
+        - type: http
+          path: x #!
+          status: 9 #!
+        - type: exec
+          command: reboot now #!
+        - {type: icmp, tls: true} #!
 -----
 services: {}
 defaults: {tunnel: {type: vxlan}} #!

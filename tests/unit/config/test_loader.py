@@ -21,6 +21,28 @@ from xenlb.ipvs.table import (
     TunnelChecksum,
     TunnelType,
 )
+from xenlb.model.checks import (
+    Agent,
+    Asks,
+    Dns,
+    Exec,
+    Http,
+    Icmp,
+    Imap,
+    Ldap,
+    Mysql,
+    Pgsql,
+    Pop3,
+    Redis,
+    Share,
+    Smtp,
+    Tcp,
+    Tls,
+    TlsHandshake,
+    Udp,
+)
+from xenlb.model.events import Target
+from xenlb.model.members import candidates
 from xenlb.model.settings import (
     AddressPolicy,
     Check,
@@ -35,6 +57,7 @@ from xenlb.model.settings import (
     SysctlPolicy,
 )
 from xenlb.model.side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
+from xenlb.model.state import State
 
 ETC = Path(__file__).parents[3] / "etc"
 EXAMPLES = sorted((ETC / "examples").glob("*.yaml"))
@@ -70,6 +93,7 @@ services:
     upper-threshold: 100
     lower-threshold: 80
     check: {type: tcp, interval: 2s, timeout: 500ms, rise: 2, fall: 4, port: 8053}
+    flush: false
     on-failure: quiesce
     keep-in-service: 50%
     slow-start: 1m
@@ -206,6 +230,149 @@ def test_check(keys: str, expected: Check | None) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
+        ("send: 'PING\\r\\n\\x00\\xff\\\\', expect: PONG",
+         Tcp(send="PING\r\n\0\xff\\", expect="PONG")),
+        ('send: "QUIT\\r\\n"', Tcp(send="QUIT\r\n")),
+        ("type: tls", TlsHandshake()),
+        ("type: tls, tls: {name: a.example, ca-file: /ca.pem}",
+         TlsHandshake(tls=Tls(name="a.example", ca_file="/ca.pem"))),
+        ("type: http", Http()),
+        ("type: http, method: HEAD, path: '/up?a=b%20c', host: 'a.example:8080', status: 200,"
+         " header: 'X-Up: ^yes$'",
+         Http(method="HEAD", path="/up?a=b%20c", host="a.example:8080", status=((200, 200),),
+              header=("X-Up", "^yes$"))),
+        ("type: http, status: [200-299, 401], body: '\\bfine\\b'",
+         Http(status=((200, 299), (401, 401)), body=r"\bfine\b")),
+        ("type: https", Http(tls=Tls())),
+        ("type: https, host: 'a.example:8443'",
+         Http(tls=Tls(name="a.example"), host="a.example:8443")),
+        ("type: https, host: a.example, tls: {name: b.example, verify: false}",
+         Http(tls=Tls(name="b.example", verify=False), host="a.example")),
+        ("type: https, host: '10.0.0.1'", Http(tls=Tls(), host="10.0.0.1")),
+        ("type: https, host: '[2001:db8::1]:443'", Http(tls=Tls(), host="[2001:db8::1]:443")),
+        ("type: smtp", Smtp()),
+        ("type: smtp, hello: lb.example, expect: [250, 500-504], starttls: {verify: false}",
+         Smtp(hello="lb.example", expect=((250, 250), (500, 504)), starttls=Tls(verify=False))),
+        ("type: smtp, tls: true", Smtp(tls=Tls())),
+        ("type: imap, tls: false, starttls: true", Imap(starttls=Tls())),
+        ("type: pop3, tls: true", Pop3(tls=Tls())),
+        ("type: ldap, tls: true", Ldap(tls=Tls())),
+        ("type: mysql, user: check", Mysql(user="check")),
+        ("type: mysql", Mysql()),
+        ("type: pgsql, user: a b, database: c", Pgsql(user="a b", database="c")),
+        ("type: redis", Redis()),
+        ("type: dns, query: example.org, record: A, expect: 10.0.0.1, recursive: true, port: 53",
+         Dns(query="example.org", record="A", expect="10.0.0.1", recursive=True)),
+        ("type: udp, send: x, expect: y, port: 53", Udp(send="x", expect="y")),
+        ("type: icmp", Icmp()),
+        ("type: exec, command: [/bin/check, '-H', '$X'], user: daemon",
+         Exec(command=("/bin/check", "-H", "$X"), user="daemon")),
+        ("type: exec, command: [/bin/check], weight: {least: 10%}",
+         Exec(command=("/bin/check",), share=Share(least=0.1))),
+        ("type: agent", Agent()),
+        ("type: agent, send: '\\n', weight: {most: 50%}", Agent(send="\n", share=Share(most=0.5))),
+    ],
+)  # fmt: skip
+def test_what_a_check_asks(keys: str, expected: Asks) -> None:
+    (check,) = one(f"address: 192.0.2.10, ports: [25], check: {{{keys}}}").checks
+    assert check.asks == expected
+
+
+def test_the_keys_that_every_check_has() -> None:
+    (check,) = one(
+        "address: 192.0.2.10, ports: [80], forwarding: gatewaying, check: {via: vip, interval: 2s,"
+        " timeout: 1s, rise: 2, fall: 4, port: 81, flap-damping: 0s}"
+    ).checks
+    assert check == Check(
+        interval=2.0, timeout=1.0, rise=2, fall=4, port=81, via_vip=True, flap_damping=0.0
+    )
+
+
+def types(service: ServiceSettings) -> list[str]:
+    return [check.type for check in service.checks]
+
+
+def test_several_checks() -> None:
+    listed = "[{type: http, path: /up}, {type: icmp, fall: 9}]"
+    address = "address: 192.0.2.10, ports: [80]"
+    http, icmp = Check(type="http", asks=Http(path="/up")), Check(type="icmp", asks=Icmp(), fall=9)
+    every = one(f"{address}, check: {listed}")
+    assert (every.checks, every.any_check) == ((http, icmp), False)
+    assert one(f"{address}, check: {{all: {listed}}}") == every
+    assert one(f"{address}, check: {{any: {listed}}}") == replace(every, any_check=True)
+    assert one(address, f"{{check: {{any: {listed}}}}}") == replace(every, any_check=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("ports: [53/udp, 53], check: {type: dns}", [53, 53]),
+        ("ports: [53/udp, 5353/udp], check: {type: dns}", [53, 5353]),
+        ("ports: [53/udp, 53, 853], check: [{type: dns}, {type: tcp}]", [53, 53, 53, 53, 53, 53]),
+        ("ports: [80, 443], check: [{type: tcp}, {type: icmp}]", [80, 0, 443, 0]),
+        ("ports: [80, 53/udp], check: {type: exec, command: [/bin/true]}", [80, 53]),
+        ("ports: [25], server-port: 26, check: {type: exec, command: [/bin/true]}", [26]),
+        ("ports: [5060/sctp], check: {type: exec, command: [/bin/true]}", [5060]),
+        ("ports: [53/udp], server-port: 54, check: {type: udp}", [54]),
+        ("ports: [0], persistence: 1s, check: {type: exec, command: [/bin/true]}", [0]),
+        ("ports: [0], persistence: 1s, check: {type: icmp}", [0]),
+        ("ports: [80], check: {port: 8080}", [8080]),
+        ("ports: [53/udp], check: [{type: dns}, {type: smtp, port: 25}]", [53, 25]),
+    ],
+)
+def test_the_port_that_is_probed(keys: str, expected: list[int]) -> None:
+    assert [target.port for target in targets(f"address: 192.0.2.10, {keys}")] == expected
+
+
+def test_a_mark_can_be_probed_without_a_port() -> None:
+    found = targets("fwmark: 7, check: [{type: icmp}, {port: 80}]")
+    assert [str(target) for target in found] == ["icmp 10.0.0.5", "tcp 10.0.0.5:80"]
+
+
+def targets(keys: str) -> list[Target]:
+    service = one(f"{keys}, servers: [{{host: 10.0.0.5}}]")
+    return [
+        target
+        for found in candidates(service, State(settings=Settings(services=(service,))), {})
+        for target in found.targets
+    ]
+
+
+def test_one_target_for_a_server_however_many_services_it_has() -> None:
+    keys = "check: [{type: http, port: 80}, {type: icmp}], servers: [{host: 10.0.0.5}]"
+    settings = parse(
+        f"director: {{addresses: leave}}\nservices:\n  a: {{address: 192.0.2.1, ports: [80, 443],"
+        f" {keys}}}\n  b: {{address: 192.0.2.2, ports: [80], {keys}}}\n",
+        "xenlb.yaml",
+    )
+    state = State(settings=settings)
+    found = [
+        target
+        for service in settings.services
+        for candidate in candidates(service, state, {})
+        for target in candidate.targets
+    ]
+    assert (len(found), len(set(found))) == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tunnel"),
+    [
+        ("forwarding: gatewaying", None),
+        ("forwarding: tunnel", Tunnel()),
+    ],
+)
+def test_by_the_service_address(keys: str, tunnel: Tunnel | None) -> None:
+    by_vip, plain = targets(
+        f"address: 192.0.2.10, ports: [80], {keys}, check: [{{via: vip}}, {{via: server}}]"
+    )
+    assert (by_vip.vip, by_vip.tunnel, by_vip.port) == (IPv4Address("192.0.2.10"), tunnel, 80)
+    assert (plain.vip, plain.tunnel) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
         ("ports: [25], sorry-server: 10.0.0.99", [25]),
         ("ports: [25], sorry-server: '10.0.0.99:26'", [26]),
         ("ports: [25], sorry-server: '10.0.0.99:25', forwarding: gatewaying", [25]),
@@ -238,6 +405,44 @@ def test_a_check_of_the_defaults_and_none() -> None:
     assert one(f"{keys}, check: none", "{check: {fall: 9}}").checks == ()
     assert one(keys, "{check: none}").checks == ()
     assert one(f"{keys}, check: {{fall: 9}}", "{check: none}").checks == (Check(fall=9),)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "keys", "expected"),
+    [
+        # The same type, said or not: key by key.
+        ("{type: http, path: /up, fall: 9}", "{path: /ready}",
+         Check(type="http", asks=Http(path="/ready"), fall=9)),
+        ("{type: http, path: /up}", "{type: http, status: 204, timeout: 1s}",
+         Check(type="http", asks=Http(path="/up", status=((204, 204),)), timeout=1.0)),
+        # Another type: what every type has, and nothing else.
+        ("{type: http, path: /up, host: a.example, port: 8080, fall: 9}", "{type: https}",
+         Check(type="https", asks=Http(tls=Tls()), fall=9)),
+        ("{port: 8080, send: x, rise: 7}", "{type: http}",
+         Check(type="http", asks=Http(), port=8080, rise=7)),
+        ("{type: exec, command: [/bin/true]}", "{type: icmp}", Check(type="icmp", asks=Icmp())),
+        # What a service needs may stand in either.
+        ("{type: exec}", "{command: [/bin/true]}",
+         Check(type="exec", asks=Exec(command=("/bin/true",)))),
+        # A port of the defaults is none for icmp; a way of the defaults is not every service's.
+        ("{port: 8080}", "{type: icmp}", Check(type="icmp", asks=Icmp())),
+        ("{via: vip}", "{fall: 9}", Check(fall=9)),
+        # A list stands for itself.
+        ("{type: http, interval: 9s}", "[{type: tcp}]", Check()),
+        ("[{type: http}, {type: icmp}]", "{fall: 9}", Check(fall=9)),
+        ("{any: [{type: http}]}", "{}", Check()),
+    ],
+)  # fmt: skip
+def test_a_check_over_that_of_the_defaults(defaults: str, keys: str, expected: Check) -> None:
+    service = one(f"address: 192.0.2.10, ports: [25], check: {keys}", f"{{check: {defaults}}}")
+    assert service.checks == (expected,)
+    assert not service.any_check
+
+
+def test_checks_of_the_defaults_that_a_service_cannot_have() -> None:
+    listed = "{check: [{type: tcp}, {type: dns}, {type: icmp}]}"
+    assert types(one("address: 192.0.2.10, ports: [25]", listed)) == ["tcp", "icmp"]
+    assert types(one("address: 192.0.2.10, ports: [53/udp]", listed)) == ["dns", "icmp"]
 
 
 @pytest.mark.parametrize(
@@ -302,9 +507,29 @@ def test_a_default_with_meaning_is_used() -> None:
         ("check: tcp", "4:12: services.mail.check: 'tcp' is not a check"
          " (write {type: tcp}, or none)"),
         ("check: {type: smpt}", "4:19: services.mail.check.type: 'smpt' is not a type of check"
-         " (one of: tcp)"),
-        ("check: [{type: tcp}]", "4:12: services.mail.check: is a list, but a service has one check"
+         " (did you mean smtp?)"),
+        ("check: [tcp]", "4:13: services.mail.check[0]: 'tcp' is not a check"
          " (write {type: tcp})"),
+        ("check: {any: [{type: tcp, path: /}]}", "4:31: services.mail.check.any[0].path: a check of"
+         " type tcp has no path (it is for type: http, https)"),
+        ("check: {type: smtp, tls: true, starttls: true}", "4:46: services.mail.check.starttls:"
+         " tls and starttls exclude each other (tls is from the beginning, starttls by that"
+         " command: remove one)"),
+        ("check: {type: ping}", "4:19: services.mail.check.type: 'ping' is what others call it"
+         " (write icmp)"),
+        ("check: {via: vip}", "4:18: services.mail.check.via: with masquerade no server has the"
+         " service address to ask via (write via: server, or use forwarding: gatewaying)"),
+        ("check: [{type: tcp}, {type: dns}]", "4:26: services.mail.check[1]: a check of type dns"
+         " needs a udp port, and there is none (add port: NUMBER to the check, or check: none)"),
+        ("check: {type: exec, command: /bin/check -p 22 $HOST}",
+         "4:34: services.mail.check.command: '/bin/check -p 22 $HOST' would need a shell, and there"
+         " is none (write [/bin/check, -p, '22', '$HOST'])"),
+        ("check: {type: http, body: 'a(b'}",
+         "4:31: services.mail.check.body: 'a(b' is not a regular"
+         r" expression: missing ), unterminated subpattern at position 1 (write \ before a"
+         r" character that is meant as it is: \( \[ \* \? \.)"),
+        ("check: {type: http, path: \"/\\r\\nX: 1\"}", "4:31: services.mail.check.path:"
+         r" '/\x0d\x0aX: 1' contains a control character (remove it)"),
         ("servers: [mail1]", "4:15: services.mail.servers[0]: 'mail1' is neither guest nor host"
          " (write - guest: mail1)"),
         ("servers: [{host: mx.example.org}]", "4:22: services.mail.servers[0].host:"

@@ -10,7 +10,7 @@ import yaml
 
 from tests.unit.config.test_broken import SCHEMA
 from tests.unit.config.test_loader import ETC, EXAMPLES
-from xenlb.config import loader, service, side, values
+from xenlb.config import asks, checks, loader, service, side, values
 from xenlb.ipvs.table import Family, Forwarding, TunnelChecksum, TunnelType
 from xenlb.model.settings import AddressPolicy, DrainUntil, OnFailure, SysctlPolicy
 from xenlb.model.side import Delivery, Init, OnBoot, ReturnPath, System
@@ -49,7 +49,9 @@ def test_editors_find_it(path: Path) -> None:
         (DEFS["service"], service.SERVICE_KEYS),
         (DEFS["server"], service.SERVER_KEYS),
         (DEFS["tunnel"], service.TUNNEL_KEYS),
-        (DEFS["check"], service.CHECK_KEYS),
+        (DEFS["check"], checks.CHECK_KEYS),
+        (DEFS["tls"]["oneOf"][1], asks.TLS_KEYS),
+        (DEFS["check"]["properties"]["weight"], asks.WEIGHT_KEYS),
         (DEFS["drain"], service.DRAIN_KEYS),
         (DEFS["guest-side"], side.SIDE_KEYS),
     ],
@@ -69,7 +71,10 @@ def test_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
         (SERVICE["on-failure"], OnFailure),
         (DEFS["tunnel"]["properties"]["type"], TunnelType),
         (DEFS["tunnel"]["properties"]["checksum"], TunnelChecksum),
-        (DEFS["check"]["properties"]["type"], service.CHECK_TYPES),
+        (DEFS["check"]["properties"]["type"], asks.TYPES),
+        (DEFS["check"]["properties"]["via"], checks.VIAS),
+        (DEFS["check"]["properties"]["method"], asks.METHODS),
+        (DEFS["check"]["properties"]["record"], asks.RECORDS),
         (DEFS["drain"]["properties"]["until"], DrainUntil),
         (DEFS["guest-side"]["properties"]["delivery"], Delivery),
         (DEFS["guest-side"]["properties"]["on-boot"], OnBoot),
@@ -82,6 +87,18 @@ def test_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
 )
 def test_words(schema: dict[str, Any], words: Any) -> None:
     assert sorted(schema["enum"]) == sorted(str(word) for word in words)
+
+
+@pytest.mark.parametrize("name", asks.TYPES)
+def test_keys_of_a_type_of_check(name: str) -> None:
+    (then,) = (
+        each["then"]
+        for each in DEFS["check"]["allOf"]
+        if each["if"]["properties"]["type"]["const"] == name
+    )
+    without = {"port"} if name == "icmp" else set()
+    keys = {*checks.COMMON_KEYS, *asks.TYPES[name].keys} - without
+    assert set(then["propertyNames"]["enum"]) == keys
 
 
 def test_drivers_and_transports() -> None:
@@ -99,7 +116,9 @@ def test_the_annotated_example_has_every_key() -> None:
         *service.SERVICE_KEYS,
         *service.SERVER_KEYS,
         *service.TUNNEL_KEYS,
-        *service.CHECK_KEYS,
+        *checks.CHECK_KEYS,
+        *asks.TLS_KEYS,
+        *asks.WEIGHT_KEYS,
         *service.DRAIN_KEYS,
         *side.SIDE_KEYS,
     }
