@@ -36,12 +36,12 @@ from xenlb.model.drain import Drain, Outcome
 from xenlb.model.events import Ask, GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
-from xenlb.model.health import Health
+from xenlb.model.health import Change, Health
 from xenlb.model.state import Admission, Slot, State
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -123,21 +123,19 @@ def _encode(saved: Saved) -> dict[str, Any]:
                 key=lambda item: (item[0].service, item[0].server.port, item[0].owner, item[1]),
             )
         ],
-        # The failing ones, too: keep-in-service may keep them with their weight.
+        # The failing ones, too: keep-in-service may keep them with their weight; and those of
+        # which nothing is known: another check than any of these is a new one.
         "verdicts": [
             [
                 checkjson.write(target.check),
                 str(target.address),
                 target.port,
                 _via(target),
-                health.valid_from,
-                health.up,
-                health.since,
-                health.detail,
+                *_health(health),
             ]
             for target, health in state.health.items()
-            if health.up is not None
         ],
+        "alarms": [[_key(key), since] for key, since in state.alarms.items()],
     }
 
 
@@ -157,13 +155,14 @@ def _decode(data: dict[str, Any]) -> Saved:
             slot = Slot(owner=guest, service=service, server=server[text, port])
             admitted[slot] = admission
     health = {
-        _read_target(check, address, port, via): Health(
-            up=bool(up), valid_from=float(valid), since=float(since), detail=str(detail)
-        )
-        for check, address, port, via, valid, up, since, detail in data["verdicts"]
+        _read_target(check, address, port, via): _read_health(verdict)
+        for check, address, port, via, *verdict in data["verdicts"]
     }
+    alarms = {keys[tuple(key)]: float(since) for key, since in data["alarms"]}
     return Saved(
-        state=State(guests={g.id: g for g in guests}, admitted=admitted, health=health),
+        state=State(
+            guests={g.id: g for g in guests}, admitted=admitted, health=health, alarms=alarms
+        ),
         services=frozenset(keys[tuple(key)] for key in data["services"]),
         servers=servers,
         addresses=frozenset((str(name), ip_address(text)) for name, text in data["addresses"]),
@@ -249,6 +248,39 @@ def _read_target(check: Any, address: str, port: int, via: list[Any] | None) -> 
         if tunnel is None
         else Tunnel(
             type=TunnelType(tunnel[0]), port=int(tunnel[1]), checksum=TunnelChecksum(tunnel[2])
+        ),
+    )
+
+
+def _health(health: Health) -> list[Any]:
+    """Without `against`: results in a row do not reach across a time without any."""
+    return [
+        health.valid_from,
+        health.up,
+        health.since,
+        health.detail,
+        health.assumed,
+        health.share,
+        health.failures,
+        health.held_until,
+        [[change.at, change.up, change.detail] for change in health.changes],
+    ]
+
+
+def _read_health(item: list[Any]) -> Health:
+    valid, up, since, detail, assumed, share, failures, held, changes = item
+    return Health(
+        valid_from=float(valid),
+        up=None if up is None else bool(up),
+        since=float(since),
+        detail=str(detail),
+        assumed=bool(assumed),
+        share=None if share is None else float(share),
+        failures=int(failures),
+        held_until=float(held),
+        changes=tuple(
+            Change(at=float(at), up=bool(went_up), detail=str(said))
+            for at, went_up, said in changes
         ),
     )
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from xenlb.ipvs.table import Entry, Server, ServerKey, Service, ServiceKey, Table
+from xenlb.model.events import Target
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.health import Health, Judged
 from xenlb.model.inside import lacking
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Admission, Candidate, State
@@ -86,17 +88,11 @@ def _up(
     admission: Admission | None,
     since: float,
 ) -> Standing:
-    health = state.verdict(candidate, service)
+    judged = state.judged(candidate, service)
+    health = None if judged is None else judged[1]
     if admission is None:
-        if health is None or not health.up:
-            seen = health is not None and health.up is False
-            detail = candidate.why or (health.detail if health is not None else "")
-            return Standing(
-                phase=ServerPhase.FAILED if seen else ServerPhase.STARTING,
-                weight=None,
-                reason=detail or "waits for its first check",
-                since=health.since if health is not None and seen else since,
-            )
+        if judged is None or not judged[1].up:
+            return _outside(candidate, judged, now, since=since)
         guest = None if candidate.owner is None else state.guests[candidate.owner]
         missing = "" if guest is None else lacking(service, guest)
         return Standing(
@@ -105,22 +101,28 @@ def _up(
             reason=missing or "about to be let in",
             since=since,
         )
-    if not candidate.targets:
-        reason, up = "no check", True
-    elif health is None or health.up is None:
-        return Standing(
-            phase=ServerPhase.STARTING,
-            weight=0,
-            reason="waits for a check to pass again",
-            since=since,
-        )
-    elif health.up:
-        reason, up, since = "check passed", True, max(health.since, admission.at)
-    else:
-        reason, up, since = health.detail, False, health.since
+    reason, held = "no check", None
+    if judged is not None:
+        target, verdict = judged
+        if verdict.up is None:
+            return Standing(
+                phase=ServerPhase.STARTING,
+                weight=0,
+                reason="waits for a check to pass again",
+                since=since,
+            )
+        since = max(verdict.since, admission.at) if verdict.up else verdict.since
+        if verdict.up:
+            reason = f"check {target} has not answered yet" if verdict.assumed else "check passed"
+        else:
+            reason, held = _failure(target, verdict, now)
+    up = health is None or bool(health.up)
     if admission.quiesced:
-        return Standing(phase=ServerPhase.FAILED, weight=0, reason=reason, since=since)
-    weight, deadline = _ramped(candidate.weight, service, admission, now)
+        return Standing(
+            phase=ServerPhase.FAILED, weight=0, reason=reason, since=since, deadline=held
+        )
+    share = None if health is None else health.share
+    weight, deadline = _ramped(shared(candidate.weight, health), service, admission, now)
     if not up:  # settle() would have taken it out, were it free to go
         return Standing(
             phase=ServerPhase.FAILED,
@@ -131,9 +133,50 @@ def _up(
         )
     if deadline is not None:
         reason = "slow start"
+    elif weight != candidate.weight and share is not None:
+        reason = f"its checks leave it {share * 100:.3g}% of its weight"
     return Standing(
         phase=ServerPhase.SERVING, weight=weight, reason=reason, since=since, deadline=deadline
     )
+
+
+def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: float) -> Standing:
+    """Of a server that is not in the table because no check says that it may be."""
+    if judged is not None and judged[1].up is False and not candidate.why:
+        reason, held = _failure(*judged, now)
+        return Standing(
+            phase=ServerPhase.FAILED,
+            weight=None,
+            reason=reason,
+            since=judged[1].since,
+            deadline=held,
+        )
+    detail = candidate.why or (judged[1].detail if judged is not None else "")
+    return Standing(
+        phase=ServerPhase.STARTING,
+        weight=None,
+        reason=detail or "waits for its first check",
+        since=since,
+    )
+
+
+def _failure(target: Target, verdict: Health, now: float) -> tuple[str, float | None]:
+    """Why a server fails, and until when it is held back if it is."""
+    if verdict.holds(now):
+        passes = f"check {target} fails again and again ({verdict.failures} times in a row)"
+        return f"{passes}; let back in at the earliest at its deadline", verdict.held_until
+    if verdict.assumed:
+        return f"check {target} has not answered yet; the one before failed", None
+    return f"check {target} fails: {verdict.detail}", None
+
+
+def shared(weight: int, health: Health | None) -> int:
+    """The weight that a server's own answers leave of the configured one: whoever wants some of it
+    keeps 1, and 0 is new connections to none."""
+    share = None if health is None else health.share
+    if share is None or weight == 0:
+        return weight
+    return min(65535, max(1 if share > 0 else 0, round(weight * share)))
 
 
 def _ramped(
@@ -165,7 +208,9 @@ def next_deadline(state: State, now: float) -> float | None:
                 continue
             for candidate in state.candidates[service.name]:
                 if candidate.slot in ramps:
-                    step = _ramped(candidate.weight, service, ramps[candidate.slot], now)[1]
+                    verdict = state.verdict(candidate, service)
+                    weight = shared(candidate.weight, verdict)
+                    step = _ramped(weight, service, ramps[candidate.slot], now)[1]
                     times += [] if step is None else [step]
     return min(times, default=None)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from math import ceil
 from urllib.parse import urlsplit
 
-from xenlb.model.desired import ServerPhase, standing
+from xenlb.model.desired import ServerPhase, Standing, standing
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.members import services_of
@@ -65,16 +65,16 @@ def _servers(
     table, and those that serve now at every port."""
     able: set[GuestId | str] = set()
     out: set[GuestId | str] = set()
-    for who, phase in _phases(state, service):
-        if phase is ServerPhase.ABSENT:
+    for who, stands in _standings(state, service):
+        if stands.phase is ServerPhase.ABSENT:
             continue
         able.add(who)
-        if phase is not ServerPhase.SERVING:
-            out.add(who)
+        if stands.phase is not ServerPhase.SERVING or stands.weight == 0:
+            out.add(who)  # weight 0: its checks leave it no share
     return able, able - out
 
 
-def _phases(state: State, service: ServiceSettings) -> Iterator[tuple[GuestId | str, ServerPhase]]:
+def _standings(state: State, service: ServiceSettings) -> Iterator[tuple[GuestId | str, Standing]]:
     for candidate in state.candidates.get(service.name, ()):
         if candidate.weight == 0:
             continue  # it takes nothing over
@@ -85,5 +85,5 @@ def _phases(state: State, service: ServiceSettings) -> Iterator[tuple[GuestId | 
             who = str(candidate.slot.server.address)
         else:
             continue
-        # The weight now is of no matter here, so neither is the time.
-        yield who, standing(candidate, service, state, 0.0).phase
+        # How much weight it has now is of no matter here, so neither is the time.
+        yield who, standing(candidate, service, state, 0.0)

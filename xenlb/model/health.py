@@ -1,15 +1,37 @@
-"""From single check results to a verdict: rise, fall, and the share that must stay.
+"""From single check results to a verdict: rise, fall, flap damping, and the share that must stay.
 
 A target that was never seen up is `unknown`, however often it fails: a guest that still boots is
 not a failed one. No probes here (xenlb.health), no weights (desired.py).
+
+Flap damping. A target that goes down again and again is held back: from the third time on (each
+less than FORGOTTEN after the hold of the one before) it returns no sooner than a hold after it went
+down: FIRST_HOLD, twice that, and so on, at most the check's `flap_damping`. Between two failures
+lies at least the hold of the first, so in T seconds a target goes down at most
+(3 + k)(1 + T / FORGOTTEN) + T / flap_damping times, where k is how often FIRST_HOLD is doubled to
+get there. With 60 s: seven times in the first minute and a quarter, then once a minute.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import isnan
 
-from xenlb.model.events import Probed
+from xenlb.model.checks import Agent, Exec, Share
+from xenlb.model.events import Probed, Target
 from xenlb.model.settings import Check
+
+FIRST_HOLD = 5.0  # seconds
+FORGOTTEN = 600.0
+FREE = 2  # failures that nobody is held back for
+CHANGES = 5  # transitions that are remembered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A verdict was reached; `detail` is what the check said."""
+
+    at: float
+    up: bool
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +39,10 @@ class Health:
     """The verdict on a target: `up` None is unknown.
 
     `against` counts the results in a row that contradict the verdict. `since`: when the verdict
-    was reached. Results of probes begun before `valid_from` do not count.
+    was reached. Results of probes begun before `valid_from` do not count. `assumed`: the verdict is
+    that of the checks before this one, which has yet to confirm it. `share`: what the target takes
+    of its weight, None where it never said. `failures`: how often it went down in a row, and
+    `held_until`: no return before then. `changes`: the last ones, newest last.
     """
 
     valid_from: float
@@ -25,35 +50,113 @@ class Health:
     against: int = 0
     since: float = 0.0
     detail: str = ""
+    assumed: bool = False
+    share: float | None = None
+    failures: int = 0
+    held_until: float = 0.0
+    changes: tuple[Change, ...] = ()
+
+    def holds(self, now: float) -> bool:
+        """Is it down because it flaps, whatever its check says now?"""
+        return self.up is False and self.failures > FREE and now < self.held_until
 
 
 def judge(health: Health, result: Probed, check: Check) -> Health:
     """The verdict after one more result: `rise` good ones make it up, `fall` bad ones down."""
     if result.asked < health.valid_from:
         return health
+    # What a failing target says of its share is no news: who is kept in spite of it keeps its own.
+    share = bounded(check, result.share) if result.up else health.share
     if result.up is bool(health.up):
-        return replace(health, against=0, detail=result.detail)
-    against = health.against + 1
-    if against >= (check.rise if result.up else check.fall):
-        return replace(health, up=result.up, against=0, since=result.at, detail=result.detail)
-    return replace(health, against=against, detail=result.detail)
+        return replace(health, against=0, detail=result.detail, share=share, assumed=False)
+    needed = check.rise if result.up else check.fall
+    against = min(health.against + 1, needed)
+    if against < needed or (result.up and health.holds(result.at)):
+        return replace(health, against=against, detail=result.detail, share=share)
+    after = health if result.up else _failed(health, result.at, check)
+    change = Change(at=result.at, up=result.up, detail=result.detail)
+    return replace(
+        after,
+        up=result.up,
+        against=0,
+        since=result.at,
+        detail=result.detail,
+        assumed=False,
+        share=share,
+        changes=(*health.changes, change)[-CHANGES:],
+    )
 
 
-def together(verdicts: Sequence[Health], *, one_is_enough: bool) -> Health:
-    """The verdict on a server of several checks: all have to pass, or one. The detail is that of
-    the check on which it hangs."""
-    ups = [each for each in verdicts if each.up]
-    unknown = [each for each in verdicts if each.up is None]
-    downs = [each for each in verdicts if each.up is False]
-    if one_is_enough:
-        if ups:
-            return min(ups, key=lambda each: each.since)
-        return unknown[0] if unknown else max(downs, key=lambda each: each.since)
+def _failed(health: Health, at: float, check: Check) -> Health:
+    """How long it is held back, now that it has gone down once more."""
+    failures = 1 if at >= health.held_until + FORGOTTEN else health.failures + 1
+    hold = 0.0
+    if failures > FREE:
+        doubled = min(failures - FREE - 1, 32)  # far beyond every flap_damping
+        hold = min(FIRST_HOLD * 2**doubled, check.flap_damping)
+    return replace(health, failures=failures, held_until=at + hold)
+
+
+def bounded(check: Check, share: float | None) -> float | None:
+    """The share that an answer says, as far as it may; None: it says none, or the check asks for
+    none. Answers are not trusted."""
+    match check.asks:
+        case Agent(share=bounds) | Exec(share=Share() as bounds):
+            if share is None or isnan(share):
+                return None
+            return min(max(share, bounds.least), bounds.most)
+    return None
+
+
+Judged = tuple[Target, Health]
+
+
+def together(verdicts: Sequence[Judged], *, one_is_enough: bool) -> Judged:
+    """The check on which a server of several hangs, and the verdict on the server: all have to
+    pass, or one. Its share is the smallest of those that pass, or of all if it does not."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    ups = [each for each in verdicts if each[1].up]
+    unknown = [each for each in verdicts if each[1].up is None]
+    downs = [each for each in verdicts if each[1].up is False]
+    # One that was never seen up says nothing of a server that has been, by another.
+    if one_is_enough and ups:
+        return _shared(min(ups, key=lambda each: (each[1].assumed, each[1].since)), ups)
     if downs:
-        return min(downs, key=lambda each: each.since)
-    return unknown[0] if unknown else max(ups, key=lambda each: each.since)
+        which = max if one_is_enough else min
+        return _shared(which(downs, key=lambda each: each[1].since), verdicts)
+    if unknown:
+        return unknown[0]
+    return _shared(max(ups, key=lambda each: (each[1].assumed, each[1].since)), ups)
 
 
-def may_leave(*, of: int, out: int, share: float) -> int:
-    """How many more of `of` servers may leave for failing: `out` have, and `share` must stay."""
-    return max(0, of - ceil(round(share * of, 6)) - out)
+def _shared(judged: Judged, among: Iterable[Judged]) -> Judged:
+    target, health = judged
+    shares = [each.share for _, each in among if each.share is not None]
+    return target, replace(health, share=min(shares)) if shares else health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failing:
+    """A server that fails and is in the table with its weight."""
+
+    since: float
+    weight: int
+
+
+def free_to_leave(
+    failing: Sequence[Failing], *, able: int, staying: int, share: float
+) -> tuple[int, ...]:
+    """Which of the failing may leave, by their places: the longest failed first.
+
+    `able` is the weight of all servers that serve or have served, `staying` that of those in the
+    table, the failing among them; `share` of the former must stay of the latter.
+    """
+    needed = round(share * able, 6)  # 0.07 * 100 is a little more than 7
+    leaving: list[int] = []
+    for place in sorted(range(len(failing)), key=lambda each: failing[each].since):
+        weight = failing[place].weight
+        if weight == 0 or staying - weight >= needed:
+            staying -= weight
+            leaving.append(place)
+    return tuple(leaving)

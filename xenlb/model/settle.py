@@ -10,9 +10,10 @@ from dataclasses import replace
 from itertools import groupby
 
 from xenlb.ipvs.table import IPAddress
+from xenlb.model import alarm
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.health import Health, may_leave
+from xenlb.model.health import Failing, Health, free_to_leave
 from xenlb.model.inside import lacking
 from xenlb.model.members import candidates, claimed, claims, membership
 from xenlb.model.settings import OnFailure, ServiceSettings
@@ -42,14 +43,19 @@ def settle(
     services = [s for s in state.settings.services if names is None or s.name in names]
     state = _with_targets(before, state, services, _carried(before, at) if afresh else None, at)
     admitted = {} if afresh else dict(state.admitted)
+    alarms = {} if afresh else dict(state.alarms)
     for service in services if not afresh else ():
         for candidate in before.candidates[service.name]:
+            alarms.pop(candidate.service, None)
             if candidate.slot is not None:
                 admitted.pop(candidate.slot, None)
     for service in services:
-        for _, found in groupby(state.candidates[service.name], key=lambda each: each.service):
-            admitted |= _admitted(service, found, state, at)
-    return replace(state, admitted=admitted), names
+        for key, found in groupby(state.candidates[service.name], key=lambda each: each.service):
+            here, short = _admitted(service, found, state, at)
+            admitted |= here
+            if short:
+                alarms[key] = state.alarms.get(key, at)
+    return replace(state, admitted=admitted, alarms=alarms), names
 
 
 def settled(
@@ -57,7 +63,7 @@ def settled(
 ) -> Step:
     """A step to the state with all that follows from it."""
     state, names = settle(before, state, names, at)
-    return Step(state=state, services=names, notes=notes)
+    return Step(state=state, services=names, notes=(*notes, *alarm.news(before, state, at)))
 
 
 def _drawn(
@@ -112,15 +118,20 @@ def _contested(
 
 
 def _carried(before: State, at: float) -> Mapping[Slot, Health]:
-    """What is known of each server in the table, for a check it was never probed by: what the one
-    before said. A new check does not take servers out before it was tried."""
-    unchecked = Health(valid_from=at, up=True, since=at, detail="let in without a check")
-    return {
-        candidate.slot: before.verdict(candidate, service) or unchecked
-        for service in before.settings.services
-        for candidate in before.candidates[service.name]
-        if candidate.slot is not None and candidate.slot in before.admitted
+    """What is known of each server in the table, for a check it was never probed by: what those
+    before said. A new check does not take servers out before it was tried.
+
+    An agent that has just started knows only who was in the table, and the checks of then."""
+    known = {
+        slot: Health(valid_from=at, up=not entry.quiesced, since=at)
+        for slot, entry in before.admitted.items()
     }
+    for service in before.settings.services:
+        for candidate in before.candidates[service.name]:
+            if candidate.slot is not None and candidate.slot in before.admitted:
+                verdict = before.verdict(candidate, service)
+                known[candidate.slot] = verdict or known[candidate.slot]
+    return known
 
 
 def _with_targets(
@@ -142,12 +153,16 @@ def _with_targets(
             targets.update(candidate.targets)
             recheck = 0.0 if guest is None else guest.recheck
             verdict = carried.get(candidate.slot) if carried and candidate.slot else None
+            others = not service.any_check and any(t in state.health for t in candidate.targets)
             for target in candidate.targets:
                 have = health.get(target)
                 if have is None and verdict is not None:
-                    health[target] = replace(verdict, valid_from=at, against=0)
-                elif have is None or have.valid_from < recheck or _moved(before, state, target):
+                    health[target] = _assumed(verdict, others=others, at=at)
+                elif have is None or _moved(before, state, target):
                     health[target] = Health(valid_from=max(at, recheck))
+                elif have.valid_from < recheck:
+                    # What is known of it is void, its failures too; what happened has happened.
+                    health[target] = Health(valid_from=max(at, recheck), changes=have.changes)
         probed[service.name] = frozenset(targets)
     if probed == state.probed and carried is None:
         return replace(state, health=health)
@@ -157,6 +172,15 @@ def _with_targets(
         probed=probed,
         health={target: verdict for target, verdict in health.items() if target in used},
     )
+
+
+def _assumed(verdict: Health, *, others: bool, at: float) -> Health:
+    """For a new check of a server in the table: the verdict so far. Where `others` that are known
+    must pass as well, the server's own verdict hangs on them until this one has said something."""
+    if verdict.up is None:
+        return Health(valid_from=at)
+    up = True if others else verdict.up
+    return Health(valid_from=at, up=up, since=verdict.since, assumed=True, share=verdict.share)
 
 
 def _moved(before: State, state: State, target: Target) -> bool:
@@ -170,12 +194,14 @@ def _moved(before: State, state: State, target: Target) -> bool:
 
 def _admitted(
     service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
-) -> dict[Slot, Admission]:
-    """The servers that are in the table now, of one kernel service of this service."""
+) -> tuple[dict[Slot, Admission], bool]:
+    """The servers that are in the table now, of one kernel service of this service; does it keep
+    some of them only because too much of its weight would leave?"""
     fresh = Admission(at=at, ramp=service.slow_start > 0)
     admitted: dict[Slot, Admission] = {}
-    failing: list[tuple[float, Slot]] = []  # in the table, perhaps quiesced
-    able = out = 0  # servers that serve or have served in this boot; of them, those that left
+    failing: list[tuple[Slot, Failing]] = []  # in the table, with their weight
+    serve = False  # does one that was let in before take connections, and pass?
+    able = staying = 0  # weight of the servers that serve or have served in this boot; of them, now
     for candidate in found:
         slot, guest = candidate.slot, _guest(candidate, state)
         if slot is None or (guest is not None and guest.phase is Phase.ABSENT):
@@ -189,29 +215,40 @@ def _admitted(
             continue
         verdict = state.verdict(candidate, service)
         up = True if verdict is None else verdict.up
-        able += up is not None
+        # One that wants no share of its weight leaves nobody behind.
+        weight = 0 if verdict is not None and verdict.share == 0 else candidate.weight
+        if up is not None:
+            able += candidate.weight
         if before is None:
             if up and (guest is None or not lacking(service, guest)):
                 admitted[slot] = fresh
-            out += up is False
-        elif up and before.quiesced:
-            admitted[slot] = fresh
-        elif up is False and verdict is not None:
-            admitted[slot] = before
-            failing.append((verdict.since, slot))
-        else:
-            admitted[slot] = before
-    failing.sort(key=lambda failed: failed[0])  # the longest failed leave first
-    for _, slot in failing[: may_leave(of=able, out=out, share=service.keep_in_service)]:
+                staying += weight
+            continue
+        admitted[slot] = before
+        if up:
+            staying += weight
+            if before.quiesced:
+                admitted[slot] = fresh
+            else:
+                serve = serve or weight > 0
+        elif verdict is not None and verdict.up is False and not before.quiesced:
+            staying += weight
+            failing.append((slot, Failing(since=verdict.since, weight=weight)))
+    leaving = free_to_leave(
+        [each for _, each in failing], able=able, staying=staying, share=service.keep_in_service
+    )
+    for place in leaving:
+        slot = failing[place][0]
         match service.on_failure:
             case OnFailure.REMOVE:
                 del admitted[slot]
             case OnFailure.QUIESCE:
                 admitted[slot] = replace(admitted[slot], quiesced=True)
-    if fresh.ramp and not any(slot in state.admitted for slot in admitted):
-        # The first needs all its weight now.
-        admitted = {slot: replace(entry, ramp=False) for slot, entry in admitted.items()}
-    return admitted
+    if fresh.ramp and not serve:  # the first needs all its weight now
+        for slot, entry in admitted.items():
+            if entry is fresh:
+                admitted[slot] = replace(entry, ramp=False)
+    return admitted, len(leaving) < len(failing)
 
 
 def _migrated(slot: Slot, guest: Guest | None, state: State) -> Admission | None:

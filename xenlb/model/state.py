@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest
-from xenlb.model.health import Health, together
+from xenlb.model.health import Health, Judged, together
 from xenlb.model.problem import Problem
 from xenlb.model.settings import ServiceSettings, Settings
 
@@ -57,11 +57,15 @@ class Link:
     reason: str = ""
 
 
+_UNKNOWN = Health(valid_from=0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """`amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a configured
     host's). By service name: `candidates`, who may serve it, and `probed`, what is to be probed for
-    it; `health` has exactly these. `admitted`: who is in the table. All five follow from the rest,
+    it; `health` has exactly these. `admitted`: who is in the table. `alarms`: of which kernel
+    services keep-in-service keeps failing servers, and since when. All six follow from the rest,
     drawn by settle.py.
     """
 
@@ -76,6 +80,7 @@ class State:
     probed: Mapping[str, frozenset[Target]] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
     admitted: Mapping[Slot, Admission] = field(default_factory=dict)
+    alarms: Mapping[ServiceKey, float] = field(default_factory=dict)
 
     @property
     def synced(self) -> bool:
@@ -90,10 +95,14 @@ class State:
 
     def verdict(self, candidate: Candidate, service: ServiceSettings) -> Health | None:
         """Of all its checks in this service; None: it has none."""
+        judged = self.judged(candidate, service)
+        return None if judged is None else judged[1]
+
+    def judged(self, candidate: Candidate, service: ServiceSettings) -> Judged | None:
+        """The verdict, and the check on which it hangs; None: it has none."""
         if not candidate.targets:
             return None
-        unknown = Health(valid_from=0.0)
-        verdicts = [self.health.get(target, unknown) for target in candidate.targets]
+        verdicts = [(target, self.health.get(target, _UNKNOWN)) for target in candidate.targets]
         return together(verdicts, one_is_enough=service.any_check)
 
     def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from xenlb.model import draining, inside
+from xenlb.model.desired import shared
 from xenlb.model.events import (
     AddressesFound,
     Ask,
@@ -35,6 +36,7 @@ from xenlb.model.events import (
     Stays,
     Stopped,
     SysctlsSeen,
+    Target,
     Tick,
     Undefined,
     UndrainAsked,
@@ -266,22 +268,45 @@ def _described(guest: Guest | None, described: Described, event: Listed) -> Gues
 
 
 def _probed(state: State, event: Probed) -> Step:
-    health = state.health.get(event.target)
+    target = event.target
+    health = state.health.get(target)
     if health is None:
         return Step(state=state)
-    after = judge(health, event, event.target.check)
-    changed = replace(state, health={**state.health, event.target: after})
-    if after.up is health.up:
+    after = judge(health, event, target.check)
+    if after == health:  # it flaps, and is held back: nothing of that is new
+        return Step(state=state)
+    changed = replace(state, health={**state.health, target: after})
+    if after.up is health.up and after.share == health.share:
         return Step(state=changed)
-    names = frozenset(name for name, targets in state.probed.items() if event.target in targets)
-    word = "passes" if after.up else "fails"
-    note = Note(
-        at=event.at,
-        text=f"check {event.target} {word}: {event.detail}",
-        warning=not after.up,
-        guest=state.owners.get(event.target.address),
-    )
+    names = frozenset(name for name, targets in state.probed.items() if target in targets)
+    owner = state.owners.get(target.address)
+    if after.up is health.up:
+        if not _reweighs(state, changed, target, names):
+            return settled(state, changed, names, event.at)
+        share = "the whole" if after.share is None else f"{after.share * 100:.3g}% of the"
+        text = f"check {target} gives {share} weight: {event.detail}"
+        return settled(state, changed, names, event.at, Note(at=event.at, text=text, guest=owner))
+    text = f"check {target} {'passes' if after.up else 'fails'}: {event.detail}"
+    if after.holds(event.at):
+        text += (
+            f"; that is {after.failures} times in a row,"
+            f" it is held back for {after.held_until - event.at:g} s at least"
+        )
+    note = Note(at=event.at, text=text, warning=not after.up, guest=owner)
     return settled(state, changed, names, event.at, note)
+
+
+def _reweighs(before: State, state: State, target: Target, names: frozenset[str]) -> bool:
+    """Does what the target says of its share change the weight of a server?"""
+    for service in state.settings.services:
+        if service.name not in names:
+            continue
+        for candidate in state.candidates[service.name]:
+            if target in candidate.targets:
+                was, now = (each.verdict(candidate, service) for each in (before, state))
+                if shared(candidate.weight, was) != shared(candidate.weight, now):
+                    return True
+    return False
 
 
 def _addresses(state: State, event: AddressesFound) -> Step:

@@ -1,6 +1,7 @@
 """The state file: what is read is what was written, and a bad file is never fatal."""
 
 import json
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from uuid import UUID
@@ -13,7 +14,7 @@ from xenlb.model.drain import Drain
 from xenlb.model.events import Ask, GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
-from xenlb.model.health import Health
+from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
 from xenlb.model.state import Admission, Slot, State
 
@@ -47,8 +48,18 @@ def saved() -> statefile.Saved:
                 Slot(owner=None, service=MARK, server=SERVER): Admission(at=4.0, quiesced=True),
             },
             health={
-                TARGET: Health(valid_from=2.0, up=True, since=3.0, detail="passed before a restart")
+                TARGET: Health(
+                    valid_from=2.0,
+                    up=True,
+                    since=3.0,
+                    detail="passed before a restart",
+                    share=0.25,
+                    failures=3,
+                    held_until=8.0,
+                    changes=(Change(at=2.5, up=False, detail="refused"),),
+                )
             },
+            alarms={MARK: 7.0},
         ),
         services=frozenset({KEY, MARK}),
         servers={(KEY, SERVER): "xen:///system", (MARK, SERVER): ""},
@@ -66,11 +77,19 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("up", [None, False, True])
-def test_only_verdicts_are_kept(tmp_path: Path, up: bool | None) -> None:
+def test_every_verdict_is_kept(tmp_path: Path, up: bool | None) -> None:
+    """Also that nothing is known: of a check that is not in the file it is known that it is new."""
     path = tmp_path / "state.json"
-    health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused")}
+    health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused", assumed=bool(up))}
     statefile.save(path, statefile.Saved(state=State(health=health)))
-    assert statefile.load(path).state.health == ({} if up is None else health)
+    assert statefile.load(path).state.health == health
+
+
+def test_results_in_a_row_do_not_reach_across_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    health = Health(valid_from=0.0, up=True, against=2)
+    statefile.save(path, statefile.Saved(state=State(health={TARGET: health})))
+    assert statefile.load(path).state.health == {TARGET: replace(health, against=0)}
 
 
 def test_no_file_is_a_fresh_start(tmp_path: Path) -> None:
@@ -86,7 +105,7 @@ def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["guests", "admitted", "verdicts", "services", "servers", "addresses"]
+    "key", ["guests", "admitted", "verdicts", "alarms", "services", "servers", "addresses"]
 )
 @pytest.mark.parametrize("value", [None, 5, "text", [[]], [[1, 2, 3]], [["tcp", "x", 1]], {}])
 def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) -> None:

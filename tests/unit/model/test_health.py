@@ -1,14 +1,25 @@
-"""Verdicts from results: rise, fall, and the share that must stay."""
+"""Verdicts from results: rise, fall, flap damping, shares, and the weight that must stay."""
 
+from dataclasses import replace
 from ipaddress import ip_address
-from math import ceil
+from math import ceil, isnan, log2
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xenlb.model.checks import Agent, Exec, Share
 from xenlb.model.events import Probed, Target
-from xenlb.model.health import Health, judge, may_leave
+from xenlb.model.health import (
+    FIRST_HOLD,
+    FORGOTTEN,
+    Failing,
+    Health,
+    bounded,
+    free_to_leave,
+    judge,
+    together,
+)
 from xenlb.model.settings import Check
 
 
@@ -64,17 +75,193 @@ def test_probes_begun_before_do_not_count() -> None:
     assert judged("++++++++++", Check(rise=1), health).up is True
 
 
-@given(
-    of=st.integers(0, 200),
-    out=st.integers(0, 200),
-    percent=st.integers(0, 100),
-)
-def test_the_share_stays(of: int, out: int, percent: int) -> None:
-    leave = may_leave(of=of, out=min(out, of), share=percent / 100)
-    must_stay = ceil(of * percent / 100 - 1e-9)
-    assert leave == max(0, of - must_stay - min(out, of))
+weights = st.lists(st.integers(0, 100), max_size=12)
+
+
+@given(failing=weights, sound=weights, out=weights, percent=st.integers(0, 100))
+def test_the_share_of_the_weight_stays(
+    failing: list[int], sound: list[int], out: list[int], percent: int
+) -> None:
+    able, staying = sum(failing) + sum(sound) + sum(out), sum(failing) + sum(sound)
+    fail = [Failing(since=float(n % 3), weight=weight) for n, weight in enumerate(failing)]
+    leaving = free_to_leave(fail, able=able, staying=staying, share=percent / 100)
+    left = staying - sum(failing[place] for place in leaving)
+    weigh = [place for place in leaving if failing[place] > 0]
+    assert not weigh or 100 * left >= percent * able
+    for place in set(range(len(failing))) - set(leaving):  # and no more than need be are kept
+        assert 100 * (left - failing[place]) < percent * able
+    if percent == 0:
+        assert len(leaving) == len(failing)
+
+
+def test_the_longest_failed_leave_first() -> None:
+    fail = [Failing(since=since, weight=1) for since in (3.0, 1.0, 2.0)]
+    assert free_to_leave(fail, able=3, staying=3, share=0.3) == (1, 2)
+
+
+def test_a_heavy_server_counts_for_as_many() -> None:
+    fail = [Failing(since=1.0, weight=3), Failing(since=2.0, weight=1)]
+    assert free_to_leave(fail, able=5, staying=5, share=0.5) == (1,)
 
 
 def test_a_share_is_not_rounded_up_by_floating_point() -> None:
     assert 0.07 * 100 > 7
-    assert may_leave(of=100, out=0, share=0.07) == 93
+    fail = [Failing(since=0.0, weight=93)]
+    assert free_to_leave(fail, able=100, staying=100, share=0.07) == (0,)
+
+
+# --- flap damping --------------------------------------------------------------------------------
+
+FLAPS = Check(rise=1, fall=1, flap_damping=60.0)
+
+
+def ask(health: Health, at: float, *, up: bool, check: Check = FLAPS) -> Health:
+    target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
+    return judge(health, Probed(at=at, target=target, asked=at, up=up, detail=str(up)), check)
+
+
+def returns(check: Check, *, failures: int) -> list[float]:
+    """How long after each failure a server is back that fails as soon as it is, and is asked ten
+    times a second."""
+    health, at, took = ask(Health(valid_from=0.0), 0.0, up=True, check=check), 1.0, []
+    for _ in range(failures):
+        health, failed = ask(health, at, up=False, check=check), at
+        while not health.up:
+            at = round(at + 0.1, 1)
+            health = ask(health, at, up=True, check=check)
+        took.append(round(at - failed, 1))
+    return took
+
+
+def test_who_fails_again_and_again_is_held_back_longer_each_time() -> None:
+    expected = [0.1, 0.1, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    assert returns(FLAPS, failures=8) == expected
+
+
+def test_no_longer_than_the_configuration_says() -> None:
+    short = Check(rise=1, fall=1, flap_damping=7.0)
+    assert returns(short, failures=5) == [0.1, 0.1, 5.0, 7.0, 7.0]
+    assert returns(Check(rise=1, fall=1, flap_damping=0.0), failures=6) == [0.1] * 6
+    forever = returns(Check(rise=1, fall=1, flap_damping=15.0), failures=200)
+    assert forever[-1] == 15.0
+
+
+def test_a_hold_is_over_with_rise_good_results_in_a_row_at_its_end() -> None:
+    health = Health(valid_from=0.0, up=False, failures=3, held_until=10.0, since=5.0)
+    check = Check(rise=2, fall=1)
+    for at in (6.0, 7.0, 8.0):
+        health = ask(health, at, up=True, check=check)
+        assert (health.up, health.holds(at)) == (False, True)
+    assert ask(health, 9.0, up=True, check=check) == health  # nothing is new, nothing is stored
+    assert ask(health, 10.0, up=True, check=check).up is True
+    bad = ask(health, 9.0, up=False, check=check)
+    assert ask(bad, 10.0, up=True, check=check).up is False
+
+
+def test_failures_are_forgotten_ten_minutes_after_the_last_hold() -> None:
+    health = Health(valid_from=0.0, up=True, failures=7, held_until=100.0)
+    assert ask(health, 699.0, up=False).failures == 8
+    assert ask(health, 700.0, up=False).failures == 1
+
+
+@given(
+    seed=st.lists(
+        st.tuples(st.sampled_from([0.1, 0.1, 1.0, 4.9, 20.0, 300.0, 601.0]), st.booleans()),
+        max_size=120,
+    ),
+    longest=st.sampled_from([2.0, 5.0, 12.0, 60.0, 900.0]),
+    span=st.sampled_from([1.0, 30.0, 75.0, 700.0, 3000.0]),
+)
+def test_flapping_is_bounded(seed: list[tuple[float, bool]], longest: float, span: float) -> None:
+    """The bound that the module's text promises, in any span of any history."""
+    check = Check(rise=1, fall=1, flap_damping=longest)
+    health, at = Health(valid_from=0.0), 0.0
+    failed: list[float] = []
+    for wait, up in seed:
+        at += wait
+        after = ask(health, at, up=up, check=check)
+        if health.up and after.up is False:
+            failed.append(at)
+        health = after
+    doubled = max(0, ceil(log2(longest / FIRST_HOLD)))
+    most = (3 + doubled) * (1 + span / FORGOTTEN) + span / longest
+    for first in failed:
+        assert sum(first <= each < first + span for each in failed) <= most
+
+
+def test_the_last_transitions_are_remembered() -> None:
+    health = Health(valid_from=0.0)
+    for at in range(1, 10):
+        health = ask(health, float(at), up=at % 2 == 1, check=Check(fall=1, flap_damping=0.0))
+    assert [(change.at, change.up) for change in health.changes] == [
+        (5.0, True),
+        (6.0, False),
+        (7.0, True),
+        (8.0, False),
+        (9.0, True),
+    ]
+
+
+# --- shares of the weight ------------------------------------------------------------------------
+
+HALF = Share(least=0.1, most=0.5)
+
+
+@given(share=st.none() | st.floats())
+def test_a_share_stays_within_its_bounds(share: float | None) -> None:
+    """Whatever a server says: no number, too many, infinite."""
+    for asks in (Agent(share=HALF), Exec(command=("/bin/true",), share=HALF)):
+        found = bounded(Check(asks=asks), share)
+        assert found is None or HALF.least <= found <= HALF.most
+        assert (found is None) is (share is None or isnan(share))
+    assert bounded(Check(asks=Exec(command=("/bin/true",))), share) is None
+    assert bounded(Check(), share) is None
+
+
+def test_what_a_failing_server_says_of_its_share_is_no_news() -> None:
+    check = Check(asks=Agent(), fall=1)
+    target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
+    health = Health(valid_from=0.0, up=True, share=0.5)
+    bad = Probed(at=1, target=target, asked=1, up=False, detail="down", share=0.9)
+    assert judge(health, bad, check).share == 0.5
+    good = replace(bad, up=True, share=0.2)
+    assert judge(health, good, check).share == 0.2
+    assert judge(health, replace(good, share=None), check).share is None  # the whole weight again
+
+
+# --- several checks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ups", "every", "one"),
+    [
+        ([True, True], True, True),
+        ([True, False], False, True),
+        ([True, None], None, True),
+        ([False, None], False, False),
+        ([None, None], None, None),
+        ([False, False], False, False),
+    ],
+)
+def test_all_or_one(ups: list[bool | None], every: bool | None, one: bool | None) -> None:
+    judged = [
+        (
+            Target(check=Check(), address=ip_address("10.0.0.11"), port=port),
+            Health(valid_from=0.0, up=up, since=float(port)),
+        )
+        for port, up in enumerate(ups)
+    ]
+    for found in (judged, judged[::-1]):
+        assert together(found, one_is_enough=False)[1].up is every
+        assert together(found, one_is_enough=True)[1].up is one
+
+
+def test_the_smallest_share_counts() -> None:
+    target = Target(check=Check(), address=ip_address("10.0.0.11"), port=25)
+    healths = [Health(valid_from=0.0, up=True, share=share) for share in (0.7, None, 0.3)]
+    judged = [(target, health) for health in healths]
+    assert together(judged, one_is_enough=False)[1].share == 0.3
+    assert together(judged, one_is_enough=True)[1].share == 0.3
+    down = [*judged[:2], (target, replace(healths[2], up=False))]
+    assert together(down, one_is_enough=True)[1].share == 0.7
+    assert together(down, one_is_enough=False)[1].share == 0.3
