@@ -96,7 +96,9 @@ class Verbs:
         except IpvsError:
             return Snapshot(table=self._agent.table())
 
-    def _services(self, snapshot: Snapshot, *, only: str | None = None) -> list[dict[str, Any]]:
+    def _services(
+        self, snapshot: Snapshot, *, only: str | None = None, of: GuestId | None = None
+    ) -> list[dict[str, Any]]:
         agent = self._agent
         return report.services(
             agent.state,
@@ -106,15 +108,15 @@ class Verbs:
             now=clock.now(),
             wall=clock.wall,
             only=only,
+            of=of,
         )
 
     async def why(self, request: Request) -> object:
         guest = self._guest(request)
         servers = [
             {"service": service["name"], **server}
-            for service in self._services(await self._snapshot())
+            for service in self._services(await self._snapshot(), of=guest.id)
             for server in service["servers"]
-            if server["uuid"] == str(guest.id.uuid) and server["uri"] == guest.id.uri
         ]
         return {
             **report.guest(self._agent.state, guest.id, wall=clock.wall),

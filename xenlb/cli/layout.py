@@ -23,6 +23,8 @@ def text(answer: Answer, now: float) -> str:
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(HEADER))]
     for service, table in zip(services, tables, strict=True):
         lines += ["", title(service)]
+        if service.get("alarm"):
+            lines.append(f"  ALARM: {service['alarm']}")
         if table:
             lines.append("  " + _line(HEADER, widths))
         for server, cells in zip(service["servers"], table, strict=True):
@@ -150,9 +152,29 @@ def why(answer: Answer, now: float) -> str:
         lines.append(
             f"  {server['service']}  {place}  {server['phase']}  {weight}: {server['reason']}{left}"
         )
+        for each in server.get("checks", ()):
+            lines += check(each, now)
     if events := answer.get("events"):
         lines += ["", "what happened", *(f"  {event(entry)}" for entry in events)]
     return "\n".join(lines)
+
+
+def check(said: Answer, now: float) -> list[str]:
+    """`check http 10.0.0.11:80  up for 3m: status 200`, and below it how it came to that."""
+    since = f" for {age(said['since'], now)}" if said["since"] else ""
+    parts = [f"{said['health']}{since}: {said['detail'] or 'has not answered yet'}"]
+    if said["share"] is not None:
+        parts.append(f"{said['share'] * 100:.3g}% of the weight")
+    if said["deadline"]:
+        times = f"down {said['failures']} times in a row"
+        parts.append(f"{times}, held back for {until(said['deadline'], now)}")
+    return [
+        f"    check {said['check']}  {'; '.join(parts)}",
+        *(
+            f"      {clock(change['at'])} {change['health']}: {change['detail']}"
+            for change in said["changes"]
+        ),
+    ]
 
 
 def _drain(drain: Answer, now: float) -> str:
@@ -179,9 +201,13 @@ def connections(count: int) -> str:
 
 def event(entry: Answer) -> str:
     """One line of the agent's journal, in local time."""
-    at = datetime.fromisoformat(entry["time"]).astimezone()
     guest = f"{entry['guest']}: " if entry.get("guest") else ""
-    return f"{at:%m-%d %H:%M:%S}.{at.microsecond // 1000:03} {guest}{entry['text']}"
+    return f"{clock(entry['time'])} {guest}{entry['text']}"
+
+
+def clock(time: str) -> str:
+    at = datetime.fromisoformat(time).astimezone()
+    return f"{at:%m-%d %H:%M:%S}.{at.microsecond // 1000:03}"
 
 
 def age(since: str | None, now: float) -> str:

@@ -3,7 +3,8 @@
 A heap of due times, and a task for each probe under way only: thousands of targets cost nothing
 while they wait. Which result changes a verdict is decided in `model.health`; how a server is asked,
 in the probes (ask.py). A result is told if it contradicts the verdict, ends a series of such, or
-says something new; the others, nearly all of them, are swallowed here.
+says something new; the others, nearly all of them, are swallowed here. So are the good results of a
+target that is held back because it fails again and again: nothing follows from them until then.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from math import inf
 from xenlb.health.answer import Answer, Probe, too_late
 from xenlb.health.ask import ask
 from xenlb.model.events import Probed, Target
-from xenlb.model.health import Health
+from xenlb.model.health import Health, bounded
 
 log = logging.getLogger(__name__)
 
@@ -180,15 +181,26 @@ class HealthRunner:
     def _wait(self, entry: _Entry) -> float:
         """How long (s) after one probe the next begins."""
         check, health = entry.target.check, entry.health
+        now = self._clock()
+        if health.against > 0 and self._held(entry, now):
+            # It would be let in, were it not held back: nothing depends on the next result but the
+            # first one after that. The one that is asked when the hold is over ends it.
+            return min(check.interval, max(DOUBTFUL, health.held_until - entry.asked))
         if health.against > 0:
             return min(check.interval, DOUBTFUL)
         if health.up is None:
-            waited = self._clock() - health.valid_from
+            waited = now - health.valid_from
             return min(check.interval, max(EAGER, waited / PATIENCE))
         if not entry.spread:
             entry.spread = True
             return check.interval * random.uniform(JITTER, 1.0)
         return check.interval * random.uniform(1 - JITTER, 1 + JITTER)
+
+    @staticmethod
+    def _held(entry: _Entry, now: float) -> bool:
+        """Is it held back, with as many good results as it needs?"""
+        health = entry.health
+        return health.holds(now) and health.against >= entry.target.check.rise
 
     def _begin(self, entry: _Entry) -> None:
         target = entry.target
@@ -223,7 +235,8 @@ class HealthRunner:
         self._schedule(entry, max(self._clock(), asked + wait))
 
     def _tell(self, entry: _Entry, asked: float, answer: Answer) -> bool:
-        """Emits the result if it matters; says whether it contradicts the verdict."""
+        """Emits the result if it matters; says whether the next is wanted soon, because it
+        contradicts the verdict."""
         health = entry.health
         if answer.up is None and health.up:
             if not entry.warned:
@@ -232,9 +245,16 @@ class HealthRunner:
             return False
         entry.warned = False
         up = bool(answer.up)
+        now = self._clock()
         contradicts = up is not bool(health.up)
-        if contradicts or health.against > 0 or answer.detail != health.detail:
-            now = self._clock()
+        held = contradicts and self._held(entry, now)
+        share = bounded(entry.target.check, answer.share) if up else health.share
+        if (
+            (contradicts and not held)
+            or (health.against > 0 and not contradicts)
+            or answer.detail != health.detail
+            or share != health.share
+        ):
             self._emit(
                 Probed(
                     at=now,
@@ -245,7 +265,7 @@ class HealthRunner:
                     share=answer.share,
                 )
             )
-        return contradicts
+        return contradicts and not held
 
 
 def _half_of_the_files() -> int:

@@ -163,8 +163,8 @@ def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: 
 def _failure(target: Target, verdict: Health, now: float) -> tuple[str, float | None]:
     """Why a server fails, and until when it is held back if it is."""
     if verdict.holds(now):
-        passes = f"check {target} fails again and again ({verdict.failures} times in a row)"
-        return f"{passes}; let back in at the earliest at its deadline", verdict.held_until
+        again = f"check {target} fails again and again ({verdict.failures} times in a row)"
+        return f"{again}; held back", verdict.held_until
     if verdict.assumed:
         return f"check {target} has not answered yet; the one before failed", None
     return f"check {target} fails: {verdict.detail}", None

@@ -15,10 +15,12 @@ from xenlb.ipvs.table import (
     ServiceKey,
     Table,
 )
+from xenlb.model import alarm
 from xenlb.model.desired import ServerPhase, Standing, standing
 from xenlb.model.drain import Drain
-from xenlb.model.events import GuestId
+from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.health import Health
 from xenlb.model.members import services_of
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, State
@@ -36,8 +38,10 @@ def services(
     now: float,
     wall: Wall,
     only: str | None = None,
+    of: GuestId | None = None,
 ) -> list[dict[str, Any]]:
-    """The `services` of `status --json`; `only` one by name. `table` is what the kernel has."""
+    """The `services` of `status --json`; `only` one by name. `table` is what the kernel has. `of`:
+    only the servers of this guest, each with all its checks."""
     shown = []
     for service in state.settings.services:
         if only is not None and service.name != only:
@@ -56,7 +60,9 @@ def services(
                     failures=failures,
                     wall=wall,
                 )
+                | ({} if of is None else _checks(candidate, state, now=now, wall=wall))
                 for candidate in mine
+                if of is None or candidate.owner == of
             ]
             known = {candidate.slot.server for candidate in mine if candidate.slot is not None}
             if (sorry := service.sorry_key(key)) is not None:
@@ -71,11 +77,19 @@ def services(
                     "forwarding": service.forwarding.value,
                     "in_table": entry is not None,
                     "reason": failures.get((key, None), ""),
+                    "alarm": _alarm(state, service, key, wall),
                     "foreign_servers": len(foreign),
                     "servers": servers,
                 }
             )
     return shown
+
+
+def _alarm(state: State, service: ServiceSettings, key: ServiceKey, wall: Wall) -> str | None:
+    since = state.alarms.get(key)
+    if since is None:
+        return None
+    return f"{alarm.said(state, service, key)}, since {wall(since)}"
 
 
 def _key(key: ServiceKey) -> dict[str, Any]:
@@ -136,9 +150,43 @@ def _server(
 
 def _health(candidate: Candidate, service: ServiceSettings, state: State) -> str:
     health = state.verdict(candidate, service)
-    if health is None or health.up is None:
+    return "unknown" if health is None else _word(health)
+
+
+def _word(health: Health) -> str:
+    if health.up is None or health.assumed:
         return "unknown"
     return "up" if health.up else "down"
+
+
+def _checks(candidate: Candidate, state: State, *, now: float, wall: Wall) -> dict[str, Any]:
+    """What each check of a server says, and said last."""
+    known = [
+        (target, state.health[target]) for target in candidate.targets if target in state.health
+    ]
+    return {"checks": [_check(target, health, now=now, wall=wall) for target, health in known]}
+
+
+def _check(target: Target, health: Health, *, now: float, wall: Wall) -> dict[str, Any]:
+    """`deadline`: it is held back until then."""
+    return {
+        "check": str(target),
+        "type": target.check.type,
+        "health": _word(health),
+        "since": None if health.up is None else wall(health.since),
+        "detail": health.detail,
+        "share": health.share,
+        "failures": health.failures,
+        "deadline": wall(health.held_until) if health.holds(now) else None,
+        "changes": [
+            {
+                "at": wall(change.at),
+                "health": "up" if change.up else "down",
+                "detail": change.detail,
+            }
+            for change in health.changes
+        ],
+    }
 
 
 def serves(state: State, guest: Guest, now: float) -> bool:
