@@ -91,7 +91,8 @@ def _up(
     judged = state.judged(candidate, service)
     health = None if judged is None else judged[1]
     if admission is None:
-        if judged is None or not judged[1].up:
+        passes = judged is None or (judged[1].up and not judged[1].assumed)
+        if candidate.slot is None or not passes:
             return _outside(candidate, judged, now, since=since)
         guest = None if candidate.owner is None else state.guests[candidate.owner]
         missing = "" if guest is None else lacking(service, guest)
@@ -142,7 +143,7 @@ def _up(
 
 def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: float) -> Standing:
     """Of a server that is not in the table because no check says that it may be."""
-    if judged is not None and judged[1].up is False and not candidate.why:
+    if judged is not None and judged[1].up is False and not judged[1].assumed:
         reason, held = _failure(*judged, now)
         return Standing(
             phase=ServerPhase.FAILED,
@@ -151,7 +152,9 @@ def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: 
             since=judged[1].since,
             deadline=held,
         )
-    detail = candidate.why or (judged[1].detail if judged is not None else "")
+    detail = candidate.why
+    if not detail and judged is not None:
+        detail = judged[1].detail
     return Standing(
         phase=ServerPhase.STARTING,
         weight=None,

@@ -215,6 +215,8 @@ def _admitted(
             continue
         verdict = state.verdict(candidate, service)
         up = True if verdict is None else verdict.up
+        if verdict is not None and verdict.assumed and (before is None or before.quiesced):
+            up = None  # nobody is let in because of what another check said
         # One that wants no share of its weight leaves nobody behind.
         weight = 0 if verdict is not None and verdict.share == 0 else candidate.weight
         if up is not None:
@@ -231,7 +233,7 @@ def _admitted(
                 admitted[slot] = fresh
             else:
                 serve = serve or weight > 0
-        elif verdict is not None and verdict.up is False and not before.quiesced:
+        elif up is False and verdict is not None and not before.quiesced:
             staying += weight
             failing.append((slot, Failing(since=verdict.since, weight=weight)))
     leaving = free_to_leave(

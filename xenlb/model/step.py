@@ -276,7 +276,8 @@ def _probed(state: State, event: Probed) -> Step:
     if after == health:  # it flaps, and is held back: nothing of that is new
         return Step(state=state)
     changed = replace(state, health={**state.health, target: after})
-    if after.up is health.up and after.share == health.share:
+    known = (health.up, health.assumed, health.share)
+    if known == (after.up, after.assumed, after.share):
         return Step(state=changed)
     names = frozenset(name for name, targets in state.probed.items() if target in targets)
     owner = state.owners.get(target.address)

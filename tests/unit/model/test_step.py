@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, stories
 from xenlb import statefile
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
-from xenlb.model.desired import ServerPhase, desired, next_deadline, standing
+from xenlb.model.desired import ServerPhase, desired, next_deadline, shared, standing
 from xenlb.model.drain import Outcome
 from xenlb.model.events import (
     Ask,
@@ -58,6 +58,7 @@ class Seen:
 
     event: Event
     before: State
+    before_table: Table
     result: Step
     table: Table
     told: Table
@@ -91,7 +92,7 @@ class World:
 
     def _step(self, event: Event) -> Seen:
         self.now = event.at
-        before = self.state
+        before, had = self.state, self.told
         result = step(before, event)
         assert step(before, event) == result
         self.state = result.state
@@ -103,7 +104,14 @@ class World:
             named = [service for service in services if service.name in result.services]
             part = desired(named, self.state, self.now)
             self.told = Table(entries={**self.told.entries, **part.entries})
-        return Seen(event=event, before=before, result=result, table=table, told=self.told)
+        return Seen(
+            event=event,
+            before=before,
+            before_table=had,
+            result=result,
+            table=table,
+            told=self.told,
+        )
 
 
 def servers(state: State) -> Iterator[tuple[ServiceSettings, Candidate, Slot, Guest | None]]:
@@ -309,30 +317,105 @@ def news_of_former_incarnations_changes_nothing(life: Life) -> None:
             )
 
 
-def in_service(state: State) -> dict[ServiceKey, tuple[ServiceSettings, int, int]]:
-    """By kernel service: of the servers with a verdict whose guest is up, how many there are and
-    how many serve."""
-    found: dict[ServiceKey, tuple[ServiceSettings, int, int]] = {}
+@dataclass(slots=True)
+class Weighed:
+    """Of one kernel service: the weight of the servers with a verdict whose guest is up, of those
+    of them that are in the table for new connections, and these themselves."""
+
+    service: ServiceSettings
+    able: int = 0
+    serving: int = 0
+    there: set[Slot] = field(default_factory=set)
+
+
+def in_service(state: State) -> dict[ServiceKey, Weighed]:
+    found: dict[ServiceKey, Weighed] = {}
     for service, candidate, slot, guest in servers(state):
-        able, serving = found.get(slot.service, (service, 0, 0))[1:]
+        it = found.setdefault(slot.service, Weighed(service=service))
         health = state.verdict(candidate, service)
-        if (guest is None or (guest.phase is Phase.UP and guest.drain is None)) and (
-            health is None or health.up is not None
-        ):
-            able += 1
-            serving += slot in state.admitted and not state.admitted[slot].quiesced
-        found[slot.service] = (service, able, serving)
+        if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
+            continue
+        if health is not None and (health.up is None or health.assumed):
+            continue
+        it.able += candidate.weight
+        admission = state.admitted.get(slot)
+        wants = health is None or health.share != 0  # who wants no share serves nobody
+        if admission is not None and not admission.quiesced and wants:
+            it.serving += candidate.weight
+            it.there.add(slot)
     return found
 
 
 def checks_never_take_out_more_than_leaves_the_share(life: Life) -> None:
+    """Of the weight. Not counted is who says itself that it wants none."""
     for seen in life:
         if not isinstance(seen.event, Probed):
             continue
         before = in_service(seen.before)
-        for key, (service, able, serving) in in_service(seen.state).items():
-            if serving < before[key][2]:
-                assert serving >= ceil(round(able * service.keep_in_service, 6))
+        for key, now in in_service(seen.state).items():
+            gone = {
+                slot
+                for slot in before[key].there - now.there
+                if slot not in seen.state.admitted or seen.state.admitted[slot].quiesced
+            }
+            if gone and now.serving < before[key].serving:
+                assert now.serving >= round(now.able * now.service.keep_in_service, 6)
+
+
+def nobody_is_let_in_whose_check_fails(life: Life) -> None:
+    """Nor by what another check said. Who was in and comes by migration waits with weight 0."""
+    for seen in life:
+        table = weights(seen.table)
+        for service, candidate, slot, _ in servers(seen.state):
+            before, after = seen.before.admitted.get(slot), seen.state.admitted.get(slot)
+            if after is None or after.quiesced or (before is not None and not before.quiesced):
+                continue
+            verdict = seen.state.verdict(candidate, service)
+            if table[slot.service, slot.server] > 0:
+                assert verdict is None or (verdict.up and not verdict.assumed), seen.event
+
+
+def a_new_configuration_takes_nobody_out_by_a_check_that_was_not_tried(life: Life) -> None:
+    for seen in life:
+        if not isinstance(seen.event, Configured):
+            continue
+        before, after = weights(seen.before_table), weights(seen.table)
+        for service, candidate, slot, _ in servers(seen.state):
+            place = slot.service, slot.server
+            if slot not in seen.before.admitted or before.get(place, 0) == 0:
+                continue
+            known = [seen.before.health.get(target) for target in candidate.targets]
+            if all(health is None or health.up for health in known):
+                shares = [health.share for health in known if health is not None]
+                assert slot in seen.state.admitted
+                assert after[place] > 0 or candidate.weight == 0 or 0 in shares, service
+
+
+def shares_are_within_their_bounds(life: Life) -> None:
+    for seen in life:
+        for target, health in seen.state.health.items():
+            assert health.share is None or 0.0 <= health.share <= 1.0, target
+        for service, candidate, _, _ in servers(seen.state):
+            stands = standing(candidate, service, seen.state, seen.at)
+            assert stands.weight is None or stands.weight <= candidate.weight
+
+
+def an_alarm_is_told_once_when_it_begins_and_when_it_ends(life: Life) -> None:
+    for seen in life:
+        keeping = set()
+        for service, candidate, slot, _ in servers(seen.state):
+            stands = standing(candidate, service, seen.state, seen.at)
+            if stands.reason.endswith("kept for keep-in-service"):
+                keeping.add(slot.service)
+        assert set(seen.state.alarms) == keeping
+        told = Counter(
+            note.warning for note in seen.result.notes if note.text.startswith("service ")
+        )
+        there = {key for s in seen.state.settings.services for key in s.kernel_keys()}
+        assert told[True] == len(keeping - set(seen.before.alarms))
+        assert told[False] == len((set(seen.before.alarms) - keeping) & there)
+        for key, since in seen.state.alarms.items():
+            assert since == seen.before.alarms.get(key, seen.at)
 
 
 def a_ramp_only_rises_and_ends(life: Life) -> None:
@@ -353,7 +436,8 @@ def a_ramp_only_rises_and_ends(life: Life) -> None:
                 assert due is None or due > now
                 now = due
             free = standing(candidate, service, seen.state, entry.at + service.slow_start)
-            assert free.weight in {0, candidate.weight}
+            whole = shared(candidate.weight, seen.state.verdict(candidate, service))
+            assert free.weight in {0, whole}
 
 
 def nobody_is_let_in_before_its_inside_is_in_place(life: Life) -> None:
@@ -381,6 +465,10 @@ RULES = (
     a_host_that_goes_down_leaves_the_share_where_it_can,
     news_of_former_incarnations_changes_nothing,
     checks_never_take_out_more_than_leaves_the_share,
+    nobody_is_let_in_whose_check_fails,
+    a_new_configuration_takes_nobody_out_by_a_check_that_was_not_tried,
+    shares_are_within_their_bounds,
+    an_alarm_is_told_once_when_it_begins_and_when_it_ends,
     a_ramp_only_rises_and_ends,
 )
 
@@ -441,6 +529,7 @@ def test_the_stories_reach_what_they_are_about() -> None:
                 weight = {None: "none", 0: "0"}.get(stands.weight, "some")
                 reached[f"{stands.phase} {weight}"] += 1
                 reached[stands.reason.split(";")[-1].strip()] += 1
+                reached["not answered yet"] += stands.reason.endswith("has not answered yet")
     for word in (
         "serving some",
         "draining 0",
@@ -456,6 +545,10 @@ def test_the_stories_reach_what_they_are_about() -> None:
         "waits for a check to pass again",
         "drained by root",
         "no check",
+        "its checks leave it 50% of its weight",
+        "its checks leave it 0% of its weight",
+        "held back",
+        "not answered yet",
     ):
         assert reached[word] > 0, (word, reached)
 

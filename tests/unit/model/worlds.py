@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from math import nan
 from random import Random
 from uuid import UUID
 
 from hypothesis import strategies as st
 
 from xenlb.ipvs.table import Counters, Family, Forwarding, Protocol
+from xenlb.model.checks import Agent, Share
 from xenlb.model.drain import NODEST, QUIESCENT, REUSE, Drain
 from xenlb.model.draining import to_count
 from xenlb.model.events import (
@@ -91,6 +93,9 @@ HOST = Member(host=ip_address("10.0.0.5"))
 WRITTEN = Member(guest="mail1", address=ip_address("10.0.0.11"), weight=4)
 SORRY = (ip_address("10.0.0.99"), 0)
 
+TOLD = Check(type="agent", asks=Agent(share=Share(least=0.0, most=1.0)), port=9, fall=1)
+FIRST = Check(fall=1, flap_damping=0.0)
+
 SETTINGS = (
     Settings(
         uris=URIS,
@@ -135,6 +140,26 @@ SETTINGS = (
             ),
             ServiceSettings(
                 name="mark", fwmark=7, family=Family.INET6, servers=(ALL,), checks=(Check(port=80),)
+            ),
+        ),
+    ),
+    Settings(
+        uris=URIS,
+        services=(
+            replace(
+                service("mail", 25, WRITTEN, ALL, HOST),
+                weight=3,
+                slow_start=10.0,
+                checks=(FIRST, TOLD),
+                keep_in_service=0.5,
+            ),
+            replace(
+                service("web", 80, WRITTEN, ALL, HOST),
+                checks=(Check(fall=1), TOLD),
+                any_check=True,
+                on_failure=OnFailure.QUIESCE,
+                keep_in_service=0.4,
+                sorry_server=SORRY,
             ),
         ),
     ),
@@ -237,16 +262,22 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
     return Move(wait=wait, make=make, text=shown)
 
 
-def _probe(wait: float, index: int, up: bool, ago: float) -> Move:
+def _probe(wait: float, index: int, up: bool, ago: float, share: float | None = None) -> Move:
     def make(state: State, at: float) -> Event:
         targets = sorted(state.health, key=str)
         if not targets:
             return Tick(at=at)
         return Probed(
-            at=at, target=targets[index % len(targets)], asked=at - ago, up=up, detail=str(up)
+            at=at,
+            target=targets[index % len(targets)],
+            asked=at - ago,
+            up=up,
+            detail=str(up),
+            share=share,
         )
 
-    return Move(wait=wait, make=make, text=f"probe {index} {up} asked {ago:g} ago")
+    said = "" if share is None else f", says {share:g}"
+    return Move(wait=wait, make=make, text=f"probe {index} {up} asked {ago:g} ago{said}")
 
 
 def _address(
@@ -382,7 +413,8 @@ def move(number: int) -> Move:
     match kind:
         case "probe":
             ago = dice.choice([0.0, 0.0, 0.0, 0.05, 3.0])
-            return _probe(wait, dice.randrange(12), dice.random() < 0.65, ago)
+            share = dice.choice([None, None, 0.0, 0.0, 0.01, 0.3, 0.5, 1.0, 7.0, -1.0, nan])
+            return _probe(wait, dice.randrange(16), dice.random() < 0.65, ago, share)
         case "address":
             return _address(wait, who, _found(dice), shift, dice.random() < 0.3)
         case "listed":
@@ -415,18 +447,27 @@ def opening(index: int) -> list[Move]:
             for who in range(3)
         ),
         *(_side(0.0, GUESTS[who], index, "") for who in range(2)),
-        *(_probe(0.0, target, True, 0.0) for target in [*range(8), *range(8)]),
+        *(_probe(0.0, target, True, 0.0) for target in [*range(16), *range(16)]),
     ]
+
+
+def flapping(target: int) -> list[Move]:
+    """What makes a check with `fall: 1` hold its server back."""
+    return [_probe(1.0, target, up, 0.0) for up in (False, True) * 3]
 
 
 def a_story(seed: int) -> list[Move]:
     dice = Random(seed)
-    return opening(seed % len(SETTINGS)) + [move(dice.getrandbits(32)) for _ in range(40)]
+    begin = opening(seed % len(SETTINGS))
+    if dice.random() < 0.3:
+        begin += flapping(dice.randrange(8))
+    return begin + [move(dice.getrandbits(32)) for _ in range(40)]
 
 
 moves = st.integers(0, 2**32 - 1).map(move)
 stories = st.builds(
-    lambda begin, rest: [*begin, *rest],
+    lambda begin, flaps, rest: [*begin, *flaps, *rest],
     st.one_of(st.integers(0, len(SETTINGS) - 1).map(opening), st.just([])),
+    st.one_of(st.just([]), st.just([]), st.integers(0, 7).map(flapping)),
     st.lists(moves, min_size=10, max_size=40),
 )
