@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
-from math import ceil, isnan, log2
+from math import ceil, inf, isnan, log2, nan
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xenlb.model.checks import Agent, Exec, Share
@@ -208,6 +208,8 @@ HALF = Share(least=0.1, most=0.5)
 
 
 @given(share=st.none() | st.floats())
+@example(share=nan)
+@example(share=inf)
 def test_a_share_stays_within_its_bounds(share: float | None) -> None:
     """Whatever a server says: no number, too many, infinite."""
     for asks in (Agent(share=HALF), Exec(command=("/bin/true",), share=HALF)):

@@ -433,7 +433,11 @@ def a_ramp_only_rises_and_ends(life: Life) -> None:
                 assert weight >= last
                 assert weight in {0, 1} or weight <= candidate.weight
                 last, due = weight, stands.deadline if stands.reason == "slow start" else None
-                assert due is None or due > now
+                if due is not None:
+                    assert due > now
+                    awake = next_deadline(seen.state, now)
+                    assert awake is not None
+                    assert awake <= due, "nobody would take the step"
                 now = due
             free = standing(candidate, service, seen.state, entry.at + service.slow_start)
             whole = shared(candidate.weight, seen.state.verdict(candidate, service))
