@@ -27,6 +27,7 @@ from xenlb.ipvs.op import (
     SetService,
 )
 from xenlb.ipvs.table import Counters, Entry, IPAddress, ServerKey, ServiceKey, Table
+from xenlb.model import alarm
 from xenlb.model.desired import desired, next_deadline, standing
 from xenlb.model.events import (
     AddressesFound,
@@ -198,6 +199,8 @@ class Player:
                     pass
                 case "status":
                     actual += self._status(rest)
+                case "alarm":
+                    actual += self._alarms(rest.partition(" ")[0])
                 case "note" | "warning":
                     said = [self._note(note) for note in notes]
                     actual += [want] if want in said else said
@@ -230,6 +233,13 @@ class Player:
                 reason = f" {stands.reason}" if len(words) > 2 else ""
                 told.add(f"status {who} {stands.phase} {weight}{reason}")
         return sorted(told) or [f"status {who} -"]
+
+    def _alarms(self, name: str) -> list[str]:
+        """`NAME TEXT` of a service, as status says it without the time; `NAME -`: none."""
+        (service,) = (each for each in self.state.settings.services if each.name == name)
+        keys = [key for key in service.kernel_keys() if key in self.state.alarms]
+        said = [alarm.said(self.state, service, key) for key in keys]
+        return [f"alarm {name} {each}" for each in said or ["-"]]
 
     def _note(self, note: Note) -> str:
         names = {guest: name for name, guest in self.guests.items()}
@@ -391,17 +401,20 @@ class Player:
         return Counted(at=self.now, counters=counters)
 
     def _probed(self, words: list[str]) -> list[Event]:
-        """`GUEST|ADDRESS up|down [port=PORT] [asked=SECONDS-AGO]`: all its checks or one."""
+        """`GUEST|ADDRESS up|down [port=PORT] [type=TYPE] [share=N%] [asked=SECONDS-AGO]`: all its
+        checks or one."""
         name, result, *rest = words
         options = dict(word.split("=") for word in rest)
         asked = self.now - float(options.pop("asked", 0))
-        port = options.pop("port", "")
+        port, kind = options.pop("port", ""), options.pop("type", "")
+        share = options.pop("share", "")
         targets = sorted(
             (
                 target
                 for target in self.state.health
                 if name in self._owner_names(target.address, str(target.address))
                 and port in {"", str(target.port)}
+                and kind in {"", target.check.type}
             ),
             key=str,
         )
@@ -414,6 +427,7 @@ class Player:
                 asked=asked,
                 up=result == "up",
                 detail="connected" if result == "up" else "connection refused",
+                share=float(share.removesuffix("%")) / 100 if share else None,
             )
             for target in targets
         ]

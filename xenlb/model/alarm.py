@@ -29,8 +29,7 @@ def said(state: State, service: ServiceSettings, key: ServiceKey) -> str:
             failing += 1
             admission = state.admitted.get(candidate.slot)
             kept += admission is not None and not admission.quiesced
-    many = "fails" if able == 1 else "fail"
-    servers = f"{failing} of {able} server{'s' * (able != 1)} {many}"
+    servers = f"{failing} of {able} server{'s' * (able != 1)} fail{'s' * (failing == 1)}"
     held = f"{kept} of them {'is' if kept == 1 else 'are'} kept in service"
     return f"{servers}, {held} (keep-in-service: {service.keep_in_service * 100:.3g}%)"
 

@@ -143,7 +143,7 @@ def _up(
 
 def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: float) -> Standing:
     """Of a server that is not in the table because no check says that it may be."""
-    if judged is not None and judged[1].up is False and not judged[1].assumed:
+    if judged is not None and judged[1].up is False:
         reason, held = _failure(*judged, now)
         return Standing(
             phase=ServerPhase.FAILED,
@@ -168,8 +168,6 @@ def _failure(target: Target, verdict: Health, now: float) -> tuple[str, float | 
     if verdict.holds(now):
         again = f"check {target} fails again and again ({verdict.failures} times in a row)"
         return f"{again}; held back", verdict.held_until
-    if verdict.assumed:
-        return f"check {target} has not answered yet; the one before failed", None
     return f"check {target} fails: {verdict.detail}", None
 
 

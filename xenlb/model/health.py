@@ -39,10 +39,11 @@ class Health:
     """The verdict on a target: `up` None is unknown.
 
     `against` counts the results in a row that contradict the verdict. `since`: when the verdict
-    was reached. Results of probes begun before `valid_from` do not count. `assumed`: the verdict is
-    that of the checks before this one, which has yet to confirm it. `share`: what the target takes
-    of its weight, None where it never said. `failures`: how often it went down in a row, and
-    `held_until`: no return before then. `changes`: the last ones, newest last.
+    was reached. Results of probes begun before `valid_from` do not count. `assumed`: it is up
+    because its server was in the table before there was this check, which has said nothing yet.
+    `share`: what the target takes of its weight, None where it does not say. `failures`: how often
+    it went down in a row, and `held_until`: no return before then. `changes`: the last ones, newest
+    last.
     """
 
     valid_from: float

@@ -118,14 +118,10 @@ def _contested(
 
 
 def _carried(before: State, at: float) -> Mapping[Slot, Health]:
-    """What is known of each server in the table, for a check it was never probed by: what those
-    before said. A new check does not take servers out before it was tried.
-
-    An agent that has just started knows only who was in the table, and the checks of then."""
-    known = {
-        slot: Health(valid_from=at, up=not entry.quiesced, since=at)
-        for slot, entry in before.admitted.items()
-    }
+    """The verdict so far on each server in the table, for a check it was never probed by: a new one
+    does not take servers out before it was tried. An agent that has just started knows only who was
+    in the table, and the checks of then."""
+    known = {slot: Health(valid_from=at, up=True, since=at) for slot in before.admitted}
     for service in before.settings.services:
         for candidate in before.candidates[service.name]:
             if candidate.slot is not None and candidate.slot in before.admitted:
@@ -153,11 +149,10 @@ def _with_targets(
             targets.update(candidate.targets)
             recheck = 0.0 if guest is None else guest.recheck
             verdict = carried.get(candidate.slot) if carried and candidate.slot else None
-            others = not service.any_check and any(t in state.health for t in candidate.targets)
             for target in candidate.targets:
                 have = health.get(target)
                 if have is None and verdict is not None:
-                    health[target] = _assumed(verdict, others=others, at=at)
+                    health[target] = _assumed(verdict, at)
                 elif have is None or _moved(before, state, target):
                     health[target] = Health(valid_from=max(at, recheck))
                 elif have.valid_from < recheck:
@@ -174,13 +169,14 @@ def _with_targets(
     )
 
 
-def _assumed(verdict: Health, *, others: bool, at: float) -> Health:
-    """For a new check of a server in the table: the verdict so far. Where `others` that are known
-    must pass as well, the server's own verdict hangs on them until this one has said something."""
+def _assumed(verdict: Health, at: float) -> Health:
+    """For a new check of a server in the table: that it passes, until it has said something, also
+    where one before failed: who was kept is not let go by a check that was not asked, and who was
+    quiesced stays so (_admitted)."""
     if verdict.up is None:
         return Health(valid_from=at)
-    up = True if others else verdict.up
-    return Health(valid_from=at, up=up, since=verdict.since, assumed=True, share=verdict.share)
+    since = verdict.since if verdict.up else at
+    return Health(valid_from=at, up=True, since=since, assumed=True, share=verdict.share)
 
 
 def _moved(before: State, state: State, target: Target) -> bool:

@@ -288,13 +288,14 @@ def local_guests(state: State, service: ServiceSettings) -> Iterator[Guest]:
 
 def serving_at_every_port(state: State, service: ServiceSettings) -> tuple[int, int]:
     """How many servers there are whose guest runs, and how many of them serve."""
-    found: dict[object, set[ServerPhase]] = {}
+    found: dict[object, set[bool]] = {}
     for candidate in state.candidates[service.name]:
         who = candidate.owner or (candidate.slot and candidate.slot.server.address)
-        phase = standing(candidate, service, state, 0.0).phase
-        if who is not None and phase is not ServerPhase.ABSENT:
-            found.setdefault(who, set()).add(phase)
-    return len(found), sum(phases == {ServerPhase.SERVING} for phases in found.values())
+        stands = standing(candidate, service, state, 0.0)
+        if who is not None and stands.phase is not ServerPhase.ABSENT:
+            serves = stands.phase is ServerPhase.SERVING and stands.weight != 0
+            found.setdefault(who, set()).add(serves)
+    return len(found), sum(serves == {True} for serves in found.values())
 
 
 def news_of_former_incarnations_changes_nothing(life: Life) -> None:
@@ -320,12 +321,14 @@ def news_of_former_incarnations_changes_nothing(life: Life) -> None:
 @dataclass(slots=True)
 class Weighed:
     """Of one kernel service: the weight of the servers with a verdict whose guest is up, of those
-    of them that are in the table for new connections, and these themselves."""
+    of them that are in the table for new connections, and these themselves; and who of them wants
+    no share of its weight."""
 
     service: ServiceSettings
     able: int = 0
     serving: int = 0
     there: set[Slot] = field(default_factory=set)
+    unwilling: set[Slot] = field(default_factory=set)
 
 
 def in_service(state: State) -> dict[ServiceKey, Weighed]:
@@ -335,12 +338,15 @@ def in_service(state: State) -> dict[ServiceKey, Weighed]:
         health = state.verdict(candidate, service)
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
             continue
-        if health is not None and (health.up is None or health.assumed):
+        admission = state.admitted.get(slot)
+        new = health is not None and health.assumed and (admission is None or admission.quiesced)
+        if new or (health is not None and health.up is None):
             continue
         it.able += candidate.weight
-        admission = state.admitted.get(slot)
-        wants = health is None or health.share != 0  # who wants no share serves nobody
-        if admission is not None and not admission.quiesced and wants:
+        wants = health is None or health.share != 0
+        if not wants:
+            it.unwilling.add(slot)
+        elif admission is not None and not admission.quiesced:
             it.serving += candidate.weight
             it.there.add(slot)
     return found
@@ -356,7 +362,8 @@ def checks_never_take_out_more_than_leaves_the_share(life: Life) -> None:
             gone = {
                 slot
                 for slot in before[key].there - now.there
-                if slot not in seen.state.admitted or seen.state.admitted[slot].quiesced
+                if (slot not in seen.state.admitted or seen.state.admitted[slot].quiesced)
+                and slot not in now.unwilling
             }
             if gone and now.serving < before[key].serving:
                 assert now.serving >= round(now.able * now.service.keep_in_service, 6)
