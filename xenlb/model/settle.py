@@ -241,7 +241,7 @@ def _admitted(
             case OnFailure.REMOVE:
                 del admitted[slot]
             case OnFailure.QUIESCE:
-                admitted[slot] = replace(admitted[slot], quiesced=True)
+                admitted[slot] = replace(admitted[slot], ramp=False, quiesced=True)
     if fresh.ramp and not serve:  # the first needs all its weight now
         for slot, entry in admitted.items():
             if entry is fresh:
