@@ -173,9 +173,35 @@ def why() -> dict[str, Any]:
                 "service": "mail",
                 **server("mail2", address="10.0.0.12", phase="draining", weight=0),
                 "reason": "drained by alice (sudo)",
+                "checks": [
+                    check("http 10.0.0.12:80", "up", share=0.5),
+                    check(
+                        "smtp 10.0.0.12:25",
+                        "down",
+                        detail="expected 220, got 554",
+                        failures=3,
+                        deadline=ago(seconds=-50),
+                    ),
+                    check("dns 10.0.0.12:53", "unknown", since=None, detail="", changes=[]),
+                ],
             }
         ],
         "events": [event()],
+    }
+
+
+def check(name: str, health: str, **given: Any) -> dict[str, Any]:
+    return {
+        "check": name,
+        "type": name.partition(" ")[0],
+        "health": health,
+        "since": ago(minutes=3),
+        "detail": "status 200",
+        "share": None,
+        "failures": 0,
+        "deadline": None,
+        "changes": [{"at": "2026-01-02T03:04:05.678000Z", "health": "up", "detail": "status 200"}],
+        **given,
     }
 
 

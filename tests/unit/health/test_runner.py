@@ -14,6 +14,7 @@ import pytest
 from tests.unit.health.virtual import gaps, now, run
 from xenlb.health.answer import Answer
 from xenlb.health.runner import HealthRunner
+from xenlb.model.checks import Agent, Share
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health, judge
 from xenlb.model.settings import Check
@@ -181,6 +182,59 @@ def test_failures_are_looked_into_quickly_and_told_until_the_verdict() -> None:
             await asyncio.sleep(60)
         assert [r.up for r in bench.told[4:]] == [True]
         assert bench.health[one].up is True
+
+    run(main())
+
+
+def test_who_is_held_back_is_asked_at_its_interval_and_let_in_when_the_hold_ends() -> None:
+    """A hold of minutes at the pace of a series of failures would be a herd of its own."""
+
+    async def main() -> None:
+        bench, one = Bench(), target(check=replace(CHECK, fall=1, flap_damping=300.0))
+        async with running(bench):
+            held = now() + 91.0
+            bench.step({one: Health(valid_from=0.0, up=False, failures=8, held_until=held)})
+            await until(lambda: bool(bench.health[one].up))
+            back = now()
+        assert held <= back < held + 0.1
+        waits = gaps(bench.servers.asked[one])
+        assert len(waits) < 24
+        assert all(wait <= 5.5 for wait in waits)
+        # The first good result, and the one that counts; between them nothing is new.
+        assert [r.up for r in bench.told] == [True, True]
+
+    run(main())
+
+
+def test_a_failure_while_it_is_held_back_begins_its_good_results_anew() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target(check=replace(CHECK, rise=2))
+        async with running(bench):
+            held = now() + 60.0
+            bench.step({one: Health(valid_from=0.0, up=False, failures=8, held_until=held)})
+            await until(lambda: bench.health[one].against == 2)
+            bench.servers.answers[one] = Answer(up=False, detail="refused")
+            await until(lambda: bench.health[one].against == 0)
+            assert bench.health[one].up is False
+            await asyncio.sleep(60)
+            assert bench.health[one].up is False
+            bench.servers.answers[one] = Answer(up=True, detail="accepts")
+            await until(lambda: bool(bench.health[one].up))
+
+    run(main())
+
+
+def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> None:
+    async def main() -> None:
+        check = replace(CHECK, asks=Agent(share=Share(least=0.1, most=1.0)))
+        bench, one = Bench(), target(check=check)
+        async with running(bench):
+            bench.unknown(one)
+            for share in (0.5, 0.5, 0.0, 0.1, -3.0, 1.0):
+                bench.servers.answers[one] = Answer(up=True, detail="up", share=share)
+                await asyncio.sleep(12)
+        assert [r.share for r in bench.told] == [0.5, 0.0, 1.0]
+        assert bench.health[one].share == 1.0
 
     run(main())
 

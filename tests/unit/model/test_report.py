@@ -1,13 +1,19 @@
-"""What operators are told beyond the table: `why`."""
+"""What operators are told beyond the table: `why`, and the alarm of `status`."""
 
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 from uuid import UUID
 
+from xenlb.ipvs.table import Table
 from xenlb.model import report
-from xenlb.model.events import GuestId
+from xenlb.model.checks import Agent, Http
+from xenlb.model.events import Configured, GuestId, Probed, Started
 from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
+from xenlb.model.step import step
 
 MINE, OTHER = (GuestId(uri="xen:///system", uuid=UUID(int=number)) for number in (1, 2))
 
@@ -33,3 +39,76 @@ def test_every_address_that_is_not_used_is_refused_with_a_reason() -> None:
         {"address": "10.0.0.12", "source": source, "reason": "it is that of guest other"},
         {"address": "10.0.0.5", "source": source, "reason": "it is that of a configured host"},
     ]
+
+
+HTTP = Check(type="http", asks=Http(), fall=1, flap_damping=0.0)
+SERVICE = ServiceSettings(
+    name="web",
+    address=ip_address("192.0.2.10"),
+    ports=(Port(number=80),),
+    checks=(HTTP, Check(type="agent", asks=Agent(), port=9)),
+    keep_in_service=0.5,
+    servers=(Member(host=ip_address("10.0.0.11")), Member(host=ip_address("10.0.0.12"))),
+)
+
+
+def probed(state: State, at: float, address: str, *, up: bool, share: float | None = None) -> State:
+    for target in state.health:
+        if target.address == ip_address(address) and (up or target.check is HTTP):
+            said = "status 200" if up else "expected status 200-399, got 503"
+            event = Probed(at=at, target=target, asked=at, up=up, detail=said, share=share)
+            state = step(state, event).state
+    return state
+
+
+def shown(state: State, *, of: GuestId | None = None) -> dict[str, Any]:
+    told = {"failures": {}, "now": 30.0, "wall": str}
+    (service,) = report.services(state, Table(), {}, of=of, **told)  # type: ignore[arg-type]
+    return service
+
+
+def test_status_names_the_check_that_fails_and_says_what_is_kept_and_since_when() -> None:
+    state = step(State(), Configured(at=1.0, settings=Settings(services=(SERVICE,)))).state
+    for address in ("10.0.0.11", "10.0.0.12"):
+        state = probed(state, 10.0, address, up=True, share=0.5)
+    assert shown(state)["alarm"] is None
+    for at, address in ((20.0, "10.0.0.11"), (21.0, "10.0.0.12")):
+        state = probed(state, at, address, up=False)
+    service = shown(state)
+    assert service["alarm"] == (
+        "2 of 2 servers fail, 1 of them is kept in service (keep-in-service: 50%), since 21.0"
+    )
+    first, second = service["servers"]
+    assert (first["phase"], first["health"], first["since"]) == ("failed", "down", "20.0")
+    assert first["reason"] == ("check http 10.0.0.11:80 fails: expected status 200-399, got 503")
+    assert second["reason"].endswith("got 503; kept for keep-in-service")
+    assert "checks" not in first  # a long status is long enough
+
+
+def test_why_lists_each_check_of_a_guest_s_servers() -> None:
+    service = replace(SERVICE, servers=(Member(guest="mine", address=ip_address("10.0.0.11")),))
+    settings = Settings(uris=(MINE.uri,), services=(service,))
+    state = step(State(), Configured(at=1.0, settings=settings)).state
+    started = Started(at=2.0, guest=MINE, name="mine", incarnation=1)
+    state = step(state, started).state
+    state = probed(state, 10.0, "10.0.0.11", up=True, share=0.25)
+    state = probed(state, 20.0, "10.0.0.11", up=False)
+    (server,) = shown(state, of=MINE)["servers"]
+    http, agent = server["checks"]
+    good, bad = "status 200", "expected status 200-399, got 503"
+    assert http == {
+        "check": "http 10.0.0.11:80",
+        "type": "http",
+        "health": "down",
+        "since": "20.0",
+        "detail": bad,
+        "share": None,
+        "failures": 1,
+        "deadline": None,
+        "changes": [
+            {"at": "10.0", "health": "up", "detail": good},
+            {"at": "20.0", "health": "down", "detail": bad},
+        ],
+    }
+    assert (agent["check"], agent["health"], agent["share"]) == ("agent 10.0.0.11:9", "up", 0.25)
+    assert shown(state, of=OTHER)["servers"] == []
