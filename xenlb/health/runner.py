@@ -30,8 +30,12 @@ log = logging.getLogger(__name__)
 # waits more than 2 % longer than needed, and a guest that never comes costs little.
 EAGER = 0.25
 PATIENCE = 50
-# The pace (s) while results contradict a verdict: until `rise` or `fall` of them have come.
+# The pace (s) while results contradict a verdict, until `rise` or `fall` of them have come; and at
+# most this share of the interval, as who asks every second does not want to lose another one. One
+# after the other all the same: each has its timeout, so a server that hangs stays for `fall` of
+# these. If they ran side by side, one pause of it would fail them all.
 DOUBTFUL = 0.5
+DOUBTFUL_SHARE = 0.25
 JITTER = 0.1
 # Probes begun in a row before everything else in the loop gets its turn: a connect takes some
 # 0.1 ms, and a guest that is asked to shut down must not wait for hundreds of them.
@@ -181,7 +185,7 @@ class HealthRunner:
         """How long (s) after one probe the next begins."""
         check, health = entry.target.check, entry.health
         if health.against > 0:
-            return min(check.interval, DOUBTFUL)
+            return _doubtful(entry)
         if health.up is None:
             waited = self._clock() - health.valid_from
             return min(check.interval, max(EAGER, waited / PATIENCE))
@@ -219,7 +223,7 @@ class HealthRunner:
             # A mistake in a probe: it costs this target its check, and nobody else anything.
             log.error("the probe of %s failed: %r", target, error, exc_info=error)
         elif self._tell(entry, asked, task.result()):
-            wait = min(wait, DOUBTFUL)
+            wait = min(wait, _doubtful(entry))
         self._schedule(entry, max(self._clock(), asked + wait))
 
     def _tell(self, entry: _Entry, asked: float, answer: Answer) -> bool:
@@ -246,6 +250,10 @@ class HealthRunner:
                 )
             )
         return contradicts
+
+
+def _doubtful(entry: _Entry) -> float:
+    return min(DOUBTFUL, entry.target.check.interval * DOUBTFUL_SHARE)
 
 
 def _half_of_the_files() -> int:

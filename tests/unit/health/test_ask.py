@@ -6,6 +6,7 @@ import subprocess
 import sys
 from ipaddress import ip_address
 
+from xenlb.health.answer import Answer
 from xenlb.health.ask import ask
 from xenlb.model.events import Target
 from xenlb.model.settings import Check
@@ -22,7 +23,7 @@ asyncio.run(many())
 async def many() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as server:
         here = Target(check=Check(), address=ip_address("127.0.0.1"), port=server.getsockname()[1])
-        tasks = []
+        tasks: list[asyncio.Task[Answer]] = []
         while not tasks or not tasks[0].done():
             tasks.append(asyncio.create_task(ask(here)))
             await asyncio.sleep(0.001)
