@@ -14,16 +14,21 @@ from tests.lab.unpacked import program
 
 KINDS = {"masquerade": ("NAT", "-m"), "gatewaying": ("DR", "-g")}
 
+HEAD = """\
+global_defs {
+    router_id lab
+}
+"""
 VIRTUAL_SERVER = """\
-virtual_server {vip} 80 {{
-    delay_loop 1
+virtual_server {vip} {port} {{
+    delay_loop {interval}
     lb_algo rr
     lb_kind {kind}
     protocol TCP
 {servers}}}
 """
 REAL_SERVER = """\
-    real_server {address} 80 {{
+    real_server {address} {port} {{
         weight 1
         {check}
     }}
@@ -69,11 +74,35 @@ def keepalived(
     """keepalived's checker at work, every second. `checks`: service address → how its servers are
     checked."""
     kind, _ = KINDS[method]
-    configuration = "global_defs {\n    router_id lab\n}\n"
+    configuration = HEAD
     for vip, check in checks.items():
-        servers = "".join(REAL_SERVER.format(address=each, check=check) for each in addresses)
-        configuration += VIRTUAL_SERVER.format(vip=vip, kind=kind, servers=servers)
+        servers = "".join(
+            REAL_SERVER.format(address=each, port=80, check=check) for each in addresses
+        )
+        configuration += VIRTUAL_SERVER.format(
+            vip=vip, port=80, interval=1, kind=kind, servers=servers
+        )
         lab.run(["ip", "address", "add", f"{vip}/32", "dev", "front0"])
+    return _keepalived(lab, configuration)
+
+
+def keepalived_many(
+    lab: LabHost, services: Sequence[Sequence[str]], *, port: int, interval: int, check: str
+) -> Process:
+    """keepalived's checker with many services, of the servers at these addresses."""
+    configuration = HEAD
+    for number, addresses in enumerate(services):
+        vip = f"198.18.{number // 250}.{number % 250 + 1}"
+        servers = "".join(
+            REAL_SERVER.format(address=address, port=port, check=check) for address in addresses
+        )
+        configuration += VIRTUAL_SERVER.format(
+            vip=vip, port=port, interval=interval, kind="NAT", servers=servers
+        )
+    return _keepalived(lab, configuration)
+
+
+def _keepalived(lab: LabHost, configuration: str) -> Process:
     lab.write("/run/lab/keepalived.conf", configuration)
     binary = str(program("keepalived", "/usr/sbin/keepalived"))
     command = [binary, "--dont-fork", "--check", "--log-console", "--log-detail"]

@@ -386,6 +386,47 @@ def test_many_targets_are_spread_and_bounded() -> None:
     run(main())
 
 
+def test_the_herd_of_the_start_has_dissolved_after_one_interval() -> None:
+    async def main() -> None:
+        bench = Bench(at_once=10_000)
+        many = [target(number) for number in range(1000)]
+        async with running(bench):
+            bench.unknown(*many)
+            await asyncio.sleep(CHECK.interval * 3)
+            begun = min(times[0] for times in bench.servers.asked.values())
+        # Half an interval is a tenth of the spread each; all at once would be a thousand.
+        for number in (1, 2):
+            slices = Counter(
+                int((times[number] - begun) / 0.5) for times in bench.servers.asked.values()
+            )
+            assert max(slices.values()) < len(many) / 5
+
+    run(main())
+
+
+def test_of_many_servers_only_changes_are_told() -> None:
+    async def main() -> None:
+        bench = Bench(at_once=10_000)
+        many = [target(number) for number in range(100)]
+        failing = set(many[::10])
+        async with running(bench):
+            bench.unknown(*many)
+            await asyncio.sleep(60)
+            assert len(bench.told) == len(many), "each has been seen up, once"
+            bench.servers.answers |= dict.fromkeys(failing, Answer(up=False, detail="refused"))
+            await asyncio.sleep(200)
+            down = bench.told[len(many) :]
+            assert {r.target for r in down} == failing
+            assert len(down) == len(failing) * CHECK.fall
+            bench.servers.answers.clear()
+            await asyncio.sleep(60)
+            back = bench.told[len(many) + len(down) :]
+            assert Counter(r.target for r in back) == dict.fromkeys(failing, CHECK.rise)
+        assert sum(map(len, bench.servers.asked.values())) > 40 * len(many)
+
+    run(main())
+
+
 def test_hanging_servers_leave_room_for_the_others() -> None:
     async def main() -> None:
         bench = Bench(at_once=10)
