@@ -4,10 +4,11 @@
 
 First on this machine's own kernel, over loopback: the share of a core that the runner of xenlb
 takes, the kernel's part of its connections included (also what the kernel does for the server at
-the other end, which on loopback is done in the same breath). The goal is a quarter of a core. Then,
-with as many servers that were up and do not answer any more, how long it takes from a guest's being asked to shut
-down until the kernel's batch is on its way; the table is the tests' fake, as this kernel may have
-no IPVS.
+the other end, which on loopback is done in the same breath). The goal is a quarter of a core.
+
+Then as many servers that were up and do not answer any more: how long it takes from a guest's being
+asked to shut down until the kernel's batch is on its way. The table is the tests' fake, as this
+kernel may have no IPVS.
 
 Then beside keepalived's TCP_CHECK, in the User-mode Linux lab. Its kernel counts a process's time
 in ticks of 10 ms, by which who wakes at a tick and is done before the next costs nothing; so it is
@@ -18,6 +19,7 @@ at rest. System calls cost many times there what they cost elsewhere.
 import argparse
 import asyncio
 import json
+import logging
 import os
 import resource
 import signal
@@ -334,6 +336,7 @@ def main() -> None:
         f" goal {GOAL:.0%}{missed})",
         flush=True,
     )
+    logging.disable(logging.WARNING)  # each of them is worth a line of the journal, thrice
     with deaf_server() as port:
         took = sorted(1000 * each for each in asyncio.run(quiesce(port)))
     print(
