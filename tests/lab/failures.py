@@ -35,17 +35,31 @@ RATE = 20  # requests a second to each address; half of them go to the server th
 TIMEOUT = 2.0  # seconds that a request may take
 PATIENCE = 30.0  # seconds until a server that is still in the table stays there
 
-# Balancer → its service address, and how it checks: a connection every second.
-XENLB = {
-    "xenlb": ("192.0.2.10", "{type: tcp, interval: 1s, timeout: 900ms}"),
-    "xenlb, fall: 1": ("192.0.2.11", "{type: tcp, interval: 1s, timeout: 900ms, fall: 1}"),
+# Balancer → its service address.
+XENLB = {"xenlb": "192.0.2.10", "xenlb, fall: 1": "192.0.2.11"}
+KEEPALIVED = {"keepalived": "192.0.2.12", "keepalived, retry 0": "192.0.2.13"}
+LDIRECTORD = {"ldirectord": "192.0.2.14"}
+VIPS = XENLB | KEEPALIVED | LDIRECTORD
+# Type of check → how each balancer is told to do it every second. The peers' numbers of retries are
+# their own defaults, where they are not named.
+TIMES = "interval: 1s, timeout: 900ms"
+HTTP_GET = "HTTP_GET {{ url {{ path /\n status_code 200\n }}\n connect_timeout 1\n{more} }}"
+CHECKS = {
+    "tcp": {
+        "xenlb": f"{{type: tcp, {TIMES}}}",
+        "xenlb, fall: 1": f"{{type: tcp, {TIMES}, fall: 1}}",
+        "keepalived": "TCP_CHECK { connect_timeout 1 }",
+        "keepalived, retry 0": "TCP_CHECK { connect_timeout 1\nretry 0 }",
+        "ldirectord": "checktype=connect",
+    },
+    "http": {
+        "xenlb": f"{{type: http, {TIMES}}}",
+        "xenlb, fall: 1": f"{{type: http, {TIMES}, fall: 1}}",
+        "keepalived": HTTP_GET.format(more=""),
+        "keepalived, retry 0": HTTP_GET.format(more="retry 0\n"),
+        "ldirectord": 'checktype=negotiate\n    service=http\n    request="/"\n    receive="web"',
+    },
 }
-KEEPALIVED = {
-    "keepalived": ("192.0.2.12", "TCP_CHECK { connect_timeout 1 }"),
-    "keepalived, retry 0": ("192.0.2.13", "TCP_CHECK { connect_timeout 1\nretry 0 }"),
-}
-LDIRECTORD = {"ldirectord": ("192.0.2.14", "checktype=connect")}
-VIPS = {name: vip for name, (vip, _) in (XENLB | KEEPALIVED | LDIRECTORD).items()}
 
 CONFIG = """\
 libvirt: {{uris: ["lxc:///"]}}
@@ -76,18 +90,16 @@ done
 DROP = "iptables-legacy -t mangle {what} PREROUTING -s {address} -j DROP"
 
 # Death → how it comes and how it goes, as shell commands in the lab.
+DROPPED = [DROP.format(what=what, address="{address}") for what in ("-I", "-D")]
+PID = "$(pgrep -f '[s]erver --name {name} ')"
 DEATHS = {
-    "process killed": (
-        "kill -9 $(pgrep -f '[s]erver --name {name} ')",
-        "touch /run/lab/again-{name}",
-    ),
-    "packets dropped": (
-        DROP.format(what="-I", address="{address}"),
-        DROP.format(what="-D", address="{address}"),
-    ),
+    "process killed": (f"kill -9 {PID}", "touch /run/lab/again-{name}"),
+    # It accepts connections and says nothing, and libvirt does not know.
+    "process stopped": (f"kill -STOP {PID}", f"kill -CONT {PID}"),
+    "packets dropped": (DROPPED[0], DROPPED[1]),
     "virsh suspend": (
-        DROP.format(what="-I", address="{address}") + "; virsh -q -c lxc:/// suspend {name}",
-        "virsh -q -c lxc:/// resume {name}; " + DROP.format(what="-D", address="{address}"),
+        f"{DROPPED[0]}; virsh -q -c lxc:/// suspend {{name}}",
+        f"virsh -q -c lxc:/// resume {{name}}; {DROPPED[1]}",
     ),
 }
 
@@ -158,19 +170,21 @@ def _most(seconds: Sequence[float]) -> str:
 class Arena:
     """The servers, the balancers before them, and who watches the table."""
 
-    def __init__(self, lab: UmlLab) -> None:
+    def __init__(self, lab: UmlLab, check: str) -> None:
         self.lab = lab
+        checks = CHECKS[check]
         lab.start_libvirtd()
         for name, address in SERVERS.items():
             self._start(name, address)
         peers.sysctls(lab, "masquerade")
         addresses = list(SERVERS.values())
-        peers.keepalived(lab, dict(KEEPALIVED.values()), method="masquerade", addresses=addresses)
-        vip, check = LDIRECTORD["ldirectord"]
-        peers.ldirectord(lab, vip, check, method="masquerade", addresses=addresses)
+        checked = {vip: checks[name] for name, vip in KEEPALIVED.items()}
+        peers.keepalived(lab, checked, method="masquerade", addresses=addresses)
+        for name, vip in LDIRECTORD.items():
+            peers.ldirectord(lab, vip, checks[name], method="masquerade", addresses=addresses)
         services = "".join(
-            SERVICE.format(number=number, vip=vip, check=check)
-            for number, (vip, check) in enumerate(XENLB.values())
+            SERVICE.format(number=number, vip=vip, check=checks[name])
+            for number, (name, vip) in enumerate(XENLB.items())
         )
         self.agent = LabAgent(lab, CONFIG.format(services=services))
         self.agent.start()
@@ -202,12 +216,12 @@ class Arena:
         guest.start()
         guest.wait_serving()
 
-    def play(self, rounds: int) -> Outcome:
-        """`rounds` of each death, of one server after the other."""
+    def play(self, deaths: Sequence[str], rounds: int) -> Outcome:
+        """`rounds` of each of these deaths, of one server after the other."""
         outcome = Outcome()
         servers = itertools.cycle(SERVERS.items())
         with self._load(outcome):
-            for death, _ in itertools.product(DEATHS, range(rounds)):
+            for death, _ in itertools.product(deaths, range(rounds)):
                 outcome.rounds.append(self._round(death, *next(servers)))
         return outcome
 
