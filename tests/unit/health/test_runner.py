@@ -185,19 +185,6 @@ def test_failures_are_looked_into_quickly_and_told_until_the_verdict() -> None:
     run(main())
 
 
-def test_who_asks_often_looks_into_failures_at_a_share_of_that() -> None:
-    async def main() -> None:
-        bench, one = Bench(), target(check=replace(CHECK, interval=1.0))
-        async with running(bench):
-            bench.unknown(one)
-            await asyncio.sleep(60)
-            bench.servers.answers[one] = Answer(up=False, detail="refused")
-            await asyncio.sleep(60)
-        assert gaps(r.asked for r in bench.told[1:]) == [0.25, 0.25]
-
-    run(main())
-
-
 def test_one_good_result_ends_a_series_of_bad_ones() -> None:
     async def main() -> None:
         bench, one = Bench(), target()
@@ -223,6 +210,19 @@ def test_a_short_interval_is_kept() -> None:
             bench.unknown(one)
             await asyncio.sleep(10)
         assert set(gaps(bench.servers.asked[one])) == {0.1}
+
+    run(main())
+
+
+def test_who_asks_often_looks_into_failures_at_a_share_of_that() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target(check=replace(CHECK, interval=1.0))
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(60)
+            bench.servers.answers[one] = Answer(up=False, detail="refused")
+            await asyncio.sleep(60)
+        assert gaps(r.asked for r in bench.told[1:]) == [0.25, 0.25]
 
     run(main())
 
