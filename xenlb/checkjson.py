@@ -5,6 +5,7 @@ KeyError or TypeError where something else wrote it; who reads is on his guard.
 """
 
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import Any, get_args
 
 from xenlb.model.checks import Asks, Share, Tls
@@ -13,7 +14,10 @@ from xenlb.model.settings import Check
 _CLASSES: dict[str, type[Any]] = {each.__name__: each for each in (*get_args(Asks), Tls, Share)}
 
 
+@lru_cache(maxsize=256)
 def write(check: Check) -> dict[str, Any]:
+    """Not to be changed by who gets it: a check is that of thousands of servers, and this is done
+    for each whenever an agent saves what it knows."""
     written: dict[str, Any] = _written(check)
     return written
 

@@ -23,7 +23,7 @@ WAY = "virsh shutdown"
 def by_keepalived(lab: UmlLab, method: str) -> Stage:
     lab.start_libvirtd()
     peers.sysctls(lab, method)
-    peers.keepalived(lab, vip=VIP, method=method, addresses=ADDRESSES)
+    peers.keepalived(lab, {VIP: peers.TCP_CHECK}, method=method, addresses=ADDRESSES)
     return uml_stage_of_a_peer(lab, method)
 
 

@@ -7,7 +7,6 @@ under `make test`, they fail instead.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Generator, Iterator
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.host import LabHost, cache_directory
+from tests.lab.host import LabHost, artifacts_directory
 from tests.lab.needed import lacking
 
 if TYPE_CHECKING:
@@ -89,13 +88,8 @@ def pytest_runtest_makereport(
         fixtures = getattr(item, "fixturenames", ())
         for name, lab in item.config.stash.get(_RUNNING, {}).items():
             if name in fixtures:
-                directory = _artifacts() / re.sub(r"[^\w.-]+", "_", item.nodeid) / name
+                directory = artifacts_directory() / re.sub(r"[^\w.-]+", "_", item.nodeid) / name
                 shutil.rmtree(directory, ignore_errors=True)
                 lab.capture(directory)
                 report.sections.append((f"what the {name} lab left", str(directory)))
     return report
-
-
-def _artifacts() -> Path:
-    named = os.environ.get("XENLB_ARTIFACTS")
-    return Path(named) if named else cache_directory() / "artifacts"

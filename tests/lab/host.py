@@ -50,6 +50,12 @@ def cache_directory() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "xenlb"
 
 
+def artifacts_directory() -> Path:
+    """Where tests leave what they have to show: $XENLB_ARTIFACTS, or CACHE/artifacts."""
+    named = os.environ.get("XENLB_ARTIFACTS")
+    return Path(named) if named else cache_directory() / "artifacts"
+
+
 def venv_directory() -> Path:
     """The virtual environment with the agent in it: $XENLB_VENV, or the checkout's own."""
     named = os.environ.get("XENLB_VENV")

@@ -1,37 +1,49 @@
-"""What operators use without xenlb, as peers for its rounds: keepalived, and a hook of libvirt.
+"""What operators use without xenlb, as its peers: keepalived, ldirectord, and a hook of libvirt.
 
-Both are set up as their manuals have it, keepalived with the quickest interval it takes. They are
+They are set up as their manuals have it, keepalived with the quickest interval it takes. They are
 given the sysctls that xenlb sets, so that what is compared is how servers are taken out, and the
 director's addresses are put on by the lab.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tests.lab.host import LabHost, Process
 from tests.lab.unpacked import program
 
 KINDS = {"masquerade": ("NAT", "-m"), "gatewaying": ("DR", "-g")}
 
-VIRTUAL_SERVER = """\
-global_defs {{
+HEAD = """\
+global_defs {
     router_id lab
-}}
-virtual_server {vip} 80 {{
-    delay_loop 1
+}
+"""
+VIRTUAL_SERVER = """\
+virtual_server {vip} {port} {{
+    delay_loop {interval}
     lb_algo rr
     lb_kind {kind}
     protocol TCP
 {servers}}}
 """
 REAL_SERVER = """\
-    real_server {address} 80 {{
+    real_server {address} {port} {{
         weight 1
-        TCP_CHECK {{
-            connect_timeout 1
-        }}
+        {check}
     }}
+"""
+TCP_CHECK = "TCP_CHECK { connect_timeout 1 }"
+LDIRECTORD = """\
+checkinterval=1
+checktimeout=1
+negotiatetimeout=1
+supervised=yes
+logfile="/run/lab/ldirectord-own.log"
+virtual={vip}:80
+{servers}    scheduler=rr
+    protocol=tcp
+    {check}
 """
 # The hook of an operator: a guest that has stopped is a server no more; one that started is one.
 HOOK = """\
@@ -56,16 +68,59 @@ def sysctls(lab: LabHost, method: str) -> None:
         lab.run(f"echo {value} >/proc/sys/net/ipv4/{name}")
 
 
-def keepalived(lab: LabHost, *, vip: str, method: str, addresses: Sequence[str]) -> Process:
-    """keepalived's checker at work; TCP_CHECK every second, its other values as they are."""
+def keepalived(
+    lab: LabHost, checks: Mapping[str, str], *, method: str, addresses: Sequence[str]
+) -> Process:
+    """keepalived's checker at work, every second. `checks`: service address → how its servers are
+    checked."""
     kind, _ = KINDS[method]
-    servers = "".join(REAL_SERVER.format(address=address) for address in addresses)
-    configuration = VIRTUAL_SERVER.format(vip=vip, kind=kind, servers=servers)
+    configuration = HEAD
+    for vip, check in checks.items():
+        servers = "".join(
+            REAL_SERVER.format(address=each, port=80, check=check) for each in addresses
+        )
+        configuration += VIRTUAL_SERVER.format(
+            vip=vip, port=80, interval=1, kind=kind, servers=servers
+        )
+        lab.run(["ip", "address", "add", f"{vip}/32", "dev", "front0"])
+    return _keepalived(lab, configuration)
+
+
+def keepalived_many(
+    lab: LabHost, services: Sequence[Sequence[str]], *, port: int, interval: int, check: str
+) -> Process:
+    """keepalived's checker with many services, of the servers at these addresses."""
+    configuration = HEAD
+    for number, addresses in enumerate(services):
+        vip = f"198.18.{number // 250}.{number % 250 + 1}"
+        servers = "".join(
+            REAL_SERVER.format(address=address, port=port, check=check) for address in addresses
+        )
+        configuration += VIRTUAL_SERVER.format(
+            vip=vip, port=port, interval=interval, kind="NAT", servers=servers
+        )
+    return _keepalived(lab, configuration)
+
+
+def _keepalived(lab: LabHost, configuration: str) -> Process:
     lab.write("/run/lab/keepalived.conf", configuration)
-    lab.run(["ip", "address", "add", f"{vip}/32", "dev", "front0"])
     binary = str(program("keepalived", "/usr/sbin/keepalived"))
     command = [binary, "--dont-fork", "--check", "--log-console", "--log-detail"]
     return lab.spawn([*command, "-f", "/run/lab/keepalived.conf"], log="/run/lab/keepalived.log")
+
+
+def ldirectord(
+    lab: LabHost, vip: str, check: str, *, method: str, addresses: Sequence[str]
+) -> Process:
+    """ldirectord at work; it pauses a second after each round of checks."""
+    kind = {"masquerade": "masq", "gatewaying": "gate"}[method]
+    servers = "".join(f"    real={address}:80 {kind}\n" for address in addresses)
+    configuration = LDIRECTORD.format(vip=vip, servers=servers, check=check)
+    lab.write("/run/lab/ldirectord.cf", configuration)
+    lab.run(["ip", "address", "add", f"{vip}/32", "dev", "front0"])
+    binary = str(program("ldirectord", "/usr/sbin/ldirectord"))
+    command = ["perl", binary, "/run/lab/ldirectord.cf", "start"]
+    return lab.spawn(command, log="/run/lab/ldirectord.log")
 
 
 def hook(lab: LabHost, *, vip: str, method: str, guests: dict[str, str], driver: str) -> None:

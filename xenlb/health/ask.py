@@ -5,7 +5,6 @@ libraries along, and nothing may hold up the agent's loop.
 """
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -19,14 +18,18 @@ MODULES: Mapping[type[Asks], str] = {
 }
 
 
+# Those that are loaded. Not sys.modules: while a thread still runs a module's code, it is in there.
+_loaded: dict[type[Asks], Probe] = {}
+
+
 async def ask(target: Target) -> Answer:
     """One probe; how long it may take is the caller's business."""
-    probe = await _probe_of(f"{__package__}.{MODULES[type(target.check.asks)]}")
+    asks = type(target.check.asks)
+    probe = _loaded.get(asks) or await _load(asks)
     return await probe(target)
 
 
-async def _probe_of(module: str) -> Probe:
-    if module not in sys.modules:
-        await asyncio.to_thread(import_module, module)
-    probe: Probe = sys.modules[module].probe
-    return probe
+async def _load(asks: type[Asks]) -> Probe:
+    """The import's own lock makes whoever asks meanwhile wait in a thread of his."""
+    module = await asyncio.to_thread(import_module, f"{__package__}.{MODULES[asks]}")
+    return _loaded.setdefault(asks, module.probe)

@@ -31,12 +31,19 @@ log = logging.getLogger(__name__)
 # waits more than 2 % longer than needed, and a guest that never comes costs little.
 EAGER = 0.25
 PATIENCE = 50
-# The pace (s) while results contradict a verdict: until `rise` or `fall` of them have come.
+# The pace (s) while results contradict a verdict, until `rise` or `fall` of them have come; and at
+# most this share of the interval, as who asks every second does not want to lose another one. One
+# after the other all the same: each has its timeout, so a server that hangs stays for `fall` of
+# these. If they ran side by side, one pause of it would fail them all.
 DOUBTFUL = 0.5
+DOUBTFUL_SHARE = 0.25
 JITTER = 0.1
 # Probes begun in a row before everything else in the loop gets its turn: a connect takes some
 # 0.1 ms, and a guest that is asked to shut down must not wait for hundreds of them.
 BURST = 16
+# Shortest sleep (s) before probes that come due: a thousand a second are begun ten at a time, as
+# each wake-up costs about what a probe does. What is due at once wakes the runner at once.
+TICK = 0.01
 # Longest sleep (s): the clock that is handed in may go on while the loop's stands (suspend).
 NAP = 60.0
 
@@ -83,6 +90,7 @@ class HealthRunner:
         self._number = itertools.count()
         self._under_way: dict[Target, _UnderWay] = {}
         self._sleeps_until = -inf
+        self._full = False  # no more probes may begin until one has ended
         self._wake = asyncio.Event()
 
     def targets(self, health: Mapping[Target, Health]) -> None:
@@ -130,7 +138,9 @@ class HealthRunner:
                 if burst == BURST:
                     await asyncio.sleep(0)
                     continue
-                await self._sleep(full=len(self._under_way) >= at_once)
+                self._full = len(self._under_way) >= at_once
+                await self._sleep()
+                self._full = False
         finally:
             probes = [probe.task for probe in self._under_way.values()]
             self._under_way.clear()
@@ -161,11 +171,11 @@ class HealthRunner:
                 return entry
         return None
 
-    async def _sleep(self, *, full: bool) -> None:
+    async def _sleep(self) -> None:
         """Until something is due or has happened; if no more probes may begin, until one ends."""
         delay = NAP
-        if self._heap and not full:
-            delay = min(delay, max(0.0, self._heap[0][0] - self._clock()))
+        if self._heap and not self._full:
+            delay = min(delay, max(TICK, self._heap[0][0] - self._clock()))
         self._sleeps_until = self._clock() + delay
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
@@ -175,7 +185,7 @@ class HealthRunner:
     def _schedule(self, entry: _Entry, due: float) -> None:
         entry.due = due
         heapq.heappush(self._heap, (due, next(self._number), entry))
-        if due < self._sleeps_until:
+        if due < self._sleeps_until and not self._full:
             self._wake.set()
 
     def _wait(self, entry: _Entry) -> float:
@@ -187,7 +197,7 @@ class HealthRunner:
             # first one after that. The one that is asked when the hold is over ends it.
             return min(check.interval, max(DOUBTFUL, health.held_until - entry.asked))
         if health.against > 0:
-            return min(check.interval, DOUBTFUL)
+            return _doubtful(entry)
         if health.up is None:
             waited = now - health.valid_from
             return min(check.interval, max(EAGER, waited / PATIENCE))
@@ -218,7 +228,8 @@ class HealthRunner:
 
     def _ended(self, target: Target, asked: float, task: asyncio.Task[Answer]) -> None:
         under_way = self._under_way.pop(target, None)
-        self._wake.set()
+        if self._full:
+            self._wake.set()
         if under_way is None:  # the runner itself is ending
             return
         entry = self._entries.get(target)
@@ -231,7 +242,7 @@ class HealthRunner:
             # A mistake in a probe: it costs this target its check, and nobody else anything.
             log.error("the probe of %s failed: %r", target, error, exc_info=error)
         elif self._tell(entry, asked, task.result()):
-            wait = min(wait, DOUBTFUL)
+            wait = min(wait, _doubtful(entry))
         self._schedule(entry, max(self._clock(), asked + wait))
 
     def _tell(self, entry: _Entry, asked: float, answer: Answer) -> bool:
@@ -266,6 +277,10 @@ class HealthRunner:
                 )
             )
         return contradicts and not held
+
+
+def _doubtful(entry: _Entry) -> float:
+    return min(DOUBTFUL, entry.target.check.interval * DOUBTFUL_SHARE)
 
 
 def _half_of_the_files() -> int:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from tests.fakes.kernel import FakeKernel
 from xenlb import clock
-from xenlb.agent import Agent
+from xenlb.agent import RESULTS, Agent
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.op import AddServer, DeleteServer, Op, OpFailed, SetServer
 from xenlb.ipvs.table import AddressKey, Protocol, Server, ServerKey
@@ -145,6 +145,30 @@ def test_from_boot_to_weight_and_from_request_to_removal(tmp_path: Path) -> None
             await desk.say(Died(at=clock.now(), guest=guest(1), incarnation=5))
             assert desk.weights() == {"10.0.0.12": 1, "10.0.0.13": 1}
             assert "ms after the event" in desk.told()
+
+    asyncio.run(story())
+
+
+def test_a_request_does_not_wait_for_thousands_of_results(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with agent_at_work(tmp_path, FakeKernel()) as desk:
+            await desk.say(listed(mail1=5, mail2=4))
+            await desk.pass_checks()
+            host = next(t for t in desk.agent.state.health if t.address == ip_address("10.0.0.13"))
+            results = [
+                Probed(at=clock.now(), target=host, asked=clock.now(), up=n % 2 == 1, detail=str(n))
+                for n in range(10 * RESULTS)
+            ]
+            asked = Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF)
+            last = replace(results[-1], detail="the last")
+            everything = asyncio.create_task(desk.say(*results, last))
+            await asyncio.sleep(0)
+            await desk.say(asked)
+            assert desk.weights()["10.0.0.11"] == 0
+            assert desk.agent.state.health[host].detail != "the last"
+            assert not everything.done(), "who waits for a result is told when it was taken"
+            await everything
+            assert desk.agent.state.health[host].detail == "the last"
 
     asyncio.run(story())
 

@@ -268,6 +268,19 @@ def test_a_short_interval_is_kept() -> None:
     run(main())
 
 
+def test_who_asks_often_looks_into_failures_at_a_share_of_that() -> None:
+    async def main() -> None:
+        bench, one = Bench(), target(check=replace(CHECK, interval=1.0))
+        async with running(bench):
+            bench.unknown(one)
+            await asyncio.sleep(60)
+            bench.servers.answers[one] = Answer(up=False, detail="refused")
+            await asyncio.sleep(60)
+        assert gaps(r.asked for r in bench.told[1:]) == [0.25, 0.25]
+
+    run(main())
+
+
 def test_a_probe_without_an_answer_ends_at_its_timeout() -> None:
     async def main() -> None:
         bench, one, start = Bench(), target(), now()
@@ -423,6 +436,47 @@ def test_many_targets_are_spread_and_bounded() -> None:
             )
             assert max(list(late.values())[1:-1]) < 2 * len(many) / 5
             assert len(bench.runner._heap) < 3 * len(many)
+
+    run(main())
+
+
+def test_the_herd_of_the_start_has_dissolved_after_one_interval() -> None:
+    async def main() -> None:
+        bench = Bench(at_once=10_000)
+        many = [target(number) for number in range(1000)]
+        async with running(bench):
+            bench.unknown(*many)
+            await asyncio.sleep(CHECK.interval * 3)
+            begun = min(times[0] for times in bench.servers.asked.values())
+        # Half an interval is a tenth of the spread each; all at once would be a thousand.
+        for number in (1, 2):
+            slices = Counter(
+                int((times[number] - begun) / 0.5) for times in bench.servers.asked.values()
+            )
+            assert max(slices.values()) < len(many) / 5
+
+    run(main())
+
+
+def test_of_many_servers_only_changes_are_told() -> None:
+    async def main() -> None:
+        bench = Bench(at_once=10_000)
+        many = [target(number) for number in range(100)]
+        failing = set(many[::10])
+        async with running(bench):
+            bench.unknown(*many)
+            await asyncio.sleep(60)
+            assert len(bench.told) == len(many), "each has been seen up, once"
+            bench.servers.answers |= dict.fromkeys(failing, Answer(up=False, detail="refused"))
+            await asyncio.sleep(200)
+            down = bench.told[len(many) :]
+            assert {r.target for r in down} == failing
+            assert len(down) == len(failing) * CHECK.fall
+            bench.servers.answers.clear()
+            await asyncio.sleep(60)
+            back = bench.told[len(many) + len(down) :]
+            assert Counter(r.target for r in back) == dict.fromkeys(failing, CHECK.rise)
+        assert sum(map(len, bench.servers.asked.values())) > 40 * len(many)
 
     run(main())
 
