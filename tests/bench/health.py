@@ -229,9 +229,15 @@ async def quiesce(port: int) -> list[float]:
         agent.emit(listed)
         tasks = [asyncio.create_task(agent.own()), asyncio.create_task(runner.run())]
         await agent.begun.wait()
-        for target in agent.state.health:
-            now = clock.now()
-            agent.emit(Probed(at=now, target=target, asked=now, up=True, detail="was up"))
+        now, let_in = clock.now(), asyncio.get_running_loop().create_future()
+        *others, last = [
+            Probed(at=now, target=target, asked=now, up=True, detail="was up")
+            for target in agent.state.health
+        ]
+        for up in others:
+            agent.emit(up)
+        agent.emit(last, let_in)
+        await let_in
         took = []
         for described in listed.guests:
             # All through the failures: three timeouts of 3 s for each, 4,096 probes at once.
