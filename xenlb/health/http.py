@@ -78,7 +78,7 @@ async def _response(http: h11.Connection, stream: Stream) -> h11.Response:
         except h11.RemoteProtocolError as error:
             raise stream.unexpected("an answer of HTTP/1", said) from error
         match event:
-            case h11.Response():
+            case h11.Response() if event.http_version.startswith(b"1."):
                 return event
             case h11.InformationalResponse() if announced < ANNOUNCED:
                 announced += 1
