@@ -395,8 +395,18 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
     # pgsql
     (
         Pgsql(),
-        [STARTUP, b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I"],
-        up("WHERE lets in"),
+        [STARTUP, b"R\0\0\0\x08\0\0\0\0S\0\0\0\x08a\0b\0Z\0\0\0\x05I"],
+        up("WHERE lets xenlb in"),
+    ),
+    (
+        Pgsql(),
+        [STARTUP, b"R\0\0\0\x08\0\0\0\0" + error_of_postgresql("53300", "too many")],
+        down('expected a session with WHERE, got 53300 "too many"'),
+    ),
+    (
+        Pgsql(),
+        [STARTUP, b"R\0\0\0\x08\0\0\0\0", b"S\0\0\0\x08a\0b\0" * 200],
+        down("expected at most 100 messages from WHERE, got more"),
     ),
     (
         Pgsql(),
