@@ -10,12 +10,16 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 NAME = "mail.example.org"
+# For servers that have both and show this one to who asks for it.
+EXPIRED = "expired.example.org"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
-    """`ca`: whom to trust; contexts of servers: a good one, and an expired one of the same CA."""
+    """`ca`: whom to trust; contexts of servers: a good one, and an expired one of the same CA.
+    Their files are in `directory` (good.pem, good.key and so on)."""
 
+    directory: Path
     ca: str
     other_ca: str
     good: ssl.SSLContext
@@ -34,7 +38,7 @@ def certificates() -> Certificates:
     for ca in ("ca", "other"):
         subject = ("-subj", f"/CN={ca}", "-days", "30")
         openssl("req", "-x509", *key, *subject, "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
-    (directory / "names").write_text(f"subjectAltName=DNS:{NAME}\n")
+    (directory / "names").write_text(f"subjectAltName=DNS:{NAME},DNS:{EXPIRED}\n")
     (directory / "ca.conf").write_text(
         "[ca]\ndefault_ca=it\n[it]\ndatabase=index\nnew_certs_dir=.\nserial=serial\n"
         "certificate=ca.pem\nprivate_key=ca.key\ndefault_md=sha256\npolicy=any\n"
@@ -56,6 +60,7 @@ def certificates() -> Certificates:
         return made
 
     return Certificates(
+        directory=directory,
         ca=str(directory / "ca.pem"),
         other_ca=str(directory / "other.pem"),
         good=context("good"),
