@@ -135,7 +135,11 @@ DOWN: dict[str, list[tuple[Asks, int, str]]] = {
     ],
     "slapd": [(Ldap(tls=replace(TRUST, name="other.example.org")), 636, "expected a certificate")],
     "mariadb": [
-        (Mysql(user="nobody"), 3306, "expected a answer to the log-in from WHERE, got error 1045"),
+        (
+            Mysql(user="nobody"),
+            3306,
+            "expected the answer to the log-in from WHERE, got error 1045",
+        ),
     ],
     "postgresql": [
         (

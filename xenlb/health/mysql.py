@@ -93,6 +93,6 @@ async def _packet(stream: Stream, what: str) -> tuple[int, bytes]:
         if words.startswith(b"#"):
             words = words[6:]
         raise Unexpected(
-            f'expected a {what} from {stream.where}, got error {code} "{shown(words)}"'
+            f'expected the {what} from {stream.where}, got error {code} "{shown(words)}"'
         )
     return head[3], payload

@@ -24,6 +24,7 @@ from tests.unit.health.servers import (
     up,
 )
 from xenlb.health.answer import Answer
+from xenlb.health.runner import HealthRunner
 from xenlb.model.checks import (
     Asks,
     Http,
@@ -37,6 +38,8 @@ from xenlb.model.checks import (
     Tcp,
     Tls,
 )
+from xenlb.model.events import Probed
+from xenlb.model.health import Health
 
 # Requests that are no lines, in bytes.
 BIND, STARTUP = Hear(count=14), Hear(count=4)
@@ -171,6 +174,23 @@ def test_refused(talk: Talk) -> None:
 def test_hanging(talk: Talk) -> None:
     answer, _ = answer_of(talk.asks, [Hang()], timeout=0.1)
     assert answer == down(f"no {talk.waits} within 0.1 s from WHERE")
+
+
+def test_the_runner_tells_what_was_waited_for() -> None:
+    async def main() -> tuple[Probed, int]:
+        told: asyncio.Queue[Probed] = asyncio.Queue()
+        runner = HealthRunner(told.put_nowait, asyncio.get_running_loop().time)
+        async with serving([Hang()]) as server:
+            asks = target(Redis(), server.port, timeout=0.1)
+            runner.targets({asks: Health(valid_from=0.0)})
+            task = asyncio.create_task(runner.run())
+            result = await asyncio.wait_for(told.get(), 10)
+            task.cancel()
+            await asyncio.wait([task])
+        return result, server.port
+
+    result, port = asyncio.run(main())
+    assert result.detail == f"no answer to PING within 0.1 s from 127.0.0.1 port {port}"
 
 
 @EACH
@@ -423,12 +443,12 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
     (
         Mysql(user="xenlb"),
         [packet(0, b"\xff\x10\x04Too many connections")],
-        down('expected a greeting from WHERE, got error 1040 "Too many connections"'),
+        down('expected the greeting from WHERE, got error 1040 "Too many connections"'),
     ),
     (
         Mysql(user="xenlb"),
         [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, b"\xff\x15\x04#28000Access denied")],
-        down('expected a answer to the log-in from WHERE, got error 1045 "Access denied"'),
+        down('expected the answer to the log-in from WHERE, got error 1045 "Access denied"'),
     ),
     (
         Mysql(user="xenlb"),
