@@ -5,10 +5,12 @@ Installing them would start a daemon here, or replace one. Their libraries are i
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.host import LabError, cache_directory
@@ -31,12 +33,32 @@ def program(package: str, path: str) -> Path:
         _need_libraries(name, wanted)
         return wanted
     with tempfile.TemporaryDirectory(dir=directory) as work:
-        _fetch(package, Path(work))
+        _fetch([package], Path(work))
         (Path(work) / "root" / path.lstrip("/")).rename(wanted)
         _need_libraries(name, wanted)
     for old in directory.glob(f"{name}-*"):
         if old != wanted:
             old.unlink()
+    return wanted
+
+
+def tree(name: str, packages: Sequence[str]) -> Path:
+    """A directory that the packages, their libraries named too, are unpacked in together."""
+    policy = subprocess.run(
+        ["apt-cache", "policy", *packages], capture_output=True, text=True, check=False
+    )
+    versions = " ".join([*packages, *re.findall(r"Candidate: (\S+)", policy.stdout)])
+    directory = cache_directory() / name
+    directory.mkdir(parents=True, exist_ok=True)
+    wanted = directory / hashlib.sha256(versions.encode()).hexdigest()[:12]
+    if wanted.exists():
+        return wanted
+    with tempfile.TemporaryDirectory(dir=directory) as work:
+        _fetch(packages, Path(work))
+        (Path(work) / "root").rename(wanted)
+    for old in directory.iterdir():
+        if old != wanted:
+            shutil.rmtree(old)
     return wanted
 
 
@@ -49,10 +71,12 @@ def _need_libraries(name: str, path: Path) -> None:
         raise LabError(f"{name} lacks {', '.join(lacking)} (make deps)")
 
 
-def _fetch(package: str, work: Path) -> None:
-    command = ["apt-get", "-q", "download", package]
+def _fetch(packages: Sequence[str], work: Path) -> None:
+    command = ["apt-get", "-q", "download", *packages]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    packages = list(work.glob("*.deb"))
-    if not packages:
-        raise LabError(f"{package} cannot be fetched (try apt-get update):\n{done.stderr}")
-    subprocess.run(["dpkg-deb", "-x", packages[0], work / "root"], check=True)
+    fetched = list(work.glob("*.deb"))
+    if len(fetched) < len(packages):
+        names = ", ".join(packages)
+        raise LabError(f"{names} cannot be fetched (try apt-get update):\n{done.stderr}")
+    for each in fetched:
+        subprocess.run(["dpkg-deb", "-x", each, work / "root"], check=True)

@@ -68,10 +68,13 @@ def failed(target: Target, error: OSError) -> Answer:
     return Answer(up=False, detail=detail)
 
 
-def too_late(target: Target) -> Answer:
-    """The answer for a probe that its timeout ended."""
+def too_late(target: Target, late: TimeoutError | None = None) -> Answer:
+    """The answer for a probe that its timeout ended. What the probe was waiting for it may have
+    left as a note of the cancellation (stream.waiting_for), from which the timeout came."""
+    notes: list[str] = getattr(late.__context__, "__notes__", []) if late is not None else []
+    what = notes[0] if notes else "answer"
     return Answer(
         up=False,
-        detail=f"no answer within {target.check.timeout:g} s from {target.address} port"
+        detail=f"no {what} within {target.check.timeout:g} s from {target.address} port"
         f" {target.port}",
     )

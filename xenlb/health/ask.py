@@ -9,12 +9,33 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from xenlb.health.answer import Answer, Probe
-from xenlb.model.checks import Asks, Tcp
+from xenlb.model.checks import (
+    Asks,
+    Http,
+    Imap,
+    Ldap,
+    Mysql,
+    Pgsql,
+    Pop3,
+    Redis,
+    Smtp,
+    Tcp,
+    TlsHandshake,
+)
 from xenlb.model.events import Target
 
 # Each has a function `probe`, a Probe.
 MODULES: Mapping[type[Asks], str] = {
     Tcp: "tcp",
+    TlsHandshake: "tls",
+    Http: "http",
+    Smtp: "smtp",
+    Imap: "imap",
+    Pop3: "pop3",
+    Ldap: "ldap",
+    Mysql: "mysql",
+    Pgsql: "pgsql",
+    Redis: "redis",
 }
 
 

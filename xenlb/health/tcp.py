@@ -1,4 +1,4 @@
-"""The tcp check: does the server's port accept a connection?
+"""The tcp check: does the server's port accept a connection, and say what it should?
 
 FACTS
 
@@ -23,11 +23,25 @@ import asyncio
 import socket
 
 from xenlb.health.answer import Answer, failed
+from xenlb.health.stream import Stream, converse
+from xenlb.health.words import shown
+from xenlb.model.checks import Tcp
 from xenlb.model.events import Target
+
+# Bytes of the answer in which `expect` must come.
+LONGEST = 4096
 
 
 async def probe(target: Target) -> Answer:
-    """Connects and hangs up."""
+    asks = target.check.asks
+    assert isinstance(asks, Tcp)
+    if asks.send or asks.expect:
+        return await converse(target, lambda stream: _talk(stream, asks))
+    return await _connect(target)
+
+
+async def _connect(target: Target) -> Answer:
+    """Connects and hangs up: most checks are that, and nothing is spent on it beyond."""
     family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
@@ -37,3 +51,16 @@ async def probe(target: Target) -> Answer:
     except OSError as error:
         return failed(target, error)
     return Answer(up=True, detail=f"{target.address} accepts connections on port {target.port}")
+
+
+async def _talk(stream: Stream, asks: Tcp) -> Answer:
+    if asks.send:
+        await stream.send(asks.send.encode())
+    said = b""
+    while asks.expect and not stream.found(asks.expect, said.decode("utf-8", "replace")):
+        more = await stream.piece("expected answer")
+        said += more
+        if not more or len(said) > LONGEST:
+            raise stream.unexpected(f'"{shown(asks.expect)}"', said)
+    await stream.part()
+    return Answer(up=True, detail=f"{stream.where} answers as expected")

@@ -1,0 +1,47 @@
+"""Asks servers as the agent does, inside a lab: a list of questions on stdin, answers on stdout.
+
+    python -m tests.lab.asks <<<'[{"check": {…}, "address": "10.0.0.1", "port": 25, "times": 1}]'
+
+Each is asked `times` times, one after the other; the answers are those that differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from ipaddress import ip_address
+from typing import Any
+
+from xenlb import checkjson
+from xenlb.health.answer import Answer, too_late
+from xenlb.health.ask import ask
+from xenlb.model.events import Target
+
+
+async def _asked(target: Target) -> Answer:
+    try:
+        async with asyncio.timeout(target.check.timeout):
+            return await ask(target)
+    except TimeoutError as late:
+        return too_late(target, late)
+
+
+async def _answers(question: dict[str, Any]) -> list[list[Any]]:
+    target = Target(
+        check=checkjson.read(question["check"]),
+        address=ip_address(question["address"]),
+        port=question["port"],
+    )
+    seen: dict[Answer, None] = {}
+    for _ in range(question["times"]):
+        seen[await _asked(target)] = None
+    return [[answer.up, answer.detail] for answer in seen]
+
+
+async def _main() -> None:
+    print(json.dumps([await _answers(question) for question in json.load(sys.stdin)]))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

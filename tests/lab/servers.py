@@ -1,0 +1,274 @@
+"""Real servers of Debian for checks to ask, in the User-mode Linux lab.
+
+Their packages are unpacked in the cache and laid over the lab's /usr: installing them would start
+them on this machine. Each is set up as little as it takes, with a log of its own, and with TLS
+where it can: a good certificate, and an expired one for the name expired.example.org or at a port
+of its own.
+
+What each logs of a check, seen with the versions of Debian 12 at their default log level: nginx its
+line in the access log (and below the default level, which is error, one of info for a connection
+without a request: tls and tcp); Dovecot one line of info for a log-out without a log-in; the others
+nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.lab.host import LabError, Process, last_lines
+from tests.lab.uml import UmlLab
+from tests.lab.unpacked import tree
+from tests.unit.health.certificates import EXPIRED, certificates
+
+# Servers, then the libraries of theirs that a machine need not have.
+PACKAGES = (
+    *("exim4-daemon-light", "nginx", "dovecot-core", "dovecot-imapd", "dovecot-pop3d", "slapd"),
+    *("mariadb-server-core", "postgresql-15", "redis-server", "redis-tools"),
+    *("libaio1", "libatomic1", "libdb5.3", "libevent-2.1-7", "libexttextcat-2.0-0", "libicu72"),
+    *("libgnutls-dane0", "libidn12", "libjemalloc2", "libldap-2.5-0", "libltdl7", "liblua5.4-0"),
+    *("liblzf1", "libnsl2", "libnuma1", "libodbc2", "libpcre2-8-0", "libpq5", "libsasl2-2"),
+    *("libsodium23", "libunbound8", "libunwind8", "liburing2", "libwrap0", "libxml2"),
+)
+USERS = ("Debian-exim", "dovecot", "dovenull", "mysql", "pgsql")
+ADDRESS = "10.0.0.1"
+HOME = "/run/lab/servers"
+TLS = f"{HOME}/tls"
+
+EXIM = f"""\
+primary_hostname = mail.example.org
+spool_directory = {HOME}/exim
+log_file_path = {HOME}/exim/%slog
+pid_file_path = {HOME}/exim/pid
+local_interfaces = {ADDRESS}
+daemon_smtp_ports = 25 : 465
+tls_on_connect_ports = 465
+tls_advertise_hosts = *
+tls_certificate = {TLS}/${{if eq{{$tls_in_sni}}{{{EXPIRED}}}{{expired}}{{good}}}}.pem
+tls_privatekey = {TLS}/${{if eq{{$tls_in_sni}}{{{EXPIRED}}}{{expired}}{{good}}}}.key
+keep_environment =
+"""
+NGINX = f"""\
+daemon off;
+pid {HOME}/nginx.pid;
+error_log {HOME}/nginx-error.log info;
+events {{}}
+http {{
+    access_log {HOME}/nginx-access.log;
+    client_body_temp_path {HOME}/nginx; proxy_temp_path {HOME}/nginx;
+    fastcgi_temp_path {HOME}/nginx; uwsgi_temp_path {HOME}/nginx; scgi_temp_path {HOME}/nginx;
+    server {{
+        listen {ADDRESS}:80;
+        location = /health {{ default_type text/plain; return 200 "all is well\\n"; }}
+        location / {{ return 404; }}
+    }}
+    server {{
+        listen {ADDRESS}:443 ssl default_server;
+        ssl_certificate {TLS}/good.pem; ssl_certificate_key {TLS}/good.key;
+        return 200 "all is well\\n";
+    }}
+    server {{
+        listen {ADDRESS}:443 ssl;
+        server_name {EXPIRED};
+        ssl_certificate {TLS}/expired.pem; ssl_certificate_key {TLS}/expired.key;
+    }}
+}}
+"""
+DOVECOT = f"""\
+protocols = imap pop3
+listen = {ADDRESS}
+base_dir = {HOME}/dovecot
+state_dir = {HOME}/dovecot
+log_path = {HOME}/dovecot.log
+ssl = yes
+ssl_cert = <{TLS}/good.pem
+ssl_key = <{TLS}/good.key
+local_name {EXPIRED} {{
+  ssl_cert = <{TLS}/expired.pem
+  ssl_key = <{TLS}/expired.key
+}}
+passdb {{
+  driver = static
+  args = nopassword=y
+}}
+userdb {{
+  driver = static
+  args = uid=dovecot gid=dovecot home={HOME}
+}}
+"""
+SLAPD = """\
+pidfile {home}/slapd-{certificate}.pid
+TLSCertificateFile {tls}/{certificate}.pem
+TLSCertificateKeyFile {tls}/{certificate}.key
+"""
+POSTGRESQL = f"""\
+listen_addresses = '{ADDRESS}'
+unix_socket_directories = ''
+shared_buffers = 1MB
+fsync = off
+"""
+HBA = """\
+host postgres pgsql all trust
+host postgres limited all trust
+host all all all scram-sha-256
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """`ready`: the port that it listens on last. `logs`: its files that errors come into; `usual`:
+    the lines that a check may leave in them; others are trouble."""
+
+    start: Callable[[UmlLab], Process]
+    ready: int
+    logs: str
+    usual: re.Pattern[str] | None = None
+
+
+def _exim(lab: UmlLab) -> Process:
+    lab.run(f"install -d -o Debian-exim {HOME}/exim")
+    lab.write("/etc/exim4/exim4.conf", EXIM)
+    return lab.spawn(["/usr/sbin/exim4", "-C", "/etc/exim4/exim4.conf", "-bdf"])
+
+
+def _nginx(lab: UmlLab) -> Process:
+    lab.run(f"mkdir -p {HOME}/nginx")
+    lab.write(f"{HOME}/nginx.conf", NGINX)
+    return lab.spawn(["/usr/sbin/nginx", "-e", "stderr", "-c", f"{HOME}/nginx.conf"])
+
+
+def _dovecot(lab: UmlLab) -> Process:
+    lab.write(f"{HOME}/dovecot.conf", DOVECOT)
+    return lab.spawn(["/usr/sbin/dovecot", "-F", "-c", f"{HOME}/dovecot.conf"])
+
+
+def _slapd(certificate: str, addresses: str) -> Callable[[UmlLab], Process]:
+    def start(lab: UmlLab) -> Process:
+        path = f"{HOME}/slapd-{certificate}.conf"
+        lab.write(path, SLAPD.format(home=HOME, tls=TLS, certificate=certificate))
+        # -d none: in the foreground, and errors only.
+        command = ["/usr/sbin/slapd", "-d", "none", "-f", path, "-h", addresses]
+        return lab.spawn(command, log=f"{HOME}/slapd-{certificate}.log")
+
+    return start
+
+
+def _mariadb(lab: UmlLab) -> Process:
+    data = f"{HOME}/mariadb"
+    lab.run(f"install -d -o mysql {data}")
+    server = ["/usr/sbin/mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}"]
+    server += ["--innodb-buffer-pool-size=8M", "--innodb-log-file-size=4M"]
+    # By default it asks for 8 TiB of addresses, which User-mode Linux has not.
+    server += ["--loose-innodb-buffer-pool-size-max=16M"]
+    # As mariadb-install-db does it, without the texts of its help. A statement
+    # ends with its line.
+    lab.run(
+        "(printf '%s;\\n' 'CREATE DATABASE mysql' 'USE mysql' 'SET @auth_root_socket=NULL';"
+        " cd /usr/share/mysql; cat mysql_system_tables.sql mysql_system_tables_data.sql;"
+        " printf '%s;\\n' 'FLUSH PRIVILEGES' 'CREATE USER xenlb') |"
+        f" {' '.join(server)} --bootstrap --silent-startup >{HOME}/mariadb-bootstrap.log 2>&1",
+        timeout=120,
+    )
+    server += [f"--socket={data}/socket", f"--pid-file={data}/pid", "--skip-name-resolve"]
+    # Aborted connections are logged, too, and not many of them are allowed.
+    server += ["--log-warnings=3", "--max-connect-errors=10"]
+    return lab.spawn(
+        [*server, f"--bind-address={ADDRESS}"],
+        log=f"{HOME}/mariadb.log",
+    )
+
+
+def _postgresql(lab: UmlLab) -> Process:
+    data = f"{HOME}/postgresql"
+    there = "/usr/lib/postgresql/15/bin"
+    lab.run(f"install -d -o pgsql {data}")
+    who = ["setpriv", "--reuid=pgsql", "--regid=pgsql", "--clear-groups"]
+    lab.run(
+        [*who, f"{there}/initdb", "--no-sync", "--no-instructions", "--locale=C", "-D", data],
+        timeout=120,
+        cwd="/",
+    )
+    lab.run(
+        [*who, f"{there}/postgres", "--single", "-D", data, "postgres"],
+        input="CREATE ROLE limited LOGIN CONNECTION LIMIT 0;\n",
+        cwd="/",
+    )
+    lab.write(f"{data}/postgresql.conf", POSTGRESQL)
+    lab.write(f"{data}/pg_hba.conf", HBA)
+    return lab.spawn([*who, f"{there}/postgres", "-D", data], log=f"{HOME}/postgresql.log", cwd="/")
+
+
+def _redis(certificate: str, port: int, tls_port: int) -> Callable[[UmlLab], Process]:
+    def start(lab: UmlLab) -> Process:
+        own = ["--tls-cert-file", f"{TLS}/{certificate}.pem"]
+        own += ["--tls-key-file", f"{TLS}/{certificate}.key"]
+        own += ["--port", str(port), "--tls-port", str(tls_port)]
+        common = ["--protected-mode", "no", "--save", "", "--tls-auth-clients", "no"]
+        return lab.spawn(
+            ["/usr/bin/redis-server", "--bind", ADDRESS, *common, *own],
+            log=f"{HOME}/redis-{certificate}.log",
+        )
+
+    return start
+
+
+SERVERS = {
+    "exim": Server(start=_exim, ready=465, logs=f"{HOME}/exim/*log"),
+    "nginx": Server(
+        start=_nginx,
+        ready=443,
+        logs=f"{HOME}/nginx-error.log",
+        usual=re.compile(r" \[info\] .* client closed connection while waiting for request, "),
+    ),
+    "dovecot": Server(
+        start=_dovecot,
+        ready=995,
+        logs=f"{HOME}/dovecot.log",
+        usual=re.compile(
+            r"-login: Info: Disconnected: Aborted login by logging out \(no auth attempts "
+        ),
+    ),
+    "slapd": Server(
+        start=_slapd("good", f"ldap://{ADDRESS} ldaps://{ADDRESS}"),
+        ready=636,
+        logs=f"{HOME}/slapd-good.log",
+    ),
+    "slapd-expired": Server(
+        start=_slapd("expired", f"ldaps://{ADDRESS}:637"), ready=637, logs="/dev/null"
+    ),
+    "mariadb": Server(start=_mariadb, ready=3306, logs=f"{HOME}/mariadb.log"),
+    "postgresql": Server(start=_postgresql, ready=5432, logs=f"{HOME}/postgresql.log"),
+    "redis": Server(start=_redis("good", 6379, 6380), ready=6379, logs=f"{HOME}/redis-good.log"),
+    "redis-expired": Server(start=_redis("expired", 0, 6381), ready=6381, logs="/dev/null"),
+}
+
+
+def install(lab: UmlLab) -> None:
+    """Lays the packages over /usr, and makes users and certificates."""
+    root = tree("servers", PACKAGES)
+    lab.run(["mount", "-t", "overlay", "-o", f"ro,lowerdir={root}/usr:/usr", "servers", "/usr"])
+    lab.run(
+        f"cp -a {root}/etc/. /etc/; mkdir -p {TLS}; cd {certificates().directory};"
+        f" cp good.* expired.* ca.pem {TLS}; chmod 644 {TLS}/*"
+    )
+    for number, name in enumerate(USERS, 64_100):
+        lab.run(
+            f"grep -q ^{name}: /etc/group || echo {name}:x:{number}: >>/etc/group;"
+            f" grep -q ^{name}: /etc/passwd ||"
+            f" echo {name}:x:{number}:{number}::/nonexistent:/usr/sbin/nologin >>/etc/passwd"
+        )
+
+
+def start(lab: UmlLab, name: str) -> Process:
+    """Returns once it listens."""
+    server = SERVERS[name]
+    process = server.start(lab)
+
+    def listens() -> bool:
+        if not process.alive():
+            raise LabError(f"{name} ended; its log ends:\n{last_lines(process.log())}")
+        return lab.run(f"ss -Hltn src {ADDRESS}:{server.ready} | grep -q .", check=False).rc == 0
+
+    lab.wait_until(listens, 60, f"{name} to listen")
+    return process

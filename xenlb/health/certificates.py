@@ -1,0 +1,61 @@
+"""TLS contexts for checks: whom to trust, and a server's certificate in words.
+
+A context is made once for each Tls value, in a thread, as the certificates of this host take some
+20 ms to read; after LASTS it is made anew, so that a ca-file that was replaced is noticed.
+"""
+
+import asyncio
+import ssl
+import threading
+import time
+
+from xenlb.model.checks import Tls
+
+LASTS = 600.0  # s
+
+_kept: dict[Tls, tuple[float, ssl.SSLContext]] = {}
+_making = threading.Lock()
+
+
+async def context_of(tls: Tls) -> ssl.SSLContext:
+    """Raises OSError if the ca-file cannot be read or holds no certificate (ssl.SSLError)."""
+    made, context = _kept.get(tls, (0.0, None))
+    if context is None or time.monotonic() > made + LASTS:
+        return await asyncio.to_thread(_remade, tls)
+    return context
+
+
+def _remade(tls: Tls) -> ssl.SSLContext:
+    with _making:  # thousands of checks may begin at once
+        now = time.monotonic()
+        made, context = _kept.get(tls, (0.0, None))
+        if context is None or now > made + LASTS:
+            for old in [each for each, (made, _) in _kept.items() if now > made + LASTS]:
+                del _kept[old]
+            context = _made(tls)
+            _kept[tls] = now, context
+        return context
+
+
+def _made(tls: Tls) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # what is written never has to wait for reading
+    context.check_hostname = tls.verify and tls.name is not None
+    if not tls.verify:
+        context.verify_mode = ssl.CERT_NONE
+    elif tls.ca_file is not None:
+        context.load_verify_locations(cafile=tls.ca_file)
+    else:
+        context.load_default_certs()
+    return context
+
+
+def refused(error: ssl.SSLError, tls: Tls) -> tuple[str, str]:
+    """What was expected of a handshake that failed, and what came instead."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
+        if error.verify_code in (62, 64):
+            return f"a certificate for {tls.name}", "one for another name"
+        return "a valid certificate", error.verify_message
+    reason = (error.reason or "nothing it can be told by").lower().replace("_", " ")
+    return "a TLS handshake", f"an error of it: {reason}"

@@ -1,0 +1,284 @@
+"""A conversation with a server over TCP, in plain or with TLS: what the probes that talk share.
+
+Everything a server says is bounded: a line, and all of it. Sockets and not asyncio's streams: a
+transport is closed some time after it was told so, and reads on while a server says STARTTLS.
+
+FACTS
+
+- A socket that is closed while something is unread sends a reset, which servers log as an error.
+  With TLS 1.3 there always is something: tickets that follow the handshake. So it is said that
+  nothing more comes, and read until the server hangs up as well, for FAREWELL at most. What was
+  answered by then stands, however long that takes.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from xenlb.health.answer import Answer, failed
+from xenlb.health.certificates import context_of, refused
+from xenlb.health.pattern import Endless, found
+from xenlb.health.words import shown
+from xenlb.model.checks import Tls
+from xenlb.model.events import Target
+
+PIECE = 16 * 1024
+LONGEST_LINE = 2048
+# Bytes taken from one server in one probe, TLS's own included.
+MOST = 256 * 1024
+FAREWELL = 1.0  # s
+
+
+class Unexpected(Exception):
+    """The server does not serve; the message is the answer's detail."""
+
+
+class NotAsked(Exception):
+    """This host could not ask; the message says why."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Sealed:
+    """TLS between us and the socket: OpenSSL reads from and writes to memory."""
+
+    layer: ssl.SSLObject
+    incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
+
+
+class Stream:
+    """See the module's docstring. Made by `converse`."""
+
+    def __init__(self, target: Target, connection: socket.socket) -> None:
+        self.target = target
+        self.where = f"{target.address} port {target.port}"
+        self._loop = asyncio.get_running_loop()
+        # The runner's timeout began a little earlier.
+        self._until = self._loop.time() + 0.9 * target.check.timeout
+        self._connection = connection
+        self._sealed: _Sealed | None = None
+        self._unread = bytearray()
+        self._taken = 0
+        self._ended = False
+
+    async def connect(self) -> None:
+        with waiting_for("connection"):
+            address = (str(self.target.address), self.target.port)
+            await self._loop.sock_connect(self._connection, address)
+
+    # What is said-
+
+    async def send(self, data: bytes) -> None:
+        if self._sealed is None:
+            await self._loop.sock_sendall(self._connection, data)
+        else:
+            self._sealed.layer.write(data)
+            await self._flush(self._sealed)
+
+    async def line(self, what: str) -> bytes:
+        """The next line, without its end; `what` it is, for messages."""
+        with waiting_for(what):
+            while (end := self._unread.find(b"\n")) < 0:
+                if len(self._unread) > LONGEST_LINE or not await self._more():
+                    raise self.unexpected(f"a whole line as {what}", bytes(self._unread))
+        if end > LONGEST_LINE:
+            raise self.unexpected(
+                f"a line of at most {LONGEST_LINE} bytes as {what}", "a longer one"
+            )
+        line = bytes(self._unread[:end])
+        del self._unread[: end + 1]
+        return line.removesuffix(b"\r")
+
+    async def exactly(self, count: int, what: str) -> bytes:
+        with waiting_for(what):
+            while len(self._unread) < count:
+                if not await self._more():
+                    raise self.unexpected(what, bytes(self._unread))
+        data = bytes(self._unread[:count])
+        del self._unread[:count]
+        return data
+
+    async def piece(self, what: str) -> bytes:
+        """What has come, at least a byte; nothing at the connection's end."""
+        with waiting_for(what):
+            if not self._unread:
+                await self._more()
+        data = bytes(self._unread)
+        self._unread.clear()
+        return data
+
+    def nothing_unread(self, after: str) -> None:
+        """What came before TLS does not count as said in it (CVE-2011-0411 and its like)."""
+        if self._unread:
+            raise self.unexpected(f"nothing after {after} but TLS", bytes(self._unread))
+
+    async def seal(self, tls: Tls) -> None:
+        """Shakes hands."""
+        try:
+            context = await context_of(tls)
+        except OSError as error:
+            raise NotAsked(_unreadable(tls, error)) from error
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            layer = context.wrap_bio(incoming, outgoing, server_hostname=tls.name)
+        except ValueError as error:
+            raise NotAsked(f'"{tls.name}" cannot be a server\'s name in TLS') from error
+        sealed = _Sealed(layer=layer, incoming=incoming, outgoing=outgoing)
+        with waiting_for("TLS handshake"):
+            try:
+                while not await self._step(sealed, layer.do_handshake):
+                    pass
+            except ssl.SSLError as error:
+                if isinstance(error, ssl.SSLEOFError):
+                    raise self.unexpected("a TLS handshake", b"") from error
+                with contextlib.suppress(OSError):  # it may hear why
+                    await self._flush(sealed)
+                expected, got = refused(error, tls)
+                raise self.unexpected(expected, got, quote=False) from error
+        self._sealed = sealed
+
+    def tls_version(self) -> str:
+        assert self._sealed is not None
+        return self._sealed.layer.version() or "TLS"
+
+    async def part(self, words: bytes = b"") -> None:
+        """Says goodbye, and waits for the other side to hang up: see above. Never raises."""
+        limit = min(FAREWELL, self._until - self._loop.time())
+        if limit <= 0 or self._ended:
+            return
+        with contextlib.suppress(OSError, TimeoutError, Unexpected):
+            async with asyncio.timeout(limit):
+                if words:
+                    await self.send(words)
+                else:
+                    await self._nothing_more()
+                while await self._more():
+                    self._unread.clear()
+                if words:
+                    await self._nothing_more()
+
+    # Words for it---
+
+    def unexpected(self, expected: str, got: bytes | str, *, quote: bool = True) -> Unexpected:
+        said = shown(got)
+        if not said:
+            said = "the end of the connection" if self._ended else "an empty line"
+        elif quote:
+            said = f'"{said}"'
+        return Unexpected(f"expected {expected} from {self.where}, got {said}")
+
+    def found(self, pattern: str, text: str) -> bool:
+        try:
+            return found(pattern, text)
+        except Endless:
+            raise Unexpected(
+                f"expected {shown(pattern)} from {self.where}, got what takes too long to search"
+            ) from None
+
+    # Bytes----------
+
+    async def _more(self) -> bool:
+        """Takes what has come into `_unread`; False at the end of the connection."""
+        if self._ended:
+            return False
+        if self._sealed is None:
+            data = await self._receive()
+            self._unread += data
+            return bool(data)
+        got = False
+        while not got and not self._ended:
+            try:
+                got = await self._step(self._sealed, self._read_sealed)
+            except ssl.SSLZeroReturnError:
+                self._ended = True
+            except ssl.SSLEOFError:
+                self._ended = True  # without a word, as many do
+            except ssl.SSLError as error:
+                raise self.unexpected("TLS", refused(error, Tls())[1], quote=False) from error
+        return got
+
+    def _read_sealed(self) -> None:
+        assert self._sealed is not None
+        data = self._sealed.layer.read(PIECE)
+        if not data:
+            raise ssl.SSLZeroReturnError
+        self._unread += data
+
+    async def _step(self, sealed: _Sealed, act: Callable[[], None]) -> bool:
+        """Whether it could be done, else once more has come from the server."""
+        try:
+            act()
+        except ssl.SSLWantReadError:
+            await self._flush(sealed)
+            data = await self._receive()
+            if data:
+                sealed.incoming.write(data)
+            else:
+                sealed.incoming.write_eof()
+            return False
+        await self._flush(sealed)
+        return True
+
+    async def _receive(self) -> bytes:
+        data = await self._loop.sock_recv(self._connection, PIECE)
+        self._taken += len(data)
+        if self._taken > MOST:
+            raise self.unexpected("an answer", f"more than {MOST // 1024} KiB", quote=False)
+        self._ended = not data
+        return data
+
+    async def _flush(self, sealed: _Sealed) -> None:
+        if sealed.outgoing.pending:
+            await self._loop.sock_sendall(self._connection, sealed.outgoing.read())
+
+    async def _nothing_more(self) -> None:
+        if self._sealed is not None:
+            with contextlib.suppress(ssl.SSLError):  # it wants to read the server's word, too
+                self._sealed.layer.unwrap()
+            await self._flush(self._sealed)
+        self._connection.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Leaves word for `answer.too_late` of what the server did not say in time."""
+    try:
+        yield
+    except asyncio.CancelledError as cancelled:
+        cancelled.add_note(what)
+        raise
+
+
+async def converse(
+    target: Target, talk: Callable[[Stream], Awaitable[Answer]], *, tls: Tls | None = None
+) -> Answer:
+    """Connects, shakes hands if `tls` is set, and talks; closed whatever happens."""
+    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+            stream = Stream(target, connection)
+            await stream.connect()
+            if tls is not None:
+                await stream.seal(tls)
+            return await talk(stream)
+    except Unexpected as unexpected:
+        return Answer(up=False, detail=str(unexpected))
+    except NotAsked as why:
+        where = f"{target.address} port {target.port}"
+        return Answer(up=None, detail=f"this host cannot probe {where}: {why}")
+    except ssl.SSLError as error:
+        got = refused(error, Tls())[1]
+        return Answer(
+            up=False, detail=f"expected TLS from {target.address} port {target.port}, got {got}"
+        )
+    except OSError as error:
+        return failed(target, error)
+
+
+def _unreadable(tls: Tls, error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"{tls.ca_file} holds no certificate that can be read (ca-file: PEM is expected)"
+    return f"{tls.ca_file} cannot be read: {(error.strerror or str(error)).lower()} (ca-file)"

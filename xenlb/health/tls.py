@@ -1,0 +1,18 @@
+"""The tls check: does the server shake hands, and is its certificate good?"""
+
+from xenlb.health.answer import Answer
+from xenlb.health.stream import Stream, converse
+from xenlb.model.checks import TlsHandshake
+from xenlb.model.events import Target
+
+
+async def probe(target: Target) -> Answer:
+    asks = target.check.asks
+    assert isinstance(asks, TlsHandshake)
+    return await converse(target, _talk, tls=asks.tls)
+
+
+async def _talk(stream: Stream) -> Answer:
+    version = stream.tls_version()
+    await stream.part()
+    return Answer(up=True, detail=f"{stream.where} shakes hands ({version})")
