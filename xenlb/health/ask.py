@@ -10,18 +10,26 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from xenlb.health.answer import Answer, Probe
-from xenlb.model.checks import Asks, Tcp
+from xenlb.model.checks import Agent, Asks, Dns, Exec, Icmp, Tcp, Udp
 from xenlb.model.events import Target
 
 # Each has a function `probe`, a Probe.
 MODULES: Mapping[type[Asks], str] = {
     Tcp: "tcp",
+    Dns: "dns",
+    Udp: "udp",
+    Icmp: "icmp",
+    Exec: "program",
+    Agent: "agent",
 }
+# Of a check that goes to the service address, through the server.
+VIA_VIP = "vip"
 
 
 async def ask(target: Target) -> Answer:
     """One probe; how long it may take is the caller's business."""
-    probe = await _probe_of(f"{__package__}.{MODULES[type(target.check.asks)]}")
+    module = MODULES[type(target.check.asks)] if target.vip is None else VIA_VIP
+    probe = await _probe_of(f"{__package__}.{module}")
     return await probe(target)
 
 
