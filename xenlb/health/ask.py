@@ -5,7 +5,6 @@ libraries along, and nothing may hold up the agent's loop.
 """
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -26,15 +25,20 @@ MODULES: Mapping[type[Asks], str] = {
 VIA_VIP = "vip"
 
 
+_loaded: dict[str, Probe] = {}
+
+
 async def ask(target: Target) -> Answer:
     """One probe; how long it may take is the caller's business."""
+    return await (await loaded(target))(target)
+
+
+async def loaded(target: Target) -> Probe:
+    """What asks this target. Loading it the first time may take a second on a busy host, which is
+    not the server's delay."""
     module = MODULES[type(target.check.asks)] if target.vip is None else VIA_VIP
-    probe = await _probe_of(f"{__package__}.{module}")
-    return await probe(target)
-
-
-async def _probe_of(module: str) -> Probe:
-    if module not in sys.modules:
-        await asyncio.to_thread(import_module, module)
-    probe: Probe = sys.modules[module].probe
-    return probe
+    # Not by sys.modules: it has a module already while another thread is still executing it.
+    if module not in _loaded:
+        name = f"{__package__}.{module}"
+        _loaded[module] = (await asyncio.to_thread(import_module, name)).probe
+    return _loaded[module]

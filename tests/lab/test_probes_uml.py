@@ -1,0 +1,125 @@
+"""Probes made of bare packets, and dns, on a distribution's kernel with IPVS in it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+
+from tests.lab.host import CHECKOUT, venv_directory
+from tests.lab.uml import ServerNs, UmlLab
+from xenlb import checkjson
+from xenlb.model.checks import Asks, Icmp, Tcp
+from xenlb.model.settings import Check
+
+PYTHON = str(venv_directory() / "bin/python")
+
+Said = tuple[bool | None, str, float | None]
+
+
+def asked(uml: UmlLab, *targets: dict[str, Any], rounds: int = 1) -> list[Said]:
+    """The answers to the director's probes; with several rounds all have to be the same."""
+    question = json.dumps({"targets": targets, "rounds": rounds})
+    command = f"echo {shlex.quote(question)} | {PYTHON} -m tests.lab.probes_inside"
+    told = json.loads(uml.run(command, cwd=str(CHECKOUT), timeout=120).out)
+    assert told["others"] == []
+    return [(up, detail, share) for up, detail, share in told["answers"]]
+
+
+def target(
+    asks: Asks, address: str, port: int = 80, timeout: float = 1.0, **more: Any
+) -> dict[str, Any]:
+    check = Check(type=type(asks).__name__.lower(), asks=asks, timeout=timeout)
+    return {"check": checkjson.write(check), "address": address, "port": port, **more}
+
+
+@pytest.fixture(scope="module")
+def server(uml: UmlLab) -> ServerNs:
+    """A server with nothing but its own address, which serves on all that it may get."""
+    made = uml.server_ns("server51", "10.0.0.51", address6="fd00:10::51")
+    made.serve("0.0.0.0:80", "[::]:80")
+    # It would send on to its gateway, which is the director, what is not for an address of its own.
+    made.run("sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    uml.run(["modprobe", "ip_vs"])
+    return made
+
+
+WAYS = {
+    # service address, the server's, how ipvsadm writes the method, how the server gets the address
+    "gatewaying": ("192.0.2.51", "10.0.0.51", "-g", None, "lo"),
+    "gatewaying6": ("fd00:2::51", "fd00:10::51", "-g", None, "lo"),
+    "ipip": ("192.0.2.52", "10.0.0.51", "-i", "ipip", "tunl0"),
+    "ipip6": ("fd00:2::52", "fd00:10::51", "-i", "ipip", "ip6tnl0"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("accept_local", [0, 1])
+def test_a_service_address_through_a_server(
+    uml: UmlLab, server: ServerNs, way: str, accept_local: int
+) -> None:
+    vip, address, method, tunnel, device = WAYS[way]
+    six = ":" in vip
+    length = 128 if six else 32
+    where, own = (f"[{vip}]:80", f"[{address}]:80") if six else (f"{vip}:80", f"{address}:80")
+    uml.run(
+        f"sysctl -q -w net.ipv4.conf.all.accept_local={accept_local} net.ipv4.conf.all.rp_filter=0 "
+        "net.ipv4.conf.br0.rp_filter=0; ip neigh flush all"
+    )
+    uml.add_vip(vip)
+    uml.run(f"ipvsadm -A -t {where} -s rr && ipvsadm -a -t {where} -r {own} {method}")
+    if tunnel is not None:
+        uml.run("modprobe ipip; modprobe ip6_tunnel")
+        server.run(
+            f"ip link set {device} up; sysctl -q -w net.ipv4.conf.all.rp_filter=0 "
+            f"net.ipv4.conf.eth0.rp_filter=0; sysctl -q -w net.ipv4.conf.{device}.rp_filter=0"
+        )
+    has = f"addr add {vip}/{length} dev {device} {'nodad' if six else ''}"
+    probe = target(Tcp(), address, vip=vip, tunnel=tunnel)
+    try:
+        server.run(f"ip {has}")
+        up = (True, f"{vip} port 80 via {address} accepts connections", None)
+        assert asked(uml, probe, rounds=20) == [up], "also when a port is used again"
+        # Nothing half open: neither there (SYN-RECV) nor an entry of IPVS here.
+        assert server.out("ss -Htan | grep -v LISTEN || true") == ""
+        assert uml.out("ipvsadm -Lnc | tail -n +3") == ""
+
+        refused = asked(uml, target(Tcp(), address, 81, vip=vip, tunnel=tunnel))
+        assert refused == [
+            (False, f"connection refused by {vip} port 81 via {address}", None),
+        ]
+
+        server.run(f"ip addr del {vip}/{length} dev {device}")
+        gone = f"no answer within 1 s from {vip} port 80 via {address} (does it have {vip}?)"
+        assert asked(uml, probe) == [(False, gone, None)]
+
+        server.run(f"ip {has}")
+        assert asked(uml, probe) == [up]
+        # The kernel counts late: long enough after, as no other traffic was.
+        uml.run("sleep 2.5")
+        counted = uml.out(f"ipvsadm -Ln --stats --exact -t {where} | tail -n +4").split()
+        assert counted[1:] == [own, *["0"] * 5]
+    finally:
+        uml.run(f"ipvsadm -D -t {where}; ip addr del {vip}/{length} dev front0")
+        server.run(f"ip addr del {vip}/{length} dev {device}", check=False)
+
+
+def test_nobody_there(uml: UmlLab) -> None:
+    gone = "no answer within 1 s from {0} port 80 via {1} (does it have {0}?)"
+    ways = [("192.0.2.59", "10.0.0.59"), ("fd00:2::59", "fd00:10::59")]
+    answers = asked(uml, *(target(Tcp(), address, vip=vip) for vip, address in ways))
+    assert answers == [(False, gone.format(*way), None) for way in ways]
+
+
+def test_echoes(uml: UmlLab, server: ServerNs) -> None:
+    there = ["10.0.0.51", "fd00:10::51"]
+    gone = ["10.0.0.59", "fd00:10::59"]
+    probes = [target(Icmp(), address) for address in there + gone]
+    assert asked(uml, *probes) == [
+        *((True, f"{address} answers echo requests", None) for address in there),
+        *((False, f"no echo reply within 1 s from {address}", None) for address in gone),
+    ]
+    many = [target(Icmp(), address, timeout=5.0, copies=250) for address in there]
+    assert all(up for up, _, _ in asked(uml, *many, rounds=3))
