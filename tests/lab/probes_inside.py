@@ -1,6 +1,6 @@
 """Runs in a lab: asks the targets that standard input names, in JSON, all at once, round by round.
 
-Says the answers of the last round, in their order, and which rounds said otherwise than the one before.
+Says the answers of the last round, in their order, and the rounds that differ from the one before.
 """
 
 import asyncio

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from typing import Any
 
 import pytest
 
-from tests.lab.host import CHECKOUT, venv_directory
+from tests.lab.host import CHECKOUT, LabError, venv_directory
+from tests.lab.needed import lacking
 from tests.lab.uml import ServerNs, UmlLab
+from tests.lab.unpacked import program
 from xenlb import checkjson
-from xenlb.model.checks import Asks, Icmp, Tcp
+from xenlb.model.checks import Asks, Dns, Icmp, Tcp, Udp
 from xenlb.model.settings import Check
 
 PYTHON = str(venv_directory() / "bin/python")
@@ -55,8 +58,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("accept_local", [0, 1])
+@pytest.mark.parametrize(
+    ("way", "accept_local"),
+    [("gatewaying", 0), ("gatewaying", 1), ("gatewaying6", 0), ("ipip", 1), ("ipip6", 0)],
+)
 def test_a_service_address_through_a_server(
     uml: UmlLab, server: ServerNs, way: str, accept_local: int
 ) -> None:
@@ -81,22 +86,17 @@ def test_a_service_address_through_a_server(
     try:
         server.run(f"ip {has}")
         up = (True, f"{vip} port 80 via {address} accepts connections", None)
-        assert asked(uml, probe, rounds=20) == [up], "also when a port is used again"
+        refused = (False, f"connection refused by {vip} port 81 via {address}", None)
+        closed = target(Tcp(), address, 81, vip=vip, tunnel=tunnel)
+        # More rounds than the probes have ports: also when one is used again.
+        assert asked(uml, probe, closed, rounds=20) == [up, refused]
         # Nothing half open: neither there (SYN-RECV) nor an entry of IPVS here.
         assert server.out("ss -Htan | grep -v LISTEN || true") == ""
         assert uml.out("ipvsadm -Lnc | tail -n +3") == ""
 
-        refused = asked(uml, target(Tcp(), address, 81, vip=vip, tunnel=tunnel))
-        assert refused == [
-            (False, f"connection refused by {vip} port 81 via {address}", None),
-        ]
-
         server.run(f"ip addr del {vip}/{length} dev {device}")
         gone = f"no answer within 1 s from {vip} port 80 via {address} (does it have {vip}?)"
         assert asked(uml, probe) == [(False, gone, None)]
-
-        server.run(f"ip {has}")
-        assert asked(uml, probe) == [up]
         # The kernel counts late: long enough after, as no other traffic was.
         uml.run("sleep 2.5")
         counted = uml.out(f"ipvsadm -Ln --stats --exact -t {where} | tail -n +4").split()
@@ -123,3 +123,80 @@ def test_echoes(uml: UmlLab, server: ServerNs) -> None:
     ]
     many = [target(Icmp(), address, timeout=5.0, copies=250) for address in there]
     assert all(up for up, _, _ in asked(uml, *many, rounds=3))
+
+
+UNBOUND = """
+server:
+    interface: 10.0.0.51
+    interface: fd00:10::51
+    access-control: 0.0.0.0/0 allow
+    access-control: ::/0 allow
+    username: ""
+    chroot: ""
+    directory: "/run/lab"
+    pidfile: "/run/lab/unbound.pid"
+    do-daemonize: no
+    use-syslog: no
+    verbosity: 1
+    module-config: "iterator"
+    local-zone: "example.org." static
+    local-data: "example.org. SOA ns.example.org. hostmaster.example.org. 7 3600 600 86400 300"
+    local-data: "www.example.org. A 192.0.2.7"
+    local-data: "www.example.org. A 192.0.2.8"
+    local-data: 'example.org. MX 10 mx1.example.org.'
+    local-zone: "refused.example." refuse
+remote-control:
+    control-enable: no
+"""
+
+
+def test_dns_of_unbound(uml: UmlLab, server: ServerNs) -> None:
+    try:
+        unbound = program("unbound", "/usr/sbin/unbound")
+    except LabError as error:
+        lacking(str(error))
+    uml.write("/run/lab/unbound.conf", UNBOUND)
+    log = "/run/lab/unbound.log"
+    running = server.spawn([str(unbound), "-d", "-c", "/run/lab/unbound.conf"], log=log)
+    uml.wait_until(f"grep -q 'start of service' {log}", 30, "unbound to serve")
+    mail = Dns(query="example.org", record="MX", expect="10 MX1.example.org.")
+    web = Dns(query="www.example.org", record="A", expect="192.0.2.9")
+    asks = [Dns(query="example.org"), mail, web, Dns(query="no.example.org", record="A")]
+    asks.append(Dns(query="refused.example", record="A"))
+    there = [target(each, "10.0.0.51", 53) for each in asks]
+    there.append(target(mail, "fd00:10::51", 53))
+    where = "10.0.0.51 port 53"
+    # 40 rounds: unbound turns the records round, and the words stay.
+    assert asked(uml, *there, rounds=40) == [
+        (True, f"{where} answers with SOA of example.org", None),
+        (True, f"{where} answers with MX of example.org", None),
+        (
+            False,
+            f"expected 192.0.2.9 as A of www.example.org from {where}, got 192.0.2.7, 192.0.2.8",
+            None,
+        ),
+        (False, f"expected A of no.example.org from {where}, got NXDOMAIN", None),
+        (False, f"expected A of refused.example from {where}, got REFUSED", None),
+        (True, "fd00:10::51 port 53 answers with MX of example.org", None),
+    ]
+    # 240 queries later the log has what unbound says when it starts, and no more.
+    assert [
+        line
+        for line in uml.text(log).splitlines()
+        if "start of service" not in line and " notice: init module" not in line
+    ] == []
+
+    running.signal(signal.SIGSTOP)
+    assert asked(uml, there[0]) == [(False, f"no answer within 1 s from {where}", None)]
+    running.signal(signal.SIGCONT)
+    running.terminate()
+    udp = target(Udp(send="x"), "10.0.0.51", 53)
+    refused = (False, f"connection refused by {where}", None)
+    assert asked(uml, there[0], udp) == [refused, refused]
+
+
+def test_a_program_is_not_favoured_as_the_agent_is(uml: UmlLab) -> None:
+    """The unit gives the agent a niceness and a score that a container's root cannot give itself."""
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "favoured"]
+    done = uml.run([*command, "tests/unit/health/test_program.py"], cwd=str(CHECKOUT), timeout=120)
+    assert "1 passed" in done.out
