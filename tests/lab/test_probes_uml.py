@@ -196,7 +196,7 @@ def test_dns_of_unbound(uml: UmlLab, server: ServerNs) -> None:
 
 
 def test_a_program_is_not_favoured_as_the_agent_is(uml: UmlLab) -> None:
-    """The unit gives the agent a niceness and a score that a container's root cannot give itself."""
+    """The unit test, where root may give itself the niceness and the score of the unit."""
     command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "favoured"]
     done = uml.run([*command, "tests/unit/health/test_program.py"], cwd=str(CHECKOUT), timeout=120)
     assert "1 passed" in done.out
