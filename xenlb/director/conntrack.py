@@ -79,13 +79,16 @@ def flush(servers: Iterable[Gone]) -> int:
 def _entries(asking: socket.socket, server: Gone) -> Iterator[bytes]:
     """What names each of its entries to the kernel."""
     family = family_of(server.address)
-    source = _attribute(_SOURCE[family], server.address.packed)
-    reply = _attribute(_REPLY | _NESTED, _attribute(_IP | _NESTED, source))
-    # Kernels from 5.8 pass on only what is asked for; the others everything.
-    only = _attribute(_FILTER_ORIGINAL, struct.pack("=I", 0)) + _attribute(
-        _FILTER_REPLY, struct.pack("=I", _FILTER_SOURCE)
-    )
-    question = reply + _attribute(_FILTER | _NESTED, only)
+    question = b""
+    if family is Family.INET:
+        # Kernels from 5.8 pass on only what is asked for; the others everything. Not IPv6: there
+        # they pass on everything but that (6.1; addresses are compared the wrong way round).
+        source = _attribute(_SOURCE[family], server.address.packed)
+        only = _attribute(_FILTER_ORIGINAL, struct.pack("=I", 0)) + _attribute(
+            _FILTER_REPLY, struct.pack("=I", _FILTER_SOURCE)
+        )
+        question = _attribute(_REPLY | _NESTED, _attribute(_IP | _NESTED, source))
+        question += _attribute(_FILTER | _NESTED, only)
     for data, start, end in _asked(asking, _GET, NLM_F_REQUEST | NLM_F_DUMP, family, question):
         if server.address.packed not in data[start:end]:
             continue
