@@ -50,22 +50,34 @@ def server(uml: UmlLab) -> ServerNs:
 
 
 WAYS = {
-    # service address, the server's, how ipvsadm writes the method, how the server gets the address
-    "gatewaying": ("192.0.2.51", "10.0.0.51", "-g", None, "lo"),
-    "gatewaying6": ("fd00:2::51", "fd00:10::51", "-g", None, "lo"),
-    "ipip": ("192.0.2.52", "10.0.0.51", "-i", "ipip", "tunl0"),
-    "ipip6": ("fd00:2::52", "fd00:10::51", "-i", "ipip", "ip6tnl0"),
+    # service address, the server's, how ipvsadm writes the method, the tunnel, where the server has
+    # the address, and what makes that
+    "gatewaying": ("192.0.2.51", "10.0.0.51", "-g", None, "lo", "true"),
+    "gatewaying6": ("fd00:2::51", "fd00:10::51", "-g", None, "lo", "true"),
+    "ipip": ("192.0.2.52", "10.0.0.51", "-i", "ipip", "tunl0", "true"),
+    "ipip6": ("fd00:2::52", "fd00:10::51", "-i", "ipip", "ip6tnl0", "true"),
+    "gre": (
+        *("192.0.2.53", "10.0.0.51", "-i --tun-type gre", "gre", "gre1"),
+        "ip link add gre1 type gre local 10.0.0.51",
+    ),
+    "gue": (
+        *("192.0.2.54", "10.0.0.51", "-i --tun-type gue --tun-port 6080", "gue", "tunl0"),
+        "ip fou add port 6080 gue",
+    ),
 }
 
 
 @pytest.mark.parametrize(
     ("way", "accept_local"),
-    [("gatewaying", 0), ("gatewaying", 1), ("gatewaying6", 0), ("ipip", 1), ("ipip6", 0)],
+    [
+        *(("gatewaying", 0), ("gatewaying", 1), ("gatewaying6", 0)),
+        *(("ipip", 1), ("ipip6", 0), ("gre", 0), ("gue", 0)),
+    ],
 )
 def test_a_service_address_through_a_server(
     uml: UmlLab, server: ServerNs, way: str, accept_local: int
 ) -> None:
-    vip, address, method, tunnel, device = WAYS[way]
+    vip, address, method, tunnel, device, made_by = WAYS[way]
     six = ":" in vip
     length = 128 if six else 32
     where, own = (f"[{vip}]:80", f"[{address}]:80") if six else (f"{vip}:80", f"{address}:80")
@@ -76,18 +88,23 @@ def test_a_service_address_through_a_server(
     uml.add_vip(vip)
     uml.run(f"ipvsadm -A -t {where} -s rr && ipvsadm -a -t {where} -r {own} {method}")
     if tunnel is not None:
-        uml.run("modprobe ipip; modprobe ip6_tunnel")
+        uml.run("modprobe -a ipip ip6_tunnel ip_gre fou")
         server.run(
-            f"ip link set {device} up; sysctl -q -w net.ipv4.conf.all.rp_filter=0 "
+            f"{made_by}; ip link set {device} up; sysctl -q -w net.ipv4.conf.all.rp_filter=0 "
             f"net.ipv4.conf.eth0.rp_filter=0; sysctl -q -w net.ipv4.conf.{device}.rp_filter=0"
         )
     has = f"addr add {vip}/{length} dev {device} {'nodad' if six else ''}"
-    probe = target(Tcp(), address, vip=vip, tunnel=tunnel)
+    more: dict[str, Any] = {
+        "vip": vip,
+        "tunnel": tunnel,
+        "tunnel_port": 6080 if tunnel == "gue" else 0,
+    }
+    probe = target(Tcp(), address, **more)
     try:
         server.run(f"ip {has}")
         up = (True, f"{vip} port 80 via {address} accepts connections", None)
         refused = (False, f"connection refused by {vip} port 81 via {address}", None)
-        closed = target(Tcp(), address, 81, vip=vip, tunnel=tunnel)
+        closed = target(Tcp(), address, 81, **more)
         # More rounds than the probes have ports: also when one is used again.
         assert asked(uml, probe, closed, rounds=20) == [up, refused]
         # Nothing half open: neither there (SYN-RECV) nor an entry of IPVS here.

@@ -70,8 +70,11 @@ def failed(target: Target, error: OSError) -> Answer:
     return Answer(up=False, detail=detail)
 
 
-def too_late(target: Target) -> Answer:
-    """The answer for a probe that its timeout ended."""
+def too_late(target: Target, late: TimeoutError | None = None) -> Answer:
+    """The answer for a probe that its timeout ended. What the probe was waiting for it may have
+    left as a note of the cancellation, from which the timeout came."""
+    notes: list[str] = getattr(late.__context__, "__notes__", []) if late is not None else []
+    what = notes[0] if notes else "answer"
     within = f"within {target.check.timeout:g} s"
     where = f"{target.address} port {target.port}"
     match target.check.asks:
@@ -85,5 +88,5 @@ def too_late(target: Target) -> Answer:
                 f" (does it have {target.vip}?)"
             )
         case _:
-            detail = f"no answer {within} from {where}"
+            detail = f"no {what} {within} from {where}"
     return Answer(up=False, detail=detail)

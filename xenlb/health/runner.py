@@ -203,8 +203,8 @@ class HealthRunner:
         try:
             async with asyncio.timeout(target.check.timeout):
                 return await self._probe(target)
-        except TimeoutError:
-            return too_late(target)
+        except TimeoutError as late:
+            return too_late(target, late)
 
     def _ended(self, target: Target, asked: float, task: asyncio.Task[Answer]) -> None:
         under_way = self._under_way.pop(target, None)

@@ -7,10 +7,10 @@ silence is the same; `check: [{type: udp}, {type: icmp}]` catches both.
 """
 
 import asyncio
-import re
 
 from xenlb.health.answer import Answer, failed
 from xenlb.health.datagram import connected, received
+from xenlb.health.pattern import Endless, found
 from xenlb.health.words import shown
 from xenlb.model.checks import Udp
 from xenlb.model.events import Target
@@ -27,8 +27,12 @@ async def probe(target: Target) -> Answer:
             asking.send(asks.send.encode())
             if asks.expect:
                 got = (await received(asking)).decode("utf-8", "replace")
-                if re.search(asks.expect, got):
-                    return Answer(up=True, detail=f"{where} answers as expected")
+                try:
+                    if found(asks.expect, got):
+                        return Answer(up=True, detail=f"{where} answers as expected")
+                except Endless:
+                    reason = f'looking for "{asks.expect}" in what {where} answers has no end'
+                    return Answer(up=False, detail=reason)
                 return Answer(
                     up=False,
                     detail=f'expected "{asks.expect}" from {where}, got "{shown(got)}"',

@@ -40,3 +40,9 @@ def test_a_closed_port_is_told_at_once(expect: str) -> None:
     probe = ask(target(Udp(send="ping", expect=expect), port, timeout=600))
     answer = asyncio.run(asyncio.wait_for(probe, 60))
     assert answer == Answer(up=False, detail=f"connection refused by 127.0.0.1 port {port}")
+
+
+def test_an_answer_that_is_too_much_for_the_pattern_is_down() -> None:
+    answer = asked(Udp(send="x", expect="(a*)*b"), lambda _: [b"a" * 9000])
+    assert answer.up is False
+    assert "has no end" in answer.detail
