@@ -31,8 +31,8 @@ async def probe(target: Target) -> Answer:
                     if found(asks.expect, got):
                         return Answer(up=True, detail=f"{where} answers as expected")
                 except Endless:
-                    reason = f'looking for "{asks.expect}" in what {where} answers has no end'
-                    return Answer(up=False, detail=reason)
+                    what = f'expected "{asks.expect}" from {where}'
+                    return Answer(up=False, detail=f"{what}, got what takes too long to search")
                 return Answer(
                     up=False,
                     detail=f'expected "{asks.expect}" from {where}, got "{shown(got)}"',
