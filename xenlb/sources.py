@@ -16,6 +16,7 @@ from xenlb.director import sysctls
 from xenlb.director.addresses import Placed, ServiceAddresses
 from xenlb.director.interface import towards
 from xenlb.drains import Drains
+from xenlb.flushing import Flushing
 from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.hooks import HookCall, HookSource
@@ -50,6 +51,7 @@ class Sources:
         self._xenstores: dict[str, XenstoreSource] = {}
         self._health = HealthRunner(agent.emit, clock.now)
         self._drains = Drains(agent, self.libvirts)
+        self._flushing = Flushing(agent.note)
         self._sides = Sides(agent, self._xenstores)
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
         self._listener = GuestListener(self._secret_of, self.said)
@@ -64,6 +66,7 @@ class Sources:
     def start(self) -> None:
         self._run("health", self._health.run)
         self._run("drains", self._drains.run)
+        self._run("connection tracking", self._flushing.run)
         self._run("insides of guests", self._sides.run)
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
@@ -79,6 +82,7 @@ class Sources:
         """Tells every source what interests the state now; called after each round."""
         self._health.targets(after.health)
         self._drains.follow(after)
+        self._flushing.follow(before, after)
         self._sides.follow(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
             self._finder.interest(interesting(after))

@@ -60,8 +60,8 @@ services:
     from-metadata: true
 """
 VIPS = (WEB, DEAF, CLUB)
-# CAP_CHOWN, CAP_NET_ADMIN and CAP_NET_RAW, as bits of /proc/PID/status
-CAPABILITIES = f"{1 << 0 | 1 << 12 | 1 << 13:016x}"
+# CAP_CHOWN, KILL, SETGID, SETUID, NET_ADMIN and NET_RAW, as bits of /proc/PID/status
+CAPABILITIES = f"{1 << 0 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 12 | 1 << 13:016x}"
 
 
 def config(weight: int = 1) -> str:

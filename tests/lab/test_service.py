@@ -12,8 +12,8 @@ import pytest
 from tests.lab.host import CHECKOUT
 from tests.lab.service import nest
 
-# CAP_CHOWN, CAP_NET_ADMIN and CAP_NET_RAW, as bits of /proc/PID/status
-CAPABILITIES = f"{1 << 0 | 1 << 12 | 1 << 13:016x}"
+# CAP_CHOWN, KILL, SETGID, SETUID, NET_ADMIN and NET_RAW, as bits of /proc/PID/status
+CAPABILITIES = f"{1 << 0 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 12 | 1 << 13:016x}"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         ("stop", "0 success"),
         ("kept", "address state"),
         ("wrong_configuration", "failed 3 0"),
+        ("exec_check", "False /bin/sh says CRITICAL: 65534 0 0"),
+        ("exec_check_hangs", "ended"),
     ],
 )
 def test_the_service(said: dict[str, str], key: str, value: str) -> None:

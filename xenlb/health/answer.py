@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from xenlb.model.checks import Exec, Icmp
 from xenlb.model.events import Target
 
 
@@ -39,6 +40,7 @@ _OURS = {
     errno.EACCES,
     errno.EPERM,
     errno.EAFNOSUPPORT,
+    errno.EAGAIN,  # a datagram for which there is no room
 }
 
 
@@ -70,11 +72,21 @@ def failed(target: Target, error: OSError) -> Answer:
 
 def too_late(target: Target, late: TimeoutError | None = None) -> Answer:
     """The answer for a probe that its timeout ended. What the probe was waiting for it may have
-    left as a note of the cancellation (stream.waiting_for), from which the timeout came."""
+    left as a note of the cancellation, from which the timeout came."""
     notes: list[str] = getattr(late.__context__, "__notes__", []) if late is not None else []
     what = notes[0] if notes else "answer"
-    return Answer(
-        up=False,
-        detail=f"no {what} within {target.check.timeout:g} s from {target.address} port"
-        f" {target.port}",
-    )
+    within = f"within {target.check.timeout:g} s"
+    where = f"{target.address} port {target.port}"
+    match target.check.asks:
+        case Exec(command=(program, *_)):
+            detail = f"{program} did not end {within}"
+        case Icmp():
+            detail = f"no echo reply {within} from {target.address}"
+        case _ if target.vip is not None:
+            detail = (
+                f"no answer {within} from {target.vip} port {target.port} via {target.address}"
+                f" (does it have {target.vip}?)"
+            )
+        case _:
+            detail = f"no {what} {within} from {where}"
+    return Answer(up=False, detail=detail)

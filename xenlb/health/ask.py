@@ -10,8 +10,12 @@ from importlib import import_module
 
 from xenlb.health.answer import Answer, Probe
 from xenlb.model.checks import (
+    Agent,
     Asks,
+    Dns,
+    Exec,
     Http,
+    Icmp,
     Imap,
     Ldap,
     Mysql,
@@ -21,6 +25,7 @@ from xenlb.model.checks import (
     Smtp,
     Tcp,
     TlsHandshake,
+    Udp,
 )
 from xenlb.model.events import Target
 
@@ -36,21 +41,29 @@ MODULES: Mapping[type[Asks], str] = {
     Mysql: "mysql",
     Pgsql: "pgsql",
     Redis: "redis",
+    Dns: "dns",
+    Udp: "udp",
+    Icmp: "icmp",
+    Exec: "program",
+    Agent: "agent",
 }
+# Of a check that goes to the service address, through the server.
+VIA_VIP = "vip"
 
-
-# Those that are loaded. Not sys.modules: while a thread still runs a module's code, it is in there.
-_loaded: dict[type[Asks], Probe] = {}
+_loaded: dict[str, Probe] = {}
 
 
 async def ask(target: Target) -> Answer:
     """One probe; how long it may take is the caller's business."""
-    asks = type(target.check.asks)
-    probe = _loaded.get(asks) or await _load(asks)
-    return await probe(target)
+    return await (await loaded(target))(target)
 
 
-async def _load(asks: type[Asks]) -> Probe:
-    """The import's own lock makes whoever asks meanwhile wait in a thread of his."""
-    module = await asyncio.to_thread(import_module, f"{__package__}.{MODULES[asks]}")
-    return _loaded.setdefault(asks, module.probe)
+async def loaded(target: Target) -> Probe:
+    """What asks this target. Loading it the first time may take a second on a busy host, which is
+    not the server's delay."""
+    module = MODULES[type(target.check.asks)] if target.vip is None else VIA_VIP
+    # Not by sys.modules: it has a module already while another thread is still executing it.
+    if module not in _loaded:
+        name = f"{__package__}.{module}"
+        _loaded[module] = (await asyncio.to_thread(import_module, name)).probe
+    return _loaded[module]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import inf
 
 from xenlb.health.answer import Answer, Probe, too_late
-from xenlb.health.ask import ask
+from xenlb.health.ask import ask, loaded
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health, bounded
 
@@ -220,6 +220,8 @@ class HealthRunner:
         task.add_done_callback(lambda done: self._ended(target, asked, done))
 
     async def _ask(self, target: Target) -> Answer:
+        if self._probe is ask:
+            await loaded(target)
         try:
             async with asyncio.timeout(target.check.timeout):
                 return await self._probe(target)

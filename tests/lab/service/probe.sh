@@ -64,3 +64,14 @@ echo 'surplus: 1' >>/etc/xenlb/xenlb.yaml
 systemctl start xenlb 2>/dev/null
 sleep 2
 say wrong_configuration "$(show ActiveState) $(show ExecMainStatus) $(show NRestarts)"
+
+# The unit's sandbox around one check by a program, of which it must make the program's user.
+checkout=$(dirname "$0")/../../..
+sed -e "s|^ExecStart=.*|ExecStart=/usr/local/lib/xenlb/bin/python $checkout/tests/lab/service/execs.py|" \
+    -e 's/^Type=.*/Type=oneshot/' -e '/^Restart/d' -e '/^WatchdogSec/d' -e '/^RuntimeDirectory/d' \
+    /usr/local/lib/systemd/system/xenlb.service >/etc/systemd/system/execs.service
+mkdir -p /etc/systemd/system/execs.service.d
+printf '[Unit]\nDefaultDependencies=no\n[Service]\nStandardOutput=append:/run/said/said\n%s\n' \
+    StandardError=append:/run/said/errors >/etc/systemd/system/execs.service.d/here.conf
+systemctl daemon-reload
+systemctl start execs

@@ -1,14 +1,21 @@
-"""Which probe is asked, and that all who ask at once get it."""
+"""Probes are found by what is asked, and loaded when the first check of their type is there."""
 
 import asyncio
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
+from tests.unit.health.datagrams import target
+from xenlb.health import ask
 from xenlb.health.answer import Answer
-from xenlb.health.ask import ask
-from xenlb.model.events import Target
+from xenlb.health.runner import HealthRunner
+from xenlb.model.checks import Tcp
+from xenlb.model.events import Probed, Target
+from xenlb.model.health import Health
 from xenlb.model.settings import Check
 
 # In a process of its own, where no probe is loaded yet, and where other threads are slow.
@@ -25,7 +32,7 @@ async def many() -> None:
         here = Target(check=Check(), address=ip_address("127.0.0.1"), port=server.getsockname()[1])
         tasks: list[asyncio.Task[Answer]] = []
         while not tasks or not tasks[0].done():
-            tasks.append(asyncio.create_task(ask(here)))
+            tasks.append(asyncio.create_task(ask.ask(here)))
             await asyncio.sleep(0.001)
         answers = await asyncio.gather(*tasks)
     assert {answer.up for answer in answers} == {True}
@@ -37,3 +44,43 @@ def test_the_first_checks_of_a_type_all_get_its_probe() -> None:
         [sys.executable, "-c", ALL_AT_ONCE], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", sorted(set(ask.MODULES.values())))
+def test_each_has_its_module(module: str) -> None:
+    __import__(f"xenlb.health.{module}")
+    assert callable(sys.modules[f"xenlb.health.{module}"].probe)
+
+
+def test_a_check_of_a_service_address_goes_through_the_server() -> None:
+    plain = target(Tcp(), 80)
+    through = replace(plain, vip=ip_address("192.0.2.10"))
+
+    async def main() -> list[str]:
+        return [(await ask.loaded(each)).__module__ for each in (plain, through)]
+
+    assert asyncio.run(main()) == ["xenlb.health.tcp", "xenlb.health.vip"]
+
+
+def test_loading_is_not_the_servers_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that takes longer to load than the check's timeout."""
+    loaded = ask.loaded
+
+    async def slowly(asked: object) -> object:
+        await asyncio.sleep(0.6)
+        return await loaded(plain)
+
+    plain = target(Tcp(), 1, timeout=0.5)
+    monkeypatch.setattr("xenlb.health.runner.loaded", slowly)
+
+    async def main() -> Probed:
+        results: asyncio.Queue[Probed] = asyncio.Queue()
+        runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
+        runner.targets({plain: Health(valid_from=0.0)})
+        task = asyncio.create_task(runner.run())
+        result = await asyncio.wait_for(results.get(), 10)
+        task.cancel()
+        await asyncio.wait([task])
+        return result
+
+    assert asyncio.run(main()).detail == "connection refused by 127.0.0.1 port 1"

@@ -1,0 +1,53 @@
+"""Runs in a lab: asks the targets that standard input names, in JSON, all at once, round by round.
+
+Says the answers of the last round, in their order, and the rounds that differ from the one before.
+"""
+
+import asyncio
+import json
+import sys
+from ipaddress import ip_address
+from typing import Any
+
+from xenlb import checkjson
+from xenlb.health.answer import Answer, too_late
+from xenlb.health.ask import ask, loaded
+from xenlb.ipvs.table import Tunnel, TunnelType
+from xenlb.model.events import Target
+
+
+def target(item: dict[str, Any]) -> Target:
+    tunnel = item.get("tunnel")
+    return Target(
+        check=checkjson.read(item["check"]),
+        address=ip_address(item["address"]),
+        port=item["port"],
+        vip=ip_address(item["vip"]) if item.get("vip") else None,
+        tunnel=Tunnel(type=TunnelType(tunnel), port=item.get("tunnel_port", 0)) if tunnel else None,
+    )
+
+
+async def one(target: Target) -> Answer:
+    """As the runner does it."""
+    await loaded(target)
+    try:
+        async with asyncio.timeout(target.check.timeout):
+            return await ask(target)
+    except TimeoutError:
+        return too_late(target)
+
+
+async def main() -> None:
+    asked = json.load(sys.stdin)
+    targets = [target(item) for item in asked["targets"] for _ in range(item.get("copies", 1))]
+    answers: list[Answer] = []
+    others: list[str] = []
+    for number in range(asked["rounds"]):
+        before, answers = answers, list(await asyncio.gather(*map(one, targets)))
+        if number > 0 and before != answers:
+            others.append(f"round {number}: {before[0]} … {answers[0]}")
+    told = [[each.up, each.detail, each.share] for each in answers]
+    print(json.dumps({"answers": told, "others": others}))
+
+
+asyncio.run(main())

@@ -1,0 +1,36 @@
+"""Runs two exec checks with the powers of the unit, and says how they went as probe.sh does.
+
+Executed by the installed Python, which knows xenlb and nothing of the tests.
+"""
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from ipaddress import ip_address
+
+from xenlb.health.ask import ask
+from xenlb.model.checks import Exec
+from xenlb.model.events import Target
+from xenlb.model.settings import Check
+
+
+def target(script: str) -> Target:
+    check = Check(type="exec", asks=Exec(command=("/bin/sh", "-c", script)))
+    return Target(check=check, address=ip_address("10.9.9.6"), port=25)
+
+
+async def main() -> None:
+    answer = await ask(target("echo $(id -u) $(nice) $(cat /proc/self/oom_score_adj); exit 2"))
+    print(f"exec_check={answer.up} {answer.detail}")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(2):
+            await ask(target("exec sleep 600"))
+
+
+signal.alarm(30)
+asyncio.run(main())
+try:
+    print("exec_check_hangs=still there", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("exec_check_hangs=ended")

@@ -1,0 +1,71 @@
+"""A UDP server on loopback in the test's own loop, which answers as it is told."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Any
+
+from xenlb.health.answer import Answer
+from xenlb.health.ask import ask
+from xenlb.model.checks import Asks
+from xenlb.model.events import Target
+from xenlb.model.settings import Check
+
+Answers = Callable[[bytes], Iterable[bytes]]
+
+
+class _Protocol(asyncio.DatagramProtocol):
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        assert self._transport
+        for answer in self._answers(data):
+            self._transport.sendto(answer, addr)
+
+
+@asynccontextmanager
+async def answering(answers: Answers, address: str = "127.0.0.1") -> AsyncIterator[int]:
+    """The port of a server that gives these answers to a datagram."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(
+        lambda: _Protocol(answers), local_addr=(address, 0)
+    )
+    try:
+        yield transport.get_extra_info("sockname")[1]
+    finally:
+        transport.close()
+        await asyncio.sleep(0)
+
+
+def target(asks: Asks, port: int, address: str = "127.0.0.1", timeout: float = 5.0) -> Target:
+    check = Check(type=type(asks).__name__.lower(), asks=asks, timeout=timeout)
+    return Target(check=check, address=ip_address(address), port=port)
+
+
+def asked(asks: Asks, answers: Answers, address: str = "127.0.0.1", timeout: float = 5.0) -> Answer:
+    """What the probe brings back from a server that gives these answers; the port is PORT in it."""
+
+    async def main() -> Answer:
+        async with answering(answers, address) as port, asyncio.timeout(20):
+            answer = await ask(target(asks, port, address, timeout))
+            return Answer(
+                up=answer.up,
+                detail=answer.detail.replace(f"port {port}", "port PORT"),
+                share=answer.share,
+            )
+
+    return asyncio.run(main())
+
+
+def closed_port() -> int:
+    async def main() -> int:
+        async with answering(lambda _: ()) as port:
+            return port
+
+    return asyncio.run(main())

@@ -1,0 +1,119 @@
+"""The agent check: HAProxy's words, and servers that say other things."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.health.datagrams import target
+from xenlb.health.agent import LONGEST, understood
+from xenlb.health.answer import Answer
+from xenlb.health.ask import ask
+from xenlb.model.checks import Agent, Share
+
+
+@pytest.mark.parametrize(
+    ("line", "up", "share"),
+    [
+        (b"up\n", True, None),
+        (b"ready\r\n", True, None),
+        (b"UP 75%\n", True, 0.75),
+        (b"75%", True, 0.75),
+        (b"up,50%,maxconn:30\n", True, 0.5),
+        (b"0%\n", True, 0.0),
+        (b"250%\n", True, 1.0),
+        (b"drain\n", True, 0.0),
+        (b"drain 75%\n", True, 0.0),
+        (b"75% maint\n", True, 0.0),
+        (b"down\n", False, None),
+        (b"up 75% stopped\n", False, None),
+        (b"fail#disk is full\n", False, None),
+        (b"up # down the hill\n", True, None),
+        (b"", False, None),
+        (b"maxconn:30\n", False, None),
+        (b"7 5 %\n", False, None),
+        (b"\xff\xfe\x00", False, None),
+        ("٧٥%\n".encode(), False, None),
+    ],
+)
+def test_words(line: bytes, up: bool, share: float | None) -> None:
+    answer = understood(line, Agent(), "a")
+    assert (answer.up, answer.share) == (up, share)
+
+
+def test_the_share_is_within_its_bounds() -> None:
+    asks = Agent(share=Share(least=0.25, most=2.0))
+    assert understood(b"10%", asks, "a").share == 0.25
+    assert understood(b"150%", asks, "a").share == 1.5
+    assert understood(b"99999%", asks, "a").share == 2.0
+    assert understood(b"drain", asks, "a").share == 0.0, "an order, not a measurement"
+
+
+def test_the_reason_is_told() -> None:
+    answer = understood(b"down # disk \x1b[31mfull\n", Agent(), "10.0.0.1 port 9")
+    assert answer == Answer(
+        up=False, detail="10.0.0.1 port 9 says that it is down (disk ?[31mfull)"
+    )
+    answer = understood(b"HTTP/1.0 400 Bad request\n", Agent(), "10.0.0.1 port 9")
+    assert answer == Answer(
+        up=False,
+        detail='expected up, down or a share from 10.0.0.1 port 9, got "HTTP/1.0 400 Bad request"',
+    )
+
+
+def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
+    """The probe's answer from a server that says these pieces to what it is sent."""
+
+    async def main() -> Answer:
+        served = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard = await reader.readexactly(len(asks.send))
+            with contextlib.suppress(OSError):
+                for piece in talk(heard):
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            served.set()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server, asyncio.timeout(20):
+            answer = await ask(target(asks, server.sockets[0].getsockname()[1]))
+            await served.wait()
+            return answer
+
+    return asyncio.run(main())
+
+
+def test_what_is_sent_first_and_an_answer_in_pieces() -> None:
+    answer = said(
+        lambda heard: [b"u", b"p 4", b"0%\n"] if heard == b"web\n" else [], Agent(send="web\n")
+    )
+    assert (answer.up, answer.share) == (True, 0.4)
+
+
+def test_a_line_without_its_end() -> None:
+    assert said(lambda _: [b"drain"], Agent()).share == 0.0
+
+
+def test_a_line_that_does_not_end() -> None:
+    answer = said(lambda _: [b"x" * LONGEST, b"up\n"], Agent())
+    assert not answer.up
+    assert len(answer.detail) < 160
+
+
+def test_refused() -> None:
+    async def main() -> Answer:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+        return await ask(target(Agent(), port))
+
+    answer = asyncio.run(main())
+    assert not answer.up
+    assert answer.detail.startswith("connection refused by 127.0.0.1 port ")

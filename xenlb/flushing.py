@@ -1,0 +1,70 @@
+"""Which servers have just failed in a service with `flush: true`; has their entries flushed.
+
+The table comes first: the kernel would make entries anew for a server that is still in it. It was
+changed in the same round, before the sources hear of it; how entries are deleted is
+director/conntrack.py's.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+from xenlb.director.conntrack import Gone, flush
+from xenlb.ipvs.table import AddressKey
+from xenlb.model.guest import Phase
+from xenlb.model.settings import OnFailure
+from xenlb.model.state import State
+
+log = logging.getLogger(__name__)
+
+
+def failed(before: State, after: State) -> frozenset[Gone]:
+    """Servers that left the table with this step because their check fails."""
+    return frozenset(_failed(before, after))
+
+
+def _failed(before: State, after: State) -> Iterator[Gone]:
+    for service in after.settings.services:
+        if not service.flush or service.on_failure is not OnFailure.REMOVE:
+            continue
+        for candidate in after.candidates[service.name]:
+            slot = candidate.slot
+            if slot is None or slot in after.admitted or slot not in before.admitted:
+                continue
+            guest = None if slot.owner is None else after.guests.get(slot.owner)
+            verdict = after.verdict(candidate, service)
+            if verdict is None or verdict.up is not False:
+                continue
+            if guest is not None and guest.phase is Phase.ABSENT:
+                continue
+            protocol = slot.service.protocol if isinstance(slot.service, AddressKey) else None
+            yield Gone(address=slot.server.address, protocol=protocol, port=slot.server.port)
+
+
+class Flushing:
+    """Flushes in a thread, one after the other; `note` takes what was done, as one line."""
+
+    def __init__(self, note: Callable[[str], object]) -> None:
+        self._note = note
+        self._gone: set[Gone] = set()
+        self._wake = asyncio.Event()
+
+    def follow(self, before: State, after: State) -> None:
+        if before.admitted is not after.admitted and (gone := failed(before, after)):
+            self._gone |= gone
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            gone, self._gone = self._gone, set()
+            names = ", ".join(sorted({str(each.address) for each in gone}))
+            try:
+                deleted = await asyncio.to_thread(flush, gone)
+            except OSError as error:
+                log.warning("connection tracking of %s is not flushed: %s", names, error)
+                continue
+            if deleted:
+                self._note(f"{deleted} entries of connection tracking flushed: {names} failed")

@@ -1,0 +1,36 @@
+"""A UDP socket that is connected to the server which is asked.
+
+FACTS
+
+- A connected socket is given only what the server sends from that port, and the kernel tells it of
+  ICMP errors: a port that nobody listens on is ECONNREFUSED at the next receive, at once.
+- A host that does not answer ARP is EHOSTUNREACH at the next receive, about 3 s after the datagram
+  (three requests, a second apart): with a timeout of 3 s and less it is silence.
+- Each probe has a socket, and so a port, of its own: a late answer to the one before goes nowhere.
+"""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from xenlb.model.events import Target
+
+LARGEST = 65535
+
+
+@contextmanager
+def connected(target: Target) -> Iterator[socket.socket]:
+    """Raises OSError where there is no route, or no file left for a socket."""
+    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as asking:
+        asking.connect((str(target.address), target.port))
+        yield asking
+
+
+async def received(asking: socket.socket) -> bytes:
+    """The next datagram. Raises OSError with what ICMP said of the one that was sent."""
+    # sock_recv does not give way when something is there already: a server that floods its
+    # asker must not have the loop for itself.
+    await asyncio.sleep(0)
+    return await asyncio.get_running_loop().sock_recv(asking, LARGEST)

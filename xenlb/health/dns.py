@@ -1,0 +1,94 @@
+"""The dns check: one query over UDP, and its answer.
+
+dnspython makes and reads the messages; nothing is resolved here. An answer counts if its id, its
+question and its sender are those that were asked. One that was cut short (TC) is an answer: the
+server would tell the rest by TCP, and whether it can is a question for `check: {type: tcp}`.
+"""
+
+from functools import lru_cache
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+
+from xenlb.health.answer import Answer, failed
+from xenlb.health.datagram import connected, received
+from xenlb.health.words import shown
+from xenlb.model.checks import Dns
+from xenlb.model.events import Target
+
+STRAY = 16  # datagrams that are no answer to the query, after which the server is not heard further
+
+
+async def probe(target: Target) -> Answer:
+    asks = target.check.asks
+    assert isinstance(asks, Dns)
+    where = f"{target.address} port {target.port}"
+    what = f"{asks.record} of {asks.query}"
+    try:
+        flags = dns.flags.RD if asks.recursive else 0
+        query = dns.message.make_query(asks.query, asks.record, flags=flags)
+        wire = query.to_wire()
+    except (dns.exception.DNSException, ValueError) as error:
+        return Answer(up=None, detail=f"this host cannot ask for {what}: {shown(str(error))}")
+    try:
+        with connected(target) as asking:
+            asking.send(wire)
+            for _ in range(STRAY):
+                got = await received(asking)
+                if got[:2] != wire[:2]:
+                    continue
+                try:
+                    answer = dns.message.from_wire(got)
+                # Whatever a datagram holds, it is the server's trouble and not this probe's.
+                except (dns.exception.DNSException, ValueError, IndexError) as error:
+                    reason = shown(str(error)) or type(error).__name__
+                    return Answer(
+                        up=False, detail=f"expected {what} from {where}, got no DNS: {reason}"
+                    )
+                if query.is_response(answer):
+                    return _judged(asks, answer, where)
+    except OSError as error:
+        return failed(target, error)
+    return Answer(up=False, detail=f"expected {what} from {where}, got answers to other questions")
+
+
+def _judged(asks: Dns, answer: dns.message.Message, where: str) -> Answer:
+    what = f"{asks.record} of {asks.query}"
+    if answer.rcode() != dns.rcode.NOERROR:
+        code = dns.rcode.to_text(answer.rcode())
+        return Answer(up=False, detail=f"expected {what} from {where}, got {code}")
+    up = Answer(up=True, detail=f"{where} answers with {what}")
+    wanted = dns.rdatatype.from_text(asks.record)
+    found = [each for rrset in answer.answer if rrset.rdtype == wanted for each in rrset]
+    if answer.flags & dns.flags.TC:
+        return up
+    if not found:
+        return Answer(up=False, detail=f"expected {what} from {where}, got no such record")
+    if asks.expect and not any(_same(asks, each) for each in found):
+        # Servers turn their records round: sorted, the same trouble has the same words.
+        got = shown(", ".join(sorted(each.to_text() for each in found)))
+        return Answer(up=False, detail=f"expected {asks.expect} as {what} from {where}, got {got}")
+    return up
+
+
+def _same(asks: Dns, record: dns.rdata.Rdata) -> bool:
+    wanted = _expected(asks.record, asks.expect)
+    return record.to_text() == asks.expect if wanted is None else record == wanted
+
+
+@lru_cache(maxsize=1024)
+def _expected(kind: str, text: str) -> dns.rdata.Rdata | None:
+    """As data, so that `10 MX1.example.org.` and `10 mx1.example.org.` are the same; None where it
+    is not written as a zone file would."""
+    try:
+        return dns.rdata.from_text(
+            dns.rdataclass.IN, kind, text, origin=dns.name.root, relativize=False
+        )
+    except (dns.exception.DNSException, ValueError):
+        return None
