@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -169,13 +170,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder() -> Iterator[Path]:
     """One in which the program's user may write."""
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o755)
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o777)
-    return tmp_path / "open"
+    with tempfile.TemporaryDirectory(prefix="xenlb-", dir="/tmp") as made:
+        Path(made).chmod(0o777)
+        yield Path(made)
 
 
 def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
