@@ -7,8 +7,8 @@ of its own.
 
 What each logs of a check, seen with the versions of Debian 12 at their default log level: nginx its
 line in the access log (and below the default level, which is error, one of info for a connection
-without a request: tls and tcp); Dovecot one line of info for a log-out without a log-in; the others
-nothing.
+without a request: tls and tcp); Postfix that a client came and went, with its commands; Dovecot one
+line of info for a log-out without a log-in; the others nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from tests.unit.health.certificates import EXPIRED, certificates
 
 # Servers, then the libraries of theirs that a machine need not have.
 PACKAGES = (
-    *("exim4-daemon-light", "nginx", "dovecot-core", "dovecot-imapd", "dovecot-pop3d", "slapd"),
+    *("exim4-daemon-light", "postfix"),
+    *("nginx", "dovecot-core", "dovecot-imapd", "dovecot-pop3d", "slapd"),
     *("mariadb-server-core", "postgresql-15", "redis-server", "redis-tools"),
     *("libaio1", "libatomic1", "libdb5.3", "libevent-2.1-7", "libexttextcat-2.0-0", "libicu72"),
     *("libgnutls-dane0", "libidn12", "libjemalloc2", "libldap-2.5-0", "libltdl7", "liblua5.4-0"),
     *("liblzf1", "libnsl2", "libnuma1", "libodbc2", "libpcre2-8-0", "libpq5", "libsasl2-2"),
     *("libsodium23", "libunbound8", "libunwind8", "liburing2", "libwrap0", "libxml2"),
 )
-USERS = ("Debian-exim", "dovecot", "dovenull", "mysql", "pgsql")
+USERS = ("Debian-exim", "postfix", "postdrop", "dovecot", "dovenull", "mysql", "pgsql")
 ADDRESS = "10.0.0.1"
 HOME = "/run/lab/servers"
 TLS = f"{HOME}/tls"
@@ -48,6 +49,29 @@ tls_advertise_hosts = *
 tls_certificate = {TLS}/${{if eq{{$tls_in_sni}}{{{EXPIRED}}}{{expired}}{{good}}}}.pem
 tls_privatekey = {TLS}/${{if eq{{$tls_in_sni}}{{{EXPIRED}}}{{expired}}{{good}}}}.key
 keep_environment =
+"""
+POSTFIX = f"""\
+compatibility_level = 3.6
+myhostname = mail.example.org
+inet_interfaces = {ADDRESS}
+mynetworks = 127.0.0.0/8
+alias_maps =
+alias_database =
+queue_directory = {HOME}/postfix/spool
+data_directory = {HOME}/postfix/data
+maillog_file = {HOME}/postfix/log
+maillog_file_prefixes = {HOME}
+smtpd_tls_security_level = may
+smtpd_tls_chain_files = {TLS}/good.key {TLS}/good.pem
+"""
+POSTFIX_MASTER = """\
+2525   inet n - n - - smtpd
+2465   inet n - n - - smtpd -o smtpd_tls_wrappermode=yes
+tlsmgr unix - - n 1000? 1 tlsmgr
+anvil  unix - - n - 1 anvil
+rewrite unix - - n - - trivial-rewrite
+proxymap unix - - n - - proxymap
+postlog unix-dgram n - n - 1 postlogd
 """
 NGINX = f"""\
 daemon off;
@@ -130,6 +154,15 @@ def _exim(lab: UmlLab) -> Process:
     lab.run(f"install -d -o Debian-exim {HOME}/exim")
     lab.write("/etc/exim4/exim4.conf", EXIM)
     return lab.spawn(["/usr/sbin/exim4", "-C", "/etc/exim4/exim4.conf", "-bdf"])
+
+
+def _postfix(lab: UmlLab) -> Process:
+    """As `postfix start` does it, but in one process group."""
+    lab.write("/etc/postfix/main.cf", POSTFIX)
+    lab.write("/etc/postfix/master.cf", POSTFIX_MASTER)
+    lab.run(f"mkdir -p {HOME}/postfix/spool; install -d -o postfix {HOME}/postfix/data")
+    lab.run("/usr/sbin/postfix check", check=False)  # makes the queue's directories
+    return lab.spawn(["/usr/lib/postfix/sbin/master", "-d", "-c", "/etc/postfix"])
 
 
 def _nginx(lab: UmlLab) -> Process:
@@ -215,6 +248,15 @@ def _redis(certificate: str, port: int, tls_port: int) -> Callable[[UmlLab], Pro
 
 SERVERS = {
     "exim": Server(start=_exim, ready=465, logs=f"{HOME}/exim/*log"),
+    "postfix": Server(
+        start=_postfix,
+        ready=2465,
+        logs=f"{HOME}/postfix/log",
+        usual=re.compile(
+            r"postfix/smtpd\[\d+\]: connect from |"
+            r"postfix/smtpd\[\d+\]: disconnect from \S+ ehlo=[12] (starttls=1 )?quit=1 commands="
+        ),
+    ),
     "nginx": Server(
         start=_nginx,
         ready=443,

@@ -67,6 +67,11 @@ UP: dict[str, list[Question]] = {
         Question(asks=Smtp(starttls=TRUST), port=25, up="WHERE answers EHLO with 250"),
         Question(asks=Smtp(tls=TRUST), port=465, up="WHERE answers EHLO with 250"),
     ],
+    "postfix": [
+        Question(asks=Smtp(), port=2525, up="WHERE answers EHLO with 250", waits="banner"),
+        Question(asks=Smtp(starttls=TRUST), port=2525, up="WHERE answers EHLO with 250"),
+        Question(asks=Smtp(tls=TRUST), port=2465, up="WHERE answers EHLO with 250"),
+    ],
     "nginx": [
         Question(asks=http(), port=80, up="WHERE answers 200 OK", waits="answer"),
         Question(asks=http(TRUST), port=443, up="WHERE answers 200 OK", waits="TLS handshake"),
@@ -110,6 +115,10 @@ DOWN: dict[str, list[tuple[Asks, int, str]]] = {
         (Smtp(starttls=STALE), 25, HAS_EXPIRED),
         (Smtp(tls=STALE), 465, HAS_EXPIRED),
         (Imap(), 25, 'expected "* OK" as greeting from WHERE, got "220 mail.example.org ESMTP'),
+    ],
+    "postfix": [
+        (Smtp(expect=((251, 251),)), 2525, 'expected 251 as answer to EHLO from WHERE, got "250-'),
+        (Smtp(tls=TRUST), 2525, "expected a TLS handshake from WHERE, got an error of it"),
     ],
     "nginx": [
         (Http(), 80, "expected status 200-399 from WHERE, got 404 Not Found"),

@@ -6,14 +6,18 @@ Installing them would start a daemon here, or replace one. Their libraries are i
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.host import LabError, cache_directory
+
+KEPT = 7 * 86_400.0  # seconds that a tree nobody uses stays
 
 
 def program(package: str, path: str) -> Path:
@@ -51,14 +55,14 @@ def tree(name: str, packages: Sequence[str]) -> Path:
     directory = cache_directory() / name
     directory.mkdir(parents=True, exist_ok=True)
     wanted = directory / hashlib.sha256(versions.encode()).hexdigest()[:12]
-    if wanted.exists():
-        return wanted
-    with tempfile.TemporaryDirectory(dir=directory) as work:
-        _fetch(packages, Path(work))
-        (Path(work) / "root").rename(wanted)
-    for old in directory.iterdir():
-        if old != wanted:
-            shutil.rmtree(old)
+    if not wanted.exists():
+        with tempfile.TemporaryDirectory(dir=directory) as work:
+            _fetch(packages, Path(work))
+            (Path(work) / "root").rename(wanted)
+    os.utime(wanted)
+    for other in directory.iterdir():  # another checkout may be using its own
+        if other.stat().st_mtime < time.time() - KEPT:
+            shutil.rmtree(other)
     return wanted
 
 
