@@ -415,14 +415,24 @@ keep() {
 
 # One at a time: an `up` by hand and the watch would each forget what the other one made.
 lock=$run/xenlb-guest.lock
+
+left_behind() {
+    { read -r pid <"$lock/pid"; } 2>/dev/null && ! kill -0 "$pid" 2>/dev/null
+}
+
+unlock() { # at one stroke: nobody else makes something in it while it goes
+    mv "$lock" "$lock.$$" 2>/dev/null && rm -rf "$lock.$$" || :
+}
+
 enter() {
     busy=yes naps=0 pid=''
     until mkdir "$lock" 2>/dev/null; do
         [ $naps -lt $((10 * each)) ] || break
         # Whoever was killed in here has no number any more, or somebody else has it by now: at the
-        # latest after ten seconds nobody is waited for.
-        if { read -r pid <"$lock/pid"; } 2>/dev/null && ! kill -0 "$pid" 2>/dev/null; then
-            rm -rf "$lock"
+        # latest after ten seconds nobody is waited for. Of several who see that, one takes the lock
+        # away, and looks once more before: by now it may be the next one's.
+        if left_behind && mkdir "$lock/taken" 2>/dev/null; then
+            if left_behind; then unlock; else rmdir "$lock/taken" 2>/dev/null || :; fi
         fi
         nap
         naps=$((naps + 1))
@@ -432,7 +442,7 @@ enter() {
 }
 
 leave() {
-    rm -rf "$lock"
+    unlock
     busy=''
 }
 
