@@ -253,6 +253,7 @@ SERVERS = {
         ready=2465,
         logs=f"{HOME}/postfix/log",
         usual=re.compile(
+            r"postfix/anvil\[\d+\]: statistics: |"
             r"postfix/smtpd\[\d+\]: connect from |"
             r"postfix/smtpd\[\d+\]: disconnect from \S+ ehlo=[12] (starttls=1 )?quit=1 commands="
         ),
