@@ -8,6 +8,7 @@ not become something else on the way: no text of these keys can bring a line bre
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from xenlb.config import nodes, values
@@ -110,16 +111,7 @@ def _named(asks: Http) -> Http:
     name = re.sub(r":[0-9]+$", "", asks.host)
     if not _HOST_NAME.fullmatch(name) or re.fullmatch(r"[0-9.]+", name):
         return asks
-    tls = Tls(name=name, verify=asks.tls.verify, ca_file=asks.tls.ca_file)
-    return Http(
-        tls=tls,
-        method=asks.method,
-        path=asks.path,
-        host=asks.host,
-        status=asks.status,
-        header=asks.header,
-        body=asks.body,
-    )
+    return replace(asks, tls=replace(asks.tls, name=name))
 
 
 # Texts

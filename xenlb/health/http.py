@@ -11,7 +11,7 @@ from xenlb import __version__
 from xenlb.health.answer import Answer
 from xenlb.health.stream import NotAsked, Stream, converse
 from xenlb.health.words import shown
-from xenlb.model.checks import Codes, Http
+from xenlb.model.checks import Http, among, codes_text
 from xenlb.model.events import Target
 
 SEARCHED = 64 * 1024
@@ -32,8 +32,8 @@ async def _talk(stream: Stream, asks: Http) -> Answer:
     await stream.send(_request(http, asks, stream.target))
     response = await _response(http, stream)
     said = f"{response.status_code} {shown(response.reason)}".rstrip()
-    if not any(first <= response.status_code <= last for first, last in asks.status):
-        raise stream.unexpected(f"status {_codes(asks.status)}", said, quote=False)
+    if not among(response.status_code, asks.status):
+        raise stream.unexpected(f"status {codes_text(asks.status)}", said, quote=False)
     if asks.header is not None:
         _check_header(stream, response, *asks.header)
     if asks.body and not stream.found(asks.body, text := await _body(http, stream)):
@@ -114,7 +114,3 @@ async def _body(http: h11.Connection, stream: Stream) -> str:
         else:
             break
     return body[:SEARCHED].decode("utf-8", "replace")
-
-
-def _codes(codes: Codes) -> str:
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in codes)

@@ -14,7 +14,7 @@ import socket
 
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, Unexpected, converse
-from xenlb.model.checks import Codes, Smtp
+from xenlb.model.checks import Codes, Smtp, among, codes_text
 from xenlb.model.events import Target
 
 # Lines of a reply, at most.
@@ -60,11 +60,11 @@ async def _hello(stream: Stream, asks: Smtp) -> str:
     await stream.send(b"EHLO " + name + b"\r\n")
     what = "answer to EHLO"
     code, first = await _reply(stream, what)
-    if 500 <= code <= 599 and not _taken(code, asks.expect):
+    if 500 <= code <= 599 and not among(code, asks.expect):
         await stream.send(b"HELO " + name + b"\r\n")
         what = "answer to HELO"
         code, first = await _reply(stream, what)
-    if not _taken(code, asks.expect):
+    if not among(code, asks.expect):
         raise _refused(stream, asks.expect, what, first)
     return f"{what.removeprefix('answer to ')} with {code}"
 
@@ -80,16 +80,11 @@ async def _reply(stream: Stream, what: str, expect: Codes | None = None) -> tupl
             raise stream.unexpected(f"a reply of SMTP as {what}", line)
         if reply[2] != b"-":
             code = int(reply[1])
-            if expect is not None and not _taken(code, expect):
+            if expect is not None and not among(code, expect):
                 raise _refused(stream, expect, what, first)
             return code, first
     raise stream.unexpected(f"at most {LINES} lines as {what}", "more", quote=False)
 
 
 def _refused(stream: Stream, expect: Codes, what: str, first: bytes) -> _Refused:
-    codes = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in expect)
-    return _Refused(str(stream.unexpected(f"{codes} as {what}", first)))
-
-
-def _taken(code: int, codes: Codes) -> bool:
-    return any(first <= code <= last for first, last in codes)
+    return _Refused(str(stream.unexpected(f"{codes_text(expect)} as {what}", first)))

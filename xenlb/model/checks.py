@@ -16,6 +16,16 @@ from xenlb.ipvs.table import Protocol
 Codes = tuple[tuple[int, int], ...]
 
 
+def among(code: int, codes: Codes) -> bool:
+    return any(first <= code <= last for first, last in codes)
+
+
+def codes_text(codes: Codes) -> str:
+    """As the configuration writes them: `200-299, 401`."""
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in codes)
+
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
     """`name` is sent (SNI), and the certificate has to be for it; None: it is not sent and not
