@@ -14,7 +14,7 @@ import socket
 
 from xenlb.health.answer import Answer, failed
 from xenlb.health.words import shown
-from xenlb.model.checks import Agent
+from xenlb.model.checks import Agent, octets
 from xenlb.model.events import Target
 
 LONGEST = 256  # bytes of the line
@@ -34,7 +34,7 @@ async def probe(target: Target) -> Answer:
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
             await loop.sock_connect(connection, (str(target.address), target.port))
             if asks.send:
-                await loop.sock_sendall(connection, asks.send.encode())
+                await loop.sock_sendall(connection, octets(asks.send))
             line = b""
             while b"\n" not in line and len(line) < LONGEST:
                 more = await loop.sock_recv(connection, LONGEST - len(line))

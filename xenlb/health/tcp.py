@@ -25,7 +25,7 @@ import socket
 from xenlb.health.answer import Answer, failed
 from xenlb.health.stream import Stream, converse
 from xenlb.health.words import shown
-from xenlb.model.checks import Tcp
+from xenlb.model.checks import Tcp, octets
 from xenlb.model.events import Target
 
 # Bytes of the answer in which `expect` must come.
@@ -55,7 +55,7 @@ async def _connect(target: Target) -> Answer:
 
 async def _talk(stream: Stream, asks: Tcp) -> Answer:
     if asks.send:
-        await stream.send(asks.send.encode())
+        await stream.send(octets(asks.send))
     said = b""
     while asks.expect and not stream.found(asks.expect, said.decode("utf-8", "replace")):
         more = await stream.piece("expected answer")

@@ -12,7 +12,7 @@ from xenlb.health.answer import Answer, failed
 from xenlb.health.datagram import connected, received
 from xenlb.health.pattern import Endless, found
 from xenlb.health.words import shown
-from xenlb.model.checks import Udp
+from xenlb.model.checks import Udp, octets
 from xenlb.model.events import Target
 
 PATIENCE = 0.5  # of the timeout: how long silence is waited for where nothing is expected
@@ -24,7 +24,7 @@ async def probe(target: Target) -> Answer:
     where = f"{target.address} port {target.port}"
     try:
         with connected(target) as asking:
-            asking.send(asks.send.encode())
+            asking.send(octets(asks.send))
             if asks.expect:
                 got = (await received(asking)).decode("utf-8", "replace")
                 try:

@@ -25,6 +25,10 @@ def codes_text(codes: Codes) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in codes)
 
 
+def octets(send: str) -> bytes:
+    """What a `send` stands for: one byte for each character."""
+    return send.encode("latin-1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:

@@ -96,6 +96,10 @@ def test_what_is_sent_first_and_an_answer_in_pieces() -> None:
     assert (answer.up, answer.share) == (True, 0.4)
 
 
+def test_bytes_beyond_ascii_are_sent_as_they_are() -> None:
+    assert said(lambda heard: [b"up\n" if heard == b"\xff" else b"down\n"], Agent(send="\xff")).up
+
+
 def test_a_line_without_its_end() -> None:
     assert said(lambda _: [b"drain"], Agent()).share == 0.0
 

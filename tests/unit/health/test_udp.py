@@ -17,6 +17,12 @@ def test_the_answer_that_is_expected(address: str) -> None:
     assert answer == Answer(up=True, detail=f"{address} port PORT answers as expected")
 
 
+def test_bytes_beyond_ascii_are_sent_as_they_are() -> None:
+    asks = Udp(send="\xff\xfe", expect="^pong$")
+    answer = asked(asks, lambda data: [b"pong" if data == b"\xff\xfe" else b"what?"])
+    assert answer == Answer(up=True, detail="127.0.0.1 port PORT answers as expected")
+
+
 def test_another_answer() -> None:
     answer = asked(Udp(send="ping", expect="pong"), lambda _: [b"\x1b[2Jbusy\nmore"])
     assert answer == Answer(
