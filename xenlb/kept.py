@@ -278,6 +278,7 @@ def _written(settings: Settings) -> dict[str, Any]:
     director = settings.director
     return {
         "uris": settings.uris,
+        "keepalive": settings.keepalive,
         "networks": [str(network) for network in settings.networks],
         "listen": settings.listen and [str(settings.listen[0]), settings.listen[1]],
         "director": [director.interface, director.addresses, director.sysctls],
@@ -291,6 +292,7 @@ def _read(kept: dict[str, Any]) -> Settings:
     listen = kept["listen"]
     return Settings(
         uris=tuple(kept["uris"]),
+        keepalive=kept["keepalive"],
         networks=tuple(ip_network(text) for text in kept["networks"]),
         listen=listen and (_address(listen[0]), listen[1]),
         director=Director(

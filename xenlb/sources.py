@@ -102,8 +102,10 @@ class Sources:
         self._look_at_sysctls.set()
         self._listener.listen(state.settings.listen)
         for uri in state.links:
-            if uri not in self.libvirts:
-                self._connect(uri)
+            if uri in self.libvirts:
+                self.libvirts[uri].keepalive = state.settings.keepalive
+            else:
+                self._connect(uri, state.settings.keepalive)
         for uri in self.libvirts.keys() - state.links.keys():
             del self.libvirts[uri]
             self._xenstores.pop(uri, None)
@@ -145,8 +147,9 @@ class Sources:
                 case "prepare" | "migrate" | "restore" if guest in self._agent.state.guests:
                     self._agent.note(f"libvirt's hook: {call.operation}", guest=guest)
 
-    def _connect(self, uri: str) -> None:
-        source = LibvirtSource(None if uri == "default" else uri, self._agent.emit, clock.now)
+    def _connect(self, uri: str, keepalive: float) -> None:
+        libvirt_uri = None if uri == "default" else uri
+        source = LibvirtSource(libvirt_uri, self._agent.emit, clock.now, keepalive=keepalive)
         self.libvirts[uri] = source
         self._run(uri, source.run)
         self._run(uri, lambda: _relist(source))

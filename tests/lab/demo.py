@@ -22,7 +22,7 @@ from tests.lab.netns import NetNs
 
 VIP = "192.0.2.10"
 CONFIG = """\
-libvirt: {uris: ["URI"]}
+libvirt: {uris: ["URI"], keepalive: 3m}
 director: {interface: front0}
 services:
   web:

@@ -29,7 +29,7 @@ DOWNLOADS = 5
 PORTS = "20000-21999"
 
 CONFIG = """\
-libvirt: {{uris: ["{uri}"]}}
+libvirt: {{uris: ["{uri}"], keepalive: 3m}}
 director: {{interface: front0, sysctls: apply}}
 {guests}
 services:
@@ -100,7 +100,10 @@ class Tally:
 
     def explained(self) -> str:
         """The failures, for the message of a test."""
-        return f"{self.summary['failures'][:20]}\n{self.summary['downloads']['cuts'][:20]}"
+        return (
+            f"{self.summary['failures'][:20]}\n{self.summary['downloads']['cuts'][:20]}\n"
+            f"the client stood still: {self.summary['stalls']}"
+        )
 
 
 HEAD = (

@@ -37,7 +37,7 @@ SHUTDOWNS, DRAINS = (30, 30) if SOAK else (8, 8)
 
 WEB, DEAF, CLUB = "192.0.2.10", "192.0.2.11", "192.0.2.12"
 CONFIG = """\
-libvirt: {uris: ["xen:///system"]}
+libvirt: {uris: ["xen:///system"], keepalive: 3m}
 director: {interface: front0}
 defaults:
   scheduler: rr

@@ -15,7 +15,7 @@ from tests.lab.agent import ServiceAgent
 from tests.lab.xen import XenLab
 
 CONFIG = """
-libvirt: {uris: ["xen:///system"]}
+libvirt: {uris: ["xen:///system"], keepalive: 3m}
 director: {interface: front0}
 services:
   web:

@@ -29,7 +29,7 @@ BARE, MADE, ROUTER = "10.0.0.51", "10.0.0.52", "10.0.0.254"
 DIRECT, WRAPPED, TRANSLATED = "192.0.2.10", "192.0.2.11", "192.0.2.12"
 OWN, MARKED, LATE = "192.0.2.20", "192.0.2.21", "192.0.2.22"
 CONFIG = f"""\
-libvirt: {{uris: ["xen:///system"]}}
+libvirt: {{uris: ["xen:///system"], keepalive: 3m}}
 director: {{interface: front0}}
 defaults:
   scheduler: rr

@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any, cast
 
 DRIPS_PER_SECOND = 5
+# Seconds that the client may be late before it says so.
+STALL = 0.5
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -260,6 +262,8 @@ class Client:
         self.first: float | None = None
         self.last: float | None = None
         self.downloads: dict[str, Any] = {"started": 0, "finished": 0, "cut": 0, "cuts": []}
+        # When this process itself did not run for a while: the machine stood still, not a server.
+        self.stalls: list[dict[str, float]] = []
         self.stop = asyncio.Event()
         # Open until the process ends; each line goes out at once.
         self.live = open(options.live, "a", buffering=1) if options.live else None  # noqa: SIM115
@@ -294,11 +298,11 @@ class Client:
                 count += 1
                 start(requests, self._request())
             following = count / self.options.rate if self.options.rate else 0.1
+            due_at = max(time.monotonic() + 0.001, min(end, began + following))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self.stop.wait(),
-                    max(0.001, min(end, began + following) - time.monotonic()),
-                )
+                await asyncio.wait_for(self.stop.wait(), due_at - time.monotonic())
+            if (late := time.monotonic() - due_at) > STALL:
+                self.stalls.append({"t": time.time(), "seconds": late})
         while requests:
             await asyncio.wait(requests)
 
@@ -371,6 +375,7 @@ class Client:
             "last": self.last,
             "latencies": {"p50": quantile(0.5), "p99": quantile(0.99), "max": quantile(1)},
             "downloads": self.downloads,
+            "stalls": self.stalls,
         }
         text = json.dumps(summary, indent=1) + "\n"
         if not self.options.summary:

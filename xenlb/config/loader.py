@@ -17,12 +17,19 @@ from xenlb.config.rules import RULES, servers_are_no_vips, unique_keys
 from xenlb.config.settle import settings_of, without_idle_defaults
 from xenlb.config.values import Wrong
 from xenlb.model.problem import ConfigError, Problem
-from xenlb.model.settings import AddressPolicy, Director, IPNetwork, Settings, SysctlPolicy
+from xenlb.model.settings import (
+    KEEPALIVE,
+    AddressPolicy,
+    Director,
+    IPNetwork,
+    Settings,
+    SysctlPolicy,
+)
 
 T = TypeVar("T")
 
 ROOT_KEYS: Final = ("libvirt", "guests", "director", "defaults", "services")
-LIBVIRT_KEYS: Final = ("uris",)
+LIBVIRT_KEYS: Final = ("uris", "keepalive")
 GUESTS_KEYS: Final = ("networks", "listen")
 DIRECTOR_KEYS: Final = ("interface", "addresses", "sysctls")
 
@@ -73,7 +80,9 @@ def _settings(root: Cursor, report: Report) -> Settings | None:
         return None
     if "services" not in top:
         root.wrong("there is no services section", "add services: and a service below it")
-    uris = _uris(Fields(own=keys_of(top.get("libvirt"), LIBVIRT_KEYS)))
+    libvirt = Fields(own=keys_of(top.get("libvirt"), LIBVIRT_KEYS))
+    uris = _uris(libvirt)
+    keepalive = libvirt.read("keepalive", _keepalive, KEEPALIVE).value
     guests = Fields(own=keys_of(top.get("guests"), GUESTS_KEYS))
     networks = _networks(guests)
     listen = guests.read("listen", lambda c: c.parsed(values.listening), None).value
@@ -88,6 +97,7 @@ def _settings(root: Cursor, report: Report) -> Settings | None:
         return None
     return Settings(
         uris=uris,
+        keepalive=keepalive,
         networks=networks,
         listen=listen,
         director=director,
@@ -103,6 +113,10 @@ def _uris(libvirt: Fields) -> tuple[str, ...]:
 def _networks(guests: Fields) -> tuple[IPNetwork, ...]:
     none: tuple[IPNetwork, ...] = ()
     return guests.read("networks", lambda c: _set(c, _network, "[10.0.0.0/24]"), none).value
+
+
+def _keepalive(cursor: Cursor) -> float:
+    return cursor.parsed(lambda text: values.duration(text, least=4, most=600))
 
 
 def _uri(item: Cursor) -> str:

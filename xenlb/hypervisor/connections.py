@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds. Keepalive notices a hung daemon after 2 × 3 and a bit; CALL is the last resort.
-KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 2, 3
+# Seconds. A ping each INTERVAL; CALL is the last resort.
+INTERVAL = 2
 CALL, CLOSE = 30.0, 2.0
 # A call about a domain that is being started waits for it, half a minute on a busy Dom0. The kinds
 # that ask about single domains keep to two places (session.LOOKS, addresses.AT_ONCE) and one
@@ -119,6 +119,12 @@ class Line:
             self._connection.setKeepAlive(interval, count)
 
 
+def unanswered(keepalive: float) -> int:
+    """How many pings may stay without an answer where a daemon may be silent for so many seconds:
+    it is lost when the next one would be due (with 2 s and 3 pings after 7.7 s)."""
+    return max(1, round(keepalive / INTERVAL) - 1)
+
+
 def open_line(uri: str | None, sockets: eventloop.Sockets) -> Line:
     """Blocks. A read-write connection; raises CallFailed. `sockets` gets its socket at once, so
     that an opening that hangs can be ended."""
@@ -144,8 +150,9 @@ class Opened:
 class Connections:
     """All that is open to one libvirt, from the opening to the end; used in the loop's thread."""
 
-    def __init__(self, uri: str | None, opened: Opened) -> None:
+    def __init__(self, uri: str | None, opened: Opened, *, keepalive: float) -> None:
         self._uri = uri
+        self._keepalive = keepalive
         self._main = opened.main
         self._watch = opened.watch
         self._watching = False
@@ -271,7 +278,7 @@ class Connections:
             self._watch.at_end(deregister)
             await in_thread(partial(self._watch.use, register), limit=CALL)
             self._watching = True
-            self._watch.keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+            self._watch.keep_alive(INTERVAL, unanswered(self._keepalive))
         self._main.at_end(deregister)
         await self.ask_main(register)
 

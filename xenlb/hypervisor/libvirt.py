@@ -33,6 +33,7 @@ from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.session import Known, Session
 from xenlb.hypervisor.threads import Stuck, in_thread
 from xenlb.model.events import Disconnected, GuestId, HypervisorEvent
+from xenlb.model.settings import KEEPALIVE
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 
 class LibvirtSource:
-    """`uri` None is libvirt's own default; its guests then bear the URI `default`.
+    """`uri` None is libvirt's own default; its guests then bear the URI `default`. A daemon that
+    is silent for `keepalive` seconds counts as lost; a change counts from the next connection on
+    (libvirt sets it once for each).
 
     `emit` is called in the loop's thread.
     """
@@ -54,11 +57,14 @@ class LibvirtSource:
         uri: str | None,
         emit: Callable[[HypervisorEvent], None],
         clock: Callable[[], float],
+        *,
+        keepalive: float = KEEPALIVE,
     ) -> None:
         self.uri = uri if uri is not None else "default"
         self._libvirt_uri = uri
         self._emit = emit
         self._clock = clock
+        self.keepalive = keepalive
         self._known = Known()
         self._session: Session | None = None
         self._opening: asyncio.Task[Opened] | None = None
@@ -166,7 +172,7 @@ class LibvirtSource:
     async def _serve(self, opened: Opened) -> str:
         """Until the connection is lost; why. Raises CallFailed or Stuck."""
         session = Session(
-            Connections(self._libvirt_uri, opened),
+            Connections(self._libvirt_uri, opened, keepalive=self.keepalive),
             uri=self.uri,
             emit=self._emit,
             clock=self._clock,

@@ -187,13 +187,17 @@ class Director:
     sysctls: SysctlPolicy = SysctlPolicy.IPVS
 
 
+KEEPALIVE = 8.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A whole configuration. `uris` empty: libvirt's own default. `networks`: where addresses
-    that guests report may lie, besides the networks of this host's interfaces. `listen`: where
-    guests may say by TCP that they leave."""
+    """A whole configuration. `uris` empty: libvirt's own default. `keepalive`: seconds that a
+    libvirtd may say nothing. `networks`: where addresses that guests report may lie, besides the
+    networks of this host's interfaces. `listen`: where guests may say by TCP that they leave."""
 
     uris: tuple[str, ...] = ()
+    keepalive: float = KEEPALIVE
     networks: tuple[IPNetwork, ...] = ()
     listen: tuple[IPAddress, int] | None = None
     director: Director = field(default_factory=Director)

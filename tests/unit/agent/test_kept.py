@@ -25,7 +25,7 @@ from xenlb.model.side import GuestSide
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = [ROOT / "etc/xenlb.yaml", *sorted((ROOT / "etc/examples").glob("*.yaml"))]
 EVERYTHING = """\
-libvirt: {uris: ["xen:///system", "lxc:///system"]}
+libvirt: {uris: ["xen:///system", "lxc:///system"], keepalive: 20s}
 guests: {networks: [10.0.0.0/8, "2001:db8::/64"], listen: "[2001:db8::1]:7371"}
 director: {interface: eth1, addresses: leave, sysctls: apply}
 services:
@@ -108,6 +108,7 @@ def test_no_field_is_forgotten() -> None:
     assert [name for name, values in told.items() if len(values) < 2] == []
     assert {field.name for field in fields(Settings)} == {
         "uris",
+        "keepalive",
         "networks",
         "listen",
         "director",

@@ -14,7 +14,8 @@ from xenlb.hypervisor.hooks import HookCall
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.model.events import Died, Event, GuestId
 from xenlb.model.guest import Guest
-from xenlb.model.state import State
+from xenlb.model.settings import Settings
+from xenlb.model.state import Link, State
 from xenlb.sources import Sources, is_local_xen
 
 LXC, QEMU, FAR = "lxc:///", "qemu:///system", "lxc+ssh://dom0b/"
@@ -98,5 +99,20 @@ def test_what_guests_say_is_taken_before_it_is_answered(tmp_path: Path) -> None:
             assert desk.weights()["10.0.0.11"] == 1
             assert not await sources.said(UUID(int=2), "leaving"), "it does not run"
             assert not await sources.said(UUID(int=9), "leaving"), "nobody knows it"
+
+    asyncio.run(story())
+
+
+def test_a_changed_keepalive_reaches_the_source(tmp_path: Path) -> None:
+    async def story() -> None:
+        agent = Agent(config=tmp_path / "x", state_file=tmp_path / "s", kernel=FakeKernel())
+        sources = Sources(agent)
+        for keepalive in (8.0, 60.0):
+            before = agent.state
+            settings = Settings(uris=("test:///default",), keepalive=keepalive)
+            agent.state = State(settings=settings, links={"test:///default": Link(since=0.0)})
+            sources.follow(before, agent.state)
+            assert sources.libvirts["test:///default"].keepalive == keepalive
+        await sources.stop()
 
     asyncio.run(story())

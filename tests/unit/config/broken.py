@@ -654,6 +654,15 @@ services: {}
 libvirt: {uris: [1]} #!
 -----
 services: {}
+libvirt: {keepalive: 3s} #!
+-----
+services: {}
+libvirt: {keepalive: 11m} #!
+-----
+services: {}
+libvirt: {keepalive: 8} #!
+-----
+services: {}
 libvirt:
   uris:
     - xen:///system

@@ -75,7 +75,7 @@ def one(keys: str, defaults: str = "{}") -> ServiceSettings:
 
 def test_everything_said() -> None:
     text = """\
-libvirt: {uris: ["xen:///system", "xen+ssh://root@dom0b/system"]}
+libvirt: {uris: ["xen:///system", "xen+ssh://root@dom0b/system"], keepalive: 30s}
 guests: {networks: [10.0.0.0/24], listen: "10.0.0.1:7371"}
 director: {interface: br0, addresses: leave, sysctls: apply}
 services:
@@ -107,6 +107,7 @@ services:
 """
     assert parse(text, "xenlb.yaml") == Settings(
         uris=("xen:///system", "xen+ssh://root@dom0b/system"),
+        keepalive=30.0,
         networks=(IPv4Network("10.0.0.0/24"),),
         listen=(IPv4Address("10.0.0.1"), 7371),
         director=Director(

@@ -67,7 +67,7 @@ async def main(rounds: int, folder: Path) -> None:
     daemon = Daemon(folder)
     daemon.start()
     events: list[HypervisorEvent] = []
-    source = LibvirtSource(daemon.uri, events.append, clock)
+    source = LibvirtSource(daemon.uri, events.append, clock, keepalive=2)
     running = asyncio.create_task(source.run())
     work = [asyncio.create_task(_ask(source)) for _ in range(CALLERS)]
     work += [asyncio.create_task(_list(source)), asyncio.create_task(_churn(daemon))]
@@ -96,6 +96,6 @@ async def main(rounds: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    connections.KEEPALIVE_INTERVAL, connections.KEEPALIVE_COUNT = 1, 1
+    connections.INTERVAL = 1
     source_module.SHORTEST_PAUSE = 0.05
     asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))

@@ -19,6 +19,7 @@ from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.threads import Stuck
 from xenlb.model.events import Disconnected, GuestId, HypervisorEvent, Listed, Paused, Stopped
+from xenlb.model.settings import KEEPALIVE
 
 pytestmark = pytest.mark.skipif(
     not os.path.exists(BINARY), reason="libvirtd is missing (apt install libvirt-daemon)"
@@ -37,8 +38,10 @@ def daemon(short: Path) -> Iterator[Daemon]:
 
 
 @asynccontextmanager
-async def running(uri: str, events: list[HypervisorEvent]) -> AsyncIterator[LibvirtSource]:
-    source = LibvirtSource(uri, events.append, clock)
+async def running(
+    uri: str, events: list[HypervisorEvent], *, keepalive: float = KEEPALIVE
+) -> AsyncIterator[LibvirtSource]:
+    source = LibvirtSource(uri, events.append, clock, keepalive=keepalive)
     task = asyncio.create_task(source.run())
     await until(lambda: source.connected, "connected")
     yield source
@@ -154,11 +157,10 @@ def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None
 def test_lost_connection_ends_every_call_and_those_that_wait(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "KEEPALIVE_INTERVAL", 1)
-    monkeypatch.setattr(connections, "KEEPALIVE_COUNT", 1)
+    monkeypatch.setattr(connections, "INTERVAL", 1)
 
     async def main() -> None:
-        async with running(daemon.uri, []) as source:
+        async with running(daemon.uri, [], keepalive=2) as source:
             gate = Gate()
             gate.go.set()
             await source.ask(gate)
@@ -174,6 +176,31 @@ def test_lost_connection_ends_every_call_and_those_that_wait(
             assert len(await source.live_ids()) == 1
 
     run(main)
+
+
+def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing that happens after it is missed, nor told by a listing instead."""
+    monkeypatch.setattr(connections, "INTERVAL", 1)
+
+    async def main() -> None:
+        events: list[HypervisorEvent] = []
+        async with running(daemon.uri, events, keepalive=60) as source:
+            daemon.signal(signal.SIGSTOP)
+            await asyncio.sleep(4)  # with keepalive=2 it is lost by then: the test before
+            assert source.connected
+            daemon.signal(signal.SIGCONT)
+            await asyncio.to_thread(daemon.virsh, "suspend test")
+            await until(lambda: any(isinstance(e, Paused) for e in events), "the event")
+        assert [type(event) for event in events] == [Listed, Paused]
+
+    run(main)
+
+
+@pytest.mark.parametrize(("keepalive", "pings"), [(4, 1), (8, 3), (9, 3), (30, 14), (600, 299)])
+def test_how_many_pings_may_stay_unanswered(keepalive: float, pings: int) -> None:
+    assert connections.unanswered(keepalive) == pings
 
 
 def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:

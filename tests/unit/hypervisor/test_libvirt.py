@@ -38,6 +38,7 @@ from xenlb.model.events import (
     Stopped,
     Undefined,
 )
+from xenlb.model.settings import KEEPALIVE
 
 ROOT = Path(__file__).parents[3]
 UUID_OF_TEST = UUID("6695eb01-f6a4-8304-79aa-97f2502e193f")
@@ -54,9 +55,9 @@ def _idle() -> bool:
 
 
 class Running:
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, keepalive: float = KEEPALIVE) -> None:
         self.events: list[HypervisorEvent] = []
-        self.source = LibvirtSource(uri, self.events.append, clock)
+        self.source = LibvirtSource(uri, self.events.append, clock, keepalive=keepalive)
         self.guest = GuestId(uri=uri, uuid=UUID_OF_TEST)
         self.task: asyncio.Task[None] | None = None
         self.hung = False
@@ -280,12 +281,11 @@ def test_hung_daemon_is_noticed_and_found_again(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A daemon on a busy machine may be slow for a second or two, and has not hung yet.
-    monkeypatch.setattr(connections, "KEEPALIVE_INTERVAL", 1)
-    monkeypatch.setattr(connections, "KEEPALIVE_COUNT", 3)
+    monkeypatch.setattr(connections, "INTERVAL", 1)
     daemon.start()
 
     async def main() -> None:
-        async with Running(daemon.uri) as it:
+        async with Running(daemon.uri, keepalive=4) as it:
             monkeypatch.setattr(source_module, "CONNECT", 0.5)
             threads = threading.active_count()
             daemon.signal(signal.SIGSTOP)
@@ -309,7 +309,7 @@ def test_hung_daemon_is_noticed_and_found_again(
 def test_daemon_that_hangs_in_the_first_listing_is_noticed(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "KEEPALIVE_INTERVAL", 1)
+    monkeypatch.setattr(connections, "INTERVAL", 1)
     daemon.start()
     list_domains = listing.list_domains
 
@@ -320,7 +320,7 @@ def test_daemon_that_hangs_in_the_first_listing_is_noticed(
     monkeypatch.setattr(listing, "list_domains", hang)
 
     async def main() -> None:
-        it = Running(daemon.uri)
+        it = Running(daemon.uri, keepalive=4)
         task = asyncio.create_task(it.source.run())
         lost = await it.seen(Disconnected)
         assert "keepalive" in lost.reason
