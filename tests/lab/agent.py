@@ -102,7 +102,7 @@ class LabAgent:
         self, name: str, what: Callable[[dict[str, Any]], bool], timeout: float = 60
     ) -> dict[str, Any]:
         """Waits until that server of the status is as `what` says, and returns it."""
-        until = time.monotonic() + timeout
+        until = time.monotonic() + timeout * self.lab.patience
         server: dict[str, Any] | None = None
         while time.monotonic() < until:
             server = self.servers().get(name)

@@ -1,6 +1,6 @@
 """Rounds of taking a guest down under load, and what the clients noticed: the point of it all.
 
-A stage is a lab with two Debian guests behind a service, a client that asks RATE times a second
+A stage is a lab with two Debian guests behind a service, a client that asks many times a second
 (each a new connection, no retry, source ports that come round every few seconds) and never has
 fewer than DOWNLOADS downloads of 10 s under way. A round takes one of the two guests down in
 one of the WAYS, waits until it is gone (or back), starts it again, and goes on with the other. The
@@ -22,11 +22,10 @@ from tests.lab.host import LabError, LabHost, Result
 from tests.lab.netns import NetNs
 
 VIP = "192.0.2.10"
-RATE = 100
 DOWNLOADS = 5
-# Two thousand ports at a hundred requests a second: each comes round every twenty seconds, well
-# within the 120 s that IPVS remembers a connection in FIN_WAIT.
-PORTS = "20000-21999"
+# Seconds until a client's port comes round: well within the 120 s that IPVS remembers a connection
+# in FIN_WAIT.
+PORTS_COME_ROUND = 20
 
 CONFIG = """\
 libvirt: {{uris: ["{uri}"], keepalive: 3m}}
@@ -60,13 +59,14 @@ class Guest(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """`agent` None: a peer does what it can. `wait_serving` waits until a guest is in service.
-    `timeout`: seconds that a request may take."""
+    `rate`: requests a second; `timeout`: seconds that one may take."""
 
     lab: LabHost
     guests: tuple[Guest, Guest]
     client: NetNs
     agent: LabAgent | None
     wait_serving: Callable[[Guest], None]
+    rate: int = 100
     timeout: float = 2.0
     patience: float = 120.0
 
@@ -172,7 +172,11 @@ def load(stage: Stage) -> Iterator[dict[str, Any]]:
     """Steady load while the context is entered; its summary fills the dictionary at the end."""
     summary: dict[str, Any] = {}
     running = stage.client.load(
-        f"{VIP}:80", rate=RATE, timeout=stage.timeout, reuse_ports=PORTS, downloads=DOWNLOADS
+        f"{VIP}:80",
+        rate=stage.rate,
+        timeout=stage.timeout,
+        reuse_ports=f"20000-{20000 + PORTS_COME_ROUND * stage.rate - 1}",
+        downloads=DOWNLOADS,
     )
     try:
         time.sleep(2)

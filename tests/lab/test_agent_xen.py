@@ -275,7 +275,7 @@ def test_a_guest_joins_when_it_serves_which_is_later_than_started(dom0: Dom0) ->
         assert not entry["in_table"]
         assert dom0.kernel() == {"10.0.0.11": 1}
 
-    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=10)
+    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=30)
     mark = dom0.observer.mark()
     added = dom0.boot(web2, meanwhile=look)
     passed = dom0.observer.wait_journal(mark, "web2: check", "10.0.0.12", "passes")
@@ -333,7 +333,7 @@ def test_a_guest_that_is_saved_leaves_and_comes_back_when_it_is_restored(dom0: D
 def test_a_rebooted_guest_is_back_when_it_serves_again(dom0: Dom0) -> None:
     web2 = dom0.guests["web2"]
     dom0.ensure(web2)
-    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=10)
+    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=30)
     mark = dom0.observer.mark()
     before = web2.domid()
     result = web2.reboot()
@@ -363,7 +363,7 @@ def test_a_rebooted_guest_is_back_when_it_serves_again(dom0: Dom0) -> None:
 def test_a_shutdown_drains_at_the_request_and_removes_at_the_death(dom0: Dom0) -> None:
     web2 = dom0.guests["web2"]
     dom0.ensure(web2)
-    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=10)
+    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=30)
     served_by_both(dom0, load)
     mark = dom0.observer.mark()
     result = web2.shutdown()
@@ -510,7 +510,7 @@ def test_kill_9_leaves_a_leaving_guest_at_weight_0_and_everything_else_alone(dom
     dom0.quiesced(mark, brief, result, "virsh shutdown")
     before, table = dom0.expect(brief, "draining", 0), dom0.agent.table()
     first = show(dom0.lab, "MainPID")["MainPID"]
-    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=10)
+    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=30)
     mark = dom0.observer.mark()
     dom0.agent.kill()
     dom0.observer.wait_journal(mark, "configuration loaded")
@@ -569,7 +569,7 @@ def test_the_agent_outlives_libvirtd_and_does_not_need_it_to_start(dom0: Dom0) -
     lab, agent, observer = dom0.lab, dom0.agent, dom0.observer
     brief = dom0.guests["brief"]
     table = agent.table()
-    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=10)
+    load = dom0.client.load(f"{WEB}:80", rate=5, timeout=30)
     mark = observer.mark()
     agent.stop()
     lab.run(f"systemctl stop {LIBVIRTD}")

@@ -21,6 +21,8 @@ EXECD = Path(__file__).with_name("execd.py")
 class Here(LabHost):
     """A "lab" that is a child process on this machine."""
 
+    patience = 1.0
+
     def __init__(self) -> None:
         super().__init__("here")
         self.child: subprocess.Popen[str] | None = None

@@ -87,7 +87,7 @@ class Observer:
         wanted: str = "",
     ) -> Seen:
         """The first such line since a mark, as soon as there is one."""
-        until = time.monotonic() + timeout
+        until = time.monotonic() + timeout * self.lab.patience
         looked = since
         while True:
             self._read()

@@ -67,6 +67,8 @@ class Client(NetNs):
 class XenLab(DebianGuests[DebianGuest]):
     """See the package's docstring. One needs about 3 GiB of memory and a core of its own."""
 
+    patience = 4.0
+
     def __init__(
         self,
         name: str = "xen",
