@@ -25,7 +25,7 @@ INIT = HERE / "qemu-init"
 METAPACKAGE = "linux-image-cloud-amd64"
 BUSYBOX = Path("/bin/busybox")
 # In the order of their loading; what they depend on comes with them.
-MODULES = ("virtio_pci", "virtio_net", "virtio_console", "button", "evdev")
+MODULES = ("virtio_pci", "virtio_net", "virtio_console", "button", "evdev", "qemu_fw_cfg")
 LZ4_MAGIC = b"\x02\x21\x4c\x18"
 
 NEEDS = {
