@@ -80,7 +80,8 @@ async def main(uri: str, *, hooks: bool) -> None:
         if finder is not None:
             finder.interest(RUNNING)
 
-    libvirt = LibvirtSource(uri, emit, clock)
+    # An emulated Dom0 stands still for seconds; what is listened to are events, not a listing.
+    libvirt = LibvirtSource(uri, emit, clock, keepalive=180)
     xenstore = XenstoreSource(uri, emit, clock, find_dead=libvirt.find_dead)
     on_xen = uri.startswith("xen:")
     finder = AddressFinder(emit, clock, {uri: libvirt}, {uri: xenstore} if on_xen else {})

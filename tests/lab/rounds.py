@@ -37,7 +37,7 @@ services:
     ports: [80]
     scheduler: rr
     forwarding: {method}
-    check: {{type: tcp, interval: 1s, timeout: 900ms}}
+    check: {{type: tcp, {check}}}
     drain: {{timeout: 60s}}
     servers:
       - {{guest: web1, address: 10.0.0.11}}

@@ -22,7 +22,13 @@ UNIT = "xenlb-hold.service"
 def uml_stage(lab: UmlLab, method: str, *, hold: bool) -> Stage:
     """With xenlb, run from the checkout."""
     lab.start_libvirtd()
-    config = rounds.CONFIG.format(uri="lxc:///", guests=LISTEN, method=method, vip=VIP)
+    config = rounds.CONFIG.format(
+        uri="lxc:///",
+        guests=LISTEN,
+        method=method,
+        vip=VIP,
+        check="interval: 1s, timeout: 900ms",
+    )
     agent = LabAgent(lab, config)
     agent.start()
     guests = _uml_guests(lab, method)
@@ -58,7 +64,13 @@ def _render_into(lab: UmlLab, agent: LabAgent, guest: DebianGuest) -> None:
 def xen_stage(lab: XenLab, method: str, *, hold: bool) -> Stage:
     """With xenlb as the installed service. The guests' files are in memory and come with each
     boot, so the hold is rendered before the domain is defined for good."""
-    config = rounds.CONFIG.format(uri="xen:///system", guests="", method=method, vip=VIP)
+    config = rounds.CONFIG.format(
+        uri="xen:///system",
+        guests="",
+        method=method,
+        vip=VIP,
+        check="interval: 5s, timeout: 4s",
+    )
     agent = ServiceAgent(lab, config)
     agent.start(ready=120)
     vip = VIP if method == "gatewaying" else None
@@ -73,7 +85,7 @@ def xen_stage(lab: XenLab, method: str, *, hold: bool) -> Stage:
     first, second = guests
     # While Xen builds or buries a domain, the emulated Dom0 stands still for up to two seconds.
     # With two busy loops beside it on the machine's two cores, 100 requests a second filled it: it
-    # stood still for 15 s.
+    # stood still for 15 s. Checks are slower for the same reason.
     return _ready(lab, (first, second), agent, rate=20, timeout=30.0)
 
 

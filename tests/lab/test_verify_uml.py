@@ -194,7 +194,7 @@ def test_what_debian_guests_show_of_themselves(uml: UmlLab) -> None:
     for guest in guests:
         guest.wait_serving()
         # sysvinit starts the lab's shell after all scripts.
-        uml.run(guest_shell.knock(guest.address, 7001, timeout=60), timeout=90)
+        assert guest_shell.answers(uml, guest.address, 7001, timeout=60)
         guest.write("/tmp/observe.sh", observe_script(Needs(), interfaces=["eth0"]))
         states[guest.name] = observed(guest.run("sh /tmp/observe.sh </dev/null").out.encode())
     systemd, sysvinit = states["seen-systemd"], states["seen-sysvinit"]

@@ -6,14 +6,17 @@ import base64
 import shlex
 from pathlib import Path
 
+from tests.lab.host import LabHost
+
 GUEST_SH = str(Path(__file__).resolve().parents[1] / "guest-sh")
 
 
-def knock(address: str, port: int, *, timeout: float) -> list[str]:
-    """Ends when a TCP connection there succeeds; 124 after `timeout` seconds."""
+def answers(lab: LabHost, address: str, port: int, *, timeout: float) -> bool:
+    """Waits until a TCP connection from the host to there succeeds."""
     # In one process: a probe that forks anew each time would take the CPU the guest boots on.
     loop = f"until exec 3<>/dev/tcp/{address}/{port}; do sleep 0.1; done 2>/dev/null"
-    return ["timeout", str(timeout), "bash", "-c", loop]
+    command = ["timeout", str(timeout * lab.patience), "bash", "-c", loop]
+    return lab.run(command, timeout=timeout + 30, check=False).rc == 0
 
 
 def write(path: str, data: str | bytes, *, mode: int) -> str:

@@ -53,7 +53,8 @@ class Keys:
 def run(lab: LabHost, address: str, command: str) -> str:
     """The output of a command in a guest, by ssh as an operator types it on the host; sshd may yet
     have to start."""
-    lab.run(guest_shell.knock(address, 22, timeout=120), timeout=150)
+    if not guest_shell.answers(lab, address, 22, timeout=120):
+        raise LabError(f"no sshd answers at {address}")
     # BatchMode makes a question an error.
     return lab.run(["ssh", "-o", "BatchMode=yes", f"root@{address}", command], timeout=180).out
 

@@ -128,11 +128,10 @@ class DebianGuest(Guest):
 
     def wait_serving(self, timeout: float = 60) -> None:
         """Until its first port takes a connection from the director."""
-        command = guest_shell.knock(self.address, self.port, timeout=timeout)
-        if self.lab.run(command, timeout=timeout + 30, check=False).rc != 0:
+        if not guest_shell.answers(self.lab, self.address, self.port, timeout=timeout):
             raise LabError(
                 f"guest {self.name} does not serve {self.address} port {self.port} after "
-                f"{timeout:.0f} s; its journal ends:\n{last_lines(self.log())}"
+                f"{timeout * self.lab.patience:.0f} s; its journal ends:\n{last_lines(self.log())}"
             )
 
     def wait_rebooted(self, before: int | None, timeout: float = 60) -> None:

@@ -184,12 +184,10 @@ class Guest:
 
     def wait_serving(self, timeout: float = 180) -> None:
         """Until its first port takes a connection from Dom0."""
-        command = guest_shell.knock(self.address, self.port, timeout=timeout)
-        result = self.lab.run(command, timeout=timeout + 30, check=False)
-        if result.rc != 0:
+        if not guest_shell.answers(self.lab, self.address, self.port, timeout=timeout):
             raise LabError(
                 f"guest {self.name} does not serve {self.address} port {self.port} after "
-                f"{timeout:.0f} s; its console ends:\n{self.log()[-2000:]}"
+                f"{timeout * self.lab.patience:.0f} s; its console ends:\n{self.log()[-2000:]}"
             )
 
     def wait_gone(self, timeout: float = 120) -> None:
