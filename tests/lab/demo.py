@@ -32,7 +32,7 @@ services:
     forwarding: masquerade
     servers: [{guest: "web*"}]
 """
-RATE = 20  # requests a second, each a new connection, 2 s timeout, no retry
+RATE = 20  # requests a second, each a new connection, no retry
 STAY = 6  # seconds that a guest still serves after it was asked to shut down
 
 
@@ -145,7 +145,7 @@ def play(stage: Stage, show: Show, *, drain_first: bool) -> int:
     show.indent(agent.xenlb("status").out)
 
     show.step(f"Traffic: {RATE} requests a second to {VIP}:80, each a new connection, no retries")
-    load = stage.client.load(f"{VIP}:80", rate=RATE)
+    load = stage.client.load(f"{VIP}:80", rate=RATE, timeout=10)
     time.sleep(3)
     show.indent(f"$ ipvsadm -Sn\n{agent.table()}")
 

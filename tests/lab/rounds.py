@@ -67,7 +67,7 @@ class Stage:
     agent: LabAgent | None
     wait_serving: Callable[[Guest], None]
     rate: int = 100
-    timeout: float = 2.0
+    timeout: float = 10.0
     patience: float = 120.0
 
 

@@ -103,7 +103,7 @@ def _ready(
     agent: LabAgent | None,
     *,
     rate: int = 100,
-    timeout: float = 2.0,
+    timeout: float = 10.0,
 ) -> Stage:
     def wait_serving(guest: rounds.Guest) -> None:
         if agent is not None:
