@@ -147,7 +147,7 @@ def _boots(stage: Stage, guest: Guest) -> int:
 
 def _start(guest: Guest) -> None:
     """libvirt on Xen says «shut off» a moment before it would start the domain again."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while True:
         try:
             guest.start()
