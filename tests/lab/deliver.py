@@ -12,9 +12,9 @@ from uuid import UUID
 
 import libvirt
 
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.reach import Target, look, reach
-from xenlb.guestside.tree import GuestFile, GuestLink, Wanted
+from xenlb.guestside.plan.tree import GuestFile, GuestLink, Wanted
+from xenlb.guestside.ways.channel import DeliveryError
+from xenlb.guestside.ways.reach import Target, look, reach
 from xenlb.model.side import Delivery, GuestSide
 
 

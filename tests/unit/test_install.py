@@ -74,9 +74,11 @@ def test_what_lands_where(staged: Path) -> None:
     for hook in HOOKS:
         assert (staged / hook).read_bytes() == (ROOT / "hooks/xenlb").read_bytes()
         assert os.access(staged / hook, os.X_OK)
-    (script,) = (base / "lib/xenlb").glob("lib/*/site-packages/xenlb/guestside/templates/hold.sh")
+    (script,) = (base / "lib/xenlb").glob(
+        "lib/*/site-packages/xenlb/guestside/files/templates/hold.sh"
+    )
     assert script.read_text().startswith("#!/bin/sh\n")
-    templates = ROOT / "xenlb/guestside/templates"
+    templates = ROOT / "xenlb/guestside/files/templates"
     assert tree(script.parent) == tree(templates)
     assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
     assert os.access(base / "sbin/xenlb", os.X_OK)

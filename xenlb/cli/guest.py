@@ -18,10 +18,10 @@ from xenlb.cli.render import image, render
 from xenlb.control.protocol import FAILED
 
 if TYPE_CHECKING:
-    from xenlb.guestside.install import Changed
-    from xenlb.guestside.reach import Reached
+    from xenlb.guestside.plan.install import Changed
+    from xenlb.guestside.seen.verdict import Difference
     from xenlb.guestside.subject import Subject
-    from xenlb.guestside.verdict import Difference
+    from xenlb.guestside.ways.reach import Reached
     from xenlb.guestside.work import Survey
 
 
@@ -165,7 +165,7 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
         return _ended(it, well="has nothing of xenlb but the programs of its image")
     from xenlb.cli import inside
     from xenlb.guestside import work
-    from xenlb.guestside.install import Changed
+    from xenlb.guestside.plan.install import Changed
 
     changed = Changed.DISCARD if force else Changed.KEEP
     found, reached = _surveyed(options, it, way, removing=changed)
@@ -207,7 +207,7 @@ def _surveyed(
 ) -> "tuple[Survey, Reached]":
     from xenlb.cli import inside
     from xenlb.guestside import work
-    from xenlb.guestside.reach import reach, target_of
+    from xenlb.guestside.ways.reach import reach, target_of
 
     async def survey() -> "tuple[Survey, Reached]":
         reached = await reach(target_of(it, root=way.root))
@@ -218,7 +218,7 @@ def _surveyed(
 
 
 def _changes(found: "Survey") -> list[str]:
-    from xenlb.guestside.differences import differences
+    from xenlb.guestside.plan.differences import differences
 
     lines = list(differences(found.look.plan, found.look.present))
     lines += list(found.look.plan.notes)

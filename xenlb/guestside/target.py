@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.facts import Facts, facts_of
-from xenlb.guestside.observed import Observed
-from xenlb.guestside.tree import Executor, File, Folder, Missing, Present
+from xenlb.guestside.files.facts import Facts, facts_of
+from xenlb.guestside.plan.tree import Executor, File, Folder, Missing, Present
+from xenlb.guestside.seen.observed import Observed
+from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.model.side import GuestSide, Init, System
 
 _INTERFACES = "etc/network/interfaces"

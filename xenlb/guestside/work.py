@@ -10,29 +10,29 @@ program made it, because guest.sh takes it for its own first.
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenlb.guestside.asking import observe_script
-from xenlb.guestside.channel import Channel, DeliveryError, Output
-from xenlb.guestside.compile import compile_needs
-from xenlb.guestside.differences import visible
-from xenlb.guestside.install import Changed
-from xenlb.guestside.needs import Needs
-from xenlb.guestside.observe import ObserveError, observed
-from xenlb.guestside.observed import Observed
-from xenlb.guestside.reach import Look, Reached, look
-from xenlb.guestside.render import render
-from xenlb.guestside.script import after_script, applied_script, removed_script
-from xenlb.guestside.subject import Subject
-from xenlb.guestside.systems import (
+from xenlb.guestside.files.render import render
+from xenlb.guestside.files.systems import (
     GUEST_SETTINGS,
     commands,
     removal_commands,
     settings_text,
     side_files,
 )
+from xenlb.guestside.needed.compile import compile_needs
+from xenlb.guestside.needed.needs import Needs
+from xenlb.guestside.plan.differences import visible
+from xenlb.guestside.plan.install import Changed
+from xenlb.guestside.plan.tree import File, Wanted
+from xenlb.guestside.script import after_script, applied_script, removed_script
+from xenlb.guestside.seen.asking import observe_script
+from xenlb.guestside.seen.observe import ObserveError, observed
+from xenlb.guestside.seen.observed import Observed
+from xenlb.guestside.seen.verdict import APPLY, Difference
+from xenlb.guestside.seen.verify import differences
+from xenlb.guestside.subject import Subject
 from xenlb.guestside.target import Target, of_files, of_observed
-from xenlb.guestside.tree import File, Wanted
-from xenlb.guestside.verdict import APPLY, Difference
-from xenlb.guestside.verify import differences
+from xenlb.guestside.ways.channel import Channel, DeliveryError, Output
+from xenlb.guestside.ways.reach import Look, Reached, look
 from xenlb.model.events import Verdict
 
 NO_SETTINGS = "xenlb 1\n"

@@ -1,0 +1,217 @@
+"""Which way leads into a guest: from what the configuration and libvirt say of it to an executor.
+
+And the two steps that every apply, plan and removal is made of, whatever the way: look, then do.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+import libvirt
+
+from xenlb.guestside.plan.install import Changed, Plan, asked, plan
+from xenlb.guestside.plan.manifest import MANIFEST, NOTHING, BadManifest, Manifest, parse
+from xenlb.guestside.plan.tree import Executor, File, Missing, Present, Wanted
+from xenlb.guestside.plan.under import CannotInstall
+from xenlb.guestside.subject import Subject
+from xenlb.guestside.ways import disks, guestagent
+from xenlb.guestside.ways.channel import Channel, DeliveryError
+from xenlb.guestside.ways.live import Live
+from xenlb.guestside.ways.offline import Offline, RootFolder
+from xenlb.guestside.ways.ssh import Ssh
+from xenlb.hypervisor.listing import CallFailed, asking
+from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.ipvs.table import IPAddress
+from xenlb.model.side import Delivery, GuestSide
+
+CALL = 30.0  # seconds
+
+T = TypeVar("T")
+
+
+class Domain(Protocol):
+    """libvirt.virDomain."""
+
+    def isActive(self) -> int: ...
+    def hasManagedSaveImage(self, flags: int = 0) -> int: ...
+    def XMLDesc(self, flags: int = 0) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A guest to reach. `address`: for ssh, where the configuration names no destination. `root`:
+    where the operator mounted its root file system; only for Delivery.ROOTFS."""
+
+    uri: str
+    uuid: UUID
+    name: str
+    side: GuestSide
+    address: IPAddress | None = None
+    root: str | None = None
+
+
+def target_of(subject: Subject, *, root: str | None = None) -> Target:
+    return Target(
+        uri=subject.uri,
+        uuid=subject.uuid,
+        name=subject.name,
+        side=subject.side,
+        address=subject.address,
+        root=root,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a guest has of xenlb's files, and what bringing in the wanted ones would do."""
+
+    plan: Plan
+    present: Present
+    installed: frozenset[str]  # paths that the manifest names
+
+
+async def look(
+    executor: Executor,
+    wanted: tuple[Wanted, ...],
+    *,
+    changed: Changed = Changed.KEEP,
+) -> Look:
+    """Changes nothing. `wanted` empty: what a removal would do. Raises DeliveryError."""
+    # Most often the manifest names nothing else than what is wanted; each reading by ssh is a
+    # connection of its own, which costs a busy guest more than all that is read.
+    ask = asked(wanted, NOTHING)
+    present = await executor.read(files=ask.files, folders=ask.folders)
+    try:
+        manifest = _manifest(present)
+        if (more := asked(wanted, manifest)) != ask:
+            present = await executor.read(files=more.files, folders=more.folders)
+            # That of the second reading: it belongs to the files that were read with it. Where it
+            # names others than the first, somebody is at work in there.
+            manifest = _manifest(present)
+            if asked(wanted, manifest) != more:
+                raise DeliveryError(
+                    "the guest's manifest changed while it was read", hint="try again in a moment"
+                )
+        return Look(
+            plan=plan(wanted, manifest, present, changed=changed),
+            present=present,
+            installed=frozenset(manifest.entries),
+        )
+    except CannotInstall as error:
+        raise DeliveryError(str(error)) from None
+
+
+def _manifest(present: Present) -> Manifest:
+    match present[MANIFEST]:
+        case Missing():
+            return NOTHING
+        case File(content=content):
+            try:
+                return parse(content)
+            except BadManifest as error:
+                why = str(error)
+        case _:
+            why = "it is not a file, or too large"
+    raise DeliveryError(
+        f"the guest's /{MANIFEST} cannot be used: {why}",
+        hint="look what it is; moved away, xenlb takes what it finds for the guest's own",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """`channel`: into a guest that runs; None: it is off."""
+
+    executor: Executor
+    channel: Channel | None = None
+
+
+async def reach(target: Target) -> Reached:
+    """The way into the guest that its configuration names. Raises DeliveryError."""
+    channel: Channel
+    match target.side.delivery:
+        case None:
+            raise DeliveryError(
+                f"the configuration does not say how to reach into {target.name}",
+                hint="set guest-side: delivery: to ssh, agent or rootfs",
+            )
+        case Delivery.SSH:
+            channel = Ssh(_destination(target))
+            return Reached(executor=Live(channel, name=target.name), channel=channel)
+        case Delivery.AGENT:
+            channel = guestagent.of_guest(target.uri, target.uuid, name=target.name)
+            return Reached(executor=Live(channel, name=target.name), channel=channel)
+        case Delivery.ROOTFS:
+            place = (
+                RootFolder(path=target.root)
+                if target.root is not None
+                else disks.place(await _definition(target), name=target.name, uri=target.uri)
+            )
+            off = Offline(place, name=target.name, still_off=still_off(target))
+            return Reached(executor=off)
+        case Delivery.XENSTORE:
+            raise DeliveryError(
+                f"{target.name} configures itself from the xenstore; nothing is brought into it",
+                hint="use ssh, agent or rootfs once, to install what reads the xenstore there",
+            )
+
+
+def _destination(target: Target) -> str:
+    if target.side.ssh is not None:
+        return target.side.ssh
+    if target.address is None:
+        raise DeliveryError(
+            f"no address of {target.name} is known", hint="start it, or set guest-side: ssh:"
+        )
+    return f"root@{target.address}"
+
+
+def still_off(target: Target) -> Callable[[], Awaitable[None]]:
+    """Asks libvirt now. What was saved to disk in the middle of its work is not off either."""
+
+    def ask(domain: Domain) -> tuple[bool, bool]:
+        if domain.isActive():
+            return True, False
+        try:
+            return False, bool(domain.hasManagedSaveImage(0))
+        except libvirt.libvirtError as error:
+            if CallFailed(error).unsupported:  # LXC saves nothing
+                return False, False
+            raise
+
+    async def check() -> None:
+        active, saved = await _asked(target, ask)
+        if active:
+            raise DeliveryError(
+                f"{target.name} runs; its files can be changed from outside only while it is off",
+                hint="shut it down first, or use delivery: ssh or agent",
+            )
+        if saved:
+            raise DeliveryError(
+                f"{target.name} is saved with its files open; they must not change meanwhile",
+                hint=f"start it and shut it down, or virsh managedsave-remove {target.name}",
+            )
+
+    return check
+
+
+async def _definition(target: Target) -> str:
+    return await _asked(target, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+async def _asked(target: Target, question: Callable[[Domain], T]) -> T:
+    def ask() -> T:
+        with asking():
+            connection = libvirt.open(None if target.uri == "default" else target.uri)
+            try:
+                return question(connection.lookupByUUIDString(str(target.uuid)))
+            finally:
+                connection.close()
+
+    try:
+        return await in_thread(ask, limit=CALL)
+    except Stuck:
+        raise DeliveryError(f"libvirt does not answer about {target.name}") from None
+    except CallFailed as error:
+        raise DeliveryError(f"libvirt was asked about {target.name}: {error}") from None
