@@ -207,10 +207,9 @@ def _surveyed(
 ) -> "tuple[Survey, Reached]":
     from xenlb.cli import inside
     from xenlb.guestside import work
-    from xenlb.guestside.ways.reach import reach, target_of
 
     async def survey() -> "tuple[Survey, Reached]":
-        reached = await reach(target_of(it, root=way.root))
+        reached = await work.way_into(it, root=way.root)
         found = await work.survey(it, reached, overrides=options.templates, removing=removing)
         return found, reached
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from xenlb.guestside.files.facts import Facts, facts_of
+from xenlb.guestside.files.facts import LOOPBACK_FILE, MANAGES_LOOPBACK, Facts, Link
 from xenlb.guestside.plan.tree import Executor, File, Folder, Missing, Present
 from xenlb.guestside.seen.observed import Observed
 from xenlb.guestside.ways.channel import DeliveryError
@@ -32,6 +32,31 @@ def of_observed(side: GuestSide, seen: Observed, *, name: str, container: bool) 
         raise _unknown_init(name)
     system = side.system or seen.system_of(side.interface)
     return Target(system=system, init=init, facts=facts_of(seen, container=container))
+
+
+def facts_of(observed: Observed, *, container: bool = False) -> Facts:
+    """As the guest shows them; that it is a container its host knows better."""
+    systems = observed.systems
+    loopback = systems.get("lo")
+    return Facts(
+        links=tuple(
+            Link(
+                interface=interface,
+                network_file=each.network_file,
+                address_routes=each.address_routes,
+            )
+            for interface, each in systems.items()
+            if interface != "lo"
+        ),
+        sources_interfaces_d=observed.interfaces_d,
+        # xenlb's own file says nothing of the guest's.
+        loopback_file=None
+        if loopback is None or loopback.network_file == LOOPBACK_FILE
+        else loopback.network_file,
+        netplan_by_manager=any(each.by_manager for each in systems.values()),
+        manager_version=observed.network_manager or MANAGES_LOOPBACK,
+        applies_sysctls=not container,
+    )
 
 
 async def of_files(side: GuestSide, executor: Executor, *, name: str, container: bool) -> Target:

@@ -1,10 +1,10 @@
 """What is done with the inside of one guest: looked at, applied, removed.
 
 A guest that runs is asked over a channel, one that is off is worked on as a tree of files
-(reach.py). Of one that runs three things are brought in line: its files (install.py); what is true
-in it now (guest.sh); and what its own programs know of their files (systems.commands). The settings
-in the guest say what it was given last; what of that is no longer wanted is taken away, whichever
-program made it, because guest.sh takes it for its own first.
+(ways/reach.py). Of one that runs three things are brought in line: its files (plan/install.py);
+what is true in it now (guest.sh); and what its own programs know of their files (systems.commands).
+The settings in the guest say what it was given last; what of that is no longer wanted is taken
+away, whichever program made it, because guest.sh takes it for its own first.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from xenlb.guestside.seen.verdict import APPLY, Difference
 from xenlb.guestside.seen.verify import differences
 from xenlb.guestside.subject import Subject
 from xenlb.guestside.target import Target, of_files, of_observed
+from xenlb.guestside.ways import reach
 from xenlb.guestside.ways.channel import Channel, DeliveryError, Output
 from xenlb.guestside.ways.reach import Look, Reached, look
 from xenlb.model.events import Verdict
@@ -75,6 +76,19 @@ def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:
         problem = "; ".join(each.message for each in missing)
         found.append(Verdict(service=place.service, problem=problem))
     return tuple(found)
+
+
+async def way_into(subject: Subject, *, root: str | None = None) -> Reached:
+    """`root`: where the operator mounted its root file system. Raises DeliveryError."""
+    target = reach.Target(
+        uri=subject.uri,
+        uuid=subject.uuid,
+        name=subject.name,
+        side=subject.side,
+        address=subject.address,
+        root=root,
+    )
+    return await reach.reach(target)
 
 
 async def see(subject: Subject, channel: Channel) -> Observed:

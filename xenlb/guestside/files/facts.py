@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from xenlb.guestside.seen.observed import Observed
-
 # What xenlb gives to networkd for lo, where the guest has no file of its own.
 LOOPBACK_FILE = "60-xenlb-lo.network"
 # The first NetworkManager that sets addresses of the loopback device.
@@ -47,28 +45,3 @@ class Facts:
     def link(self, interface: str) -> Link:
         found = (link for link in self.links if link.interface == interface)
         return next(found, Link(interface=interface))
-
-
-def facts_of(observed: Observed, *, container: bool = False) -> Facts:
-    """As the guest shows them; that it is a container its host knows better."""
-    systems = observed.systems
-    loopback = systems.get("lo")
-    return Facts(
-        links=tuple(
-            Link(
-                interface=interface,
-                network_file=each.network_file,
-                address_routes=each.address_routes,
-            )
-            for interface, each in systems.items()
-            if interface != "lo"
-        ),
-        sources_interfaces_d=observed.interfaces_d,
-        # xenlb's own file says nothing of the guest's.
-        loopback_file=None
-        if loopback is None or loopback.network_file == LOOPBACK_FILE
-        else loopback.network_file,
-        netplan_by_manager=any(each.by_manager for each in systems.values()),
-        manager_version=observed.network_manager or MANAGES_LOOPBACK,
-        applies_sysctls=not container,
-    )

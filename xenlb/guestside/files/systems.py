@@ -5,8 +5,8 @@ go to /etc/xenlb-guest.conf, too, and guest.sh keeps the guest to them. All, and
 guest.sh takes away what it made and no longer finds there, and what is there already it leaves
 alone.
 
-The files of each system are native.py's. How they come into the guest is delivery's, what is true
-in the guest, verification's.
+The files of each system are native.py's. How they come into the guest is the rooms' plan and ways,
+what is true in the guest, seen's.
 """
 
 from collections.abc import Iterator

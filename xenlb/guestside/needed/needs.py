@@ -1,8 +1,8 @@
 """What a guest needs for its services, as values: pure, and the same for every distribution.
 
-What follows from a service is in compile.py; how it is brought into a guest, the business of
-systems.py (files of the guest's own network configuration) and of templates/guest.sh (what no such
-file can say, and guests that have none); how a guest is held against it, of verify.py. No names of
+What follows from a service is in compile.py; how it is brought into a guest, the business of the
+room files (those of the guest's own network configuration, and guest.sh for what no such file can
+say, and guests that have none); how a guest is held against it, of the room seen. No names of
 guests or services get in: everything here is a number, an address, an interface's name, or a word
 of ours.
 """

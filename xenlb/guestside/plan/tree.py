@@ -1,7 +1,7 @@
 """PURE. What a guest should have, what is at its paths, and the operations between the two.
 
-Who reads and who performs them: live.py and offline.py. An operation is whole or not at all, and
-finding it done already is no error: after any number of them an apply can be broken off.
+Who reads and who performs them: ways/live.py and ways/offline.py. An operation is whole or not at
+all, and finding it done already is no error: after any number of them an apply can be broken off.
 """
 
 from collections.abc import Mapping
@@ -132,7 +132,7 @@ Operation = MakeFolder | Write | MakeLink | Delete | RemoveFolder
 
 
 class Executor(Protocol):
-    """Reads and changes a guest's files. Both raise DeliveryError (channel.py); when `perform`
+    """Reads and changes a guest's files. Both raise DeliveryError (ways/channel.py); when `perform`
     does, the operations before the one that failed are done."""
 
     async def read(self, *, files: tuple[str, ...], folders: tuple[str, ...]) -> Present:

@@ -1,4 +1,4 @@
-"""The state of a guest's network, as values: what it has, not what it should have (needs.py).
+"""The state of a guest's network, as values: what it has, not what it should have (needed/).
 
 It is read from the guest's own words by observe.py, and held against the needs by verify.py. Pure.
 """

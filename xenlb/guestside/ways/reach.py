@@ -14,7 +14,6 @@ from xenlb.guestside.plan.install import Changed, Plan, asked, plan
 from xenlb.guestside.plan.manifest import MANIFEST, NOTHING, BadManifest, Manifest, parse
 from xenlb.guestside.plan.tree import Executor, File, Missing, Present, Wanted
 from xenlb.guestside.plan.under import CannotInstall
-from xenlb.guestside.subject import Subject
 from xenlb.guestside.ways import disks, guestagent
 from xenlb.guestside.ways.channel import Channel, DeliveryError
 from xenlb.guestside.ways.live import Live
@@ -49,17 +48,6 @@ class Target:
     side: GuestSide
     address: IPAddress | None = None
     root: str | None = None
-
-
-def target_of(subject: Subject, *, root: str | None = None) -> Target:
-    return Target(
-        uri=subject.uri,
-        uuid=subject.uuid,
-        name=subject.name,
-        side=subject.side,
-        address=subject.address,
-        root=root,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,13 +26,14 @@ from tests.unit.guestside.needed.test_needs import CASES as METHODS
 from tests.unit.guestside.needed.test_needs import GATEWAYING, RULE, V4, V6, place
 from xenlb.config import parse
 from xenlb.guestside.directorside import director_files
-from xenlb.guestside.files.facts import LOOPBACK_FILE, Facts, Link, facts_of
+from xenlb.guestside.files.facts import LOOPBACK_FILE, Facts, Link
 from xenlb.guestside.files.render import TemplateError
 from xenlb.guestside.files.systems import commands, is_left, side_files
 from xenlb.guestside.needed.compile import NeedsError, compile_needs
 from xenlb.guestside.needed.needs import Needs, Route, Rule, ServiceAddress, Sysctl, settings_lines
 from xenlb.guestside.plan.tree import GuestFile, GuestLink
 from xenlb.guestside.seen.observed import NetworkSystem, Observed
+from xenlb.guestside.target import facts_of
 from xenlb.ipvs.table import Family
 from xenlb.model.side import Init, System
 
