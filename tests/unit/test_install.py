@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,21 @@ def test_what_lands_where(staged: Path) -> None:
     assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()
     rights = {path.stat().st_mode & 0o022 for path in staged.rglob("*") if not path.is_symlink()}
     assert rights == {0}, "somebody else may write"
+
+
+def test_a_wheel_has_what_is_no_python() -> None:
+    """`make install` copies the folder; pip takes what setup.cfg names."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packed = {
+        found
+        for package, patterns in setup["options.package_data"].items()
+        for pattern in patterns.split(", ")
+        for found in (ROOT / package.replace(".", "/")).glob(pattern)
+        if found.is_file()
+    }
+    files = {path for path in (ROOT / "xenlb").rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in {".py", ".pyc"}} == packed
 
 
 def test_nothing_knows_where_it_was_made(staged: Path) -> None:
