@@ -255,8 +255,8 @@ def _print_json(found: "Survey") -> None:
                 "guest": found.subject.name,
                 "uuid": str(found.subject.uuid),
                 "uri": found.subject.uri,
-                "system": found.target.system.value,
-                "init": found.target.init.value,
+                "system": found.platform.system.value,
+                "init": found.platform.init.value,
                 "files": [f"/{path}" for path in found.look.plan.paths],
                 "differences": [
                     {"message": each.message, "hint": each.hint} for each in found.differences

@@ -38,7 +38,7 @@ class Domain(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Whereabouts:
     """A guest to reach. `address`: for ssh, where the configuration names no destination. `root`:
     where the operator mounted its root file system; only for Delivery.ROOTFS."""
 
@@ -115,47 +115,47 @@ class Reached:
     channel: Channel | None = None
 
 
-async def reach(target: Target) -> Reached:
+async def reach(where: Whereabouts) -> Reached:
     """The way into the guest that its configuration names. Raises DeliveryError."""
     channel: Channel
-    match target.side.delivery:
+    match where.side.delivery:
         case None:
             raise DeliveryError(
-                f"the configuration does not say how to reach into {target.name}",
+                f"the configuration does not say how to reach into {where.name}",
                 hint="set guest-side: delivery: to ssh, agent or rootfs",
             )
         case Delivery.SSH:
-            channel = Ssh(_destination(target))
-            return Reached(executor=Live(channel, name=target.name), channel=channel)
+            channel = Ssh(_destination(where))
+            return Reached(executor=Live(channel, name=where.name), channel=channel)
         case Delivery.AGENT:
-            channel = guestagent.of_guest(target.uri, target.uuid, name=target.name)
-            return Reached(executor=Live(channel, name=target.name), channel=channel)
+            channel = guestagent.of_guest(where.uri, where.uuid, name=where.name)
+            return Reached(executor=Live(channel, name=where.name), channel=channel)
         case Delivery.ROOTFS:
             place = (
-                RootFolder(path=target.root)
-                if target.root is not None
-                else disks.place(await _definition(target), name=target.name, uri=target.uri)
+                RootFolder(path=where.root)
+                if where.root is not None
+                else disks.place(await _definition(where), name=where.name, uri=where.uri)
             )
-            off = Offline(place, name=target.name, still_off=still_off(target))
+            off = Offline(place, name=where.name, still_off=still_off(where))
             return Reached(executor=off)
         case Delivery.XENSTORE:
             raise DeliveryError(
-                f"{target.name} configures itself from the xenstore; nothing is brought into it",
+                f"{where.name} configures itself from the xenstore; nothing is brought into it",
                 hint="use ssh, agent or rootfs once, to install what reads the xenstore there",
             )
 
 
-def _destination(target: Target) -> str:
-    if target.side.ssh is not None:
-        return target.side.ssh
-    if target.address is None:
+def _destination(where: Whereabouts) -> str:
+    if where.side.ssh is not None:
+        return where.side.ssh
+    if where.address is None:
         raise DeliveryError(
-            f"no address of {target.name} is known", hint="start it, or set guest-side: ssh:"
+            f"no address of {where.name} is known", hint="start it, or set guest-side: ssh:"
         )
-    return f"root@{target.address}"
+    return f"root@{where.address}"
 
 
-def still_off(target: Target) -> Callable[[], Awaitable[None]]:
+def still_off(where: Whereabouts) -> Callable[[], Awaitable[None]]:
     """Asks libvirt now. What was saved to disk in the middle of its work is not off either."""
 
     def ask(domain: Domain) -> tuple[bool, bool]:
@@ -169,37 +169,37 @@ def still_off(target: Target) -> Callable[[], Awaitable[None]]:
             raise
 
     async def check() -> None:
-        active, saved = await _asked(target, ask)
+        active, saved = await _asked(where, ask)
         if active:
             raise DeliveryError(
-                f"{target.name} runs; its files can be changed from outside only while it is off",
+                f"{where.name} runs; its files can be changed from outside only while it is off",
                 hint="shut it down first, or use delivery: ssh or agent",
             )
         if saved:
             raise DeliveryError(
-                f"{target.name} is saved with its files open; they must not change meanwhile",
-                hint=f"start it and shut it down, or virsh managedsave-remove {target.name}",
+                f"{where.name} is saved with its files open; they must not change meanwhile",
+                hint=f"start it and shut it down, or virsh managedsave-remove {where.name}",
             )
 
     return check
 
 
-async def _definition(target: Target) -> str:
-    return await _asked(target, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+async def _definition(where: Whereabouts) -> str:
+    return await _asked(where, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
-async def _asked(target: Target, question: Callable[[Domain], T]) -> T:
+async def _asked(where: Whereabouts, question: Callable[[Domain], T]) -> T:
     def ask() -> T:
         with asking():
-            connection = libvirt.open(None if target.uri == "default" else target.uri)
+            connection = libvirt.open(None if where.uri == "default" else where.uri)
             try:
-                return question(connection.lookupByUUIDString(str(target.uuid)))
+                return question(connection.lookupByUUIDString(str(where.uuid)))
             finally:
                 connection.close()
 
     try:
         return await in_thread(ask, limit=CALL)
     except Stuck:
-        raise DeliveryError(f"libvirt does not answer about {target.name}") from None
+        raise DeliveryError(f"libvirt does not answer about {where.name}") from None
     except CallFailed as error:
-        raise DeliveryError(f"libvirt was asked about {target.name}: {error}") from None
+        raise DeliveryError(f"libvirt was asked about {where.name}: {error}") from None

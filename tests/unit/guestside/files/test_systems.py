@@ -32,8 +32,8 @@ from xenlb.guestside.files.systems import commands, is_left, side_files
 from xenlb.guestside.needed.compile import NeedsError, compile_needs
 from xenlb.guestside.needed.needs import Needs, Route, Rule, ServiceAddress, Sysctl, settings_lines
 from xenlb.guestside.plan.tree import GuestFile, GuestLink
+from xenlb.guestside.platform import facts_of
 from xenlb.guestside.seen.observed import NetworkSystem, Observed
-from xenlb.guestside.target import facts_of
 from xenlb.ipvs.table import Family
 from xenlb.model.side import Init, System
 

@@ -11,7 +11,7 @@ import pytest
 from xenlb.guestside.ways import disks
 from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.guestside.ways.offline import Disk, Offline, RootFolder
-from xenlb.guestside.ways.reach import Target, reach, still_off
+from xenlb.guestside.ways.reach import Whereabouts, reach, still_off
 from xenlb.model.side import Delivery, GuestSide
 
 TEST_URI = "test:///default"
@@ -25,13 +25,13 @@ def _quiet() -> Iterator[None]:
     libvirt.registerErrorHandler(None, None)
 
 
-def target(side: GuestSide, *, uuid: UUID = TEST_UUID) -> Target:
-    return Target(uri=TEST_URI, uuid=uuid, name="test", side=side)
+def where(side: GuestSide, *, uuid: UUID = TEST_UUID) -> Whereabouts:
+    return Whereabouts(uri=TEST_URI, uuid=uuid, name="test", side=side)
 
 
 def test_a_guest_that_runs_is_not_off() -> None:
     async def check(uuid: UUID) -> None:
-        await still_off(target(GuestSide(delivery=Delivery.ROOTFS), uuid=uuid))()
+        await still_off(where(GuestSide(delivery=Delivery.ROOTFS), uuid=uuid))()
 
     with pytest.raises(DeliveryError, match="test runs; its files"):
         asyncio.run(check(TEST_UUID))
@@ -50,13 +50,13 @@ def test_a_guest_that_runs_is_not_off() -> None:
 )
 def test_where_there_is_no_way(side: GuestSide, sentence: str) -> None:
     with pytest.raises(DeliveryError, match=sentence) as failed:
-        asyncio.run(reach(target(side)))
+        asyncio.run(reach(where(side)))
     assert failed.value.hint
 
 
 def test_a_folder_that_the_operator_mounted() -> None:
     side = GuestSide(delivery=Delivery.ROOTFS)
-    executor = asyncio.run(reach(replace(target(side), root="/mnt"))).executor
+    executor = asyncio.run(reach(replace(where(side), root="/mnt"))).executor
     assert isinstance(executor, Offline)
 
 

@@ -18,20 +18,20 @@ _SYSVINIT = "etc/inittab"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Platform:
     system: System
     init: Init
     facts: Facts
 
 
-def of_observed(side: GuestSide, seen: Observed, *, name: str, container: bool) -> Target:
+def of_observed(side: GuestSide, seen: Observed, *, name: str, container: bool) -> Platform:
     """Of a guest that runs. Raises DeliveryError where it does not show what starts its services,
     and nobody has said it."""
     init = side.init or seen.init
     if init is None:
         raise _unknown_init(name)
     system = side.system or seen.system_of(side.interface)
-    return Target(system=system, init=init, facts=facts_of(seen, container=container))
+    return Platform(system=system, init=init, facts=facts_of(seen, container=container))
 
 
 def facts_of(observed: Observed, *, container: bool = False) -> Facts:
@@ -59,7 +59,7 @@ def facts_of(observed: Observed, *, container: bool = False) -> Facts:
     )
 
 
-async def of_files(side: GuestSide, executor: Executor, *, name: str, container: bool) -> Target:
+async def of_files(side: GuestSide, executor: Executor, *, name: str, container: bool) -> Platform:
     """Of a guest that is off, by files that are there. Of networkd's files none says which is taken
     for an interface, so what would go beside it is left to guest.sh. Raises DeliveryError."""
     files = (_INTERFACES, _NETWORKD, _MANAGER, *_SYSTEMD, _SYSVINIT)
@@ -73,7 +73,7 @@ async def of_files(side: GuestSide, executor: Executor, *, name: str, container:
             init = Init.SYSVINIT
         else:
             raise _unknown_init(name)
-    return Target(
+    return Platform(
         system=side.system or _system(side, present, stanzas),
         init=init,
         facts=Facts(sources_interfaces_d="interfaces.d" in stanzas, applies_sysctls=not container),
