@@ -64,7 +64,7 @@ def side_files(
     if needs.network:
         # Also where nothing is left to guest.sh: it says to the next apply, and to a removal, what
         # the guest was given.
-        every.append(GuestFile(path=GUEST_SETTINGS, text=settings_text(needs)))
+        every.append(GuestFile(path=GUEST_SETTINGS, text=_settings(needs)))
     if left:
         every += _guest_script(init, files)
     if needs.hold is not None:
@@ -223,6 +223,11 @@ def _enabled(service: str) -> GuestLink:
 def settings_text(needs: Needs) -> str:
     """The settings of guest.sh. Raises TemplateError."""
     _check(needs)
+    return _settings(needs)
+
+
+def _settings(needs: Needs) -> str:
+    """Of needs that were looked at."""
     return "\n".join(("xenlb 1", *settings_lines(needs))) + "\n"
 
 

@@ -28,7 +28,7 @@ from xenlb.config import parse
 from xenlb.guestside.directorside import director_files
 from xenlb.guestside.files.facts import LOOPBACK_FILE, Facts, Link
 from xenlb.guestside.files.render import TemplateError
-from xenlb.guestside.files.systems import commands, is_left, side_files
+from xenlb.guestside.files.systems import commands, is_left, settings_text, side_files
 from xenlb.guestside.needed.compile import NeedsError, compile_needs
 from xenlb.guestside.needed.needs import Needs, Route, Rule, ServiceAddress, Sysctl, settings_lines
 from xenlb.guestside.plan.tree import GuestFile, GuestLink
@@ -373,6 +373,9 @@ def refused(text: str) -> None:
             side(needs, system, facts=facts)
         assert len(str(error.value)) < 300
         assert str(error.value).isprintable()
+    for needs in hostile_needs(text):
+        with pytest.raises(TemplateError):
+            settings_text(needs)
 
 
 def test_the_director_is_asked_for_what_is_not_known() -> None:
