@@ -14,7 +14,8 @@ import libvirt
 
 from xenlb.guestside.plan.tree import GuestFile, GuestLink, Wanted
 from xenlb.guestside.ways.channel import DeliveryError
-from xenlb.guestside.ways.reach import Whereabouts, look, reach
+from xenlb.guestside.ways.look import look
+from xenlb.guestside.ways.reach import Whereabouts, reach
 from xenlb.model.side import Delivery, GuestSide
 
 

@@ -19,7 +19,7 @@ from xenlb.control.protocol import FAILED
 
 if TYPE_CHECKING:
     from xenlb.guestside.plan.install import Changed
-    from xenlb.guestside.seen.verdict import Difference
+    from xenlb.guestside.seen.difference import Difference
     from xenlb.guestside.subject import Subject
     from xenlb.guestside.ways.reach import Reached
     from xenlb.guestside.work import Survey
@@ -217,7 +217,7 @@ def _surveyed(
 
 
 def _changes(found: "Survey") -> list[str]:
-    from xenlb.guestside.plan.differences import differences
+    from xenlb.guestside.plan.preview import differences
 
     lines = list(differences(found.look.plan, found.look.present))
     lines += list(found.look.plan.notes)

@@ -97,7 +97,7 @@ def check_place(output: Path | None, *, as_tar: bool) -> None:
 
 
 def write(files: "Sequence[Wanted]", output: Path | None, *, as_tar: bool) -> None:
-    from xenlb.guestside.files.files import archive, write_tree
+    from xenlb.guestside.files.export import archive, write_tree
 
     if as_tar:
         sys.stdout.buffer.write(archive(files))

@@ -7,7 +7,7 @@ from typing import TypeVar
 from xenlb.cli import inside
 from xenlb.cli.options import Failure
 from xenlb.guestside import selfmade
-from xenlb.guestside.plan.differences import visible
+from xenlb.guestside.plan.preview import visible
 from xenlb.guestside.subject import Subject
 from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.guestside.work import NO_SETTINGS

@@ -8,7 +8,7 @@ from typing import assert_never
 from xenlb.director.sysctls import PERSISTED, kernel_version, needed, persisted
 from xenlb.guestside.files import native
 from xenlb.guestside.files.facts import Facts
-from xenlb.guestside.files.files import OVERRIDES
+from xenlb.guestside.files.render import OVERRIDES
 from xenlb.guestside.needed.compile import NeedsError
 from xenlb.guestside.plan.tree import GuestFile
 from xenlb.ipvs.table import IPAddress

@@ -10,6 +10,7 @@ away, whichever program made it, because guest.sh takes it for its own first.
 from dataclasses import dataclass
 from pathlib import Path
 
+from xenlb.guestside.applyscript import after_script, applied_script, removed_script
 from xenlb.guestside.files.render import render
 from xenlb.guestside.files.systems import (
     GUEST_SETTINGS,
@@ -20,20 +21,20 @@ from xenlb.guestside.files.systems import (
 )
 from xenlb.guestside.needed.compile import compile_needs
 from xenlb.guestside.needed.needs import Needs
-from xenlb.guestside.plan.differences import visible
 from xenlb.guestside.plan.install import Changed
+from xenlb.guestside.plan.preview import visible
 from xenlb.guestside.plan.tree import File, Wanted
 from xenlb.guestside.platform import Platform, of_files, of_observed
-from xenlb.guestside.script import after_script, applied_script, removed_script
 from xenlb.guestside.seen.asking import observe_script
+from xenlb.guestside.seen.difference import APPLY, Difference
 from xenlb.guestside.seen.observe import ObserveError, observed
 from xenlb.guestside.seen.observed import Observed
-from xenlb.guestside.seen.verdict import APPLY, Difference
 from xenlb.guestside.seen.verify import differences
 from xenlb.guestside.subject import Subject
 from xenlb.guestside.ways import reach
 from xenlb.guestside.ways.channel import Channel, DeliveryError, Output
-from xenlb.guestside.ways.reach import Look, Reached, look
+from xenlb.guestside.ways.look import Look, look
+from xenlb.guestside.ways.reach import Reached
 from xenlb.model.events import Verdict
 
 NO_SETTINGS = "xenlb 1\n"

@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+OVERRIDES = Path("/etc/xenlb/templates")
 LONGEST = 128  # characters of a value; a sysctl of an interface is the longest there is
 _WORD = re.compile(r"(?!-)[A-Za-z0-9._:/@-]{1,128}")
 

@@ -18,8 +18,8 @@ from uuid import UUID
 
 from xenlb.guestside.files import native
 from xenlb.guestside.files.facts import MANAGES_LOOPBACK, Facts
-from xenlb.guestside.files.files import OVERRIDES, hold_files
-from xenlb.guestside.files.render import TemplateError, UnsafeValue, safe
+from xenlb.guestside.files.holdfiles import hold_files
+from xenlb.guestside.files.render import OVERRIDES, TemplateError, UnsafeValue, safe
 from xenlb.guestside.needed.hold import Hold, Tell
 from xenlb.guestside.needed.needs import Needs, settings_lines
 from xenlb.guestside.plan.tree import GuestFile, GuestLink

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from xenlb.guestside.needed.needs import Clamp, Mark, Needs
+from xenlb.guestside.seen.difference import APPLY, Difference
 from xenlb.guestside.seen.observed import Does, FilterRule, Observed
-from xenlb.guestside.seen.verdict import APPLY, Difference
 from xenlb.ipvs.table import Family, family_of
 
 _VERSION = {Family.INET: "IPv4", Family.INET6: "IPv6"}

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from xenlb.guestside.needed.needs import Needs, Sysctl
+from xenlb.guestside.seen.difference import APPLY, Difference
 from xenlb.guestside.seen.observed import Observed
-from xenlb.guestside.seen.verdict import APPLY, Difference
 
 # The kernel takes the larger of "all" and the interface's own value for each of these; of
 # src_valid_mark, either.

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from ipaddress import ip_network
 
 from xenlb.guestside.needed.needs import Needs, Route, Rule, ServiceAddress, TunnelDevice
+from xenlb.guestside.seen.difference import APPLY, Difference
 from xenlb.guestside.seen.filterchecks import clamps, marks
 from xenlb.guestside.seen.observed import LOCAL, MAIN, Address, DefaultRoute, Observed, PolicyRule
 from xenlb.guestside.seen.sysctlchecks import sysctls
-from xenlb.guestside.seen.verdict import APPLY, Difference
 from xenlb.ipvs.table import Family, family_of
 
 MOST_OTHERS = 5  # places that are named where a service address is on a hundred

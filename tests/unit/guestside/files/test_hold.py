@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.unit.guestside.shells import SHELLS, Root
 from xenlb.config import parse
-from xenlb.guestside.files.files import archive, hold_files, write_tree
+from xenlb.guestside.files.export import archive, write_tree
+from xenlb.guestside.files.holdfiles import hold_files
 from xenlb.guestside.files.render import TemplateError
 from xenlb.guestside.needed.hold import Hold, Tell, Watch, compile_hold, settings_text, tell_by
 from xenlb.guestside.plan.tree import GuestFile

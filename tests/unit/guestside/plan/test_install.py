@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tests.unit.guestside.guesttree import GuestTree, expected, trees, wanted_sets
 from xenlb.guestside.plan import blocks
-from xenlb.guestside.plan.differences import differences
 from xenlb.guestside.plan.install import Changed, asked
 from xenlb.guestside.plan.manifest import CHANGED, MANIFEST, BadManifest, parse
+from xenlb.guestside.plan.preview import differences
 from xenlb.guestside.plan.tree import File, GuestFile, GuestLink, Link, Wanted
 from xenlb.guestside.plan.under import CannotInstall
 

@@ -50,8 +50,8 @@ from xenlb.guestside.plan.tree import (
 from xenlb.guestside.ways.channel import MOST_OUTPUT, DeliveryError
 from xenlb.guestside.ways.guestagent import GuestAgent
 from xenlb.guestside.ways.live import Live, write_script
+from xenlb.guestside.ways.look import look
 from xenlb.guestside.ways.offline import Offline, RootFolder
-from xenlb.guestside.ways.reach import look
 from xenlb.guestside.ways.ssh import Ssh
 
 MINE = (os.geteuid(), os.getegid())

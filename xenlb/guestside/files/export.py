@@ -1,6 +1,4 @@
-"""The files that a guest gets: what they are, those of the hold, and all as a tree or a tar
-archive. What is in the templates is render.py's; the files of a guest's network, systems.py's.
-"""
+"""A guest's files for who brings them in himself: as a tree below a folder, or a tar archive."""
 
 import io
 import os
@@ -9,38 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from xenlb.guestside.files.render import render
-from xenlb.guestside.needed.hold import Hold, settings_text, template_values
 from xenlb.guestside.plan.tree import GuestFile, GuestLink, Wanted
-from xenlb.model.side import Init
-
-OVERRIDES = Path("/etc/xenlb/templates")
-HOLD_SCRIPT = "usr/local/lib/xenlb/hold.sh"
-HOLD_SETTINGS = "etc/xenlb-hold.conf"
-
-
-def hold_files(hold: Hold, init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile, ...]:
-    """Everything of the hold. Raises TemplateError."""
-    values = template_values(hold)
-
-    def filled(name: str) -> str:
-        return render(name, values, overrides=overrides)
-
-    match init:
-        case Init.SYSTEMD:
-            service = GuestFile(
-                path="etc/systemd/system/xenlb-hold.service", text=filled("xenlb-hold.service")
-            )
-        case Init.SYSVINIT:
-            service = GuestFile(
-                path="etc/init.d/xenlb-hold", text=filled("xenlb-hold.init"), mode=0o755
-            )
-    return (
-        GuestFile(path=HOLD_SCRIPT, text=filled("hold.sh"), mode=0o755),
-        # For root alone: there may be a secret in it.
-        GuestFile(path=HOLD_SETTINGS, text=settings_text(hold), mode=0o600),
-        service,
-    )
 
 
 def write_tree(files: Sequence[Wanted], folder: Path) -> None:
