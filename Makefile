@@ -79,7 +79,7 @@ $(LOWEST)/.stamp: setup.cfg
 lowest: $(LOWEST)/.stamp ## the tests of what touches libraries, with the oldest versions allowed
 	$(call say,tests with the oldest versions allowed)
 	@$(LOWEST)/bin/python -m pytest -qq -p no:cacheprovider tests/unit/ipvs/test_codec.py \
-	    $(addprefix tests/unit/,agent cli control director health hypervisor config/test_watch.py guestside/test_render.py)
+	    $(addprefix tests/unit/,agent cli control director health hypervisor config/test_watch.py guestside/files/test_render.py)
 
 # One run over everything, so that pytest's closing line is the last one and tells it all. Two
 # processes: one for each lab (tests/lanes.py).

@@ -8,12 +8,11 @@ import asyncio
 from xenlb.agent import Agent
 from xenlb.control.secrets import KeyFileError, guest_secret, master_key
 from xenlb.guestside import selfmade, work
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.compile import NeedsError
-from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_where_heard
-from xenlb.guestside.reach import reach, target_of
-from xenlb.guestside.render import TemplateError
+from xenlb.guestside.files.render import TemplateError
+from xenlb.guestside.needed.compile import NeedsError
+from xenlb.guestside.needed.hold import Hold, Tell, compile_hold, tell_where_heard
 from xenlb.guestside.subject import Subject, subject_of
+from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.lookup import real_uri
 from xenlb.model.events import GuestId, Verdict
@@ -70,7 +69,7 @@ def _hold(agent: Agent, guest: GuestId, uri: str, wish: Wish) -> Hold:
 
 async def _reached(agent: Agent, subject: Subject, wish: Wish) -> tuple[Verdict, ...]:
     overrides = agent.config.parent / "templates"
-    reached = await reach(target_of(subject))
+    reached = await work.way_into(subject)
     if reached.channel is None:
         raise NotSeen(f"{subject.name} can be reached only while it is off")
     seen = None

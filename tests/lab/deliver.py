@@ -12,9 +12,10 @@ from uuid import UUID
 
 import libvirt
 
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.reach import Target, look, reach
-from xenlb.guestside.tree import GuestFile, GuestLink, Wanted
+from xenlb.guestside.plan.tree import GuestFile, GuestLink, Wanted
+from xenlb.guestside.ways.channel import DeliveryError
+from xenlb.guestside.ways.look import look
+from xenlb.guestside.ways.reach import Whereabouts, reach
 from xenlb.model.side import Delivery, GuestSide
 
 
@@ -26,9 +27,9 @@ def wanted(value: dict[str, str | int]) -> Wanted:
     return GuestFile(path=str(value["path"]), text=str(value["text"]), mode=mode, block=block)
 
 
-async def deliver(target: Target, files: tuple[Wanted, ...]) -> dict[str, object]:
+async def deliver(where: Whereabouts, files: tuple[Wanted, ...]) -> dict[str, object]:
     try:
-        executor = (await reach(target)).executor
+        executor = (await reach(where)).executor
         plan = (await look(executor, files)).plan
         await executor.perform(plan.operations)
         again = (await look(executor, files)).plan
@@ -43,7 +44,7 @@ async def deliver(target: Target, files: tuple[Wanted, ...]) -> dict[str, object
 
 def main(uri: str, uuid: str, name: str, delivery: str, address: str) -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    target = Target(
+    where = Whereabouts(
         uri=uri,
         uuid=UUID(uuid),
         name=name,
@@ -51,7 +52,7 @@ def main(uri: str, uuid: str, name: str, delivery: str, address: str) -> None:
         address=ip_address(address),
     )
     files = tuple(wanted(each) for each in json.load(sys.stdin))
-    json.dump(asyncio.run(deliver(target, files)), sys.stdout)
+    json.dump(asyncio.run(deliver(where, files)), sys.stdout)
 
 
 if __name__ == "__main__":

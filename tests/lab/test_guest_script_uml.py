@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import xenlb.guestside
-from xenlb.guestside.compile import Place, compile_needs
-from xenlb.guestside.needs import settings_lines
+import xenlb.guestside.files
+from xenlb.guestside.needed.compile import Place, compile_needs
+from xenlb.guestside.needed.needs import settings_lines
 from xenlb.ipvs.table import (
     Family,
     Forwarding,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.lab.netns import NetNs
     from tests.lab.uml import ServerNs, UmlLab
 
-SCRIPT = Path(xenlb.guestside.__file__).parent / "templates" / "guest.sh"
+SCRIPT = Path(xenlb.guestside.files.__file__).parent / "templates" / "guest.sh"
 GATEWAYS = {Family.INET: ip_address("10.0.0.1"), Family.INET6: ip_address("fd00:10::1")}
 V4, V6 = "192.0.2.15", "2001:db8::15"
 OWN4, OWN6 = "10.0.0.51", "fd00:10::51"

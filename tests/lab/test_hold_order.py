@@ -12,8 +12,9 @@ import pytest
 
 from tests.lab.host import cache_directory
 from tests.lab.service import nest
-from xenlb.guestside.files import hold_files, write_tree
-from xenlb.guestside.hold import Tell, compile_hold
+from xenlb.guestside.files.export import write_tree
+from xenlb.guestside.files.holdfiles import hold_files
+from xenlb.guestside.needed.hold import Tell, compile_hold
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
 from xenlb.model.side import Init
 

@@ -19,11 +19,11 @@ from tests.lab.debian.definition import Network
 from tests.lab.host import LabError
 from tests.lab.uml import UmlLab
 from tests.lab.uml.debian import DebianGuest
-from xenlb.guestside.compile import Place, compile_needs
-from xenlb.guestside.facts import Facts, Link
-from xenlb.guestside.needs import Needs
-from xenlb.guestside.systems import commands, is_left, side_files
-from xenlb.guestside.tree import GuestFile, GuestLink
+from xenlb.guestside.files.facts import Facts, Link
+from xenlb.guestside.files.systems import commands, is_left, side_files
+from xenlb.guestside.needed.compile import Place, compile_needs
+from xenlb.guestside.needed.needs import Needs
+from xenlb.guestside.plan.tree import GuestFile, GuestLink
 from xenlb.ipvs.table import Family, Forwarding, family_of
 from xenlb.model.settings import Port, ServiceSettings
 from xenlb.model.side import GuestSide, Init, ReturnPath, System

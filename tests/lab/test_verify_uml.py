@@ -11,12 +11,12 @@ import pytest
 from tests.lab.debian import guest_shell
 from tests.lab.netns import NetNs
 from tests.lab.uml import UmlLab
-from xenlb.guestside.asking import observe_script
-from xenlb.guestside.compile import Place, compile_needs
-from xenlb.guestside.needs import Needs
-from xenlb.guestside.observe import observed
-from xenlb.guestside.observed import Observed
-from xenlb.guestside.verify import differences
+from xenlb.guestside.needed.compile import Place, compile_needs
+from xenlb.guestside.needed.needs import Needs
+from xenlb.guestside.seen.asking import observe_script
+from xenlb.guestside.seen.observe import observed
+from xenlb.guestside.seen.observed import Observed
+from xenlb.guestside.seen.verify import differences
 from xenlb.ipvs.table import Forwarding, Tunnel, TunnelType, family_of
 from xenlb.model.settings import Port, ServiceSettings
 from xenlb.model.side import GuestSide, Init, System

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -74,15 +75,32 @@ def test_what_lands_where(staged: Path) -> None:
     for hook in HOOKS:
         assert (staged / hook).read_bytes() == (ROOT / "hooks/xenlb").read_bytes()
         assert os.access(staged / hook, os.X_OK)
-    (script,) = (base / "lib/xenlb").glob("lib/*/site-packages/xenlb/guestside/templates/hold.sh")
+    (script,) = (base / "lib/xenlb").glob(
+        "lib/*/site-packages/xenlb/guestside/files/templates/hold.sh"
+    )
     assert script.read_text().startswith("#!/bin/sh\n")
-    templates = ROOT / "xenlb/guestside/templates"
+    templates = ROOT / "xenlb/guestside/files/templates"
     assert tree(script.parent) == tree(templates)
     assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
     assert os.access(base / "sbin/xenlb", os.X_OK)
     assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()
     rights = {path.stat().st_mode & 0o022 for path in staged.rglob("*") if not path.is_symlink()}
     assert rights == {0}, "somebody else may write"
+
+
+def test_a_wheel_has_what_is_no_python() -> None:
+    """`make install` copies the folder; pip takes what setup.cfg names."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packed = {
+        found
+        for package, patterns in setup["options.package_data"].items()
+        for pattern in patterns.split(", ")
+        for found in (ROOT / package.replace(".", "/")).glob(pattern)
+        if found.is_file()
+    }
+    files = {path for path in (ROOT / "xenlb").rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in {".py", ".pyc"}} == packed
 
 
 def test_nothing_knows_where_it_was_made(staged: Path) -> None:

@@ -35,7 +35,7 @@ def render(
     check_place(output, as_tar=as_tar)
     from xenlb.cli import inside
     from xenlb.guestside.directorside import director_files
-    from xenlb.guestside.facts import Facts, Link
+    from xenlb.guestside.files.facts import Facts, Link
     from xenlb.model.side import System
 
     settings = inside.settings_of(options)

@@ -18,10 +18,10 @@ from xenlb.cli.render import image, render
 from xenlb.control.protocol import FAILED
 
 if TYPE_CHECKING:
-    from xenlb.guestside.install import Changed
-    from xenlb.guestside.reach import Reached
+    from xenlb.guestside.plan.install import Changed
+    from xenlb.guestside.seen.difference import Difference
     from xenlb.guestside.subject import Subject
-    from xenlb.guestside.verdict import Difference
+    from xenlb.guestside.ways.reach import Reached
     from xenlb.guestside.work import Survey
 
 
@@ -165,7 +165,7 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
         return _ended(it, well="has nothing of xenlb but the programs of its image")
     from xenlb.cli import inside
     from xenlb.guestside import work
-    from xenlb.guestside.install import Changed
+    from xenlb.guestside.plan.install import Changed
 
     changed = Changed.DISCARD if force else Changed.KEEP
     found, reached = _surveyed(options, it, way, removing=changed)
@@ -207,10 +207,9 @@ def _surveyed(
 ) -> "tuple[Survey, Reached]":
     from xenlb.cli import inside
     from xenlb.guestside import work
-    from xenlb.guestside.reach import reach, target_of
 
     async def survey() -> "tuple[Survey, Reached]":
-        reached = await reach(target_of(it, root=way.root))
+        reached = await work.way_into(it, root=way.root)
         found = await work.survey(it, reached, overrides=options.templates, removing=removing)
         return found, reached
 
@@ -218,7 +217,7 @@ def _surveyed(
 
 
 def _changes(found: "Survey") -> list[str]:
-    from xenlb.guestside.differences import differences
+    from xenlb.guestside.plan.preview import differences
 
     lines = list(differences(found.look.plan, found.look.present))
     lines += list(found.look.plan.notes)
@@ -256,8 +255,8 @@ def _print_json(found: "Survey") -> None:
                 "guest": found.subject.name,
                 "uuid": str(found.subject.uuid),
                 "uri": found.subject.uri,
-                "system": found.target.system.value,
-                "init": found.target.init.value,
+                "system": found.platform.system.value,
+                "init": found.platform.init.value,
                 "files": [f"/{path}" for path in found.look.plan.paths],
                 "differences": [
                     {"message": each.message, "hint": each.hint} for each in found.differences

@@ -13,12 +13,12 @@ from xenlb.cli.options import Failure, Options
 from xenlb.config import ConfigError, load
 from xenlb.control.protocol import UNREACHABLE, ControlError
 from xenlb.control.secrets import KeyFileError, guest_secret, master_key
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.compile import NeedsError
-from xenlb.guestside.hold import Hold, Tell, compile_hold, tell_by, tell_where_heard
-from xenlb.guestside.observe import ObserveError
-from xenlb.guestside.render import TemplateError
+from xenlb.guestside.files.render import TemplateError
+from xenlb.guestside.needed.compile import NeedsError
+from xenlb.guestside.needed.hold import Hold, Tell, compile_hold, tell_by, tell_where_heard
+from xenlb.guestside.seen.observe import ObserveError
 from xenlb.guestside.subject import Subject, subject_of
+from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.lookup import AskFailed, Found
 from xenlb.model.settings import Settings
 from xenlb.model.side import Delivery

@@ -13,7 +13,7 @@ from xenlb.cli.guests import named
 from xenlb.cli.options import Failure, Options, given, key_file
 
 if TYPE_CHECKING:
-    from xenlb.guestside.tree import Wanted
+    from xenlb.guestside.plan.tree import Wanted
 
 SYSTEMS = ("ifupdown", "netplan", "networkd", "network-manager", "network-scripts", "shell")
 
@@ -82,7 +82,7 @@ def image(options: Options, *, init: str, output: Path | None, as_tar: bool) -> 
     reads at boot, and when it changes, what the host writes for them."""
     check_place(output, as_tar=as_tar)
     from xenlb.cli import inside
-    from xenlb.guestside.systems import image_files
+    from xenlb.guestside.files.systems import image_files
     from xenlb.model.side import Init
 
     files = inside.excused(lambda: image_files(Init(init), overrides=options.templates))
@@ -97,7 +97,7 @@ def check_place(output: Path | None, *, as_tar: bool) -> None:
 
 
 def write(files: "Sequence[Wanted]", output: Path | None, *, as_tar: bool) -> None:
-    from xenlb.guestside.files import archive, write_tree
+    from xenlb.guestside.files.export import archive, write_tree
 
     if as_tar:
         sys.stdout.buffer.write(archive(files))
@@ -120,10 +120,10 @@ def _rendered(
     key: Path,
 ) -> "tuple[Wanted, ...]":
     from xenlb.cli import inside
-    from xenlb.guestside.compile import compile_needs
-    from xenlb.guestside.facts import Facts
-    from xenlb.guestside.hold import Tell
-    from xenlb.guestside.systems import side_files
+    from xenlb.guestside.files.facts import Facts
+    from xenlb.guestside.files.systems import side_files
+    from xenlb.guestside.needed.compile import compile_needs
+    from xenlb.guestside.needed.hold import Tell
     from xenlb.model.side import Init, System
 
     settings = inside.settings_of(options)
@@ -150,7 +150,7 @@ def _rendered(
 
 
 def _show(file: "Wanted") -> None:
-    from xenlb.guestside.tree import GuestFile
+    from xenlb.guestside.plan.tree import GuestFile
 
     if isinstance(file, GuestFile):
         part = ", a part of it" if file.block else ""

@@ -7,9 +7,9 @@ from typing import TypeVar
 from xenlb.cli import inside
 from xenlb.cli.options import Failure
 from xenlb.guestside import selfmade
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.differences import visible
+from xenlb.guestside.plan.preview import visible
 from xenlb.guestside.subject import Subject
+from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.guestside.work import NO_SETTINGS
 from xenlb.hypervisor.vmdata import Connection, serial
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable

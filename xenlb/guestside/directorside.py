@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import assert_never
 
 from xenlb.director.sysctls import PERSISTED, kernel_version, needed, persisted
-from xenlb.guestside import native
-from xenlb.guestside.compile import NeedsError
-from xenlb.guestside.facts import Facts
-from xenlb.guestside.files import OVERRIDES
-from xenlb.guestside.tree import GuestFile
+from xenlb.guestside.files import native
+from xenlb.guestside.files.facts import Facts
+from xenlb.guestside.files.render import OVERRIDES
+from xenlb.guestside.needed.compile import NeedsError
+from xenlb.guestside.plan.tree import GuestFile
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.settings import Settings
 from xenlb.model.side import System

@@ -8,11 +8,11 @@ image`).
 import asyncio
 from typing import Protocol
 
-from xenlb.guestside.channel import DeliveryError
-from xenlb.guestside.compile import compile_needs
-from xenlb.guestside.hold import settings_text as hold_text
+from xenlb.guestside.files.systems import settings_text
+from xenlb.guestside.needed.compile import compile_needs
+from xenlb.guestside.needed.hold import settings_text as hold_text
 from xenlb.guestside.subject import Subject
-from xenlb.guestside.systems import settings_text
+from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable
 
 ANSWER = 30.0  # seconds; a guest looks every few seconds, and a busy one takes its time

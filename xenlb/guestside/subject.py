@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from xenlb.guestside.compile import NeedsError, Place
-from xenlb.guestside.hold import Hold
+from xenlb.guestside.needed.compile import NeedsError, Place
+from xenlb.guestside.needed.hold import Hold
 from xenlb.ipvs.table import IPAddress, family_of
 from xenlb.model.members import side_of
 from xenlb.model.settings import ServiceSettings

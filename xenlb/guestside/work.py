@@ -1,38 +1,40 @@
 """What is done with the inside of one guest: looked at, applied, removed.
 
 A guest that runs is asked over a channel, one that is off is worked on as a tree of files
-(reach.py). Of one that runs three things are brought in line: its files (install.py); what is true
-in it now (guest.sh); and what its own programs know of their files (systems.commands). The settings
-in the guest say what it was given last; what of that is no longer wanted is taken away, whichever
-program made it, because guest.sh takes it for its own first.
+(ways/reach.py). Of one that runs three things are brought in line: its files (plan/install.py);
+what is true in it now (guest.sh); and what its own programs know of their files (systems.commands).
+The settings in the guest say what it was given last; what of that is no longer wanted is taken
+away, whichever program made it, because guest.sh takes it for its own first.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenlb.guestside.asking import observe_script
-from xenlb.guestside.channel import Channel, DeliveryError, Output
-from xenlb.guestside.compile import compile_needs
-from xenlb.guestside.differences import visible
-from xenlb.guestside.install import Changed
-from xenlb.guestside.needs import Needs
-from xenlb.guestside.observe import ObserveError, observed
-from xenlb.guestside.observed import Observed
-from xenlb.guestside.reach import Look, Reached, look
-from xenlb.guestside.render import render
-from xenlb.guestside.script import after_script, applied_script, removed_script
-from xenlb.guestside.subject import Subject
-from xenlb.guestside.systems import (
+from xenlb.guestside.applyscript import after_script, applied_script, removed_script
+from xenlb.guestside.files.render import render
+from xenlb.guestside.files.systems import (
     GUEST_SETTINGS,
     commands,
     removal_commands,
     settings_text,
     side_files,
 )
-from xenlb.guestside.target import Target, of_files, of_observed
-from xenlb.guestside.tree import File, Wanted
-from xenlb.guestside.verdict import APPLY, Difference
-from xenlb.guestside.verify import differences
+from xenlb.guestside.needed.compile import compile_needs
+from xenlb.guestside.needed.needs import Needs
+from xenlb.guestside.plan.install import Changed
+from xenlb.guestside.plan.preview import visible
+from xenlb.guestside.plan.tree import File, Wanted
+from xenlb.guestside.platform import Platform, of_files, of_observed
+from xenlb.guestside.seen.asking import observe_script
+from xenlb.guestside.seen.difference import APPLY, Difference
+from xenlb.guestside.seen.observe import ObserveError, observed
+from xenlb.guestside.seen.observed import Observed
+from xenlb.guestside.seen.verify import differences
+from xenlb.guestside.subject import Subject
+from xenlb.guestside.ways import reach
+from xenlb.guestside.ways.channel import Channel, DeliveryError, Output
+from xenlb.guestside.ways.look import Look, look
+from xenlb.guestside.ways.reach import Reached
 from xenlb.model.events import Verdict
 
 NO_SETTINGS = "xenlb 1\n"
@@ -46,7 +48,7 @@ class Survey:
 
     subject: Subject
     needs: Needs
-    target: Target
+    platform: Platform
     seen: Observed | None
     look: Look
     former: str
@@ -77,6 +79,19 @@ def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:
     return tuple(found)
 
 
+async def way_into(subject: Subject, *, root: str | None = None) -> Reached:
+    """`root`: where the operator mounted its root file system. Raises DeliveryError."""
+    where = reach.Whereabouts(
+        uri=subject.uri,
+        uuid=subject.uuid,
+        name=subject.name,
+        side=subject.side,
+        address=subject.address,
+        root=root,
+    )
+    return await reach.reach(where)
+
+
 async def see(subject: Subject, channel: Channel) -> Observed:
     """What is true in a guest that runs. Raises DeliveryError."""
     needs = compile_needs(subject.places, hold=subject.hold)
@@ -99,20 +114,29 @@ async def survey(
     """Changes nothing. `removing`: the guest is to have nothing of xenlb any more, and what becomes
     of files that somebody has changed. Raises DeliveryError, NeedsError, TemplateError."""
     seen = None if reached.channel is None else await see(subject, reached.channel)
-    target = await _target(subject, reached, seen)
+    platform = await _platform(subject, reached, seen)
     needs, wanted = Needs(), tuple[Wanted, ...]()
     if removing is None:
         needs = compile_needs(subject.places, hold=subject.hold)
         wanted = side_files(
-            needs, system=target.system, init=target.init, facts=target.facts, overrides=overrides
+            needs,
+            system=platform.system,
+            init=platform.init,
+            facts=platform.facts,
+            overrides=overrides,
         )
     found = await look(reached.executor, wanted, changed=removing or Changed.KEEP)
     return Survey(
-        subject=subject, needs=needs, target=target, seen=seen, look=found, former=_former(found)
+        subject=subject,
+        needs=needs,
+        platform=platform,
+        seen=seen,
+        look=found,
+        former=_former(found),
     )
 
 
-async def _target(subject: Subject, reached: Reached, seen: Observed | None) -> Target:
+async def _platform(subject: Subject, reached: Reached, seen: Observed | None) -> Platform:
     side, name = subject.side, subject.name
     if seen is None:
         return await of_files(side, reached.executor, name=name, container=subject.container)
@@ -146,12 +170,14 @@ async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
     await reached.executor.perform(plan.operations)
     if reached.channel is None:
         return Done()
-    target = found.target
+    platform = found.platform
     script = applied_script(
         render("guest.sh", {}, overrides=overrides),
         former=found.former,
         settings=settings_text(found.needs),
-        after=commands(found.needs, system=target.system, init=target.init, facts=target.facts),
+        after=commands(
+            found.needs, system=platform.system, init=platform.init, facts=platform.facts
+        ),
     )
     output = await reached.channel.run(script, limit=LIVE)
     seen = await see(found.subject, reached.channel)
@@ -167,8 +193,8 @@ async def remove(found: Survey, reached: Reached, *, overrides: Path) -> Done:
         said = _said(await channel.run(script, limit=LIVE))
     await reached.executor.perform(found.look.plan.operations)
     if channel is not None and found.look.installed:
-        target = found.target
-        after = removal_commands(system=target.system, init=target.init, facts=target.facts)
+        platform = found.platform
+        after = removal_commands(system=platform.system, init=platform.init, facts=platform.facts)
         said += _said(await channel.run(after_script(after), limit=LIVE))
     return Done(said=said)
 

@@ -42,7 +42,7 @@ class Power(StrEnum):
 
 class Ask(StrEnum):
     """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN. Nobody asked
-    a guest that goes by itself; its hold tells (guestside/hold.py): INSIDE."""
+    a guest that goes by itself; its hold tells (guestside/needed/hold.py): INSIDE."""
 
     POWEROFF = "poweroff"
     REBOOT = "reboot"

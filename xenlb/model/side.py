@@ -1,5 +1,6 @@
 """What the configuration says of the inside of a guest (`guest-side`): how files get there, when,
-and what they are made for. What a guest needs follows from its services (guestside/needs.py)."""
+and what they are made for. What a guest needs follows from its services
+(guestside/needed/)."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from xenlb.guestside import blocks
-from xenlb.guestside.install import Changed, Plan, asked, plan
-from xenlb.guestside.manifest import MANIFEST, NOTHING, STATE, Manifest, parents, parse
-from xenlb.guestside.tree import (
+from xenlb.guestside.plan import blocks
+from xenlb.guestside.plan.install import Changed, Plan, asked, plan
+from xenlb.guestside.plan.manifest import MANIFEST, NOTHING, STATE, Manifest, parents, parse
+from xenlb.guestside.plan.tree import (
     MISSING,
     Delete,
     File,

@@ -1,0 +1,113 @@
+"""What a guest's files are written for: as the configuration says, else as the guest shows."""
+
+from dataclasses import dataclass
+
+from xenlb.guestside.files.facts import LOOPBACK_FILE, MANAGES_LOOPBACK, Facts, Link
+from xenlb.guestside.plan.tree import Executor, File, Folder, Missing, Present
+from xenlb.guestside.seen.observed import Observed
+from xenlb.guestside.ways.channel import DeliveryError
+from xenlb.model.side import GuestSide, Init, System
+
+_INTERFACES = "etc/network/interfaces"
+_WANTS = "etc/systemd/system/multi-user.target.wants"
+_NETWORKD = f"{_WANTS}/systemd-networkd.service"
+_MANAGER = f"{_WANTS}/NetworkManager.service"
+_NETPLAN, _SCRIPTS = "etc/netplan", "etc/sysconfig/network-scripts"
+_SYSTEMD = ("lib/systemd/systemd", "usr/lib/systemd/systemd")
+_SYSVINIT = "etc/inittab"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    system: System
+    init: Init
+    facts: Facts
+
+
+def of_observed(side: GuestSide, seen: Observed, *, name: str, container: bool) -> Platform:
+    """Of a guest that runs. Raises DeliveryError where it does not show what starts its services,
+    and nobody has said it."""
+    init = side.init or seen.init
+    if init is None:
+        raise _unknown_init(name)
+    system = side.system or seen.system_of(side.interface)
+    return Platform(system=system, init=init, facts=facts_of(seen, container=container))
+
+
+def facts_of(observed: Observed, *, container: bool = False) -> Facts:
+    """As the guest shows them; that it is a container its host knows better."""
+    systems = observed.systems
+    loopback = systems.get("lo")
+    return Facts(
+        links=tuple(
+            Link(
+                interface=interface,
+                network_file=each.network_file,
+                address_routes=each.address_routes,
+            )
+            for interface, each in systems.items()
+            if interface != "lo"
+        ),
+        sources_interfaces_d=observed.interfaces_d,
+        # xenlb's own file says nothing of the guest's.
+        loopback_file=None
+        if loopback is None or loopback.network_file == LOOPBACK_FILE
+        else loopback.network_file,
+        netplan_by_manager=any(each.by_manager for each in systems.values()),
+        manager_version=observed.network_manager or MANAGES_LOOPBACK,
+        applies_sysctls=not container,
+    )
+
+
+async def of_files(side: GuestSide, executor: Executor, *, name: str, container: bool) -> Platform:
+    """Of a guest that is off, by files that are there. Of networkd's files none says which is taken
+    for an interface, so what would go beside it is left to guest.sh. Raises DeliveryError."""
+    files = (_INTERFACES, _NETWORKD, _MANAGER, *_SYSTEMD, _SYSVINIT)
+    present = await executor.read(files=files, folders=(_NETPLAN, _SCRIPTS))
+    stanzas = _text(present, _INTERFACES)
+    init = side.init
+    if init is None:
+        if any(not isinstance(present[path], Missing) for path in _SYSTEMD):
+            init = Init.SYSTEMD
+        elif not isinstance(present[_SYSVINIT], Missing):
+            init = Init.SYSVINIT
+        else:
+            raise _unknown_init(name)
+    return Platform(
+        system=side.system or _system(side, present, stanzas),
+        init=init,
+        facts=Facts(sources_interfaces_d="interfaces.d" in stanzas, applies_sysctls=not container),
+    )
+
+
+def _system(side: GuestSide, present: Present, stanzas: str) -> System:
+    words = [line.split() for line in stanzas.splitlines()]
+    if any(line[:2] == ["iface", side.interface] for line in words):
+        return System.IFUPDOWN
+    for path, system in (
+        (_NETPLAN, System.NETPLAN),
+        (_NETWORKD, System.NETWORKD),
+        (_MANAGER, System.NETWORK_MANAGER),
+        (_SCRIPTS, System.NETWORK_SCRIPTS),
+    ):
+        match present[path]:
+            case Missing() | Folder(empty=True):
+                pass
+            case _:
+                return system
+    return System.SHELL
+
+
+def _text(present: Present, path: str) -> str:
+    match present[path]:
+        case File(content=content):
+            return content.decode("ascii", "replace")
+        case _:
+            return ""
+
+
+def _unknown_init(name: str) -> DeliveryError:
+    return DeliveryError(
+        f"what starts services in {name} is not to be seen",
+        hint="say it: guest-side: {init: systemd} or {init: sysvinit}",
+    )

@@ -1,0 +1,142 @@
+"""Which way leads into a guest: from what the configuration and libvirt say to an executor."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+import libvirt
+
+from xenlb.guestside.plan.tree import Executor
+from xenlb.guestside.ways import disks, guestagent
+from xenlb.guestside.ways.channel import Channel, DeliveryError
+from xenlb.guestside.ways.live import Live
+from xenlb.guestside.ways.offline import Offline, RootFolder
+from xenlb.guestside.ways.ssh import Ssh
+from xenlb.hypervisor.listing import CallFailed, asking
+from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.ipvs.table import IPAddress
+from xenlb.model.side import Delivery, GuestSide
+
+CALL = 30.0  # seconds
+
+T = TypeVar("T")
+
+
+class Domain(Protocol):
+    """libvirt.virDomain."""
+
+    def isActive(self) -> int: ...
+    def hasManagedSaveImage(self, flags: int = 0) -> int: ...
+    def XMLDesc(self, flags: int = 0) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whereabouts:
+    """A guest to reach. `address`: for ssh, where the configuration names no destination. `root`:
+    where the operator mounted its root file system; only for Delivery.ROOTFS."""
+
+    uri: str
+    uuid: UUID
+    name: str
+    side: GuestSide
+    address: IPAddress | None = None
+    root: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """`channel`: into a guest that runs; None: it is off."""
+
+    executor: Executor
+    channel: Channel | None = None
+
+
+async def reach(where: Whereabouts) -> Reached:
+    """The way into the guest that its configuration names. Raises DeliveryError."""
+    channel: Channel
+    match where.side.delivery:
+        case None:
+            raise DeliveryError(
+                f"the configuration does not say how to reach into {where.name}",
+                hint="set guest-side: delivery: to ssh, agent or rootfs",
+            )
+        case Delivery.SSH:
+            channel = Ssh(_destination(where))
+            return Reached(executor=Live(channel, name=where.name), channel=channel)
+        case Delivery.AGENT:
+            channel = guestagent.of_guest(where.uri, where.uuid, name=where.name)
+            return Reached(executor=Live(channel, name=where.name), channel=channel)
+        case Delivery.ROOTFS:
+            place = (
+                RootFolder(path=where.root)
+                if where.root is not None
+                else disks.place(await _definition(where), name=where.name, uri=where.uri)
+            )
+            off = Offline(place, name=where.name, still_off=still_off(where))
+            return Reached(executor=off)
+        case Delivery.XENSTORE:
+            raise DeliveryError(
+                f"{where.name} configures itself from the xenstore; nothing is brought into it",
+                hint="use ssh, agent or rootfs once, to install what reads the xenstore there",
+            )
+
+
+def _destination(where: Whereabouts) -> str:
+    if where.side.ssh is not None:
+        return where.side.ssh
+    if where.address is None:
+        raise DeliveryError(
+            f"no address of {where.name} is known", hint="start it, or set guest-side: ssh:"
+        )
+    return f"root@{where.address}"
+
+
+def still_off(where: Whereabouts) -> Callable[[], Awaitable[None]]:
+    """Asks libvirt now. What was saved to disk in the middle of its work is not off either."""
+
+    def ask(domain: Domain) -> tuple[bool, bool]:
+        if domain.isActive():
+            return True, False
+        try:
+            return False, bool(domain.hasManagedSaveImage(0))
+        except libvirt.libvirtError as error:
+            if CallFailed(error).unsupported:  # LXC saves nothing
+                return False, False
+            raise
+
+    async def check() -> None:
+        active, saved = await _asked(where, ask)
+        if active:
+            raise DeliveryError(
+                f"{where.name} runs; its files can be changed from outside only while it is off",
+                hint="shut it down first, or use delivery: ssh or agent",
+            )
+        if saved:
+            raise DeliveryError(
+                f"{where.name} is saved with its files open; they must not change meanwhile",
+                hint=f"start it and shut it down, or virsh managedsave-remove {where.name}",
+            )
+
+    return check
+
+
+async def _definition(where: Whereabouts) -> str:
+    return await _asked(where, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+async def _asked(where: Whereabouts, question: Callable[[Domain], T]) -> T:
+    def ask() -> T:
+        with asking():
+            connection = libvirt.open(None if where.uri == "default" else where.uri)
+            try:
+                return question(connection.lookupByUUIDString(str(where.uuid)))
+            finally:
+                connection.close()
+
+    try:
+        return await in_thread(ask, limit=CALL)
+    except Stuck:
+        raise DeliveryError(f"libvirt does not answer about {where.name}") from None
+    except CallFailed as error:
+        raise DeliveryError(f"libvirt was asked about {where.name}: {error}") from None
