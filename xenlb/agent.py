@@ -37,10 +37,12 @@ log = logging.getLogger(__name__)
 RESYNC = 15.0  # seconds between two full reads of the kernel's table
 RETRY = 2.0  # the same, while the kernel refuses to be read
 PULSE = 5.0  # longest time between two rounds
-# Results of checks that a round takes at most. When a network breaks there are thousands within the
-# same second, at a tenth of a millisecond each, and a guest that is asked to shut down in the midst
-# of them must not wait for them all: what is no such result is in the next round always.
+# Results of checks that a round takes at most, and for how many seconds; beside anything else it
+# takes one. When a network breaks, or comes back, there are thousands within the same second, each
+# a tenth of a millisecond, or half of one where it lets a server in; a guest that is asked to shut
+# down in the midst of them must not wait for them.
 RESULTS = 128
+RESULTS_TIME = 0.005
 
 
 class Agent:
@@ -178,13 +180,23 @@ class Agent:
         deadline = next_deadline(self.state, clock.now())
         if deadline is not None and deadline <= clock.now():
             events.append(Tick(at=clock.now()))
+        alone = all(isinstance(event, Probed) for event in events)
+        heard, taken, until = float("inf"), 0, clock.now() + (RESULTS_TIME if alone else 0.0)
+        late: list[Event] = []
         for event in events:
+            if isinstance(event, Probed):
+                if taken and clock.now() >= until:
+                    late.append(event)
+                    continue
+                taken += 1
             result = step(self.state, event)
             self.state = result.state
+            heard = min(heard, event.at)
             notes += result.notes
             names = None if names is None or result.services is None else names | result.services
-        heard = min((event.at for event in events), default=None)
-        notes += self._apply(names, heard)  # the kernel first: writing a log may take its time
+        self._queue.extendleft(reversed(late))
+        # The kernel first: writing a log may take its time.
+        notes += self._apply(names, heard if events else None)
         self._save()
         self._answer_taken()
         guests = {**self.state.guests, **before.guests}

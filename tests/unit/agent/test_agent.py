@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from tests.fakes.kernel import FakeKernel
+from xenlb import agent as agent_module
 from xenlb import clock, statefile
 from xenlb.agent import RESULTS, Agent
 from xenlb.ipvs.diff import Owned, diff
@@ -160,7 +161,15 @@ def test_from_boot_to_weight_and_from_request_to_removal(tmp_path: Path) -> None
     asyncio.run(story())
 
 
-def test_a_request_does_not_wait_for_thousands_of_results(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "seconds"), [(10 * RESULTS, 10.0), (2 * RESULTS, 0.0), (9, 10.0)]
+)
+def test_a_request_does_not_wait_for_thousands_of_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, seconds: float
+) -> None:
+    """Nor for some that take long, as where each lets a server in, nor for a few beside it."""
+    monkeypatch.setattr(agent_module, "RESULTS_TIME", seconds)
+
     async def story() -> None:
         async with agent_at_work(tmp_path, FakeKernel()) as desk:
             await desk.say(listed(mail1=5, mail2=4))
@@ -168,10 +177,12 @@ def test_a_request_does_not_wait_for_thousands_of_results(tmp_path: Path) -> Non
             host = next(t for t in desk.agent.state.health if t.address == ip_address("10.0.0.13"))
             results = [
                 Probed(at=clock.now(), target=host, asked=clock.now(), up=n % 2 == 1, detail=str(n))
-                for n in range(10 * RESULTS)
+                for n in range(count)
             ]
             asked = Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF)
             last = replace(results[-1], detail="the last")
+            seen: list[str] = []
+            desk.agent.changed = lambda _, state: seen.append(state.health[host].detail)
             everything = asyncio.create_task(desk.say(*results, last))
             await asyncio.sleep(0)
             await desk.say(asked)
@@ -179,7 +190,10 @@ def test_a_request_does_not_wait_for_thousands_of_results(tmp_path: Path) -> Non
             assert desk.agent.state.health[host].detail != "the last"
             assert not everything.done(), "who waits for a result is told when it was taken"
             await everything
-            assert desk.agent.state.health[host].detail == "the last"
+            assert seen[-1] == "the last"
+            numbers = [int(detail) for detail in seen[:-1]]
+            assert numbers == sorted(numbers), "they are taken in the order in which they came"
+            assert numbers[-1] >= count - (RESULTS if seconds else 1) or count < RESULTS
 
     asyncio.run(story())
 
