@@ -2,7 +2,8 @@
 
 Sources put events into a queue. The owner takes all that is there, folds them into the state, and
 in the same breath gives the kernel what follows from it; then, and only then, it tells the sources
-what interests it now and writes down what must outlive it. Nothing else changes state or table.
+what interests it now. What must outlive it is written down in between (statefile.py). Nothing else
+changes state or table.
 
 The wiring of the sources is in sources.py, the control socket's verbs in verbs.py.
 """
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from xenlb import clock, statefile
+from xenlb import clock
 from xenlb.config import ConfigError, load
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
@@ -28,17 +29,20 @@ from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step
 from xenlb.reconcile import Pass, Reconciler, surprised
+from xenlb.saved import Saved
+from xenlb.statefile import StateFile
 
 log = logging.getLogger(__name__)
 
 RESYNC = 15.0  # seconds between two full reads of the kernel's table
 RETRY = 2.0  # the same, while the kernel refuses to be read
 PULSE = 5.0  # longest time between two rounds
-# Results of checks that a round takes at most. When a network breaks there are thousands within the
-# same second, at a tenth of a millisecond each, and a guest that is asked to shut down in the midst
-# of them must not wait for them all: what is no such result is in the next round always.
+# Results of checks that a round takes at most, and for how many seconds; beside anything else it
+# takes one. When a network breaks, or comes back, there are thousands within the same second, each
+# a tenth of a millisecond, or half of one where it lets a server in; a guest that is asked to shut
+# down in the midst of them must not wait for them.
 RESULTS = 128
-SAVE_DELAY = 1.0  # seconds until what only saves work after a restart is written
+RESULTS_TIME = 0.005
 
 
 class Agent:
@@ -49,16 +53,17 @@ class Agent:
         self,
         *,
         config: Path,
-        state_file: Path,
+        state_file: Path | StateFile,
         kernel: KernelTable | None = None,
         reader: KernelTable | None = None,
     ) -> None:
         self.config = config
-        self.state_file = state_file
+        self._file = StateFile(state_file) if isinstance(state_file, Path) else state_file
+        self.state_file = self._file.path
         self.changed: Callable[[State, State], None] = lambda before, after: None
         self.begun = asyncio.Event()
         self.journal = Journal(wall=clock.wall)
-        saved = statefile.load(state_file)
+        saved = self._file.saved
         self.state = saved.state
         self.addresses = saved.addresses
         self.sysctls: Mapping[str, str] = saved.sysctls
@@ -75,7 +80,7 @@ class Agent:
         self._snapshot: Snapshot | None = None
         self._reading: asyncio.Task[None] | None = None
         self._resync_at = 0.0
-        self._save_at: float | None = None
+        self._owned = saved.services, saved.servers
         self._swept = False  # the whole table was brought in line after the last read
         self._withheld = False  # services wait for a fresh read until they are removed
         self.round_at = clock.now()
@@ -148,6 +153,7 @@ class Agent:
             self._save()
             self.reconciler.kernel.close()
             self._reader.close()
+            await self._file.close()
 
     async def _wait(self) -> None:
         if self._queue:
@@ -159,7 +165,6 @@ class Agent:
             None if self._reading is not None else self._resync_at,
             next_deadline(self.state, now),
             None if self.kernel_problem else self.reconciler.retry_at(),
-            self._save_at,
         ]
         first = min(at for at in times if at is not None)
         with suppress(TimeoutError):
@@ -175,20 +180,30 @@ class Agent:
         deadline = next_deadline(self.state, clock.now())
         if deadline is not None and deadline <= clock.now():
             events.append(Tick(at=clock.now()))
+        alone = all(isinstance(event, Probed) for event in events)
+        heard, taken, until = float("inf"), 0, clock.now() + (RESULTS_TIME if alone else 0.0)
+        late: list[Event] = []
         for event in events:
+            if isinstance(event, Probed):
+                if taken and clock.now() >= until:
+                    late.append(event)
+                    continue
+                taken += 1
             result = step(self.state, event)
             self.state = result.state
+            heard = min(heard, event.at)
             notes += result.notes
             names = None if names is None or result.services is None else names | result.services
-        heard = min((event.at for event in events), default=None)
-        notes += self._apply(names, heard)  # the kernel first: writing a log may take its time
+        self._queue.extendleft(reversed(late))
+        # The kernel first: writing a log may take its time.
+        notes += self._apply(names, heard if events else None)
+        self._save()
         self._answer_taken()
         guests = {**self.state.guests, **before.guests}
         for note in notes:
             self.journal.write(note, guests)
         if events:
             self.changed(before, self.state)
-            self._save_soon(before)
         self._upkeep()
 
     def _next(self) -> list[Event]:
@@ -232,6 +247,7 @@ class Agent:
             return []
         want = desired(services, self.state, now)
         if self.reconciler.claim(want, self.state.origins()):
+            self._note_owned()
             self._save()
         ops = self.reconciler.plan(want, whole=whole, removable=self.state.listed)
         # Nothing was heard and nothing had failed, yet the table differs: somebody else changed it.
@@ -262,7 +278,7 @@ class Agent:
             self.begun.set()
             self.reconciler.forgive(ops)
             if self.reconciler.release(want):
-                self._save_at = now + SAVE_DELAY
+                self._note_owned()
         return self._noted(result, heard=heard, drift=drift)
 
     def _kernel_failed(self, error: IpvsError) -> None:
@@ -296,8 +312,6 @@ class Agent:
             self._resync_at = now + (RETRY if self.kernel_problem else RESYNC)
             self.reconciler.touched.clear()
             self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
-        if self._save_at is not None and now >= self._save_at:
-            self._save()
 
     async def _read(self) -> None:
         """Reads the table in a thread; the owner takes it in its next round."""
@@ -312,40 +326,22 @@ class Agent:
             self._reading = None
             self._news.set()
 
-    def _save_soon(self, before: State) -> None:
-        if _lasting(before) != _lasting(self.state):
-            self._save()
-        elif before.admitted != self.state.admitted or before.health != self.state.health:
-            self._save_at = min(self._save_at or float("inf"), clock.now() + SAVE_DELAY)
+    def _note_owned(self) -> None:
+        """After it has changed: the reconciler does so in place, and what is saved must not."""
+        self._owned = frozenset(self.reconciler.services), dict(self.reconciler.servers)
 
     def _save(self) -> None:
-        self._save_at = None
-        saved = statefile.Saved(
-            state=self.state,
-            services=frozenset(self.reconciler.services),
-            servers=self.reconciler.servers,
-            addresses=self.addresses,
-            sysctls=self.sysctls,
+        services, servers = self._owned
+        self._file.save(
+            Saved(
+                state=self.state,
+                services=services,
+                servers=servers,
+                addresses=self.addresses,
+                sysctls=self.sysctls,
+            )
         )
-        try:
-            statefile.save(self.state_file, saved)
-        except OSError as error:
-            log.error("%s cannot be written: %s (is there room in /run?)", self.state_file, error)
 
     def table(self) -> Table:
         """The table as it is believed to be."""
         return Table(entries=self.reconciler.believed)
-
-
-def _lasting(state: State) -> tuple[object, ...]:
-    """What a restart must find as it is now: guests' lives, requests and drains. Not what is left
-    of a drain, which is counted anew, nor what is inside guests, which is looked at anew."""
-    return tuple(
-        replace(
-            guest,
-            heard=0.0,
-            sides=(),
-            drain=guest.drain and replace(guest.drain, left=None, quiet=None),
-        )
-        for guest in state.guests.values()
-    )

@@ -1,66 +1,46 @@
-"""What must outlive the agent: /run/xenlb/state.json, written atomically, read at start.
+"""What must outlive the agent: /run/xenlb/state.json, read at start.
 
 Entries of the table that are ours, guests with their requests and drains, who was let in and which
 checks passed; so that a restarted agent goes on where the killed one stopped, without taking one
 serving server out. Times are the host's boot-time clock, so the file is void after a reboot of the
 host, as the kernel's table is. A file that cannot be read is put aside, never fatal.
+
+Theory of operation. The file is everything as one JSON object, and below it a line for each change
+since. The owner task appends what has changed, before the kernel hears of an entry that was not
+ours, and after it heard of the rest, in the same breath: that takes as long as the change is large,
+not as the table. Once the lines are longer than what they change, all of it is written anew beside
+the file: as JSON in the owner's thread, but in small pieces between its rounds, for another thread
+would have the interpreter while the owner wants it; to the disk in a thread of its own. Then the
+owner adds what it has appended meanwhile, and the new file takes the place of the old one. So one
+task writes to the file, a kill at any point leaves either file whole, and one amid a line leaves a
+line that is no JSON, of which the kernel has not heard: it is cut off at the next start.
+
+No fsync: /run is memory, and the file is void after a crash anyway.
 """
 
+import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from ipaddress import ip_address
-from itertools import groupby
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from socket import AF_INET, inet_pton
-from typing import Any
-from uuid import UUID
 
-from xenlb import checkjson
-from xenlb.ipvs import table
-from xenlb.ipvs.table import (
-    AddressKey,
-    Family,
-    IPAddress,
-    MarkKey,
-    Protocol,
-    ServerKey,
-    ServiceKey,
-    Tunnel,
-    TunnelChecksum,
-    TunnelType,
-)
-from xenlb.model.drain import Drain, Outcome
-from xenlb.model.events import Ask, GuestId, MetadataService, Target
-from xenlb.model.found import Found, Source
-from xenlb.model.guest import Death, Guest, Phase, Request
-from xenlb.model.health import Change, Health
-from xenlb.model.state import Admission, Slot, State
+from xenlb import statejson
+from xenlb.saved import Change, Saved, change, changed
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """`servers`: ours, with the libvirt URI of their guest. `addresses`: service addresses that we
-    put on an interface. `sysctls`: the values before ours."""
-
-    state: State = field(default_factory=State)
-    services: frozenset[ServiceKey] = frozenset()
-    servers: Mapping[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
-    addresses: frozenset[tuple[str, IPAddress]] = frozenset()
-    sysctls: Mapping[str, str] = field(default_factory=dict)
+SMALLEST = 64 * 1024  # bytes of changes for which nothing is written anew
 
 
 def load(path: Path) -> Saved:
-    """What was saved in this boot of the host; nothing where there is no (readable) file."""
+    """What was saved in this boot of the host; nothing where there is no (readable) file, and then
+    there is none any more."""
     try:
-        data = json.loads(path.read_text())
+        first, *lines = path.read_bytes().split(b"\n")
+        data = json.loads(first)
     except FileNotFoundError:
         return Saved()
     except (OSError, ValueError) as error:
@@ -69,11 +49,27 @@ def load(path: Path) -> Saved:
         return _put_aside(path, "it is not of this version")
     if data.get("boot") != _boot_id():
         log.info("%s is of an earlier boot of this host: starting afresh", path)
+        path.unlink()
         return Saved()
     try:
-        return _decode(data)
+        if lines and not _is_json(lines[-1]):  # who wrote it was killed over it
+            os.truncate(path, path.stat().st_size - len(b"\n" + lines.pop()))
+        return changed(statejson.decode(data["saved"]), map(_read, lines))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return _put_aside(path, repr(error))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(line: bytes) -> Change:
+    data = json.loads(line)
+    return Change(now=statejson.decode(data["now"]), gone=statejson.decode(data["gone"]))
 
 
 def _put_aside(path: Path, why: str) -> Saved:
@@ -83,273 +79,107 @@ def _put_aside(path: Path, why: str) -> Saved:
     return Saved()
 
 
-def save(path: Path, saved: Saved) -> None:
-    """Atomic for a reader and for a kill at any point: a new file takes the old one's name."""
-    fresh = path.with_suffix(".new")
-    text = json.dumps(_encode(saved), separators=(",", ":"))
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-    os.replace(fresh, path)  # no fsync: /run is memory, and the file is void after a crash anyway
-
-
 def _boot_id() -> str:
     return BOOT_ID.read_text().strip()
 
 
-def _encode(saved: Saved) -> dict[str, Any]:
-    state = saved.state
-    return {
-        "version": VERSION,
-        "boot": _boot_id(),
-        "services": [_key(key) for key in saved.services],
-        # Neighbours that differ in nothing but their address share a line, here and below.
-        "servers": [
-            [_key(key), port, uri, [_address(server) for (_, server), _ in same]]
-            for (key, port, uri), same in groupby(
-                saved.servers.items(), key=lambda item: (item[0][0], item[0][1].port, item[1])
-            )
-        ],
-        "addresses": sorted([name, str(address)] for name, address in saved.addresses),
-        "sysctls": dict(saved.sysctls),
-        "guests": [_guest(guest) for guest in state.guests.values()],
-        "admitted": [
-            [
-                *(_key(key), port, _owner(owner), entry.at, entry.ramp, entry.quiesced),
-                [_address(slot.server) for slot, _ in same],
-            ]
-            for (key, port, owner, entry), same in groupby(
-                state.admitted.items(),
-                key=lambda item: (item[0].service, item[0].server.port, item[0].owner, item[1]),
-            )
-        ],
-        # The failing ones, too: keep-in-service may keep them with their weight; and those of
-        # which nothing is known: another check than any of these is a new one.
-        "verdicts": [
-            [
-                checkjson.write(target.check),
-                str(target.address),
-                target.port,
-                _via(target),
-                *_health(health),
-            ]
-            for target, health in state.health.items()
-        ],
-        "alarms": [[_key(key), since] for key, since in state.alarms.items()],
-    }
+def save(path: Path, saved: Saved) -> None:
+    """Everything. Atomic for a reader and for a kill at any point: a new file takes the old one's
+    name."""
+    fresh = path.with_suffix(".new")
+    write(fresh, "".join(_pieces(saved)))
+    os.replace(fresh, path)
 
 
-def _decode(data: dict[str, Any]) -> Saved:
-    guests = [_read_guest(item) for item in data["guests"]]
-    server = _Servers()
-    keys = _Services()
-    servers: dict[tuple[ServiceKey, ServerKey], str] = {}
-    for key, port, uri, addresses in data["servers"]:
-        service = keys[tuple(key)]
-        servers.update(((service, server[text, port]), str(uri)) for text in addresses)
-    admitted: dict[Slot, Admission] = {}
-    for key, port, owner, at, ramp, quiesced, addresses in data["admitted"]:
-        service, guest = keys[tuple(key)], _read_owner(owner)
-        admission = Admission(at=float(at), ramp=bool(ramp), quiesced=bool(quiesced))
-        for text in addresses:
-            slot = Slot(owner=guest, service=service, server=server[text, port])
-            admitted[slot] = admission
-    health = {
-        _read_target(check, address, port, via): _read_health(verdict)
-        for check, address, port, via, *verdict in data["verdicts"]
-    }
-    alarms = {keys[tuple(key)]: float(since) for key, since in data["alarms"]}
-    return Saved(
-        state=State(
-            guests={g.id: g for g in guests}, admitted=admitted, health=health, alarms=alarms
-        ),
-        services=frozenset(keys[tuple(key)] for key in data["services"]),
-        servers=servers,
-        addresses=frozenset((str(name), ip_address(text)) for name, text in data["addresses"]),
-        sysctls={str(name): str(value) for name, value in data["sysctls"].items()},
-    )
+def write(file: Path, text: str) -> None:
+    """To a file of which nobody knows yet."""
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as stream:
+        stream.write(text)
 
 
-def _key(key: ServiceKey) -> list[str | int]:
-    match key:
-        case AddressKey(protocol=protocol, address=address, port=port):
-            return [protocol.value, str(address), port]
-        case MarkKey(family=family, mark=mark):
-            return [family.value, mark]
+def _pieces(saved: Saved) -> Iterator[str]:
+    yield f'{{"version":{VERSION},"boot":{statejson.dumps(_boot_id())},"saved":'
+    yield from statejson.written(saved)
+    yield "}"
 
 
-def _read_key(item: tuple[Any, ...]) -> ServiceKey:
-    match item:
-        case [protocol, address, port]:
-            return AddressKey(
-                protocol=Protocol(protocol),
-                address=_read_address(address),
-                port=int(port),
-            )
-        case [family, mark]:
-            return MarkKey(family=Family(family), mark=int(mark))
-    raise ValueError(f"not a service: {item!r}")
+class StateFile:
+    """The file of a running agent; its methods are called in the owner task.
+
+    `saved`: what is in it. `write` writes everything to another file; it is called in a thread.
+    """
+
+    def __init__(self, path: Path, *, write: Callable[[Path, str], None] = write) -> None:
+        self.path = path
+        self.saved = load(path)
+        self._write = write
+        self._whole = path.stat().st_size if path.exists() else 0
+        self._grown = 0  # bytes of changes since it was whole
+        self._rewriting: asyncio.Task[None] | None = None
+        self._meanwhile: list[bytes] = []
+
+    def save(self, saved: Saved) -> None:
+        """When this returns, a kill does not lose it (or it was logged that it does)."""
+        found = change(self.saved, saved)
+        if found == Change():
+            self.saved = saved
+            return
+        now, gone = statejson.encode(found.now), statejson.encode(found.gone)
+        line = b"\n" + statejson.dumps({"now": now, "gone": gone}).encode()
+        try:
+            try:
+                _append(self.path, line)
+                self._grown += len(line)
+            except FileNotFoundError:
+                save(self.path, saved)
+                self._whole, self._grown = self.path.stat().st_size, 0
+        except OSError as error:  # the next one tries it again, with what is new then
+            log.error("%s cannot be written: %s (is there room in /run?)", self.path, error)
+            return
+        self.saved = saved
+        if self._rewriting is not None:
+            self._meanwhile.append(line)
+        elif self._grown > max(SMALLEST, self._whole):
+            self._meanwhile = []
+            rewriting = self._rewrite(saved)
+            self._rewriting = asyncio.create_task(rewriting, name="write the state file")
+
+    async def close(self) -> None:
+        """Nobody writes any more when this returns."""
+        if self._rewriting is not None:
+            await asyncio.wait({self._rewriting})
+
+    async def _rewrite(self, saved: Saved) -> None:
+        fresh = self.path.with_suffix(".whole")
+        pieces = []
+        try:
+            for piece in _pieces(saved):
+                pieces.append(piece)
+                await asyncio.sleep(0)
+            await asyncio.to_thread(self._write, fresh, "".join(pieces))
+            self._whole = fresh.stat().st_size
+            _append(fresh, meanwhile := b"".join(self._meanwhile))
+            os.replace(fresh, self.path)
+            self._grown = len(meanwhile)
+        except OSError as error:
+            log.error("%s cannot be written anew: %s (is there room in /run?)", self.path, error)
+            self._grown = 0  # to be tried again when as much has changed once more
+        finally:
+            self._rewriting = None
 
 
-def _read_address(text: str) -> IPAddress:
-    try:  # a tenth of the time that ipaddress takes
-        return table.address(inet_pton(AF_INET, text))
-    except OSError:
-        return ip_address(text)
-
-
-def _address(key: ServerKey) -> str:
-    return str(key.address)
-
-
-class _Services(dict[tuple[str | int, ...], ServiceKey]):
-    """By the key as it stands in the file, where each stands several times."""
-
-    def __missing__(self, item: tuple[str | int, ...]) -> ServiceKey:
-        self[item] = key = _read_key(item)
-        return key
-
-
-class _Servers(dict[tuple[str, int], ServerKey]):
-    """By address and port as they stand in the file, where each stands several times."""
-
-    def __missing__(self, item: tuple[str, int]) -> ServerKey:
-        text, port = item
-        self[item] = key = ServerKey(address=_read_address(text), port=int(port))
-        return key
-
-
-def _owner(owner: GuestId | None) -> list[str] | None:
-    return None if owner is None else [owner.uri, str(owner.uuid)]
-
-
-def _read_owner(item: list[str] | None) -> GuestId | None:
-    return None if item is None else GuestId(uri=item[0], uuid=UUID(item[1]))
-
-
-def _via(target: Target) -> list[Any] | None:
-    if target.vip is None:
-        return None
-    tunnel = target.tunnel
-    return [
-        str(target.vip),
-        None if tunnel is None else [tunnel.type, tunnel.port, tunnel.checksum],
-    ]
-
-
-def _read_target(check: Any, address: str, port: int, via: list[Any] | None) -> Target:
-    vip, tunnel = via or (None, None)
-    return Target(
-        check=checkjson.read(check),
-        address=ip_address(address),
-        port=int(port),
-        vip=None if vip is None else ip_address(vip),
-        tunnel=None
-        if tunnel is None
-        else Tunnel(
-            type=TunnelType(tunnel[0]), port=int(tunnel[1]), checksum=TunnelChecksum(tunnel[2])
-        ),
-    )
-
-
-def _health(health: Health) -> list[Any]:
-    """Without `against`: results in a row do not reach across a time without any."""
-    return [
-        health.valid_from,
-        health.up,
-        health.since,
-        health.detail,
-        health.assumed,
-        health.share,
-        health.failures,
-        health.held_until,
-        [[change.at, change.up, change.detail] for change in health.changes],
-    ]
-
-
-def _read_health(item: list[Any]) -> Health:
-    valid, up, since, detail, assumed, share, failures, held, changes = item
-    return Health(
-        valid_from=float(valid),
-        up=None if up is None else bool(up),
-        since=float(since),
-        detail=str(detail),
-        assumed=bool(assumed),
-        share=None if share is None else float(share),
-        failures=int(failures),
-        held_until=float(held),
-        changes=tuple(
-            Change(at=float(at), up=bool(went_up), detail=str(said))
-            for at, went_up, said in changes
-        ),
-    )
-
-
-def _guest(guest: Guest) -> dict[str, Any]:
-    request = guest.request
-    return {
-        "id": _owner(guest.id),
-        "name": guest.name,
-        "phase": guest.phase.value,
-        "incarnation": guest.incarnation,
-        "since": guest.since,
-        "booted": guest.booted,
-        "recheck": guest.recheck,
-        "request": request and [request.ask.value, request.at, request.deadline],
-        "deaths": [[death.incarnation, death.at] for death in guest.deaths],
-        "drain": _drain(guest.drain),
-        "drained": _drain(guest.drained),
-        "found": [[str(found.address), found.source.value] for found in guest.found],
-        # A guest that joined by its metadata is a member before libvirt has been asked again.
-        "metadata": [
-            [entry.name, entry.weight, entry.address and str(entry.address)]
-            for entry in guest.metadata
-        ],
-    }
-
-
-def _read_guest(item: dict[str, Any]) -> Guest:
-    owner = _read_owner(item["id"])
-    if owner is None:
-        raise ValueError("a guest without identity")
-    request = item["request"]
-    return Guest(
-        id=owner,
-        name=str(item["name"]),
-        phase=Phase(item["phase"]),
-        incarnation=item["incarnation"],
-        since=float(item["since"]),
-        booted=float(item["booted"]),
-        recheck=float(item["recheck"]),
-        request=request and Request(ask=Ask(request[0]), at=request[1], deadline=request[2]),
-        deaths=tuple(Death(incarnation=number, at=at) for number, at in item["deaths"]),
-        drain=_read_drain(item["drain"]),
-        drained=_read_drain(item["drained"]),
-        found=tuple(
-            Found(address=ip_address(address), source=Source(source))
-            for address, source in item["found"]
-        ),
-        metadata=tuple(
-            MetadataService(name=name, weight=weight, address=address and ip_address(address))
-            for name, weight, address in item["metadata"]
-        ),
-    )
-
-
-def _drain(drain: Drain | None) -> dict[str, Any] | None:
-    return None if drain is None else asdict(drain)
-
-
-def _read_drain(item: dict[str, Any] | None) -> Drain | None:
-    if item is None:
-        return None
-    then, outcome, end = item["then"], item["outcome"], item["end"]
-    return Drain(
-        **{
-            **item,
-            "then": then and Ask(then),
-            "outcome": outcome and Outcome(outcome),
-            "end": end and Outcome(end),
-            "warnings": tuple(item["warnings"]),
-        }
-    )
+def _append(path: Path, line: bytes) -> None:
+    """All of it or, where there is no room for all, nothing."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        size = os.fstat(fd).st_size
+        try:
+            done = 0
+            while done < len(line):
+                done += os.write(fd, line[done:])
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+    finally:
+        os.close(fd)

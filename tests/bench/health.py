@@ -6,9 +6,9 @@ First on this machine's own kernel, over loopback: the share of a core that the 
 takes, the kernel's part of its connections included (also what the kernel does for the server at
 the other end, which on loopback is done in the same breath). The goal is a quarter of a core.
 
-Then as many servers that were up and do not answer any more: how long it takes from a guest's being
-asked to shut down until the kernel's batch is on its way. The table is the tests' fake, as this
-kernel may have no IPVS.
+Then as many servers that have all passed at once, and are let in; and then do not answer any more.
+Both times: how long it takes from a guest's being asked to shut down until the kernel's batch is on
+its way. The table is the tests' fake, as this kernel may have no IPVS.
 
 Then beside keepalived's TCP_CHECK, in the User-mode Linux lab. Its kernel counts a process's time
 in ticks of 10 ms, by which who wakes at a tick and is done before the next costs nothing; so it is
@@ -42,7 +42,8 @@ from tests.lab.uml import UmlLab
 from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.health.runner import HealthRunner
-from xenlb.ipvs.op import Op, OpFailed
+from xenlb.ipvs.op import Op, OpFailed, SetServer
+from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import Ask, Asked, Described, GuestId, Listed, Power, Probed, Target
 from xenlb.model.health import Health, judge
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
@@ -54,10 +55,12 @@ SERVICES = 500
 WARM_UP = 15.0  # seconds, three rounds: until the first herd has dissolved
 MEASURED = 20.0
 REQUESTS = 100
+ENTERING = 2.0  # seconds, or less
 HANGING = 30.0
 GOAL = 0.25
 CHECK = Check(interval=INTERVAL)
 LOOPBACK = IPv4Address("127.1.0.0")
+GUESTS = IPv4Address("10.0.0.1")
 # In the lab: addresses that the name space of the server has on its lo, all of them.
 BEHIND = IPv4Address("10.1.0.0")
 PORT = 8000
@@ -163,12 +166,17 @@ def _times(pid: int) -> tuple[float, float]:
 
 
 class Batches(FakeKernel):
-    """Notes when something was to be done."""
+    """Notes when each server was to be quiesced."""
 
-    at = 0.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.quiesced: dict[IPAddress, float] = {}
 
     def apply(self, ops: Sequence[Op]) -> tuple[OpFailed, ...]:
-        self.at = clock.now()
+        now = clock.now()
+        for op in ops:
+            if isinstance(op, SetServer) and op.server.weight == 0:
+                self.quiesced[op.server.key.address] = now
         return super().apply(ops)
 
 
@@ -180,9 +188,8 @@ def world(port: int) -> tuple[Settings, Listed]:
         name="guests",
         address=vip,
         ports=(Port(number=25),),
-        servers=tuple(
-            Member(guest=f"g{n}", address=IPv4Address("10.0.0.1") + n) for n in range(REQUESTS)
-        ),
+        checks=(),
+        servers=tuple(Member(guest=f"g{n}", address=GUESTS + n) for n in range(REQUESTS)),
     )
     each = TARGETS // SERVICES
     hosts = tuple(
@@ -208,8 +215,8 @@ def world(port: int) -> tuple[Settings, Listed]:
     return Settings(uris=(uri,), services=(guests, *hosts)), listed
 
 
-async def quiesce(port: int) -> list[float]:
-    """Seconds from each request until the batch, while all targets hang."""
+async def quiesce(port: int) -> dict[str, list[float]]:
+    """Seconds from each request until the batch: while all targets are let in, while they hang."""
     kernel = Batches()
     with TemporaryDirectory(prefix="xenlb-bench-") as folder:
         agent = Agent(
@@ -227,7 +234,7 @@ async def quiesce(port: int) -> list[float]:
         settings, listed = world(port)
         agent.configure(settings)
         agent.emit(listed)
-        tasks = [asyncio.create_task(agent.own()), asyncio.create_task(runner.run())]
+        tasks = [asyncio.create_task(agent.own())]
         await agent.begun.wait()
         now, let_in = clock.now(), asyncio.get_running_loop().create_future()
         *others, last = [
@@ -237,25 +244,46 @@ async def quiesce(port: int) -> list[float]:
         for up in others:
             agent.emit(up)
         agent.emit(last, let_in)
+        half = REQUESTS // 2
+        entering = await _requests(agent, kernel, listed.guests[:half], ENTERING / half, let_in)
         await let_in
-        took = []
-        for described in listed.guests:
-            # All through the failures: three timeouts of 3 s for each, 4,096 probes at once.
-            await asyncio.sleep(HANGING / REQUESTS)
-            taken = asyncio.get_running_loop().create_future()
-            at = clock.now()
+        tasks.append(asyncio.create_task(runner.run()))
+        # All through the failures: three timeouts of 3 s for each, 4,096 probes at once.
+        hanging = await _requests(agent, kernel, listed.guests[half:], HANGING / half)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    return {"let in": entering, "hanging": hanging}
+
+
+async def _requests(
+    agent: Agent,
+    kernel: Batches,
+    guests: Sequence[Described],
+    pause: float,
+    end: asyncio.Future[None] | None = None,
+) -> list[float]:
+    """One a `pause`, until `end` is done; from a thread, which does not wait for a round to end."""
+    loop, took = asyncio.get_running_loop(), []
+    for described in guests:
+        taken = loop.create_future()
+
+        def ask(described: Described = described, taken: asyncio.Future[None] = taken) -> float:
+            time.sleep(pause)
             asked = Asked(
-                at=at,
+                at=clock.now(),
                 guest=described.guest,
                 incarnation=described.incarnation,
                 ask=Ask.POWEROFF,
             )
-            agent.emit(asked, taken)
-            await taken
-            took.append(kernel.at - at)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+            loop.call_soon_threadsafe(agent.emit, asked, taken)
+            return asked.at
+
+        at = await asyncio.to_thread(ask)
+        await taken
+        if end is not None and end.done():
+            break
+        took.append(kernel.quiesced[GUESTS + int(described.name[1:])] - at)
     return took
 
 
@@ -344,12 +372,15 @@ def main() -> None:
     )
     logging.disable(logging.WARNING)  # each of them is worth a line of the journal, thrice
     with deaf_server() as port:
-        took = sorted(1000 * each for each in asyncio.run(quiesce(port)))
-    print(
-        f"  all of them hanging, from a request to its batch: median {statistics.median(took):.1f}"
-        f" ms, at most {took[-1]:.1f} ms ({REQUESTS} requests)",
-        flush=True,
-    )
+        found = asyncio.run(quiesce(port))
+    for when, took in found.items():
+        milliseconds = sorted(1000 * each for each in took)
+        print(
+            f"  all of them {when}, from a request to its batch: median"
+            f" {statistics.median(milliseconds):.1f} ms, at most {milliseconds[-1]:.1f} ms"
+            f" ({len(took)} requests)",
+            flush=True,
+        )
     shares = in_the_lab()
     rest = shares.pop("at rest")
     for name, share in shares.items():

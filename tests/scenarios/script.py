@@ -67,6 +67,7 @@ from xenlb.model.found import Found, Refused, Source
 from xenlb.model.settings import needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step
+from xenlb.saved import Saved
 
 SOURCES = {
     "interface": Source.INTERFACE_XML,
@@ -439,7 +440,7 @@ class Player:
     def _restart(self) -> None:
         """kill -9 and a start: what was not in the state file is forgotten; the table is not."""
         path = self.folder / "state.json"
-        statefile.save(path, statefile.Saved(state=self.state))
+        statefile.save(path, Saved(state=self.state))
         self.state = statefile.load(path).state
         self.want = Table()
 

@@ -1,6 +1,11 @@
 """The state file: what is read is what was written, and a bad file is never fatal."""
 
+import asyncio
 import json
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +22,7 @@ from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
 from xenlb.model.state import Admission, Slot, State
+from xenlb.saved import Saved
 
 ME = GuestId(uri="xen:///system", uuid=UUID(int=7))
 KEY = AddressKey(protocol=Protocol.UDP, address=ip_address("2001:db8::1"), port=53)
@@ -25,7 +31,7 @@ SERVER = ServerKey(address=ip_address("10.0.0.11"), port=26)
 TARGET = Target(check=Check(rise=2, port=80), address=ip_address("10.0.0.11"), port=80)
 
 
-def saved() -> statefile.Saved:
+def saved() -> Saved:
     guest = Guest(
         id=ME,
         name="mail1",
@@ -40,7 +46,7 @@ def saved() -> statefile.Saved:
         found=(Found(address=ip_address("10.0.0.11"), source=Source.LEASE),),
         metadata=(MetadataService(name="mail", weight=2, address=ip_address("10.0.0.11")),),
     )
-    return statefile.Saved(
+    return Saved(
         state=State(
             guests={ME: guest},
             admitted={
@@ -81,19 +87,19 @@ def test_every_verdict_is_kept(tmp_path: Path, up: bool | None) -> None:
     """Also that nothing is known: of a check that is not in the file it is known that it is new."""
     path = tmp_path / "state.json"
     health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused", assumed=bool(up))}
-    statefile.save(path, statefile.Saved(state=State(health=health)))
+    statefile.save(path, Saved(state=State(health=health)))
     assert statefile.load(path).state.health == health
 
 
 def test_results_in_a_row_do_not_reach_across_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     health = Health(valid_from=0.0, up=True, against=2)
-    statefile.save(path, statefile.Saved(state=State(health={TARGET: health})))
+    statefile.save(path, Saved(state=State(health={TARGET: health})))
     assert statefile.load(path).state.health == {TARGET: replace(health, against=0)}
 
 
 def test_no_file_is_a_fresh_start(tmp_path: Path) -> None:
-    assert statefile.load(tmp_path / "state.json") == statefile.Saved()
+    assert statefile.load(tmp_path / "state.json") == Saved()
 
 
 def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
@@ -101,7 +107,7 @@ def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
     statefile.save(path, saved())
     data = json.loads(path.read_text())
     path.write_text(json.dumps(data | {"boot": "another"}))
-    assert statefile.load(path) == statefile.Saved()
+    assert statefile.load(path) == Saved()
 
 
 @pytest.mark.parametrize(
@@ -112,12 +118,12 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) ->
     path = tmp_path / "state.json"
     statefile.save(path, saved())
     data = json.loads(path.read_text())
-    text = json.dumps(data | {key: value})
+    text = json.dumps(data | {"saved": data["saved"] | {key: value}})
     path.write_text(text)
     found = statefile.load(path)
     if value == {}:
         return  # an empty mapping reads as an empty list
-    assert found == statefile.Saved()
+    assert found == Saved()
     assert (tmp_path / "state.broken").read_text() == text
 
 
@@ -125,5 +131,239 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) ->
 def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
-    assert statefile.load(path) == statefile.Saved()
+    assert statefile.load(path) == Saved()
     assert (tmp_path / "state.broken").exists()
+
+
+# The changes below it -----------------------------------------------------------------------------
+
+
+def told(number: int, *, by: str = "root") -> Saved:
+    """A drain of a guest, and what that guest has of the table."""
+    address = ip_address("10.0.1.0") + number
+    here = ServerKey(address=address, port=26)
+    guest = GuestId(uri=ME.uri, uuid=UUID(int=100 + number))
+    drain = Drain(reason="drained", by=by, since=9.0, deadline=None)
+    target = replace(TARGET, address=address)
+    return Saved(
+        state=State(
+            guests={guest: Guest(id=guest, name=f"g{number}", drain=drain)},
+            admitted={Slot(owner=guest, service=KEY, server=here): Admission(at=number)},
+            health={target: Health(valid_from=0.0, up=True)},
+            alarms={KEY: 1.0 * number},
+        ),
+        services=frozenset({KEY}),
+        servers={(KEY, here): ME.uri},
+        addresses=frozenset({("front0", address)}),
+        sysctls={f"net.ipv4.vs.{number}": "0"},
+    )
+
+
+def history() -> list[Saved]:
+    """Each has something new, something other and something less than the one before."""
+    return [saved(), told(1), told(2), told(2, by="admin"), saved(), Saved(), told(3), told(2)]
+
+
+def save_each(path: Path, states: list[Saved]) -> None:
+    file = statefile.StateFile(path)
+    for each in states:
+        file.save(each)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines())
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Files of this process may have so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_each_change_is_a_line_and_no_change_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for number in range(1, len(history()) + 1):
+        path.unlink(missing_ok=True)
+        save_each(path, history()[:number])
+        assert statefile.load(path) == history()[number - 1]
+        assert lines(path) == number
+    before = path.read_bytes()
+    heard = history()[-1]
+    guests = {key: replace(guest, heard=7.0) for key, guest in heard.state.guests.items()}
+    health = {key: replace(each, against=1) for key, each in heard.state.health.items()}
+    save_each(path, [heard, replace(heard, state=replace(heard.state, guests=guests))])
+    save_each(path, [heard, replace(heard, state=replace(heard.state, health=health))])
+    assert path.read_bytes() == before
+
+
+def test_a_change_says_no_more_than_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    many = [told(number).state for number in range(200)]
+    state = State(
+        guests={key: guest for each in many for key, guest in each.guests.items()},
+        admitted={key: entry for each in many for key, entry in each.admitted.items()},
+        health={key: health for each in many for key, health in each.health.items()},
+    )
+    file = statefile.StateFile(path)
+    file.save(Saved(state=state))
+    size = path.stat().st_size
+    (target, health), *_ = state.health.items()
+    failed = {**state.health, target: replace(health, up=False)}
+    # Drawn anew in another order, as settle() does.
+    admitted = dict(reversed(list(state.admitted.items())))
+    file.save(Saved(state=replace(state, health=failed, admitted=admitted)))
+    assert size > 40_000
+    assert path.stat().st_size - size < 300
+
+
+@pytest.mark.parametrize("more", [told(2), told(1, by="admin"), Saved()])
+def test_a_kill_amid_a_line_leaves_what_was_before_it(tmp_path: Path, more: Saved) -> None:
+    path = tmp_path / "state.json"
+    save_each(path, [saved(), told(1)])
+    whole = path.stat().st_size
+    save_each(path, [more])
+    full = path.read_bytes()
+    for size in range(whole, len(full)):
+        path.write_bytes(full[:size])
+        assert statefile.load(path) == told(1)
+        assert path.stat().st_size == whole
+        save_each(path, [told(3)])
+        assert statefile.load(path) == told(3)
+    assert not (tmp_path / "state.broken").exists()
+
+
+def test_a_damaged_line_among_others_is_no_kill(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    save_each(path, history())
+    first, second, *rest = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, second[:-9], *rest]))
+    assert statefile.load(path) == Saved()
+    assert (tmp_path / "state.broken").exists()
+
+
+def test_no_room_for_a_line_leaves_none_and_the_next_says_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    file = statefile.StateFile(path)
+    file.save(saved())
+    before = path.read_bytes()
+    with room(len(before) + 20):
+        file.save(told(1))
+    assert path.read_bytes() == before
+    file.save(replace(told(1), sysctls={}))
+    assert statefile.load(path) == replace(told(1), sysctls={})
+
+
+def test_a_file_that_somebody_took_away_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    file = statefile.StateFile(path)
+    file.save(saved())
+    path.unlink()
+    file.save(told(1))
+    assert statefile.load(path) == told(1)
+
+
+class SlowDisk:
+    """Writes the whole file when it is let, in the thread that asks for it."""
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+        self.busy = 0
+        self.most = 0
+        self.times = 0
+        self.error: OSError | None = None
+
+    def write(self, file: Path, text: str) -> None:
+        self.times += 1
+        self.busy += 1
+        self.most = max(self.busy, self.most)
+        assert self.let.wait(20), "nobody lets it: it is waited for in the owner's thread"
+        self.busy -= 1
+        if self.error is not None:
+            raise self.error
+        statefile.write(file, text)
+
+
+async def until_asked(disk: SlowDisk) -> None:
+    async with asyncio.timeout(10):
+        while not disk.busy:
+            await asyncio.sleep(0.001)
+
+
+def test_what_changes_while_all_is_written_is_in_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statefile, "SMALLEST", 0)
+    path = tmp_path / "state.json"
+    disk = SlowDisk()
+
+    async def story() -> None:
+        file = statefile.StateFile(path, write=disk.write)
+        for number in range(20):
+            file.save(told(number % 3))
+        await until_asked(disk)
+        for each in history():
+            file.save(each)
+            assert statefile.load(path) == each, "a kill now would lose it"
+        old = path.stat().st_ino
+        disk.let.set()
+        await file.close()
+        assert path.stat().st_ino != old
+        assert statefile.load(path) == history()[-1]
+        file.save(told(5))
+        assert statefile.load(path) == told(5)
+        await file.close()
+
+    asyncio.run(story())
+    assert disk.most == 1, "two wrote at a time"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_the_file_does_not_grow_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statefile, "SMALLEST", 4000)
+    path = tmp_path / "state.json"
+    disk = SlowDisk()
+    disk.let.set()
+
+    async def story() -> None:
+        file = statefile.StateFile(path, write=disk.write)
+        for number in range(100):
+            file.save(told(number % 3))
+            await file.close()
+            assert path.stat().st_size < 12_000
+            assert statefile.load(path) == told(number % 3)
+
+    asyncio.run(story())
+    assert 5 < disk.times < 50
+
+
+def test_a_disk_that_fails_leaves_the_file_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(statefile, "SMALLEST", 0)
+    path = tmp_path / "state.json"
+    disk = SlowDisk()
+    disk.let.set()
+    disk.error = OSError(28, "No space left on device")
+
+    async def story() -> None:
+        file = statefile.StateFile(path, write=disk.write)
+        for number in range(20):
+            file.save(told(number % 3))
+            await file.close()
+            assert statefile.load(path) == told(number % 3)
+        failures = disk.times
+        assert failures > 1
+        assert "No space left" in caplog.text
+        disk.error = None
+        for number in range(20):
+            file.save(told(number % 3))
+            await file.close()
+            assert statefile.load(path) == told(number % 3)
+        assert lines(path) < 20
+
+    asyncio.run(story())

@@ -46,6 +46,7 @@ from xenlb.model.settings import ServiceSettings
 from xenlb.model.settle import settle
 from xenlb.model.state import Candidate, Slot, State, Step
 from xenlb.model.step import step
+from xenlb.saved import Saved
 
 Life = Sequence["Seen"]
 LIFE = Started | Asked | Stays | Died | Stopped | Crashed | Paused | Resumed | Rebooted
@@ -595,9 +596,9 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
     """kill -9, and a start with the same configuration, before any source has been heard."""
     path = tmp_path_factory.mktemp("restart") / "state.json"
     world = World()
+    file = statefile.StateFile(path)
     for _ in world.live(story):
-        pass
-    statefile.save(path, statefile.Saved(state=world.state))
+        file.save(Saved(state=world.state))
     again = Configured(at=world.now, settings=replace(world.state.settings))
     restarted = step(statefile.load(path).state, again).state
     assert desired(again.settings.services, restarted, world.now) == world.told
