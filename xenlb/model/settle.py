@@ -71,11 +71,26 @@ def _drawn(
     services: Iterable[ServiceSettings],
     owners: Mapping[IPAddress, GuestId | None],
 ) -> State:
-    """The state with the candidates of these services drawn anew."""
+    """The state with the candidates of these services drawn anew, and what is asked of them."""
     names = {service.name for service in state.settings.services}
     kept = {name: found for name, found in state.candidates.items() if name in names}
     fresh = {service.name: tuple(candidates(service, state, owners)) for service in services}
-    return replace(state, owners=owners, candidates=kept | fresh)
+    asked = dict(state.asked)
+    for name in fresh.keys() | (state.candidates.keys() - names):
+        for candidate in state.candidates.get(name, ()):
+            for target in candidate.targets:
+                if name in asked.get(target, ()):
+                    asked[target] = {n: who for n, who in asked[target].items() if n != name}
+    for name, found in fresh.items():
+        for candidate in found:
+            guest = _guest(candidate, state)
+            if guest is not None and guest.phase is Phase.ABSENT:
+                continue
+            for target in candidate.targets:
+                by = asked.get(target, {})
+                asked[target] = {**by, name: (*by.get(name, ()), candidate)}
+    asked = {target: by for target, by in asked.items() if by}
+    return replace(state, owners=owners, candidates=kept | fresh, asked=asked)
 
 
 def _changed(before: State, state: State) -> tuple[Guest, ...]:
@@ -137,16 +152,12 @@ def _with_targets(
     carried: Mapping[Slot, Health] | None,
     at: float,
 ) -> State:
-    known = {service.name for service in state.settings.services}
-    probed = {name: targets for name, targets in state.probed.items() if name in known}
     health = dict(state.health)
     for service in services:
-        targets: set[Target] = set()
         for candidate in state.candidates[service.name]:
             guest = _guest(candidate, state)
             if guest is not None and guest.phase is Phase.ABSENT:
                 continue
-            targets.update(candidate.targets)
             recheck = 0.0 if guest is None else guest.recheck
             verdict = carried.get(candidate.slot) if carried and candidate.slot else None
             for target in candidate.targets:
@@ -158,15 +169,9 @@ def _with_targets(
                 elif have.valid_from < recheck:
                     # What is known of it is void, its failures too; what happened has happened.
                     health[target] = Health(valid_from=max(at, recheck), changes=have.changes)
-        probed[service.name] = frozenset(targets)
-    if probed == state.probed and carried is None:
-        return replace(state, health=health)
-    used: set[Target] = set().union(*probed.values())
-    return replace(
-        state,
-        probed=probed,
-        health={target: verdict for target, verdict in health.items() if target in used},
-    )
+    if state.asked is not before.asked:
+        health = {target: verdict for target, verdict in health.items() if target in state.asked}
+    return replace(state, health=health)
 
 
 def _assumed(verdict: Health, at: float) -> Health:

@@ -63,10 +63,10 @@ _UNKNOWN = Health(valid_from=0.0)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """`amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a configured
-    host's). By service name: `candidates`, who may serve it, and `probed`, what is to be probed for
-    it; `health` has exactly these. `admitted`: who is in the table. `alarms`: of which kernel
-    services keep-in-service keeps failing servers, and since when. All six follow from the rest,
-    drawn by settle.py.
+    host's). `candidates`: who may serve, by service name; `asked`: what is to be probed, and for
+    whom, by service name, and `health` has exactly these targets. `admitted`: who is in the table.
+    `alarms`: of which kernel services keep-in-service keeps failing servers, and since when. All
+    six follow from the rest, drawn by settle.py.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -77,7 +77,7 @@ class State:
     amiss: frozenset[str] = frozenset()
     owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
-    probed: Mapping[str, frozenset[Target]] = field(default_factory=dict)
+    asked: Mapping[Target, Mapping[str, tuple[Candidate, ...]]] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
     admitted: Mapping[Slot, Admission] = field(default_factory=dict)
     alarms: Mapping[ServiceKey, float] = field(default_factory=dict)

@@ -279,10 +279,12 @@ def _probed(state: State, event: Probed) -> Step:
     known = (health.up, health.assumed, health.share)
     if known == (after.up, after.assumed, after.share):
         return Step(state=changed)
-    names = frozenset(name for name, targets in state.probed.items() if target in targets)
+    names = frozenset(state.asked[target])
     owner = state.owners.get(target.address)
     if after.up is health.up:
-        if not _reweighs(state, changed, target, names):
+        if not _reweighs(state, changed, target):
+            if after.assumed is health.assumed:
+                return Step(state=changed)
             return settled(state, changed, names, event.at)
         share = "the whole" if after.share is None else f"{after.share * 100:.3g}% of the"
         text = f"check {target} gives {share} weight: {event.detail}"
@@ -297,16 +299,14 @@ def _probed(state: State, event: Probed) -> Step:
     return settled(state, changed, names, event.at, note)
 
 
-def _reweighs(before: State, state: State, target: Target, names: frozenset[str]) -> bool:
+def _reweighs(before: State, state: State, target: Target) -> bool:
     """Does what the target says of its share change the weight of a server?"""
+    asked = state.asked[target]
     for service in state.settings.services:
-        if service.name not in names:
-            continue
-        for candidate in state.candidates[service.name]:
-            if target in candidate.targets:
-                was, now = (each.verdict(candidate, service) for each in (before, state))
-                if shared(candidate.weight, was) != shared(candidate.weight, now):
-                    return True
+        for candidate in asked.get(service.name, ()):
+            was, now = (each.verdict(candidate, service) for each in (before, state))
+            if shared(candidate.weight, was) != shared(candidate.weight, now):
+                return True
     return False
 
 

@@ -36,6 +36,7 @@ from xenlb.model.events import (
     Started,
     Stays,
     Stopped,
+    Target,
     Tick,
     UndrainAsked,
 )
@@ -172,8 +173,15 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
         again, names = settle(State(), seen.state, frozenset(), seen.at)
         assert names is None
         assert again == seen.state, seen.event
-        assert set(seen.state.health) == set().union(*seen.state.probed.values())
-        assert set(seen.state.probed) == {s.name for s in seen.state.settings.services}
+        asked: dict[Target, dict[str, tuple[Candidate, ...]]] = {}
+        for service, candidate, _, guest in servers(seen.state):
+            for target in (
+                candidate.targets if guest is None or guest.phase is not Phase.ABSENT else ()
+            ):
+                by = asked.setdefault(target, {})
+                by[service.name] = (*by.get(service.name, ()), candidate)
+        assert seen.state.asked == asked
+        assert set(seen.state.health) == set(asked)
 
 
 def who_goes_pauses_or_is_drained_gets_no_new_connections(life: Life) -> None:
@@ -602,3 +610,18 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
     restarted = step(statefile.load(path).state, again).state
     assert desired(again.settings.services, restarted, world.now) == world.told
     assert restarted.admitted == world.state.admitted
+
+
+def test_a_share_that_changes_no_weight_is_taken_down_and_nothing_else() -> None:
+    world = World()
+    for _ in world.live(opening(3)):
+        pass
+    target = next(t for t in world.state.health if t.check.type == "agent")
+    for share, told in ((0.5, True), (0.501, False), (0.1, True)):
+        event = Probed(
+            at=world.now, target=target, asked=world.now, up=True, detail="", share=share
+        )
+        result = step(world.state, event)
+        world.state = result.state
+        assert world.state.health[target].share == share
+        assert bool(result.services) is told
