@@ -40,7 +40,8 @@ class Health:
 
     `against` counts the results in a row that contradict the verdict. `since`: when the verdict
     was reached. Results of probes begun before `valid_from` do not count. `assumed`: it is up
-    because its server was in the table before there was this check, which has said nothing yet.
+    because its server was in service before it had this check, which has said nothing yet. `apart`:
+    some server has a verdict of its own on the target (apart.py), for which every result counts.
     `share`: what the target takes of its weight, None where it does not say. `failures`: how often
     it went down in a row, and `held_until`: no return before then. `changes`: the last ones, newest
     last.
@@ -52,6 +53,7 @@ class Health:
     since: float = 0.0
     detail: str = ""
     assumed: bool = False
+    apart: bool = False
     share: float | None = None
     failures: int = 0
     held_until: float = 0.0
@@ -69,7 +71,14 @@ def judge(health: Health, result: Probed, check: Check) -> Health:
     # What a failing target says of its share is no news: who is kept in spite of it keeps its own.
     share = bounded(check, result.share) if result.up else health.share
     if result.up is bool(health.up):
-        return replace(health, against=0, detail=result.detail, share=share, assumed=False)
+        return replace(
+            health,
+            against=0,
+            detail=result.detail,
+            share=share,
+            assumed=False,
+            apart=health.apart and not result.up,
+        )
     needed = check.rise if result.up else check.fall
     against = min(health.against + 1, needed)
     if against < needed or (result.up and health.holds(result.at)):
@@ -83,6 +92,7 @@ def judge(health: Health, result: Probed, check: Check) -> Health:
         since=result.at,
         detail=result.detail,
         assumed=False,
+        apart=health.apart and not result.up,
         share=share,
         changes=(*health.changes, change)[-CHANGES:],
     )

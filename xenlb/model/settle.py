@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model import alarm
+from xenlb.model import alarm, apart
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Failing, Health, free_to_leave
@@ -41,7 +41,10 @@ def settle(
             state = _drawn(state, named, owners)
             names = None if names is None else names | redrawn
     services = [s for s in state.settings.services if names is None or s.name in names]
-    state = _with_targets(before, state, services, _carried(before, at) if afresh else None, at)
+    known = state.health
+    state = _with_targets(before, state, services, at)
+    if afresh:
+        state = apart.begun(before, state, known, at)
     admitted = {} if afresh else dict(state.admitted)
     alarms = {} if afresh else dict(state.alarms)
     for service in services if not afresh else ():
@@ -132,24 +135,10 @@ def _contested(
     )
 
 
-def _carried(before: State, at: float) -> Mapping[Slot, Health]:
-    """The verdict so far on each server in the table, for a check it was never probed by: a new one
-    does not take servers out before it was tried. An agent that has just started knows only who was
-    in the table, and the checks of then."""
-    known = {slot: Health(valid_from=at, up=True, since=at) for slot in before.admitted}
-    for service in before.settings.services:
-        for candidate in before.candidates[service.name]:
-            if candidate.slot is not None and candidate.slot in before.admitted:
-                verdict = before.verdict(candidate, service)
-                known[candidate.slot] = verdict or known[candidate.slot]
-    return known
-
-
 def _with_targets(
     before: State,
     state: State,
     services: Iterable[ServiceSettings],
-    carried: Mapping[Slot, Health] | None,
     at: float,
 ) -> State:
     health = dict(state.health)
@@ -159,12 +148,9 @@ def _with_targets(
             if guest is not None and guest.phase is Phase.ABSENT:
                 continue
             recheck = 0.0 if guest is None else guest.recheck
-            verdict = carried.get(candidate.slot) if carried and candidate.slot else None
             for target in candidate.targets:
                 have = health.get(target)
-                if have is None and verdict is not None:
-                    health[target] = _assumed(verdict, at)
-                elif have is None or _moved(before, state, target):
+                if have is None or _moved(before, state, target):
                     health[target] = Health(valid_from=max(at, recheck))
                 elif have.valid_from < recheck:
                     # What is known of it is void, its failures too; what happened has happened.
@@ -172,16 +158,6 @@ def _with_targets(
     if state.asked is not before.asked:
         health = {target: verdict for target, verdict in health.items() if target in state.asked}
     return replace(state, health=health)
-
-
-def _assumed(verdict: Health, at: float) -> Health:
-    """For a new check of a server in the table: that it passes, until it has said something, also
-    where one before failed: who was kept is not let go by a check that was not asked, and who was
-    quiesced stays so (_admitted)."""
-    if verdict.up is None:
-        return Health(valid_from=at)
-    since = verdict.since if verdict.up else at
-    return Health(valid_from=at, up=True, since=since, assumed=True, share=verdict.share)
 
 
 def _moved(before: State, state: State, target: Target) -> bool:
@@ -212,12 +188,12 @@ def _admitted(
             before = None
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
             if before is not None:
-                admitted[slot] = before
+                admitted[slot] = apart.ended(before, candidate, state)
             continue
         verdict = state.verdict(candidate, service)
         up = True if verdict is None else verdict.up
-        if verdict is not None and verdict.assumed and (before is None or before.quiesced):
-            up = None  # nobody is let in because of what another check said
+        if verdict is not None and verdict.assumed and before is not None and before.quiesced:
+            up = None  # nobody is put back because of what another check said
         # One that wants no share of its weight leaves nobody behind.
         weight = 0 if verdict is not None and verdict.share == 0 else candidate.weight
         if up is not None:
@@ -227,7 +203,7 @@ def _admitted(
                 admitted[slot] = fresh
                 staying += weight
             continue
-        admitted[slot] = before
+        admitted[slot] = apart.ended(before, candidate, state)
         if up:
             staying += weight
             if before.quiesced:

@@ -40,11 +40,13 @@ class Candidate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
-    it failed its check since, and on-failure says that it stays without new connections."""
+    it failed its check since, and on-failure says that it stays without new connections. `apart`:
+    the verdicts that it has for itself, all of them up; see apart.py."""
 
     at: float
     ramp: bool = False
     quiesced: bool = False
+    apart: Mapping[Target, Health] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,17 @@ class State:
         """The verdict, and the check on which it hangs; None: it has none."""
         if not candidate.targets:
             return None
-        verdicts = [(target, self.health.get(target, _UNKNOWN)) for target in candidate.targets]
+        verdicts = [(target, self.seen(target, candidate)) for target in candidate.targets]
         return together(verdicts, one_is_enough=service.any_check)
+
+    def seen(self, target: Target, candidate: Candidate) -> Health:
+        """The verdict of one check on a server."""
+        health = self.health.get(target, _UNKNOWN)
+        if health.apart and candidate.slot is not None:
+            entry = self.admitted.get(candidate.slot)
+            if entry is not None:
+                return entry.apart.get(target, health)
+        return health
 
     def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:
         """The libvirt URI of each admitted server's guest; hosts have none and are left out."""

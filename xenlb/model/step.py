@@ -7,7 +7,7 @@ here events are given to them, and settle.py draws the conclusion: who is let in
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import draining, inside
+from xenlb.model import apart, draining, inside
 from xenlb.model.desired import shared
 from xenlb.model.events import (
     AddressesFound,
@@ -273,19 +273,20 @@ def _probed(state: State, event: Probed) -> Step:
     if health is None:
         return Step(state=state)
     after = judge(health, event, target.check)
-    if after == health:  # it flaps, and is held back: nothing of that is new
-        return Step(state=state)
-    changed = replace(state, health={**state.health, target: after})
-    known = (health.up, health.assumed, health.share)
-    if known == (after.up, after.assumed, after.share):
+    changed = state
+    if after != health:  # else it flaps, and is held back: nothing of that is new
+        changed = replace(state, health={**state.health, target: after})
+    news = False
+    if health.apart:
+        changed, news = apart.judged(changed, event)
+        after = changed.health[target]
+    if (health.up, health.share) == (after.up, after.share) and not news:
         return Step(state=changed)
     names = frozenset(state.asked[target])
     owner = state.owners.get(target.address)
-    if after.up is health.up:
+    if after.up is health.up and (event.up or not news):
         if not _reweighs(state, changed, target):
-            if after.assumed is health.assumed:
-                return Step(state=changed)
-            return settled(state, changed, names, event.at)
+            return settled(state, changed, names, event.at) if news else Step(state=changed)
         share = "the whole" if after.share is None else f"{after.share * 100:.3g}% of the"
         text = f"check {target} gives {share} weight: {event.detail}"
         return settled(state, changed, names, event.at, Note(at=event.at, text=text, guest=owner))

@@ -399,11 +399,51 @@ def a_new_configuration_takes_nobody_out_by_a_check_that_was_not_tried(life: Lif
             place = slot.service, slot.server
             if slot not in seen.before.admitted or before.get(place, 0) == 0:
                 continue
-            known = [seen.before.health.get(target) for target in candidate.targets]
-            if all(health is None or health.up for health in known):
-                shares = [health.share for health in known if health is not None]
+            # Of what another service has asked counts what passes only, with its share.
+            known = [
+                seen.before.seen(target, candidate)
+                for target in candidate.targets
+                if target in asked_before(seen.before, slot)
+            ]
+            others = [seen.before.health.get(target) for target in candidate.targets]
+            if all(health.up for health in known):
+                shares = [health.share for health in (*known, *others) if health and health.up]
                 assert slot in seen.state.admitted
                 assert after[place] > 0 or candidate.weight == 0 or 0 in shares, service
+
+
+def asked_before(state: State, slot: Slot) -> tuple[Target, ...]:
+    """The checks that a server has."""
+    for _, candidate, other, _ in servers(state):
+        if other == slot:
+            return candidate.targets
+    return ()
+
+
+def a_check_takes_out_who_has_failed_it_often_enough_since_it_has_it(life: Life) -> None:
+    """Counted here from the results themselves, for each server and check; a restart of the agent
+    or of the server's guest begins anew."""
+    bad: dict[tuple[Slot, Target], int] = {}
+    since: dict[tuple[Slot, Target], float] = {}
+    for seen in life:
+        has = {
+            (slot, target)
+            for _, candidate, slot, _ in servers(seen.state)
+            for target in candidate.targets
+        }
+        since = {each: since.get(each, seen.at) for each in has}
+        bad = {each: bad.get(each, 0) for each in has}
+        if not isinstance(seen.event, Probed):
+            continue
+        target = seen.event.target
+        for each in has:
+            if each[1] == target and seen.event.asked >= since[each]:
+                bad[each] = 0 if seen.event.up else bad[each] + 1
+        before, after = weights(seen.before_table), weights(seen.table)
+        for slot in seen.before.admitted:
+            place = slot.service, slot.server
+            if (slot, target) in has and before[place] > 0 and after.get(place, 0) == 0:
+                assert seen.event.up or bad[slot, target] >= target.check.fall, (slot, target)
 
 
 def shares_are_within_their_bounds(life: Life) -> None:
@@ -486,6 +526,7 @@ RULES = (
     checks_never_take_out_more_than_leaves_the_share,
     nobody_is_let_in_whose_check_fails,
     a_new_configuration_takes_nobody_out_by_a_check_that_was_not_tried,
+    a_check_takes_out_who_has_failed_it_often_enough_since_it_has_it,
     shares_are_within_their_bounds,
     an_alarm_is_told_once_when_it_begins_and_when_it_ends,
     a_ramp_only_rises_and_ends,
@@ -541,7 +582,7 @@ def test_a_death_takes_the_servers_at_once(story: list[Move]) -> None:
 def test_the_stories_reach_what_they_are_about() -> None:
     """The properties above would hold for a model that lets nobody in, too."""
     reached: Counter[str] = Counter()
-    for seed in range(60):
+    for seed in range(90):
         for seen in World().live(a_story(seed)):
             for service, candidate, _, _ in servers(seen.state):
                 stands = standing(candidate, service, seen.state, seen.at)
@@ -609,7 +650,14 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
     again = Configured(at=world.now, settings=replace(world.state.settings))
     restarted = step(statefile.load(path).state, again).state
     assert desired(again.settings.services, restarted, world.now) == world.told
-    assert restarted.admitted == world.state.admitted
+    # But for results in a row, which do not reach across a time without any.
+    counted = {
+        slot: replace(
+            entry, apart={target: replace(own, against=0) for target, own in entry.apart.items()}
+        )
+        for slot, entry in world.state.admitted.items()
+    }
+    assert restarted.admitted == counted
 
 
 def test_a_share_that_changes_no_weight_is_taken_down_and_nothing_else() -> None:
