@@ -210,8 +210,7 @@ class HealthRunner:
     @staticmethod
     def _held(entry: _Entry, now: float) -> bool:
         """Is it held back, with as many good results as it needs?"""
-        health = entry.health
-        return health.holds(now) and health.against >= entry.target.check.rise
+        return entry.health.holds(now) and entry.health.passes(entry.target.check)
 
     def _begin(self, entry: _Entry) -> None:
         target = entry.target

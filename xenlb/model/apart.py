@@ -8,6 +8,8 @@ itself, and has that verdict until it fails, or until the target is seen up, whe
 any more. That a target is up is used at once, but not that it has failed since. Who is not in
 service has nothing of his own: nobody is let in by an assumption.
 
+So has a server that is let in though its target is held back (settle.py).
+
 Kept in Admission.apart; Health.apart of the target says that somebody has such a verdict.
 """
 

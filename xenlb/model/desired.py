@@ -115,6 +115,8 @@ def _up(
         since = max(verdict.since, admission.at) if verdict.up else verdict.since
         if verdict.up:
             reason = f"check {target} has not answered yet" if verdict.assumed else "check passed"
+            if now < verdict.held_until:
+                reason += "; not held back, as nobody else served"
         else:
             reason, held = _failure(target, verdict, now)
     up = health is None or bool(health.up)

@@ -8,7 +8,8 @@ less than FORGOTTEN after the hold of the one before) it returns no sooner than 
 down: FIRST_HOLD, twice that, and so on, at most the check's `flap_damping`. Between two failures
 lies at least the hold of the first, so in T seconds a target goes down at most
 (3 + k)(1 + T / FORGOTTEN) + T / flap_damping times, where k is how often FIRST_HOLD is doubled to
-get there. With 60 s: seven times in the first minute and a quarter, then once a minute.
+get there. With 60 s: seven times in the first minute and a quarter, then once a minute. Where a
+service would be left with no server by that, it gets them back at once, see settle.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -62,6 +63,11 @@ class Health:
     def holds(self, now: float) -> bool:
         """Is it down because it flaps, whatever its check says now?"""
         return self.up is False and self.failures > FREE and now < self.held_until
+
+    def passes(self, check: Check) -> bool:
+        """Has it passed as often as it has to? It is down all the same as long as it is held back,
+        and until it is asked again then."""
+        return self.up is False and self.against >= check.rise
 
 
 def judge(health: Health, result: Probed, check: Check) -> Health:

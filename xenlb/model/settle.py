@@ -3,26 +3,29 @@
 A server, once let in, stays for as long as its guest is drained, leaving or paused (its weight is
 0 then, see desired.py): its connections go on. It leaves when its guest is gone or boots anew, when
 its address or its service is, or when it fails its check while nothing else is going on.
+
+A server that is held back because it flaps (health.py) does not wait where nobody else serves: an
+outage is worse than a server that comes and goes. So whoever passes then is let in at once, into
+that kernel service only, by a verdict of its own (apart.py); what was heard of it is not forgotten.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 
+from xenlb.ipvs import text
 from xenlb.ipvs.table import IPAddress
 from xenlb.model import alarm, apart
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.health import Failing, Health, free_to_leave
+from xenlb.model.health import Failing, Health, Judged, free_to_leave
 from xenlb.model.inside import lacking
 from xenlb.model.members import candidates, claimed, claims, membership
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
 
 
-def settle(
-    before: State, state: State, names: frozenset[str] | None, at: float
-) -> tuple[State, frozenset[str] | None]:
+def settle(before: State, state: State, names: frozenset[str] | None, at: float) -> Step:
     """The state with all that follows from the rest drawn anew, and for which services it was.
 
     `names`: the services where something changed; None means all. `before` is the settled state
@@ -52,21 +55,27 @@ def settle(
             alarms.pop(candidate.service, None)
             if candidate.slot is not None:
                 admitted.pop(candidate.slot, None)
+    notes: list[Note] = []
     for service in services:
-        for key, found in groupby(state.candidates[service.name], key=lambda each: each.service):
+        for key, them in groupby(state.candidates[service.name], key=lambda each: each.service):
+            found = tuple(them)
+            state, back = _let_back(service, found, state, at)
+            notes += back
             here, short = _admitted(service, found, state, at)
             admitted |= here
             if short:
                 alarms[key] = state.alarms.get(key, at)
-    return replace(state, admitted=admitted, alarms=alarms), names
+    after = replace(state, admitted=admitted, alarms=alarms)
+    return Step(state=after, services=names, notes=tuple(notes))
 
 
 def settled(
     before: State, state: State, names: frozenset[str] | None, at: float, *notes: Note
 ) -> Step:
     """A step to the state with all that follows from it."""
-    state, names = settle(before, state, names, at)
-    return Step(state=state, services=names, notes=(*notes, *alarm.news(before, state, at)))
+    step = settle(before, state, names, at)
+    said = (*notes, *step.notes, *alarm.news(before, step.state, at))
+    return replace(step, notes=said)
 
 
 def _drawn(
@@ -183,9 +192,7 @@ def _admitted(
         slot, guest = candidate.slot, _guest(candidate, state)
         if slot is None or (guest is not None and guest.phase is Phase.ABSENT):
             continue
-        before = state.admitted.get(slot) or _migrated(slot, guest, state)
-        if before is not None and guest is not None and before.at < guest.booted:
-            before = None
+        before = _before(slot, guest, state)
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
             if before is not None:
                 admitted[slot] = apart.ended(before, candidate, state)
@@ -228,6 +235,66 @@ def _admitted(
             if entry is fresh:
                 admitted[slot] = replace(entry, ramp=False)
     return admitted, len(leaving) < len(failing)
+
+
+def _let_back(
+    service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
+) -> tuple[State, list[Note]]:
+    """Lets in who is held back though all it is asked passes, if nobody serves this kernel service
+    otherwise."""
+    back: dict[Slot, Admission] = {}
+    for candidate in found:
+        slot, guest = candidate.slot, _guest(candidate, state)
+        if slot is None or candidate.weight == 0:
+            continue
+        if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
+            continue
+        before = _before(slot, guest, state)
+        if before is None and guest is not None and lacking(service, guest):
+            continue
+        if before is not None and before.quiesced:
+            before = None
+        if _takes(state.judged(candidate, service), before):
+            return state, []
+        own = {
+            target: replace(known, up=True, against=0, since=at)
+            for target in candidate.targets
+            if (known := state.seen(target, candidate)).passes(target.check)
+        }
+        if own and _takes(state.judged(candidate, service, own), before):
+            before = before or Admission(at=at)
+            back[slot] = replace(before, apart={**before.apart, **own})
+    if not back:
+        return state, []
+    health = dict(state.health)
+    for entry in back.values():
+        health |= {target: replace(health[target], apart=True) for target in entry.apart}
+    why = f"is not held back from {service.name} any longer, as nobody else serves there"
+    notes = [
+        Note(
+            at=at,
+            text=f"{text.endpoint(slot.server.address, slot.server.port)} {why}",
+            guest=slot.owner,
+        )
+        for slot in back
+    ]
+    return replace(state, admitted={**state.admitted, **back}, health=health), notes
+
+
+def _takes(judged: Judged | None, before: Admission | None) -> bool:
+    """Does a server take connections with this verdict, or will it now?"""
+    if judged is None:
+        return True
+    health = judged[1]
+    return bool(health.up) and health.share != 0 and not (health.assumed and before is None)
+
+
+def _before(slot: Slot, guest: Guest | None, state: State) -> Admission | None:
+    """The admission of a server so far, if it is one of this boot of its guest."""
+    before = state.admitted.get(slot) or _migrated(slot, guest, state)
+    if before is not None and guest is not None and before.at < guest.booted:
+        return None
+    return before
 
 
 def _migrated(slot: Slot, guest: Guest | None, state: State) -> Admission | None:

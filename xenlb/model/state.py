@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
@@ -100,11 +101,19 @@ class State:
         judged = self.judged(candidate, service)
         return None if judged is None else judged[1]
 
-    def judged(self, candidate: Candidate, service: ServiceSettings) -> Judged | None:
-        """The verdict, and the check on which it hangs; None: it has none."""
+    def judged(
+        self,
+        candidate: Candidate,
+        service: ServiceSettings,
+        own: Mapping[Target, Health] = MappingProxyType({}),
+    ) -> Judged | None:
+        """The verdict, and the check on which it hangs; None: it has none. With these verdicts of
+        its `own`."""
         if not candidate.targets:
             return None
-        verdicts = [(target, self.seen(target, candidate)) for target in candidate.targets]
+        verdicts = [
+            (each, own.get(each) or self.seen(each, candidate)) for each in candidate.targets
+        ]
         return together(verdicts, one_is_enough=service.any_check)
 
     def seen(self, target: Target, candidate: Candidate) -> Health:

@@ -280,6 +280,8 @@ def _probed(state: State, event: Probed) -> Step:
     if health.apart:
         changed, news = apart.judged(changed, event)
         after = changed.health[target]
+    # Back where nobody else serves, though it is held back.
+    news = news or (health.against < after.against and after.passes(target.check))
     if (health.up, health.share) == (after.up, after.share) and not news:
         return Step(state=changed)
     names = frozenset(state.asked[target])

@@ -170,9 +170,9 @@ def the_agent_is_told_of_every_service_whose_table_changed(life: Life) -> None:
 def what_a_step_leaves_is_settled(life: Life) -> None:
     """Drawing everything anew changes nothing, though a step draws a part only."""
     for seen in life:
-        again, names = settle(State(), seen.state, frozenset(), seen.at)
-        assert names is None
-        assert again == seen.state, seen.event
+        again = settle(State(), seen.state, frozenset(), seen.at)
+        assert again.services is None
+        assert again.state == seen.state, seen.event
         asked: dict[Target, dict[str, tuple[Candidate, ...]]] = {}
         for service, candidate, _, guest in servers(seen.state):
             for target in (
@@ -424,26 +424,57 @@ def a_check_takes_out_who_has_failed_it_often_enough_since_it_has_it(life: Life)
     """Counted here from the results themselves, for each server and check; a restart of the agent
     or of the server's guest begins anew."""
     bad: dict[tuple[Slot, Target], int] = {}
-    since: dict[tuple[Slot, Target], float] = {}
     for seen in life:
         has = {
             (slot, target)
             for _, candidate, slot, _ in servers(seen.state)
             for target in candidate.targets
         }
-        since = {each: since.get(each, seen.at) for each in has}
         bad = {each: bad.get(each, 0) for each in has}
         if not isinstance(seen.event, Probed):
             continue
         target = seen.event.target
         for each in has:
-            if each[1] == target and seen.event.asked >= since[each]:
+            if each[1] == target:
                 bad[each] = 0 if seen.event.up else bad[each] + 1
         before, after = weights(seen.before_table), weights(seen.table)
         for slot in seen.before.admitted:
             place = slot.service, slot.server
             if (slot, target) in has and before[place] > 0 and after.get(place, 0) == 0:
                 assert seen.event.up or bad[slot, target] >= target.check.fall, (slot, target)
+
+
+def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
+    """An outage is worse than a server that comes and goes. That the last results were good is
+    counted here; a sorry server is nobody."""
+    good: Counter[Target] = Counter()
+    for seen in life:
+        if isinstance(seen.event, Probed) and seen.event.target in seen.before.health:
+            known = seen.before.health[seen.event.target]
+            if not seen.event.up:
+                good[seen.event.target] = 0
+            elif seen.event.asked >= known.valid_from:
+                good[seen.event.target] += 1
+        state, table = seen.state, weights(seen.table)
+        good = Counter(
+            {
+                target: good[target]
+                for target, known in state.health.items()
+                if known.valid_from < seen.at and known.up is not None
+            }
+        )
+        served = {slot.service for slot in state.admitted if table[slot.service, slot.server] > 0}
+        for service, candidate, slot, guest in servers(state):
+            if slot.service in served or candidate.weight == 0 or not candidate.targets:
+                continue
+            if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
+                continue
+            if guest is not None and slot not in state.admitted and lacking(service, guest):
+                continue
+            healths = {target: state.health[target] for target in candidate.targets}
+            ups = [h.up or good[target] >= target.check.rise for target, h in healths.items()]
+            if all(ups) or (service.any_check and any(ups)):
+                assert 0 in [h.share for h in healths.values()], (slot, seen.event)
 
 
 def shares_are_within_their_bounds(life: Life) -> None:
@@ -527,6 +558,7 @@ RULES = (
     nobody_is_let_in_whose_check_fails,
     a_new_configuration_takes_nobody_out_by_a_check_that_was_not_tried,
     a_check_takes_out_who_has_failed_it_often_enough_since_it_has_it,
+    nobody_who_passes_is_held_back_where_nobody_else_serves,
     shares_are_within_their_bounds,
     an_alarm_is_told_once_when_it_begins_and_when_it_ends,
     a_ramp_only_rises_and_ends,
@@ -608,6 +640,7 @@ def test_the_stories_reach_what_they_are_about() -> None:
         "its checks leave it 50% of its weight",
         "its checks leave it 0% of its weight",
         "held back",
+        "not held back, as nobody else served",
         "not answered yet",
     ):
         assert reached[word] > 0, (word, reached)

@@ -469,6 +469,13 @@ def flapping(target: int) -> list[Move]:
     return [_probe(1.0, target, up, 0.0) for up in (False, True) * 3]
 
 
+def alone(target: int) -> list[Move]:
+    """All fail, and one of them comes and goes."""
+    return [_probe(0.1, number, False, 0.0) for number in [*range(16), *range(16)]] + flapping(
+        target
+    )
+
+
 def shared(numbers: list[int]) -> list[Move]:
     """Servers are given a check of which another service knows something, good or bad."""
     results = [
@@ -483,7 +490,7 @@ def a_story(seed: int) -> list[Move]:
     dice = Random(seed)
     begin = opening(seed % len(SETTINGS))
     if dice.random() < 0.3:
-        begin += flapping(dice.randrange(8))
+        begin += dice.choice([flapping, alone])(dice.randrange(8))
     elif dice.random() < 0.3:
         begin += shared([dice.randrange(64) for _ in range(16)])
     return begin + [move(dice.getrandbits(32)) for _ in range(40)]
@@ -496,6 +503,7 @@ stories = st.builds(
     st.one_of(
         st.just([]),
         st.integers(0, 7).map(flapping),
+        st.integers(0, 7).map(alone),
         st.lists(st.integers(0, 63), min_size=8, max_size=16).map(shared),
     ),
     st.lists(moves, min_size=10, max_size=40),
