@@ -161,6 +161,13 @@ class Failing:
     weight: int
 
 
+def may_leave(weight: int, *, able: int, staying: int, share: float) -> bool:
+    """May a server of that weight leave a kernel service, of whose `able` weight a `share` must
+    stay, while `staying` is there with it? The measure of keep-in-service, whoever takes it out."""
+    needed = round(share * able, 6)  # 0.07 * 100 is a little more than 7
+    return weight == 0 or staying - weight >= needed
+
+
 def free_to_leave(
     failing: Sequence[Failing], *, able: int, staying: int, share: float
 ) -> tuple[int, ...]:
@@ -169,11 +176,10 @@ def free_to_leave(
     `able` is the weight of all servers that serve or have served, `staying` that of those in the
     table, the failing among them; `share` of the former must stay of the latter.
     """
-    needed = round(share * able, 6)  # 0.07 * 100 is a little more than 7
     leaving: list[int] = []
     for place in sorted(range(len(failing)), key=lambda each: failing[each].since):
         weight = failing[place].weight
-        if weight == 0 or staying - weight >= needed:
+        if may_leave(weight, able=able, staying=staying, share=share):
             staying -= weight
             leaving.append(place)
     return tuple(leaving)

@@ -371,6 +371,7 @@ def _configured(wait: float, index: int) -> Move:
 
 
 PROBLEM = Problem(file="f", line=1, column=1, path="", message="wrong", hint="")
+DRAIN_ALL = Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root"), text="drain all")
 OTHERS = (
     Move(wait=0.0, make=lambda _, at: Tick(at=at), text="tick"),
     Move(
@@ -378,7 +379,7 @@ OTHERS = (
         make=lambda _, at: SysctlsSeen(at=at, amiss=frozenset({NODEST, QUIESCENT, REUSE})),
         text="sysctls amiss",
     ),
-    Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root"), text="drain all"),
+    DRAIN_ALL,
     Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root", rest=True), text="and rest"),
     Move(
         wait=0.0,
@@ -493,6 +494,8 @@ def a_story(seed: int) -> list[Move]:
         begin += dice.choice([flapping, alone])(dice.randrange(8))
     elif dice.random() < 0.3:
         begin += shared([dice.randrange(64) for _ in range(16)])
+    elif dice.random() < 0.3:
+        begin.append(DRAIN_ALL)
     return begin + [move(dice.getrandbits(32)) for _ in range(40)]
 
 
@@ -504,6 +507,7 @@ stories = st.builds(
         st.just([]),
         st.integers(0, 7).map(flapping),
         st.integers(0, 7).map(alone),
+        st.just([DRAIN_ALL]),
         st.lists(st.integers(0, 63), min_size=8, max_size=16).map(shared),
     ),
     st.lists(moves, min_size=10, max_size=40),
