@@ -2,7 +2,8 @@
 
 They are parted by blanks or commas: `up`, `ready`, `down`, `fail`, `stopped`, `drain`, `maint` and
 a share of the weight such as `75%`; what follows a `#` is for people, `maxconn:30` is not for us.
-`drain` and `maint` are up with no share of the weight: the server's connections go on.
+`drain` and `maint` are up with no share of the weight, whatever is the least: that is an order and
+no measurement, and the server's connections go on. How much it may say otherwise: model/health.py.
 
 Unlike HAProxy's, where another check stands beside it, a server that does not answer is down: this
 check may be the only one.
@@ -43,26 +44,27 @@ async def probe(target: Target) -> Answer:
                 line += more
     except OSError as error:
         return failed(target, error)
-    return understood(line, asks, f"{target.address} port {target.port}")
+    return understood(line, f"{target.address} port {target.port}")
 
 
-def understood(line: bytes, asks: Agent, where: str) -> Answer:
+def understood(line: bytes, where: str) -> Answer:
     """What the line says. The first word that settles whether it serves does so, whatever else."""
     said = shown(line.partition(b"\n")[0])
     words, _, why = said.partition("#")
     up: bool | None = None
+    away = False
     share: float | None = None
     for word in re.split(r"[\s,]+", words.lower()):
         if word in DOWN:
             reason = f" ({why.strip()})" if why.strip() else ""
             return Answer(up=False, detail=f"{where} says that it is {word}{reason}")
         if word in AWAY:
-            up, share = True, 0.0
+            up, away = True, True
         elif word in UP:
             up = True
-        elif (percent := _SHARE.fullmatch(word)) and share != 0.0:
+        elif percent := _SHARE.fullmatch(word):
             up = True
-            share = min(max(int(percent[1]) / 100, asks.share.least), asks.share.most)
+            share = int(percent[1]) / 100
     if up is None:
         return Answer(up=False, detail=f'expected up, down or a share from {where}, got "{said}"')
-    return Answer(up=True, detail=f"{where} says {words.strip()}", share=share)
+    return Answer(up=True, detail=f"{where} says {words.strip()}", share=share, away=away)

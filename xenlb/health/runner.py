@@ -262,7 +262,8 @@ class HealthRunner:
         # For a server with a verdict of its own it is up, whatever is known of the target.
         contradicts = up is not bool(health.up) or (health.apart and not up)
         held = up and contradicts and self._held(entry, now)
-        share = bounded(entry.target.check, answer.share) if up else health.share
+        check = entry.target.check
+        share = bounded(check, answer.share, away=answer.away) if up else health.share
         if (
             health.apart
             or (contradicts and not held)
@@ -278,6 +279,7 @@ class HealthRunner:
                     up=up,
                     detail=answer.detail,
                     share=answer.share,
+                    away=answer.away,
                 )
             )
         return contradicts and not held

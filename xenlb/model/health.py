@@ -75,7 +75,8 @@ def judge(health: Health, result: Probed, check: Check) -> Health:
     if result.asked < health.valid_from:
         return health
     # What a failing target says of its share is no news: who is kept in spite of it keeps its own.
-    share = bounded(check, result.share) if result.up else health.share
+    said = bounded(check, result.share, away=result.away)
+    share = said if result.up else health.share
     if result.up is bool(health.up):
         return replace(
             health,
@@ -114,10 +115,13 @@ def _failed(health: Health, at: float, check: Check) -> Health:
     return replace(health, failures=failures, held_until=at + hold)
 
 
-def bounded(check: Check, share: float | None) -> float | None:
+def bounded(check: Check, share: float | None, *, away: bool = False) -> float | None:
     """The share that an answer says, as far as it may; None: it says none, or the check asks for
-    none. Answers are not trusted."""
+    none. Answers are not trusted, here and nowhere else. But a server that wants to be away gets
+    nothing, whatever is the least: it could as well say that it is down."""
     match check.asks:
+        case Agent() if away:
+            return 0.0
         case Agent(share=bounds) | Exec(share=Share() as bounds):
             if share is None or isnan(share):
                 return None

@@ -233,8 +233,15 @@ def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> No
             for share in (0.5, 0.5, 0.0, 0.1, -3.0, 1.0):
                 bench.servers.answers[one] = Answer(up=True, detail="up", share=share)
                 await asyncio.sleep(12)
-        assert [r.share for r in bench.told] == [0.5, 0.0, 1.0]
-        assert bench.health[one].share == 1.0
+            bench.servers.answers[one] = Answer(up=True, detail="up", share=1.0, away=True)
+            await asyncio.sleep(12)
+        assert [(r.share, r.away) for r in bench.told] == [
+            (0.5, False),
+            (0.0, False),
+            (1.0, False),
+            (1.0, True),
+        ]
+        assert bench.health[one].share == 0.0
 
     run(main())
 
