@@ -9,11 +9,10 @@ Unlike HAProxy's, where another check stands beside it, a server that does not a
 check may be the only one.
 """
 
-import asyncio
 import re
-import socket
 
-from xenlb.health.answer import Answer, failed
+from xenlb.health.answer import Answer
+from xenlb.health.stream import Stream, converse
 from xenlb.health.words import shown
 from xenlb.model.checks import Agent, octets
 from xenlb.model.events import Target
@@ -29,22 +28,20 @@ _SHARE = re.compile(r"(\d{1,5})%", re.ASCII)
 async def probe(target: Target) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Agent)
-    loop = asyncio.get_running_loop()
-    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
-            await loop.sock_connect(connection, (str(target.address), target.port))
-            if asks.send:
-                await loop.sock_sendall(connection, octets(asks.send))
-            line = b""
-            while b"\n" not in line and len(line) < LONGEST:
-                more = await loop.sock_recv(connection, LONGEST - len(line))
-                if not more:
-                    break
-                line += more
-    except OSError as error:
-        return failed(target, error)
-    return understood(line, f"{target.address} port {target.port}")
+    return await converse(target, lambda stream: _talk(stream, asks))
+
+
+async def _talk(stream: Stream, asks: Agent) -> Answer:
+    if asks.send:
+        await stream.send(octets(asks.send))
+    line = b""
+    while b"\n" not in line and len(line) < LONGEST:
+        more = await stream.piece("word")
+        if not more:
+            break
+        line += more
+    await stream.part()
+    return understood(line[:LONGEST], stream.where)
 
 
 def understood(line: bytes, where: str) -> Answer:
