@@ -66,7 +66,7 @@ def _first(known: Health, verdict: Health | None, at: float) -> Health:
     until it has said something. Also where one before failed: who was kept is not let go by a check
     that was not asked. The share is what it was, so that no weight jumps twice."""
     if known.up:
-        return replace(known, valid_from=at, against=0)
+        return replace(known, valid_from=at, against=0, apart=False)
     since = verdict.since if verdict is not None and verdict.up else at
     share = None if verdict is None else verdict.share
     return Health(valid_from=at, up=True, since=since, assumed=True, share=share)

@@ -257,7 +257,7 @@ def _let_back(
         if _takes(state.judged(candidate, service), before):
             return state, []
         own = {
-            target: replace(known, up=True, against=0, since=at)
+            target: replace(known, up=True, against=0, since=at, apart=False)
             for target in candidate.targets
             if (known := state.seen(target, candidate)).passes(target.check)
         }
