@@ -122,4 +122,4 @@ def _lasting(guest: Guest) -> object:
 
 
 def _verdict(health: Health) -> object:
-    return replace(health, against=0)
+    return replace(health, against=0, apart=False)

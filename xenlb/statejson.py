@@ -101,6 +101,7 @@ def _admitted(some: list[tuple[Slot, Admission]]) -> list[Any]:
     return [
         [
             *(_key(key), port, _owner(owner), entry.at, entry.ramp, entry.quiesced),
+            _verdicts(entry.apart.items()),
             [_address(slot.server) for slot, _ in same],
         ]
         for (key, port, owner, entry), same in groupby(
@@ -110,17 +111,8 @@ def _admitted(some: list[tuple[Slot, Admission]]) -> list[Any]:
     ]
 
 
-def _verdicts(some: list[tuple[Target, Health]]) -> list[Any]:
-    return [
-        [
-            checkjson.write(target.check),
-            str(target.address),
-            target.port,
-            _via(target),
-            *_health(health),
-        ]
-        for target, health in some
-    ]
+def _verdicts(some: Iterable[tuple[Target, Health]]) -> list[Any]:
+    return [[*_target(target), *_health(health)] for target, health in some]
 
 
 def decode(found: dict[str, Any]) -> Saved:
@@ -134,16 +126,15 @@ def decode(found: dict[str, Any]) -> Saved:
         service = keys[tuple(key)]
         servers.update(((service, server[text, port]), str(uri)) for text in addresses)
     admitted: dict[Slot, Admission] = {}
-    for key, port, owner, at, ramp, quiesced, addresses in data["admitted"]:
+    for key, port, owner, at, ramp, quiesced, apart, addresses in data["admitted"]:
         service, guest = keys[tuple(key)], _read_owner(owner)
-        admission = Admission(at=float(at), ramp=bool(ramp), quiesced=bool(quiesced))
+        admission = Admission(
+            at=float(at), ramp=bool(ramp), quiesced=bool(quiesced), apart=_read_verdicts(apart)
+        )
         for text in addresses:
             slot = Slot(owner=guest, service=service, server=server[text, port])
             admitted[slot] = admission
-    health = {
-        _read_target(check, address, port, via): _read_health(verdict)
-        for check, address, port, via, *verdict in data["verdicts"]
-    }
+    health = _read_verdicts(data["verdicts"])
     alarms = {keys[tuple(key)]: float(since) for key, since in data["alarms"]}
     return Saved(
         state=State(
@@ -213,6 +204,17 @@ def _read_owner(item: list[str] | None) -> GuestId | None:
     return None if item is None else GuestId(uri=item[0], uuid=UUID(item[1]))
 
 
+def _read_verdicts(items: list[list[Any]]) -> dict[Target, Health]:
+    return {
+        _read_target(check, address, port, via): _read_health(verdict)
+        for check, address, port, via, *verdict in items
+    }
+
+
+def _target(target: Target) -> list[Any]:
+    return [checkjson.write(target.check), str(target.address), target.port, _via(target)]
+
+
 def _via(target: Target) -> list[Any] | None:
     if target.vip is None:
         return None
@@ -239,7 +241,8 @@ def _read_target(check: Any, address: str, port: int, via: list[Any] | None) -> 
 
 
 def _health(health: Health) -> list[Any]:
-    """Without `against`: results in a row do not reach across a time without any."""
+    """Without `against`: results in a row do not reach across a time without any; nor `apart`,
+    which follows from the admissions when the configuration has been read."""
     return [
         health.valid_from,
         health.up,

@@ -2,17 +2,17 @@
 
 They are parted by blanks or commas: `up`, `ready`, `down`, `fail`, `stopped`, `drain`, `maint` and
 a share of the weight such as `75%`; what follows a `#` is for people, `maxconn:30` is not for us.
-`drain` and `maint` are up with no share of the weight: the server's connections go on.
+`drain` and `maint` are up with no share of the weight, whatever is the least: that is an order and
+no measurement, and the server's connections go on. How much it may say otherwise: model/health.py.
 
 Unlike HAProxy's, where another check stands beside it, a server that does not answer is down: this
 check may be the only one.
 """
 
-import asyncio
 import re
-import socket
 
-from xenlb.health.answer import Answer, failed
+from xenlb.health.answer import Answer
+from xenlb.health.stream import Stream, converse
 from xenlb.health.words import shown
 from xenlb.model.checks import Agent, octets
 from xenlb.model.events import Target
@@ -28,41 +28,40 @@ _SHARE = re.compile(r"(\d{1,5})%", re.ASCII)
 async def probe(target: Target) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Agent)
-    loop = asyncio.get_running_loop()
-    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
-            await loop.sock_connect(connection, (str(target.address), target.port))
-            if asks.send:
-                await loop.sock_sendall(connection, octets(asks.send))
-            line = b""
-            while b"\n" not in line and len(line) < LONGEST:
-                more = await loop.sock_recv(connection, LONGEST - len(line))
-                if not more:
-                    break
-                line += more
-    except OSError as error:
-        return failed(target, error)
-    return understood(line, asks, f"{target.address} port {target.port}")
+    return await converse(target, lambda stream: _talk(stream, asks))
 
 
-def understood(line: bytes, asks: Agent, where: str) -> Answer:
+async def _talk(stream: Stream, asks: Agent) -> Answer:
+    if asks.send:
+        await stream.send(octets(asks.send))
+    line = b""
+    while b"\n" not in line and len(line) < LONGEST:
+        more = await stream.piece("word")
+        if not more:
+            break
+        line += more
+    await stream.part()
+    return understood(line[:LONGEST], stream.where)
+
+
+def understood(line: bytes, where: str) -> Answer:
     """What the line says. The first word that settles whether it serves does so, whatever else."""
     said = shown(line.partition(b"\n")[0])
     words, _, why = said.partition("#")
     up: bool | None = None
+    away = False
     share: float | None = None
     for word in re.split(r"[\s,]+", words.lower()):
         if word in DOWN:
             reason = f" ({why.strip()})" if why.strip() else ""
             return Answer(up=False, detail=f"{where} says that it is {word}{reason}")
         if word in AWAY:
-            up, share = True, 0.0
+            up, away = True, True
         elif word in UP:
             up = True
-        elif (percent := _SHARE.fullmatch(word)) and share != 0.0:
+        elif percent := _SHARE.fullmatch(word):
             up = True
-            share = min(max(int(percent[1]) / 100, asks.share.least), asks.share.most)
+            share = int(percent[1]) / 100
     if up is None:
         return Answer(up=False, detail=f'expected up, down or a share from {where}, got "{said}"')
-    return Answer(up=True, detail=f"{where} says {words.strip()}", share=share)
+    return Answer(up=True, detail=f"{where} says {words.strip()}", share=share, away=away)

@@ -17,11 +17,13 @@ from xenlb.model.events import Target
 class Answer:
     """The outcome of one probe. `up` None: this host could not ask, so nothing is known.
 
-    `share`: of the configured weight, where the server says one."""
+    `share`: of the configured weight, where the server says one; as it says it, health.bounded is
+    what holds. `away`: the server wants none of its weight."""
 
     up: bool | None
     detail: str
     share: float | None = None
+    away: bool = False
 
 
 # A probe of one type of check, of whose class `target.check.asks` is: asks once, and leaves nothing

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from xenlb.health.sockets import unconnected
 from xenlb.model.events import Target
 
 LARGEST = 65535
@@ -22,8 +23,7 @@ LARGEST = 65535
 @contextmanager
 def connected(target: Target) -> Iterator[socket.socket]:
     """Raises OSError where there is no route, or no file left for a socket."""
-    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as asking:
+    with unconnected(target.address, socket.SOCK_DGRAM) as asking:
         asking.connect((str(target.address), target.port))
         yield asking
 

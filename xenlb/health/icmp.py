@@ -14,10 +14,10 @@ import secrets
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from xenlb.health.answer import Answer, failed
+from xenlb.health.sockets import FAMILY, shared
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import Target
 
@@ -43,7 +43,7 @@ READS = 64  # replies read in a row before everything else in the loop gets its 
 
 async def probe(target: Target) -> Answer:
     try:
-        with _echoes(target.address.version) as echoes:
+        with shared(_open, target.address.version, _opened) as echoes:
             await echoes.ask(target.address)
     except OSError as error:
         return failed(target, error)
@@ -62,7 +62,7 @@ class _Echoes:
     """The socket of one family, and who waits for a reply, by sequence number."""
 
     version: int
-    socket: socket.socket
+    hears: socket.socket
     identifier: int = field(default_factory=lambda: secrets.randbits(16))
     waiting: dict[int, _Waiting] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -80,7 +80,7 @@ class _Echoes:
         self.waiting[number] = waiting
         try:
             request = _request(self.version, self.identifier, number, payload)
-            self.socket.sendto(request, (str(address), 0))
+            self.hears.sendto(request, (str(address), 0))
             await waiting.reply
         finally:
             del self.waiting[number]
@@ -88,7 +88,7 @@ class _Echoes:
     def readable(self) -> None:
         for _ in range(READS):
             try:
-                packet, (source, *_) = self.socket.recvfrom(2048)
+                packet, (source, *_) = self.hears.recvfrom(2048)
             except OSError:  # nothing more, or what ICMP said of a request: its probe runs out
                 return
             if self.version == 4:
@@ -107,33 +107,20 @@ class _Echoes:
             ):
                 waiting.reply.set_result(None)
 
+    def close(self) -> None:
+        self.hears.close()
+
 
 _open: dict[int, _Echoes] = {}
 
 
-@contextmanager
-def _echoes(version: int) -> Iterator[_Echoes]:
-    """The socket of that IP version, opened for the first user and closed after the last."""
-    loop = asyncio.get_running_loop()
-    echoes = _open.get(version)
-    if echoes is None:
-        echoes = _open[version] = _Echoes(version=version, socket=_raw_socket(version))
-        loop.add_reader(echoes.socket, echoes.readable)
-    echoes.users += 1
-    try:
-        yield echoes
-    finally:
-        echoes.users -= 1
-        if not echoes.users:
-            del _open[version]
-            loop.remove_reader(echoes.socket)
-            echoes.socket.close()
+def _opened(version: int) -> _Echoes:
+    return _Echoes(version=version, hears=_raw_socket(version))
 
 
 def _raw_socket(version: int) -> socket.socket:
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
     protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
-    raw = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    raw = socket.socket(FAMILY[version], socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     try:
         raw.setsockopt(*_FILTERS[version])
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
+from xenlb.health.sockets import unconnected
 from xenlb.ipvs.table import IPAddress
 
 BELIEVED = 60.0  # seconds
@@ -78,6 +79,5 @@ async def _interface(route: AsyncIPRoute, address: IPAddress) -> int:
 
 
 def _provoke(address: IPAddress) -> None:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as asking:
+    with unconnected(address, socket.SOCK_DGRAM) as asking:
         asking.sendto(b"", (str(address), DISCARD))

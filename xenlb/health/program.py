@@ -39,7 +39,7 @@ from typing import IO, Any
 
 from xenlb.health.answer import Answer
 from xenlb.health.words import shown
-from xenlb.model.checks import Exec, Share
+from xenlb.model.checks import Exec
 from xenlb.model.events import Target
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -78,7 +78,7 @@ def judged(asks: Exec, status: int, said: str) -> Answer:
     program = asks.command[0]
     words = shown(said.partition("|")[0])
     tail = f": {words}" if words else ""
-    share = None if asks.share is None else _share(asks.share, said)
+    share = None if asks.share is None else _share(said)
     part = "" if share is None else f", {share:.0%} of its weight"
     match status:
         case 0:
@@ -108,14 +108,14 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def _share(bounds: Share, said: str) -> float | None:
-    """`weight=75%` among the performance data, or a line `75%`: the first of them."""
+def _share(said: str) -> float | None:
+    """As said: `weight=75%` among the performance data, or a line `75%`, the first of them."""
     for line in said.splitlines():
         found = _PERCENT.fullmatch(line.strip())
         for word in line.partition("|")[2].split():
             found = found or _WEIGHT.match(word)
         if found:
-            return min(max(int(found[1]) / 100, bounds.least), bounds.most)
+            return int(found[1]) / 100
     return None
 
 

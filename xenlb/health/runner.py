@@ -3,8 +3,9 @@
 A heap of due times, and a task for each probe under way only: thousands of targets cost nothing
 while they wait. Which result changes a verdict is decided in `model.health`; how a server is asked,
 in the probes (ask.py). A result is told if it contradicts the verdict, ends a series of such, or
-says something new; the others, nearly all of them, are swallowed here. So are the good results of a
-target that is held back because it fails again and again: nothing follows from them until then.
+says something new, or if some server has a verdict of its own; the others, nearly all of them, are
+swallowed here. So are the good results of a target that is held back because it fails again and
+again: nothing follows from them until then.
 """
 
 import asyncio
@@ -198,7 +199,7 @@ class HealthRunner:
             return min(check.interval, max(DOUBTFUL, health.held_until - entry.asked))
         if health.against > 0:
             return _doubtful(entry)
-        if health.up is None:
+        if health.up is None and not health.apart:
             waited = now - health.valid_from
             return min(check.interval, max(EAGER, waited / PATIENCE))
         if not entry.spread:
@@ -209,8 +210,7 @@ class HealthRunner:
     @staticmethod
     def _held(entry: _Entry, now: float) -> bool:
         """Is it held back, with as many good results as it needs?"""
-        health = entry.health
-        return health.holds(now) and health.against >= entry.target.check.rise
+        return entry.health.holds(now) and entry.health.passes(entry.target.check)
 
     def _begin(self, entry: _Entry) -> None:
         target = entry.target
@@ -251,7 +251,7 @@ class HealthRunner:
         """Emits the result if it matters; says whether the next is wanted soon, because it
         contradicts the verdict."""
         health = entry.health
-        if answer.up is None and health.up:
+        if answer.up is None and (health.up or health.apart):
             if not entry.warned:
                 log.warning("%s; it stays in service", answer.detail)
             entry.warned = True
@@ -259,11 +259,14 @@ class HealthRunner:
         entry.warned = False
         up = bool(answer.up)
         now = self._clock()
-        contradicts = up is not bool(health.up)
-        held = contradicts and self._held(entry, now)
-        share = bounded(entry.target.check, answer.share) if up else health.share
+        # For a server with a verdict of its own it is up, whatever is known of the target.
+        contradicts = up is not bool(health.up) or (health.apart and not up)
+        held = up and contradicts and self._held(entry, now)
+        check = entry.target.check
+        share = bounded(check, answer.share, away=answer.away) if up else health.share
         if (
-            (contradicts and not held)
+            health.apart
+            or (contradicts and not held)
             or (health.against > 0 and not contradicts)
             or answer.detail != health.detail
             or share != health.share
@@ -276,6 +279,7 @@ class HealthRunner:
                     up=up,
                     detail=answer.detail,
                     share=answer.share,
+                    away=answer.away,
                 )
             )
         return contradicts and not held

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from xenlb.health.answer import Answer, failed
 from xenlb.health.certificates import context_of, refused
 from xenlb.health.pattern import Endless, found
+from xenlb.health.sockets import connect, unconnected
 from xenlb.health.words import shown
 from xenlb.model.checks import Tls
 from xenlb.model.events import Target
@@ -66,8 +67,7 @@ class Stream:
 
     async def connect(self) -> None:
         with waiting_for("connection"):
-            address = (str(self.target.address), self.target.port)
-            await self._loop.sock_connect(self._connection, address)
+            await connect(self._connection, self.target)
 
     # What is said-
 
@@ -256,9 +256,8 @@ async def converse(
     target: Target, talk: Callable[[Stream], Awaitable[Answer]], *, tls: Tls | None = None
 ) -> Answer:
     """Connects, shakes hands if `tls` is set, and talks; closed whatever happens."""
-    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
     try:
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+        with unconnected(target.address, socket.SOCK_STREAM) as connection:
             stream = Stream(target, connection)
             await stream.connect()
             if tls is not None:

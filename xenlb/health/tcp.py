@@ -19,10 +19,10 @@ FACTS
 - Probes go to the server itself, not through IPVS: IPVS looks at packets to service addresses only.
 """
 
-import asyncio
 import socket
 
 from xenlb.health.answer import Answer, failed
+from xenlb.health.sockets import connect, unconnected
 from xenlb.health.stream import Stream, converse
 from xenlb.health.words import shown
 from xenlb.model.checks import Tcp, octets
@@ -42,12 +42,9 @@ async def probe(target: Target) -> Answer:
 
 async def _connect(target: Target) -> Answer:
     """Connects and hangs up: most checks are that, and nothing is spent on it beyond."""
-    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
     try:
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
-            await asyncio.get_running_loop().sock_connect(
-                connection, (str(target.address), target.port)
-            )
+        with unconnected(target.address, socket.SOCK_STREAM) as connection:
+            await connect(connection, target)
     except OSError as error:
         return failed(target, error)
     return Answer(up=True, detail=f"{target.address} accepts connections on port {target.port}")

@@ -29,7 +29,7 @@ import secrets
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import assert_never
@@ -37,6 +37,7 @@ from typing import assert_never
 from xenlb.health import syn
 from xenlb.health.answer import Answer, failed
 from xenlb.health.neighbours import forget, neighbour
+from xenlb.health.sockets import FAMILY, shared
 from xenlb.health.syn import Ends, Reply
 from xenlb.ipvs.table import IPAddress, Tunnel, TunnelType
 from xenlb.model.events import Target
@@ -45,7 +46,6 @@ PORTS = 16  # of this host, from which SYNs are sent in turns
 AGAIN = 1.0  # seconds until a SYN without an answer is sent again, as the kernel does it
 READS = 64  # packets read in a row before everything else in the loop gets its turn
 
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _INNER = {4: socket.IPPROTO_IPIP, 6: socket.IPPROTO_IPV6}
 _IP_NODEFRAG = 22
@@ -64,7 +64,7 @@ async def probe(target: Target) -> Answer:
         return Answer(up=None, detail=detail)
     try:
         source = _source(target.address)
-        with _ears(vip.version) as ears:
+        with shared(_open, vip.version, _opened) as ears:
             async with _way(target, ears) as send:
                 reply = await ears.ask(source, vip, target.port, send)
     except asyncio.CancelledError:
@@ -80,7 +80,7 @@ async def probe(target: Target) -> Answer:
 
 def _source(server: IPAddress) -> IPAddress:
     """The address of its own that this host uses towards the server."""
-    with socket.socket(_FAMILY[server.version], socket.SOCK_DGRAM) as asking:
+    with socket.socket(FAMILY[server.version], socket.SOCK_DGRAM) as asking:
         asking.connect((str(server), 9))
         return ip_address(asking.getsockname()[0].partition("%")[0])
 
@@ -90,7 +90,7 @@ class _Ears:
     """What hears the answers of one IP version, and who waits for one: by the acknowledged
     sequence number, which was drawn at random."""
 
-    hearing: socket.socket
+    hears: socket.socket
     ports: tuple[socket.socket, ...]
     waiting: dict[int, tuple[Ends, asyncio.Future[Reply]]] = field(default_factory=dict)
     turns: Iterator[socket.socket] = field(init=False)
@@ -120,7 +120,7 @@ class _Ears:
     def readable(self) -> None:
         for _ in range(READS):
             try:
-                data = self.hearing.recv(256)
+                data = self.hears.recv(256)
             except OSError:
                 return
             heard = syn.read(data)
@@ -130,37 +130,22 @@ class _Ears:
                     reply.set_result(heard)
 
     def close(self) -> None:
-        for each in (self.hearing, *self.ports):
+        """In a thread, see above."""
+        asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        for each in (self.hears, *self.ports):
             each.close()
 
 
 _open: dict[int, _Ears] = {}
 
 
-@contextmanager
-def _ears(version: int) -> Iterator[_Ears]:
-    """Those of that IP version: opened for the first user, closed after the last."""
-    loop = asyncio.get_running_loop()
-    ears = _open.get(version)
-    if ears is None:
-        ears = _open[version] = _opened(version)
-        loop.add_reader(ears.hearing, ears.readable)
-    ears.users += 1
-    try:
-        yield ears
-    finally:
-        ears.users -= 1
-        if not ears.users:
-            del _open[version]
-            loop.remove_reader(ears.hearing)
-            loop.run_in_executor(None, ears.close)
-
-
 def _opened(version: int) -> _Ears:
     opened: list[socket.socket] = []
     try:
         for _ in range(PORTS):
-            opened.append(socket.socket(_FAMILY[version], socket.SOCK_STREAM))
+            opened.append(socket.socket(FAMILY[version], socket.SOCK_STREAM))
             opened[-1].bind(("", 0))
         hearing = socket.socket(
             socket.AF_PACKET,
@@ -174,7 +159,7 @@ def _opened(version: int) -> _Ears:
         for each in opened:
             each.close()
         raise
-    return _Ears(hearing=hearing, ports=ports)
+    return _Ears(hears=hearing, ports=ports)
 
 
 @asynccontextmanager
@@ -184,11 +169,11 @@ async def _way(target: Target, ears: _Ears) -> AsyncIterator[Send]:
     if target.tunnel is None and version == 6:
         found = await neighbour(target.address)
         link = (found.interface, _ETHERTYPE[6], 0, 0, found.hardware)
-        yield lambda packet: ears.hearing.sendto(packet, link)
+        yield lambda packet: ears.hears.sendto(packet, link)
         return
     kind, protocol, header = _encapsulation(target.tunnel, version)
     port = 0 if target.tunnel is None else target.tunnel.port
-    with socket.socket(_FAMILY[version], kind | socket.SOCK_NONBLOCK, protocol) as sending:
+    with socket.socket(FAMILY[version], kind | socket.SOCK_NONBLOCK, protocol) as sending:
         if target.tunnel is None:  # the packet's own header is all there is
             sending.setsockopt(socket.IPPROTO_IP, _IP_NODEFRAG, 1)
         server = (str(target.address), port)

@@ -57,14 +57,14 @@ def _dotted(number: int) -> str:
     return ".".join(str(number >> shift & 0xFF) for shift in (24, 16, 8, 0))
 
 
-def _endpoint(value: IPAddress, port: int) -> str:
+def endpoint(value: IPAddress, port: int) -> str:
     return f"{address(value)}:{port}" if value.version == 4 else f"[{address(value)}]:{port}"
 
 
 def service_key(key: ServiceKey) -> str:
     """`-t 192.0.2.10:25`, `--sctp-service [2001:db8::1]:80`, `-f 7 -6`."""
     if isinstance(key, AddressKey):
-        return f"{SERVICE_OPTIONS[key.protocol]} {_endpoint(key.address, key.port)}"
+        return f"{SERVICE_OPTIONS[key.protocol]} {endpoint(key.address, key.port)}"
     return f"-f {key.mark}" if key.family == "inet" else f"-f {key.mark} -6"
 
 
@@ -97,7 +97,7 @@ def _service_options(value: Service, *, every_flag: bool) -> str:
 
 def server_key(key: ServerKey) -> str:
     """`-r 10.0.0.11:26`."""
-    return f"-r {_endpoint(key.address, key.port)}"
+    return f"-r {endpoint(key.address, key.port)}"
 
 
 def server(value: Server) -> str:

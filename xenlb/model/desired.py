@@ -91,7 +91,7 @@ def _up(
     judged = state.judged(candidate, service)
     health = None if judged is None else judged[1]
     if admission is None:
-        passes = judged is None or (judged[1].up and not judged[1].assumed)
+        passes = judged is None or judged[1].up
         if candidate.slot is None or not passes:
             return _outside(candidate, judged, now, since=since)
         guest = None if candidate.owner is None else state.guests[candidate.owner]
@@ -115,6 +115,8 @@ def _up(
         since = max(verdict.since, admission.at) if verdict.up else verdict.since
         if verdict.up:
             reason = f"check {target} has not answered yet" if verdict.assumed else "check passed"
+            if now < verdict.held_until:
+                reason += "; not held back, as nobody else served"
         else:
             reason, held = _failure(target, verdict, now)
     up = health is None or bool(health.up)

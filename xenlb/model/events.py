@@ -252,7 +252,7 @@ class Target:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
     """A probe's result; `detail` is one line (expected, got). `asked`: when the probe began.
-    `share`: of the configured weight, as far as the answer says one."""
+    `share`: of the configured weight, if the answer says one; `away`: the server wants none."""
 
     at: float
     target: Target
@@ -260,6 +260,7 @@ class Probed:
     up: bool
     detail: str
     share: float | None = None
+    away: bool = False
 
 
 # --- from the inside of guests -------------------------------------------------------------------

@@ -8,7 +8,8 @@ less than FORGOTTEN after the hold of the one before) it returns no sooner than 
 down: FIRST_HOLD, twice that, and so on, at most the check's `flap_damping`. Between two failures
 lies at least the hold of the first, so in T seconds a target goes down at most
 (3 + k)(1 + T / FORGOTTEN) + T / flap_damping times, where k is how often FIRST_HOLD is doubled to
-get there. With 60 s: seven times in the first minute and a quarter, then once a minute.
+get there. With 60 s: seven times in the first minute and a quarter, then once a minute. Where a
+service would be left with no server by that, it gets them back at once, see settle.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,7 +41,8 @@ class Health:
 
     `against` counts the results in a row that contradict the verdict. `since`: when the verdict
     was reached. Results of probes begun before `valid_from` do not count. `assumed`: it is up
-    because its server was in the table before there was this check, which has said nothing yet.
+    because its server was in service before it had this check, which has said nothing yet. `apart`:
+    some server has a verdict of its own on the target (apart.py), for which every result counts.
     `share`: what the target takes of its weight, None where it does not say. `failures`: how often
     it went down in a row, and `held_until`: no return before then. `changes`: the last ones, newest
     last.
@@ -52,6 +54,7 @@ class Health:
     since: float = 0.0
     detail: str = ""
     assumed: bool = False
+    apart: bool = False
     share: float | None = None
     failures: int = 0
     held_until: float = 0.0
@@ -61,15 +64,28 @@ class Health:
         """Is it down because it flaps, whatever its check says now?"""
         return self.up is False and self.failures > FREE and now < self.held_until
 
+    def passes(self, check: Check) -> bool:
+        """Has it passed as often as it has to? It is down all the same as long as it is held back,
+        and until it is asked again then."""
+        return self.up is False and self.against >= check.rise
+
 
 def judge(health: Health, result: Probed, check: Check) -> Health:
     """The verdict after one more result: `rise` good ones make it up, `fall` bad ones down."""
     if result.asked < health.valid_from:
         return health
     # What a failing target says of its share is no news: who is kept in spite of it keeps its own.
-    share = bounded(check, result.share) if result.up else health.share
+    said = bounded(check, result.share, away=result.away)
+    share = said if result.up else health.share
     if result.up is bool(health.up):
-        return replace(health, against=0, detail=result.detail, share=share, assumed=False)
+        return replace(
+            health,
+            against=0,
+            detail=result.detail,
+            share=share,
+            assumed=False,
+            apart=health.apart and not result.up,
+        )
     needed = check.rise if result.up else check.fall
     against = min(health.against + 1, needed)
     if against < needed or (result.up and health.holds(result.at)):
@@ -83,6 +99,7 @@ def judge(health: Health, result: Probed, check: Check) -> Health:
         since=result.at,
         detail=result.detail,
         assumed=False,
+        apart=health.apart and not result.up,
         share=share,
         changes=(*health.changes, change)[-CHANGES:],
     )
@@ -98,10 +115,13 @@ def _failed(health: Health, at: float, check: Check) -> Health:
     return replace(health, failures=failures, held_until=at + hold)
 
 
-def bounded(check: Check, share: float | None) -> float | None:
+def bounded(check: Check, share: float | None, *, away: bool = False) -> float | None:
     """The share that an answer says, as far as it may; None: it says none, or the check asks for
-    none. Answers are not trusted."""
+    none. Answers are not trusted, here and nowhere else. But a server that wants to be away gets
+    nothing, whatever is the least: it could as well say that it is down."""
     match check.asks:
+        case Agent() if away:
+            return 0.0
         case Agent(share=bounds) | Exec(share=Share() as bounds):
             if share is None or isnan(share):
                 return None
@@ -145,6 +165,13 @@ class Failing:
     weight: int
 
 
+def may_leave(weight: int, *, able: int, staying: int, share: float) -> bool:
+    """May a server of that weight leave a kernel service, of whose `able` weight a `share` must
+    stay, while `staying` is there with it? The measure of keep-in-service, whoever takes it out."""
+    needed = round(share * able, 6)  # 0.07 * 100 is a little more than 7
+    return weight == 0 or staying - weight >= needed
+
+
 def free_to_leave(
     failing: Sequence[Failing], *, able: int, staying: int, share: float
 ) -> tuple[int, ...]:
@@ -153,11 +180,10 @@ def free_to_leave(
     `able` is the weight of all servers that serve or have served, `staying` that of those in the
     table, the failing among them; `share` of the former must stay of the latter.
     """
-    needed = round(share * able, 6)  # 0.07 * 100 is a little more than 7
     leaving: list[int] = []
     for place in sorted(range(len(failing)), key=lambda each: failing[each].since):
         weight = failing[place].weight
-        if weight == 0 or staying - weight >= needed:
+        if may_leave(weight, able=able, staying=staying, share=share):
             staying -= weight
             leaving.append(place)
     return tuple(leaving)

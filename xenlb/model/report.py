@@ -162,7 +162,9 @@ def _word(health: Health) -> str:
 def _checks(candidate: Candidate, state: State, *, now: float, wall: Wall) -> dict[str, Any]:
     """What each check of a server says, and said last."""
     known = [
-        (target, state.health[target]) for target in candidate.targets if target in state.health
+        (target, state.seen(target, candidate))
+        for target in candidate.targets
+        if target in state.health
     ]
     return {"checks": [_check(target, health, now=now, wall=wall) for target, health in known]}
 

@@ -3,26 +3,29 @@
 A server, once let in, stays for as long as its guest is drained, leaving or paused (its weight is
 0 then, see desired.py): its connections go on. It leaves when its guest is gone or boots anew, when
 its address or its service is, or when it fails its check while nothing else is going on.
+
+A server that is held back because it flaps (health.py) does not wait where nobody else serves: an
+outage is worse than a server that comes and goes. So whoever passes then is let in at once, into
+that kernel service only, by a verdict of its own (apart.py); what was heard of it is not forgotten.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 
+from xenlb.ipvs import text
 from xenlb.ipvs.table import IPAddress
-from xenlb.model import alarm
+from xenlb.model import alarm, apart
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.health import Failing, Health, free_to_leave
+from xenlb.model.health import Failing, Health, Judged, free_to_leave
 from xenlb.model.inside import lacking
 from xenlb.model.members import candidates, claimed, claims, membership
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
 
 
-def settle(
-    before: State, state: State, names: frozenset[str] | None, at: float
-) -> tuple[State, frozenset[str] | None]:
+def settle(before: State, state: State, names: frozenset[str] | None, at: float) -> Step:
     """The state with all that follows from the rest drawn anew, and for which services it was.
 
     `names`: the services where something changed; None means all. `before` is the settled state
@@ -41,7 +44,10 @@ def settle(
             state = _drawn(state, named, owners)
             names = None if names is None else names | redrawn
     services = [s for s in state.settings.services if names is None or s.name in names]
-    state = _with_targets(before, state, services, _carried(before, at) if afresh else None, at)
+    known = state.health
+    state = _with_targets(before, state, services, at)
+    if afresh:
+        state = apart.begun(before, state, known, at)
     admitted = {} if afresh else dict(state.admitted)
     alarms = {} if afresh else dict(state.alarms)
     for service in services if not afresh else ():
@@ -49,21 +55,27 @@ def settle(
             alarms.pop(candidate.service, None)
             if candidate.slot is not None:
                 admitted.pop(candidate.slot, None)
+    notes: list[Note] = []
     for service in services:
-        for key, found in groupby(state.candidates[service.name], key=lambda each: each.service):
+        for key, them in groupby(state.candidates[service.name], key=lambda each: each.service):
+            found = tuple(them)
+            state, back = _let_back(service, found, state, at)
+            notes += back
             here, short = _admitted(service, found, state, at)
             admitted |= here
             if short:
                 alarms[key] = state.alarms.get(key, at)
-    return replace(state, admitted=admitted, alarms=alarms), names
+    after = replace(state, admitted=admitted, alarms=alarms)
+    return Step(state=after, services=names, notes=tuple(notes))
 
 
 def settled(
     before: State, state: State, names: frozenset[str] | None, at: float, *notes: Note
 ) -> Step:
     """A step to the state with all that follows from it."""
-    state, names = settle(before, state, names, at)
-    return Step(state=state, services=names, notes=(*notes, *alarm.news(before, state, at)))
+    step = settle(before, state, names, at)
+    said = (*notes, *step.notes, *alarm.news(before, step.state, at))
+    return replace(step, notes=said)
 
 
 def _drawn(
@@ -71,11 +83,26 @@ def _drawn(
     services: Iterable[ServiceSettings],
     owners: Mapping[IPAddress, GuestId | None],
 ) -> State:
-    """The state with the candidates of these services drawn anew."""
+    """The state with the candidates of these services drawn anew, and what is asked of them."""
     names = {service.name for service in state.settings.services}
     kept = {name: found for name, found in state.candidates.items() if name in names}
     fresh = {service.name: tuple(candidates(service, state, owners)) for service in services}
-    return replace(state, owners=owners, candidates=kept | fresh)
+    asked = dict(state.asked)
+    for name in fresh.keys() | (state.candidates.keys() - names):
+        for candidate in state.candidates.get(name, ()):
+            for target in candidate.targets:
+                if name in asked.get(target, ()):
+                    asked[target] = {n: who for n, who in asked[target].items() if n != name}
+    for name, found in fresh.items():
+        for candidate in found:
+            guest = _guest(candidate, state)
+            if guest is not None and guest.phase is Phase.ABSENT:
+                continue
+            for target in candidate.targets:
+                by = asked.get(target, {})
+                asked[target] = {**by, name: (*by.get(name, ()), candidate)}
+    asked = {target: by for target, by in asked.items() if by}
+    return replace(state, owners=owners, candidates=kept | fresh, asked=asked)
 
 
 def _changed(before: State, state: State) -> tuple[Guest, ...]:
@@ -117,66 +144,29 @@ def _contested(
     )
 
 
-def _carried(before: State, at: float) -> Mapping[Slot, Health]:
-    """The verdict so far on each server in the table, for a check it was never probed by: a new one
-    does not take servers out before it was tried. An agent that has just started knows only who was
-    in the table, and the checks of then."""
-    known = {slot: Health(valid_from=at, up=True, since=at) for slot in before.admitted}
-    for service in before.settings.services:
-        for candidate in before.candidates[service.name]:
-            if candidate.slot is not None and candidate.slot in before.admitted:
-                verdict = before.verdict(candidate, service)
-                known[candidate.slot] = verdict or known[candidate.slot]
-    return known
-
-
 def _with_targets(
     before: State,
     state: State,
     services: Iterable[ServiceSettings],
-    carried: Mapping[Slot, Health] | None,
     at: float,
 ) -> State:
-    known = {service.name for service in state.settings.services}
-    probed = {name: targets for name, targets in state.probed.items() if name in known}
     health = dict(state.health)
     for service in services:
-        targets: set[Target] = set()
         for candidate in state.candidates[service.name]:
             guest = _guest(candidate, state)
             if guest is not None and guest.phase is Phase.ABSENT:
                 continue
-            targets.update(candidate.targets)
             recheck = 0.0 if guest is None else guest.recheck
-            verdict = carried.get(candidate.slot) if carried and candidate.slot else None
             for target in candidate.targets:
                 have = health.get(target)
-                if have is None and verdict is not None:
-                    health[target] = _assumed(verdict, at)
-                elif have is None or _moved(before, state, target):
+                if have is None or _moved(before, state, target):
                     health[target] = Health(valid_from=max(at, recheck))
                 elif have.valid_from < recheck:
                     # What is known of it is void, its failures too; what happened has happened.
                     health[target] = Health(valid_from=max(at, recheck), changes=have.changes)
-        probed[service.name] = frozenset(targets)
-    if probed == state.probed and carried is None:
-        return replace(state, health=health)
-    used: set[Target] = set().union(*probed.values())
-    return replace(
-        state,
-        probed=probed,
-        health={target: verdict for target, verdict in health.items() if target in used},
-    )
-
-
-def _assumed(verdict: Health, at: float) -> Health:
-    """For a new check of a server in the table: that it passes, until it has said something, also
-    where one before failed: who was kept is not let go by a check that was not asked, and who was
-    quiesced stays so (_admitted)."""
-    if verdict.up is None:
-        return Health(valid_from=at)
-    since = verdict.since if verdict.up else at
-    return Health(valid_from=at, up=True, since=since, assumed=True, share=verdict.share)
+    if state.asked is not before.asked:
+        health = {target: verdict for target, verdict in health.items() if target in state.asked}
+    return replace(state, health=health)
 
 
 def _moved(before: State, state: State, target: Target) -> bool:
@@ -202,17 +192,15 @@ def _admitted(
         slot, guest = candidate.slot, _guest(candidate, state)
         if slot is None or (guest is not None and guest.phase is Phase.ABSENT):
             continue
-        before = state.admitted.get(slot) or _migrated(slot, guest, state)
-        if before is not None and guest is not None and before.at < guest.booted:
-            before = None
+        before = _before(slot, guest, state)
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
             if before is not None:
-                admitted[slot] = before
+                admitted[slot] = apart.ended(before, candidate, state)
             continue
         verdict = state.verdict(candidate, service)
         up = True if verdict is None else verdict.up
-        if verdict is not None and verdict.assumed and (before is None or before.quiesced):
-            up = None  # nobody is let in because of what another check said
+        if verdict is not None and verdict.assumed and before is not None and before.quiesced:
+            up = None  # nobody is put back because of what another check said
         # One that wants no share of its weight leaves nobody behind.
         weight = 0 if verdict is not None and verdict.share == 0 else candidate.weight
         if up is not None:
@@ -222,7 +210,7 @@ def _admitted(
                 admitted[slot] = fresh
                 staying += weight
             continue
-        admitted[slot] = before
+        admitted[slot] = apart.ended(before, candidate, state)
         if up:
             staying += weight
             if before.quiesced:
@@ -247,6 +235,66 @@ def _admitted(
             if entry is fresh:
                 admitted[slot] = replace(entry, ramp=False)
     return admitted, len(leaving) < len(failing)
+
+
+def _let_back(
+    service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
+) -> tuple[State, list[Note]]:
+    """Lets in who is held back though all it is asked passes, if nobody serves this kernel service
+    otherwise."""
+    back: dict[Slot, Admission] = {}
+    for candidate in found:
+        slot, guest = candidate.slot, _guest(candidate, state)
+        if slot is None or candidate.weight == 0:
+            continue
+        if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
+            continue
+        before = _before(slot, guest, state)
+        if before is None and guest is not None and lacking(service, guest):
+            continue
+        if before is not None and before.quiesced:
+            before = None
+        if _takes(state.judged(candidate, service), before):
+            return state, []
+        own = {
+            target: replace(known, up=True, against=0, since=at, apart=False)
+            for target in candidate.targets
+            if (known := state.seen(target, candidate)).passes(target.check)
+        }
+        if own and _takes(state.judged(candidate, service, own), before):
+            before = before or Admission(at=at)
+            back[slot] = replace(before, apart={**before.apart, **own})
+    if not back:
+        return state, []
+    health = dict(state.health)
+    for entry in back.values():
+        health |= {target: replace(health[target], apart=True) for target in entry.apart}
+    why = f"is not held back from {service.name} any longer, as nobody else serves there"
+    notes = [
+        Note(
+            at=at,
+            text=f"{text.endpoint(slot.server.address, slot.server.port)} {why}",
+            guest=slot.owner,
+        )
+        for slot in back
+    ]
+    return replace(state, admitted={**state.admitted, **back}, health=health), notes
+
+
+def _takes(judged: Judged | None, before: Admission | None) -> bool:
+    """Does a server take connections with this verdict, or will it now?"""
+    if judged is None:
+        return True
+    health = judged[1]
+    return bool(health.up) and health.share != 0 and not (health.assumed and before is None)
+
+
+def _before(slot: Slot, guest: Guest | None, state: State) -> Admission | None:
+    """The admission of a server so far, if it is one of this boot of its guest."""
+    before = state.admitted.get(slot) or _migrated(slot, guest, state)
+    if before is not None and guest is not None and before.at < guest.booted:
+        return None
+    return before
 
 
 def _migrated(slot: Slot, guest: Guest | None, state: State) -> Admission | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
@@ -40,11 +41,13 @@ class Candidate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
-    it failed its check since, and on-failure says that it stays without new connections."""
+    it failed its check since, and on-failure says that it stays without new connections. `apart`:
+    the verdicts that it has for itself, all of them up; see apart.py."""
 
     at: float
     ramp: bool = False
     quiesced: bool = False
+    apart: Mapping[Target, Health] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +66,10 @@ _UNKNOWN = Health(valid_from=0.0)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """`amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a configured
-    host's). By service name: `candidates`, who may serve it, and `probed`, what is to be probed for
-    it; `health` has exactly these. `admitted`: who is in the table. `alarms`: of which kernel
-    services keep-in-service keeps failing servers, and since when. All six follow from the rest,
-    drawn by settle.py.
+    host's). `candidates`: who may serve, by service name; `asked`: what is to be probed, and for
+    whom, by service name, and `health` has exactly these targets. `admitted`: who is in the table.
+    `alarms`: of which kernel services keep-in-service keeps failing servers, and since when. All
+    six follow from the rest, drawn by settle.py.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -77,7 +80,7 @@ class State:
     amiss: frozenset[str] = frozenset()
     owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
-    probed: Mapping[str, frozenset[Target]] = field(default_factory=dict)
+    asked: Mapping[Target, Mapping[str, tuple[Candidate, ...]]] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
     admitted: Mapping[Slot, Admission] = field(default_factory=dict)
     alarms: Mapping[ServiceKey, float] = field(default_factory=dict)
@@ -98,12 +101,29 @@ class State:
         judged = self.judged(candidate, service)
         return None if judged is None else judged[1]
 
-    def judged(self, candidate: Candidate, service: ServiceSettings) -> Judged | None:
-        """The verdict, and the check on which it hangs; None: it has none."""
+    def judged(
+        self,
+        candidate: Candidate,
+        service: ServiceSettings,
+        own: Mapping[Target, Health] = MappingProxyType({}),
+    ) -> Judged | None:
+        """The verdict, and the check on which it hangs; None: it has none. With these verdicts of
+        its `own`."""
         if not candidate.targets:
             return None
-        verdicts = [(target, self.health.get(target, _UNKNOWN)) for target in candidate.targets]
+        verdicts = [
+            (each, own.get(each) or self.seen(each, candidate)) for each in candidate.targets
+        ]
         return together(verdicts, one_is_enough=service.any_check)
+
+    def seen(self, target: Target, candidate: Candidate) -> Health:
+        """The verdict of one check on a server."""
+        health = self.health.get(target, _UNKNOWN)
+        if health.apart and candidate.slot is not None:
+            entry = self.admitted.get(candidate.slot)
+            if entry is not None:
+                return entry.apart.get(target, health)
+        return health
 
     def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:
         """The libvirt URI of each admitted server's guest; hosts have none and are left out."""

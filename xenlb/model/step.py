@@ -7,7 +7,7 @@ here events are given to them, and settle.py draws the conclusion: who is let in
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import draining, inside
+from xenlb.model import apart, draining, inside
 from xenlb.model.desired import shared
 from xenlb.model.events import (
     AddressesFound,
@@ -273,17 +273,22 @@ def _probed(state: State, event: Probed) -> Step:
     if health is None:
         return Step(state=state)
     after = judge(health, event, target.check)
-    if after == health:  # it flaps, and is held back: nothing of that is new
-        return Step(state=state)
-    changed = replace(state, health={**state.health, target: after})
-    known = (health.up, health.assumed, health.share)
-    if known == (after.up, after.assumed, after.share):
+    changed = state
+    if after != health:  # else it flaps, and is held back: nothing of that is new
+        changed = replace(state, health={**state.health, target: after})
+    news = False
+    if health.apart:
+        changed, news = apart.judged(changed, event)
+        after = changed.health[target]
+    # Back where nobody else serves, though it is held back.
+    news = news or (health.against < after.against and after.passes(target.check))
+    if (health.up, health.share) == (after.up, after.share) and not news:
         return Step(state=changed)
-    names = frozenset(name for name, targets in state.probed.items() if target in targets)
+    names = frozenset(state.asked[target])
     owner = state.owners.get(target.address)
-    if after.up is health.up:
-        if not _reweighs(state, changed, target, names):
-            return settled(state, changed, names, event.at)
+    if after.up is health.up and (event.up or not news):
+        if not _reweighs(state, changed, target):
+            return settled(state, changed, names, event.at) if news else Step(state=changed)
         share = "the whole" if after.share is None else f"{after.share * 100:.3g}% of the"
         text = f"check {target} gives {share} weight: {event.detail}"
         return settled(state, changed, names, event.at, Note(at=event.at, text=text, guest=owner))
@@ -297,16 +302,14 @@ def _probed(state: State, event: Probed) -> Step:
     return settled(state, changed, names, event.at, note)
 
 
-def _reweighs(before: State, state: State, target: Target, names: frozenset[str]) -> bool:
+def _reweighs(before: State, state: State, target: Target) -> bool:
     """Does what the target says of its share change the weight of a server?"""
+    asked = state.asked[target]
     for service in state.settings.services:
-        if service.name not in names:
-            continue
-        for candidate in state.candidates[service.name]:
-            if target in candidate.targets:
-                was, now = (each.verdict(candidate, service) for each in (before, state))
-                if shared(candidate.weight, was) != shared(candidate.weight, now):
-                    return True
+        for candidate in asked.get(service.name, ()):
+            was, now = (each.verdict(candidate, service) for each in (before, state))
+            if shared(candidate.weight, was) != shared(candidate.weight, now):
+                return True
     return False
 
 

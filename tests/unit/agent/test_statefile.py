@@ -28,6 +28,7 @@ ME = GuestId(uri="xen:///system", uuid=UUID(int=7))
 KEY = AddressKey(protocol=Protocol.UDP, address=ip_address("2001:db8::1"), port=53)
 MARK = MarkKey(family=Family.INET6, mark=7)
 SERVER = ServerKey(address=ip_address("10.0.0.11"), port=26)
+OTHER = ServerKey(address=ip_address("10.0.0.12"), port=26)
 TARGET = Target(check=Check(rise=2, port=80), address=ip_address("10.0.0.11"), port=80)
 
 
@@ -52,6 +53,12 @@ def saved() -> Saved:
             admitted={
                 Slot(owner=ME, service=KEY, server=SERVER): Admission(at=3.0, ramp=True),
                 Slot(owner=None, service=MARK, server=SERVER): Admission(at=4.0, quiesced=True),
+                Slot(owner=None, service=KEY, server=OTHER): Admission(
+                    at=5.0,
+                    apart={
+                        TARGET: Health(valid_from=5.0, up=True, since=4.0, assumed=True, share=0.5)
+                    },
+                ),
             },
             health={
                 TARGET: Health(

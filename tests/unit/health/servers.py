@@ -145,7 +145,7 @@ def answer_of(
         async with serving(script, tls=tls, address=address) as server:
             answer = await asked(target(asks, server.port, address=address, timeout=timeout))
         detail = answer.detail.replace(f"{address} port {server.port}", "WHERE")
-        return Answer(up=answer.up, detail=detail, share=answer.share), server
+        return Answer(up=answer.up, detail=detail, share=answer.share, away=answer.away), server
 
     return asyncio.run(main())
 

@@ -10,7 +10,7 @@ from tests.unit.health.datagrams import target
 from xenlb.health.agent import LONGEST, understood
 from xenlb.health.answer import Answer
 from xenlb.health.ask import ask
-from xenlb.model.checks import Agent, Share
+from xenlb.model.checks import Agent
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,7 @@ from xenlb.model.checks import Agent, Share
         (b"75%", True, 0.75),
         (b"up,50%,maxconn:30\n", True, 0.5),
         (b"0%\n", True, 0.0),
-        (b"250%\n", True, 1.0),
-        (b"drain\n", True, 0.0),
-        (b"drain 75%\n", True, 0.0),
-        (b"75% maint\n", True, 0.0),
+        (b"250%\n", True, 2.5),
         (b"down\n", False, None),
         (b"up 75% stopped\n", False, None),
         (b"fail#disk is full\n", False, None),
@@ -38,24 +35,22 @@ from xenlb.model.checks import Agent, Share
     ],
 )
 def test_words(line: bytes, up: bool, share: float | None) -> None:
-    answer = understood(line, Agent(), "a")
-    assert (answer.up, answer.share) == (up, share)
+    answer = understood(line, "a")
+    assert (answer.up, answer.share, answer.away) == (up, share, False)
 
 
-def test_the_share_is_within_its_bounds() -> None:
-    asks = Agent(share=Share(least=0.25, most=2.0))
-    assert understood(b"10%", asks, "a").share == 0.25
-    assert understood(b"150%", asks, "a").share == 1.5
-    assert understood(b"99999%", asks, "a").share == 2.0
-    assert understood(b"drain", asks, "a").share == 0.0, "an order, not a measurement"
+@pytest.mark.parametrize("line", [b"drain", b"drain 75%\n", b"75% maint\n", b"up maint\n"])
+def test_who_goes_away_is_up(line: bytes) -> None:
+    answer = understood(line, "a")
+    assert (answer.up, answer.away) == (True, True)
 
 
 def test_the_reason_is_told() -> None:
-    answer = understood(b"down # disk \x1b[31mfull\n", Agent(), "10.0.0.1 port 9")
+    answer = understood(b"down # disk \x1b[31mfull\n", "10.0.0.1 port 9")
     assert answer == Answer(
         up=False, detail="10.0.0.1 port 9 says that it is down (disk ?[31mfull)"
     )
-    answer = understood(b"HTTP/1.0 400 Bad request\n", Agent(), "10.0.0.1 port 9")
+    answer = understood(b"HTTP/1.0 400 Bad request\n", "10.0.0.1 port 9")
     assert answer == Answer(
         up=False,
         detail='expected up, down or a share from 10.0.0.1 port 9, got "HTTP/1.0 400 Bad request"',
@@ -101,7 +96,7 @@ def test_bytes_beyond_ascii_are_sent_as_they_are() -> None:
 
 
 def test_a_line_without_its_end() -> None:
-    assert said(lambda _: [b"drain"], Agent()).share == 0.0
+    assert said(lambda _: [b"drain"], Agent()).away
 
 
 def test_a_line_that_does_not_end() -> None:

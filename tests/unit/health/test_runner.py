@@ -233,8 +233,38 @@ def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> No
             for share in (0.5, 0.5, 0.0, 0.1, -3.0, 1.0):
                 bench.servers.answers[one] = Answer(up=True, detail="up", share=share)
                 await asyncio.sleep(12)
-        assert [r.share for r in bench.told] == [0.5, 0.0, 1.0]
-        assert bench.health[one].share == 1.0
+            bench.servers.answers[one] = Answer(up=True, detail="up", share=1.0, away=True)
+            await asyncio.sleep(12)
+        assert [(r.share, r.away) for r in bench.told] == [
+            (0.5, False),
+            (0.0, False),
+            (1.0, False),
+            (1.0, True),
+        ]
+        assert bench.health[one].share == 0.0
+
+    run(main())
+
+
+@pytest.mark.parametrize("up", [None, False])
+def test_all_is_told_while_a_server_has_a_verdict_of_its_own(up: bool | None) -> None:
+    """Of a target that is not up nothing else is told as long as it fails in the same words."""
+
+    async def main() -> None:
+        bench, one = Bench(), target()
+        bench.servers.answers[one] = Answer(up=False, detail="refused")
+        async with running(bench):
+            bench.step({one: Health(valid_from=now(), up=up, detail="refused", apart=True)})
+            await asyncio.sleep(2.1)
+            assert [r.up for r in bench.told] == [False] * 5
+            assert set(gaps(r.asked for r in bench.told)) == {0.5}
+            bench.servers.answers[one] = Answer(up=None, detail="no file left")
+            await asyncio.sleep(12)
+            assert len(bench.told) == 5, "this host's trouble is none of the server"
+            bench.servers.answers[one] = Answer(up=False, detail="refused")
+            bench.step({one: replace(bench.health[one], apart=False)})
+            await asyncio.sleep(12)
+            assert len(bench.told) == 5
 
     run(main())
 

@@ -216,8 +216,17 @@ def test_a_share_stays_within_its_bounds(share: float | None) -> None:
         found = bounded(Check(asks=asks), share)
         assert found is None or HALF.least <= found <= HALF.most
         assert (found is None) is (share is None or isnan(share))
+    assert bounded(Check(asks=Agent(share=HALF)), share, away=True) == 0.0
     assert bounded(Check(asks=Exec(command=("/bin/true",))), share) is None
     assert bounded(Check(), share) is None
+
+
+def test_who_goes_away_gets_nothing_whatever_is_the_least() -> None:
+    check = Check(asks=Agent(share=HALF))
+    target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
+    result = Probed(at=1, target=target, asked=1, up=True, detail="", share=0.3, away=True)
+    assert judge(Health(valid_from=0.0), result, check).share == 0.0
+    assert judge(Health(valid_from=0.0), replace(result, away=False), check).share == 0.3
 
 
 def test_what_a_failing_server_says_of_its_share_is_no_news() -> None:

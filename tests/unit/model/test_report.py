@@ -112,3 +112,27 @@ def test_why_lists_each_check_of_a_guest_s_servers() -> None:
     }
     assert (agent["check"], agent["health"], agent["share"]) == ("agent 10.0.0.11:9", "up", 0.25)
     assert shown(state, of=OTHER)["servers"] == []
+
+
+def test_why_tells_of_each_server_what_counts_for_it() -> None:
+    """A check that is new for the one, and fails where another service asks it already."""
+    mine = (Member(guest="mine", address=ip_address("10.0.0.11")),)
+    web = replace(SERVICE, checks=(HTTP,), servers=mine)
+    relay = replace(web, name="relay", address=ip_address("192.0.2.11"))
+    state = State()
+    for at, checks in ((1.0, ()), (25.0, (HTTP,))):
+        services = (web, replace(relay, checks=checks))
+        settings = Settings(uris=(MINE.uri,), services=services)
+        state = step(state, Configured(at=at, settings=settings)).state
+        if not checks:
+            started = Started(at=2.0, guest=MINE, name="mine", incarnation=1)
+            state = step(state, started).state
+            state = probed(state, 10.0, "10.0.0.11", up=True)
+            state = probed(state, 20.0, "10.0.0.11", up=False)
+    told = report.services(state, Table(), {}, failures={}, now=30.0, wall=str, of=MINE)
+    said = {each["name"]: each["servers"][0] for each in told}
+    assert [(it["health"], it["checks"][0]["health"]) for it in said.values()] == [
+        ("down", "down"),
+        ("unknown", "unknown"),
+    ]
+    assert said["relay"]["phase"] == "serving"

@@ -163,7 +163,20 @@ SETTINGS = (
             ),
         ),
     ),
+    # With the second of these `web` gets a check that `mail` has already.
+    *(
+        Settings(
+            uris=URIS,
+            services=(
+                replace(service("mail", 25, WRITTEN, ALL, HOST), checks=(FIRST, often)),
+                replace(service("web", 80, WRITTEN, ALL, HOST), checks=checks),
+            ),
+        )
+        for often in (replace(TOLD, fall=2),)
+        for checks in ((), (often,))
+    ),
 )
+SHARING = len(SETTINGS) - 2
 
 
 def with_addresses(guest: Guest, *texts: str) -> Guest:
@@ -358,6 +371,7 @@ def _configured(wait: float, index: int) -> Move:
 
 
 PROBLEM = Problem(file="f", line=1, column=1, path="", message="wrong", hint="")
+DRAIN_ALL = Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root"), text="drain all")
 OTHERS = (
     Move(wait=0.0, make=lambda _, at: Tick(at=at), text="tick"),
     Move(
@@ -365,7 +379,7 @@ OTHERS = (
         make=lambda _, at: SysctlsSeen(at=at, amiss=frozenset({NODEST, QUIESCENT, REUSE})),
         text="sysctls amiss",
     ),
-    Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root"), text="drain all"),
+    DRAIN_ALL,
     Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root", rest=True), text="and rest"),
     Move(
         wait=0.0,
@@ -456,11 +470,32 @@ def flapping(target: int) -> list[Move]:
     return [_probe(1.0, target, up, 0.0) for up in (False, True) * 3]
 
 
+def alone(target: int) -> list[Move]:
+    """All fail, and one of them comes and goes."""
+    return [_probe(0.1, number, False, 0.0) for number in [*range(16), *range(16)]] + flapping(
+        target
+    )
+
+
+def shared(numbers: list[int]) -> list[Move]:
+    """Servers are given a check of which another service knows something, good or bad."""
+    results = [
+        _probe(0.1, number, number % 3 > 0, 0.0, 0.5 if number % 5 == 1 else None)
+        for number in numbers
+    ]
+    now = [_configured(1.0, SHARING), *results[::2], _configured(1.0, SHARING + 1)]
+    return [*now, *results[1::2]]
+
+
 def a_story(seed: int) -> list[Move]:
     dice = Random(seed)
     begin = opening(seed % len(SETTINGS))
     if dice.random() < 0.3:
-        begin += flapping(dice.randrange(8))
+        begin += dice.choice([flapping, alone])(dice.randrange(8))
+    elif dice.random() < 0.3:
+        begin += shared([dice.randrange(64) for _ in range(16)])
+    elif dice.random() < 0.3:
+        begin.append(DRAIN_ALL)
     return begin + [move(dice.getrandbits(32)) for _ in range(40)]
 
 
@@ -468,6 +503,12 @@ moves = st.integers(0, 2**32 - 1).map(move)
 stories = st.builds(
     lambda begin, flaps, rest: [*begin, *flaps, *rest],
     st.one_of(st.integers(0, len(SETTINGS) - 1).map(opening), st.just([])),
-    st.one_of(st.just([]), st.just([]), st.integers(0, 7).map(flapping)),
+    st.one_of(
+        st.just([]),
+        st.integers(0, 7).map(flapping),
+        st.integers(0, 7).map(alone),
+        st.just([DRAIN_ALL]),
+        st.lists(st.integers(0, 63), min_size=8, max_size=16).map(shared),
+    ),
     st.lists(moves, min_size=10, max_size=40),
 )
