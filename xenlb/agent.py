@@ -50,11 +50,13 @@ class Agent:
         *,
         config: Path,
         state_file: Path,
+        socket: Path,
         kernel: KernelTable | None = None,
         reader: KernelTable | None = None,
     ) -> None:
         self.config = config
         self.state_file = state_file
+        self.socket = socket
         self.changed: Callable[[State, State], None] = lambda before, after: None
         self.begun = asyncio.Event()
         self.journal = Journal(wall=clock.wall)

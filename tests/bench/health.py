@@ -215,6 +215,7 @@ async def quiesce(port: int) -> list[float]:
         agent = Agent(
             config=Path(folder) / "none",
             state_file=Path(folder) / "state.json",
+            socket=Path(folder) / "control.sock",
             kernel=kernel,
             reader=kernel,
         )

@@ -77,6 +77,7 @@ class Desk:
         self.agent = Agent(
             config=folder / "xenlb.yaml",
             state_file=folder / "state.json",
+            socket=folder / "control.sock",
             kernel=kernel,
             reader=kernel,
         )

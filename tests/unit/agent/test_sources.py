@@ -46,7 +46,12 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
     ids = {uri: GuestId(uri=uri, uuid=UUID(int=1)) for uri in (LXC, QEMU, FAR)}
 
     async def story() -> tuple[list[Event], list[str], set[str]]:
-        agent = Agent(config=tmp_path / "x", state_file=tmp_path / "s", kernel=FakeKernel())
+        agent = Agent(
+            config=tmp_path / "x",
+            state_file=tmp_path / "s",
+            socket=tmp_path / "c",
+            kernel=FakeKernel(),
+        )
         guests = {key: Guest(id=key, name="mail1") for key in ids.values()}
         agent.state = State(guests=guests)
         sources = Sources(agent)
