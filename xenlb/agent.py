@@ -54,12 +54,14 @@ class Agent:
         *,
         config: Path,
         state_file: Path | StateFile,
+        socket: Path,
         kernel: KernelTable | None = None,
         reader: KernelTable | None = None,
     ) -> None:
         self.config = config
         self._file = StateFile(state_file) if isinstance(state_file, Path) else state_file
         self.state_file = self._file.path
+        self.socket = socket
         self.changed: Callable[[State, State], None] = lambda before, after: None
         self.begun = asyncio.Event()
         self.journal = Journal(wall=clock.wall)

@@ -35,7 +35,7 @@ class Daemon:
     def __init__(self, *, config: Path, socket: Path, state: Path) -> None:
         self._socket = socket
         self._watcher = ConfigWatcher(config, self._file_changed)
-        self._agent = Agent(config=config, state_file=state)
+        self._agent = Agent(config=config, state_file=state, socket=socket)
         self._notifier = Notifier(os.environ)
         self._reload = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -4,6 +4,7 @@ When it is made, and what follows: sides.py. What is done in a guest is guestsid
 """
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 
 from xenlb.agent import Agent
 from xenlb.control.secrets import KeyFileError, guest_secret, master_key
@@ -12,12 +13,17 @@ from xenlb.guestside.files.render import TemplateError
 from xenlb.guestside.needed.compile import NeedsError
 from xenlb.guestside.needed.hold import Hold, Tell, compile_hold, tell_where_heard
 from xenlb.guestside.subject import Subject, subject_of
+from xenlb.guestside.turns import folder_beside, turn
 from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.lookup import real_uri
 from xenlb.model.events import GuestId, Verdict
 from xenlb.model.side import Delivery
 from xenlb.sides import Wish
+
+# An operator who is at work in the guest may take minutes; it is tried again, and others wait for
+# their look meanwhile.
+PATIENCE = 10.0  # seconds
 
 
 class NotSeen(Exception):
@@ -36,7 +42,7 @@ async def look(
     try:
         subject = await _subject(agent, guest, wish)
         if subject.side.delivery is Delivery.XENSTORE:
-            return await _self_made(subject, wish, xenstore)
+            return await _self_made(agent, subject, wish, xenstore)
         return await _reached(agent, subject, wish)
     except (DeliveryError, NeedsError) as error:
         raise NotSeen(error.message, may_boot=True) from None
@@ -74,17 +80,24 @@ async def _reached(agent: Agent, subject: Subject, wish: Wish) -> tuple[Verdict,
         raise NotSeen(f"{subject.name} can be reached only while it is off")
     seen = None
     if wish.apply:
-        found = await work.survey(subject, reached, overrides=overrides)
-        seen = (await work.apply(found, reached, overrides=overrides)).seen
+        async with _turn(agent, subject):
+            found = await work.survey(subject, reached, overrides=overrides)
+            seen = (await work.apply(found, reached, overrides=overrides)).seen
     if seen is None:
         seen = await work.see(subject, reached.channel)
     return work.verdicts(subject, seen)
 
 
+def _turn(agent: Agent, subject: Subject) -> AbstractAsyncContextManager[None]:
+    folder = folder_beside(agent.socket)
+    return turn(folder, subject.uuid, name=subject.name, patience=PATIENCE)
+
+
 async def _self_made(
-    subject: Subject, wish: Wish, xenstore: XenstoreSource | None
+    agent: Agent, subject: Subject, wish: Wish, xenstore: XenstoreSource | None
 ) -> tuple[Verdict, ...]:
     if xenstore is None:
         raise NotSeen(f"{subject.name} is not a guest of this host's Xen")
-    problem = await selfmade.bring(subject, xenstore)
+    async with _turn(agent, subject):
+        problem = await selfmade.bring(subject, xenstore)
     return tuple(Verdict(service=service, problem=problem) for service in wish.services)

@@ -222,6 +222,7 @@ async def quiesce(port: int) -> dict[str, list[float]]:
         agent = Agent(
             config=Path(folder) / "none",
             state_file=Path(folder) / "state.json",
+            socket=Path(folder) / "control.sock",
             kernel=kernel,
             reader=kernel,
         )

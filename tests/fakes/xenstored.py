@@ -20,7 +20,7 @@ class _Client:
 
 
 class FakeXenstored:
-    """`answering` cleared: requests wait, watches do not."""
+    """`answering` cleared: requests wait, watches do not. `refusing`: each with that error."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -28,6 +28,7 @@ class FakeXenstored:
         self.introduced: set[int] = {0}
         self.answering = asyncio.Event()
         self.answering.set()
+        self.refusing = ""
         self.requests: list[tuple[int, tuple[str, ...]]] = []
         self.clients: set[_Client] = set()
         self._server: asyncio.Server | None = None
@@ -129,7 +130,9 @@ class FakeXenstored:
         path = parts[0]
         error = ""
         answer = b"OK\0"
-        if kind == READ:
+        if self.refusing:
+            error = self.refusing
+        elif kind == READ:
             answer = self.values.get(path, "").encode()
             error = "" if path in self.values else "ENOENT"
         elif kind == DIRECTORY:

@@ -109,9 +109,9 @@ WantedBy=multi-user.target
 # connections: there is no such socket then.
 MASTER = "Host 10.0.0.*\n    ControlPath /run/lab/ssh-%h\n"
 # A message to xenstored as the kernel's documentation of the protocol has it: WRITE is 11.
-WRITE_OWN_SETTINGS = """\
-import struct
-data = b"vm-data/xenlb/serial\\0nonsense"
+WRITE_NONSENSE = """\
+import struct, sys
+data = sys.argv[1].encode() + b"\\0nonsense"
 with open("/dev/xen/xenbus", "r+b", buffering=0) as store:
     store.write(struct.pack("=IIII", 11, 0, 0, len(data)) + data)
     kind, _, _, length = struct.unpack("=IIII", store.read(16))
@@ -292,8 +292,9 @@ def test_a_guest_that_configures_itself_is_let_in_after_its_answer(dom0: Dom0) -
 
 
 def test_a_guest_cannot_write_its_own_settings(dom0: Dom0) -> None:
-    dom0.made.write("/root/write.py", WRITE_OWN_SETTINGS)
-    assert dom0.made.run("python3 /root/write.py").out.strip() == "16 b'EACCES\\x00'"
+    dom0.made.write("/root/write.py", WRITE_NONSENSE)
+    wrote = dom0.made.run("python3 /root/write.py vm-data/xenlb/serial").out
+    assert wrote.strip() == "16 b'EACCES\\x00'"
 
 
 def test_marks_bring_replies_back_and_leave_the_guests_own_connections_alone(dom0: Dom0) -> None:
@@ -341,6 +342,44 @@ def test_an_edit_reaches_a_running_guest_without_anybody_logging_in(dom0: Dom0) 
         assert dom0.beside.fetch(f"{vip}:80") == "made"
     with pytest.raises(LabError):
         dom0.lab.run(["ssh", "-o", "BatchMode=yes", f"root@{MADE}", "true"], timeout=60)
+
+
+def test_an_operator_commands_a_guest_that_configures_itself(dom0: Dom0) -> None:
+    place = f"/local/domain/{dom0.made.domid()}/vm-data/xenlb"
+    hold = dom0.made.run("cat /etc/xenlb-hold.conf").out
+    assert f"watch={OWN} 80" in hold
+    # The agent has given it what the command would, and it has taken that up.
+    assert dom0.guest("plan", "made").out == ""
+
+    assert dom0.guest("remove", "made").out == (
+        f"write {place}\n"
+        "made has nothing of xenlb but the programs of its image, as it says itself\n"
+    )
+    left = dom0.made.run("ip -4 addr show lo; ip rule; nft list tables; cat /etc/xenlb-hold.conf")
+    for each in (OWN, LATE, "731", "xenlb", "watch="):
+        assert each not in left.out
+    assert "tell=xenstore" in left.out
+
+    dom0.made.run("python3 /root/write.py data/xenlb-guest")
+    verified = dom0.guest("verify", "made", "--json", check=False)
+    found = json.loads(verified.out)
+    assert (verified.rc, found["report"]) == (1, {"state": "broken", "settings": None})
+    messages = [each["message"] for each in found["differences"]]
+    assert messages == [
+        "it was given other settings than it needs now",
+        "its report is not understood: “nonsense”",
+    ]
+    planned = dom0.guest("plan", "made", "--json", check=False)
+    settings = json.loads(planned.out)["settings"]
+    assert (planned.rc, settings["path"]) == (1, place)
+    assert f"+address {OWN} lo" in settings["changes"]
+
+    assert dom0.guest("apply", "made").out == (
+        f"write {place}\nmade has all that it needs, as it says itself\n"
+    )
+    for vip in (OWN, LATE):
+        assert dom0.beside.fetch(f"{vip}:80") == "made"
+    assert dom0.made.run("cat /etc/xenlb-hold.conf").out == hold
     dom0.made.destroy()  # it leaves the processor to the other
 
 

@@ -20,9 +20,12 @@ from xenlb.control.protocol import FAILED
 if TYPE_CHECKING:
     from xenlb.guestside.plan.install import Changed
     from xenlb.guestside.seen.difference import Difference
+    from xenlb.guestside.selfseen import Seen
     from xenlb.guestside.subject import Subject
     from xenlb.guestside.ways.reach import Reached
-    from xenlb.guestside.work import Survey
+    from xenlb.guestside.work import Done, Survey
+
+BY_ITS_OWN_WORD = "has all that it needs, as it says itself"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +97,18 @@ def plan(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
     if _makes_itself(it):
         from xenlb.cli import selfmade
 
-        lines = selfmade.changes(it)
+        seen = selfmade.seen(it)
+        lines = seen.changes() + [str(each) for each in seen.differences]
+        answer = _json_of_self_made(it, seen)
     else:
-        found, _ = _surveyed(options, it, way)
+        found = _surveyed(options, it, way)
         lines = _changes(found)
-        if as_json:
-            _print_json(found)
-    for line in () if as_json else lines:
-        click.echo(line)
+        answer = _json(found)
+    if as_json:
+        _print_json(answer)
+    else:
+        for line in lines:
+            click.echo(line)
     if lines:
         sys.exit(FAILED)
 
@@ -117,13 +124,17 @@ def apply(options: Options, guest: str, *, way: Way) -> None:
     if _makes_itself(it):
         from xenlb.cli import selfmade
 
-        selfmade.apply(it)
-        return _ended(it, well="has all that it needs")
+        left = selfmade.apply(options, it).differences
+        return _ended(it, left=left, well=BY_ITS_OWN_WORD)
     from xenlb.cli import inside
     from xenlb.guestside import work
 
-    found, reached = _surveyed(options, it, way)
-    done = inside.run(work.apply(found, reached, overrides=options.templates))
+    async def in_turn() -> "tuple[Survey, Done]":
+        async with inside.turn(options, it):
+            found, reached = await _survey(options, it, way)
+            return found, await work.apply(found, reached, overrides=options.templates)
+
+    found, done = inside.run(in_turn())
     _told(found)
     return _ended(it, said=done.said, left=done.left, well="has all that it needs")
 
@@ -139,15 +150,17 @@ def verify(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
     if _makes_itself(it):
         from xenlb.cli import selfmade
 
-        problem = selfmade.problem(it)
-        return _ended(it, said=(problem,) if problem else (), well="has all that it needs")
-    found, _ = _surveyed(options, it, way)
+        seen = selfmade.seen(it)
+        left, answer, well = seen.differences, _json_of_self_made(it, seen), BY_ITS_OWN_WORD
+    else:
+        found = _surveyed(options, it, way)
+        left, answer, well = found.differences, _json(found), "has all that it needs"
     if as_json:
-        _print_json(found)
-        if found.differences:
+        _print_json(answer)
+        if left:
             sys.exit(FAILED)
-        return None
-    return _ended(it, left=found.differences, well="has all that it needs")
+    else:
+        _ended(it, left=left, well=well)
 
 
 @guest.command()
@@ -161,15 +174,19 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
     if _makes_itself(it):
         from xenlb.cli import selfmade
 
-        selfmade.remove(it)
-        return _ended(it, well="has nothing of xenlb but the programs of its image")
+        return selfmade.remove(options, it)
     from xenlb.cli import inside
     from xenlb.guestside import work
     from xenlb.guestside.plan.install import Changed
 
     changed = Changed.DISCARD if force else Changed.KEEP
-    found, reached = _surveyed(options, it, way, removing=changed)
-    done = inside.run(work.remove(found, reached, overrides=options.templates))
+
+    async def in_turn() -> "tuple[Survey, Done]":
+        async with inside.turn(options, it):
+            found, reached = await _survey(options, it, way, removing=changed)
+            return found, await work.remove(found, reached, overrides=options.templates)
+
+    found, done = inside.run(in_turn())
     _told(found)
     if found.look.plan.kept:
         raise Failure(
@@ -202,18 +219,21 @@ def _makes_itself(it: "Subject") -> bool:
     return it.side.delivery is Delivery.XENSTORE
 
 
-def _surveyed(
+def _surveyed(options: Options, it: "Subject", way: Way) -> "Survey":
+    from xenlb.cli import inside
+
+    found, _ = inside.run(_survey(options, it, way))
+    return found
+
+
+async def _survey(
     options: Options, it: "Subject", way: Way, *, removing: "Changed | None" = None
 ) -> "tuple[Survey, Reached]":
-    from xenlb.cli import inside
     from xenlb.guestside import work
 
-    async def survey() -> "tuple[Survey, Reached]":
-        reached = await work.way_into(it, root=way.root)
-        found = await work.survey(it, reached, overrides=options.templates, removing=removing)
-        return found, reached
-
-    return inside.run(survey())
+    reached = await work.way_into(it, root=way.root)
+    found = await work.survey(it, reached, overrides=options.templates, removing=removing)
+    return found, reached
 
 
 def _changes(found: "Survey") -> list[str]:
@@ -248,20 +268,35 @@ def _ended(
     click.echo(f"{it.name} {well}")
 
 
-def _print_json(found: "Survey") -> None:
-    click.echo(
-        json.dumps(
-            {
-                "guest": found.subject.name,
-                "uuid": str(found.subject.uuid),
-                "uri": found.subject.uri,
-                "system": found.platform.system.value,
-                "init": found.platform.init.value,
-                "files": [f"/{path}" for path in found.look.plan.paths],
-                "differences": [
-                    {"message": each.message, "hint": each.hint} for each in found.differences
-                ],
-            },
-            indent=2,
-        )
-    )
+def _json(found: "Survey") -> dict[str, object]:
+    return {
+        **_json_of(found.subject, found.differences),
+        "system": found.platform.system.value,
+        "init": found.platform.init.value,
+        "files": [f"/{path}" for path in found.look.plan.paths],
+    }
+
+
+def _json_of_self_made(it: "Subject", seen: "Seen") -> dict[str, object]:
+    """Nobody has looked into it: it has no files to be written, and what it is, is not known."""
+    return {
+        **_json_of(it, seen.differences),
+        "system": None,
+        "init": None,
+        "files": [],
+        **seen.as_json(),
+    }
+
+
+def _json_of(it: "Subject", left: "tuple[Difference, ...]") -> dict[str, object]:
+    return {
+        "guest": it.name,
+        "uuid": str(it.uuid),
+        "uri": it.uri,
+        "delivery": it.side.delivery,
+        "differences": [{"message": each.message, "hint": each.hint} for each in left],
+    }
+
+
+def _print_json(answer: dict[str, object]) -> None:
+    click.echo(json.dumps(answer, indent=2))

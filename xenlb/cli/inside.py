@@ -3,27 +3,33 @@ one sentence."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import click
 
 from xenlb import lookup
 from xenlb.cli.invalid import invalid
 from xenlb.cli.options import Failure, Options
 from xenlb.config import ConfigError, load
-from xenlb.control.protocol import UNREACHABLE, ControlError
+from xenlb.control.protocol import FAILED, NOT_PERMITTED, UNREACHABLE, ControlError
 from xenlb.control.secrets import KeyFileError, guest_secret, master_key
 from xenlb.guestside.files.render import TemplateError
 from xenlb.guestside.needed.compile import NeedsError
 from xenlb.guestside.needed.hold import Hold, Tell, compile_hold, tell_by, tell_where_heard
 from xenlb.guestside.seen.observe import ObserveError
 from xenlb.guestside.subject import Subject, subject_of
+from xenlb.guestside.turns import folder_beside
+from xenlb.guestside.turns import turn as turn_of
 from xenlb.guestside.ways.channel import DeliveryError
 from xenlb.lookup import AskFailed, Found
 from xenlb.model.settings import Settings
 from xenlb.model.side import Delivery
 
 T = TypeVar("T")
+PATIENCE = 300.0  # seconds; who is at work in a guest may have a slow one
 
 
 def settings_of(options: Options) -> Settings:
@@ -102,6 +108,17 @@ async def subject(
     return replace(it, side=side)
 
 
+def turn(options: Options, it: Subject) -> AbstractAsyncContextManager[None]:
+    """Nobody else changes the guest meanwhile; the operator is told where that takes waiting."""
+    return turn_of(
+        folder_beside(options.socket),
+        it.uuid,
+        name=it.name,
+        patience=PATIENCE,
+        waits=lambda sentence: click.echo(f"xenlb: {sentence}", err=True),
+    )
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs it to its end; what the way into a guest or its needs complain of is a Failure."""
     return excused(lambda: asyncio.run(work))
@@ -110,7 +127,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def excused(work: Callable[[], T]) -> T:
     try:
         return work()
-    except (DeliveryError, NeedsError, ObserveError) as error:
+    except DeliveryError as error:
+        status = FAILED if error.permitted else NOT_PERMITTED
+        raise Failure(error.message, hint=error.hint, status=status) from error
+    except (NeedsError, ObserveError) as error:
         raise Failure(error.message, hint=error.hint) from error
     except TemplateError as error:
         raise Failure(str(error), hint="correct the template, or remove it") from error

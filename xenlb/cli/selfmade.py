@@ -1,78 +1,104 @@
 """`xenlb guest` for guests that configure themselves from xenstore: nobody reaches into them."""
 
-import difflib
+import errno
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
+import click
+
 from xenlb.cli import inside
-from xenlb.cli.options import Failure
+from xenlb.cli.options import Failure, Options
 from xenlb.guestside import selfmade
-from xenlb.guestside.plan.preview import visible
+from xenlb.guestside.selfseen import Seen
 from xenlb.guestside.subject import Subject
 from xenlb.guestside.ways.channel import DeliveryError
-from xenlb.guestside.work import NO_SETTINGS
-from xenlb.hypervisor.vmdata import Connection, serial
+from xenlb.hypervisor import vmdata
+from xenlb.hypervisor.vmdata import Connection
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable
 
 T = TypeVar("T")
+DENIED = {errno.EPERM, errno.EACCES}
 
 
-def changes(it: Subject) -> list[str]:
-    """The difference between what it was given and what it needs."""
+def seen(it: Subject) -> Seen:
+    """What it was given, what it needs, what it says."""
+    return inside.run(_with_xenstore(it, lambda xenstore: _look(it, xenstore)))
 
-    async def ask(xenstore: Connection) -> list[str]:
-        before = await xenstore.given(selfmade.running(it))
-        lines = difflib.unified_diff(
-            [visible(line) for line in before.splitlines()],
-            selfmade.text_for(it).splitlines(),
-            fromfile="vm-data/xenlb",
-            tofile="vm-data/xenlb",
-            lineterm="",
+
+def apply(options: Options, it: Subject) -> Seen:
+    """Gives it its settings; what it says of them then, if anything."""
+    return inside.run(_in_turn(options, it))
+
+
+def remove(options: Options, it: Subject) -> None:
+    """It takes away all that it has made; the programs of its image stay, and those of the hold
+    have the settings of the image again."""
+    left = "nothing of xenlb but the programs of its image"
+    if it.domid is None:
+        # What it makes is the kernel's, and what it was given its domain's: both have gone.
+        click.echo(f"{it.name} does not run, so it has {left}")
+        return
+    found = inside.run(_in_turn(options, selfmade.in_no_service(it)))
+    if found.differences:
+        raise Failure(
+            f"{it.name} has not confirmed that it has undone what it made",
+            hint="its settings are taken away; to ask it again: xenlb guest remove",
+            details=tuple(str(each) for each in found.differences),
         )
-        return list(lines)
-
-    return _with_xenstore(ask)
+    click.echo(f"{it.name} has {left}, as it says itself")
 
 
-def apply(it: Subject) -> None:
-    problem = _with_xenstore(lambda xenstore: selfmade.bring(it, xenstore))
-    if problem:
-        raise Failure(f"{it.name}: {problem}")
+async def _in_turn(options: Options, it: Subject) -> Seen:
+    async with inside.turn(options, it):
+        return await _with_xenstore(it, lambda xenstore: _bring(it, xenstore))
 
 
-def problem(it: Subject) -> str:
-    """What is wrong, as far as the guest itself tells; "" if nothing is."""
-
-    async def ask(xenstore: Connection) -> str:
-        domid, text = selfmade.running(it), selfmade.text_for(it)
-        if await xenstore.given(domid) != text:
-            return "it was given other settings than it needs now"
-        said, came = await xenstore.answered(domid)
-        if said != serial(text):
-            return "it has not taken up its settings (does xenlb-guest run in it?)"
-        return "" if came == "ok" else "it could not do all that it needs (its log says)"
-
-    return _with_xenstore(ask)
+async def _bring(it: Subject, xenstore: Connection) -> Seen:
+    before = await _look(it, xenstore)
+    if not before.in_step:
+        click.echo(f"write {before.place}")
+    with suppress(selfmade.NotTakenUp):  # what it says instead is seen
+        await selfmade.bring(it, xenstore)
+    return await _look(it, xenstore)
 
 
-def remove(it: Subject) -> None:
-    """It takes away all that it has made; the programs of its image stay."""
-    said = _with_xenstore(lambda xenstore: selfmade.bring(it, xenstore, text=NO_SETTINGS))
-    if said:
-        raise Failure(f"{it.name}: {said}")
+async def _look(it: Subject, xenstore: Connection) -> Seen:
+    domid = selfmade.running(it)
+    return Seen(
+        place=vmdata.place(domid),
+        wanted=selfmade.text_for(it),
+        given=await xenstore.given(domid),
+        word=await xenstore.said(domid),
+    )
 
 
-def _with_xenstore(work: Callable[[Connection], Awaitable[T]]) -> T:
-    async def asked() -> T:
-        try:
-            xenstore = Connection()
-        except Unavailable as error:
-            raise DeliveryError(f"xenstore: {error}", hint="is this Dom0?") from None
-        try:
-            return await work(xenstore)
-        except (Unavailable, Refused) as error:
-            raise DeliveryError(f"xenstore: {error}", hint="does xenstored run here?") from None
-        finally:
-            xenstore.close()
-
-    return inside.run(asked())
+async def _with_xenstore(it: Subject, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Raises DeliveryError."""
+    domid = selfmade.running(it)
+    try:
+        xenstore = Connection()
+    except Unavailable as error:
+        denied = error.code in DENIED
+        raise DeliveryError(
+            f"xenstore: {error}",
+            hint="run it as root" if denied else "is this Dom0?",
+            permitted=not denied,
+        ) from None
+    try:
+        if not await xenstore.holds(domid, it.uuid):
+            raise DeliveryError(
+                f"{it.name} is not domain {domid} of this host any more", hint="try again"
+            )
+        return await work(xenstore)
+    except Unavailable as error:
+        raise DeliveryError(f"xenstore: {error}", hint="does xenstored run here?") from None
+    except Refused as error:
+        denied = error.code in DENIED
+        raise DeliveryError(
+            f"xenstore says {error}",
+            hint="is this Dom0, and are you root?" if denied else f"is domain {domid} still there?",
+            permitted=not denied,
+        ) from None
+    finally:
+        xenstore.close()

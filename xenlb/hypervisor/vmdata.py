@@ -11,8 +11,10 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
 
-from xenlb.hypervisor.guestwords import Topic
+from xenlb.hypervisor.guestwords import LONGEST, Topic
 from xenlb.hypervisor.xenstore_client import XenstoreClient
 from xenlb.hypervisor.xenstore_wire import Type
 
@@ -39,11 +41,30 @@ def parts(text: str) -> Iterator[str]:
         yield piece
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What stands in a domain's xenstore. `serial` "": nothing was given to it, or somebody was
+    stopped in the middle of it."""
+
+    serial: str
+    text: str
+
+    @property
+    def whole(self) -> bool:
+        """Does the serial belong to the text? Without one the guest takes nothing up."""
+        return self.text.isascii() and self.serial == serial(self.text)
+
+
+def place(domid: int) -> str:
+    """Where it is, in xenstore."""
+    return f"/local/domain/{domid}/vm-data/xenlb"
+
+
 async def offer(client: XenstoreClient, domid: int, text: str) -> str:
-    """Writes the text, unless it stands there; returns its serial. Raises Unavailable or Refused
-    (the domain is gone)."""
-    base, number = f"/local/domain/{domid}/vm-data/xenlb", serial(text)
-    if await client.read(f"{base}/serial") == number:
+    """Writes the text, unless it stands there; returns its serial. Raises Unavailable or Refused.
+    Nobody else may do the same for this domain meanwhile."""
+    base, number = place(domid), serial(text)
+    if await given(client, domid) == Given(serial=number, text=text):
         return number
     # No serial while the parts are of two texts; the guest waits for one.
     await client.ask(Type.WRITE, f"{base}/serial", "")
@@ -55,14 +76,21 @@ async def offer(client: XenstoreClient, domid: int, text: str) -> str:
     return number
 
 
-async def given(client: XenstoreClient, domid: int) -> str:
-    """The text that a domain was given last, "" if none. Raises Unavailable or Refused."""
-    base = f"/local/domain/{domid}/vm-data/xenlb"
+async def given(client: XenstoreClient, domid: int) -> Given:
+    """What a domain was given last. Raises Unavailable or Refused."""
+    base = place(domid)
+    number = await client.read(f"{base}/serial") or ""
     count = await client.read(f"{base}/parts") or ""
-    if not count.isdecimal():
-        return ""
-    pieces = [await client.read(f"{base}/{index}") for index in range(min(int(count), MOST_PARTS))]
-    return "".join(piece or "" for piece in pieces)
+    most = min(int(count), MOST_PARTS) if count.isdecimal() else 0
+    pieces = [await client.read(f"{base}/{index}") for index in range(most)]
+    return Given(serial=number, text="".join(piece or "" for piece in pieces))
+
+
+def understood(word: str) -> tuple[str, str]:
+    """Of a guest's word: which settings it has taken up, by their serial, and what came of it;
+    two empty ones where it is none."""
+    said, _, came = word.partition(" ") if ANSWERS.known.fullmatch(word) else ("", "", "")
+    return said, came
 
 
 class Connection:
@@ -75,22 +103,26 @@ class Connection:
     def close(self) -> None:
         self._client.close()
 
-    async def given(self, domid: int) -> str:
+    async def holds(self, domid: int, uuid: UUID) -> bool:
+        """Is this domain that guest? Numbers are of one host, and given out anew."""
+        return await self._client.read(f"/local/domain/{domid}/vm") == f"/vm/{uuid}"
+
+    async def given(self, domid: int) -> Given:
         return await given(self._client, domid)
 
     async def offer(self, domid: int, text: str) -> str:
         return await offer(self._client, domid, text)
 
-    async def answered(self, domid: int) -> tuple[str, str]:
-        """The serial of the settings that the guest took up last, and what came of it."""
-        word = await self._client.read(ANSWERS.path(domid)) or ""
-        said, _, came = word.partition(" ") if ANSWERS.known.fullmatch(word) else ("", "", "")
-        return said, came
+    async def said(self, domid: int) -> str | None:
+        """What the guest has written of itself, unchecked, no more than is looked at; None: it has
+        written nothing."""
+        word = await self._client.read(ANSWERS.path(domid))
+        return None if word is None else word[: LONGEST + 1]
 
     async def answer(self, domid: int, serial: str) -> str:
         """As XenstoreSource.answer, by looking now and then."""
         while True:
-            said, came = await self.answered(domid)
+            said, came = understood(await self.said(domid) or "")
             if said == serial:
                 return came
             await asyncio.sleep(POLL)

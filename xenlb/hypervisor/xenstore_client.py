@@ -8,7 +8,8 @@ handed over in the loop's thread from the very read that brought it, and a reque
 written before anything else happens.
 
 The socket of xenstored is used where there is one, else the kernel's /dev/xen/xenbus (xenstored
-in a domain of its own). What the paths mean: xenstore.py. Bytes: xenstore_wire.py.
+in a domain of its own); XENSTORED_PATH in the environment names another, as to Xen's own programs
+(libxenstore, tools/libs/store/xs.c). What the paths mean: xenstore.py. Bytes: xenstore_wire.py.
 """
 
 import asyncio
@@ -31,7 +32,11 @@ ANSWER = 10.0  # seconds; xenstored answers in milliseconds
 
 
 class Unavailable(Exception):
-    """There is no xenstored, or the connection to it is lost."""
+    """There is no xenstored, or the connection to it is lost. `code`: an errno, 0 for none."""
+
+    def __init__(self, reason: str, *, code: int = 0) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class Refused(Exception):
@@ -62,19 +67,20 @@ class XenstoreClient:
 
     def connect(self, path: str | None = None) -> None:
         """To `path`, or to where xenstored is usually found. Raises Unavailable."""
+        path = path or os.environ.get("XENSTORED_PATH")
         tried = (path,) if path is not None else (*SOCKETS, DEVICE)
-        reason = "there is no xenstored"
+        reason, code = "there is no xenstored", 0
         for each in tried:
             try:
                 self._connect(each)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                reason = f"{each}: {error.strerror or error}"
+                reason, code = f"{each}: {error.strerror or error}", error.errno or 0
                 continue
             self._loop.add_reader(self._fd, self._readable)
             return
-        raise Unavailable(reason)
+        raise Unavailable(reason, code=code)
 
     def _connect(self, path: str) -> None:
         if stat.S_ISCHR(os.stat(path).st_mode):

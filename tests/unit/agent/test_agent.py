@@ -85,6 +85,7 @@ class Desk:
         self.agent = Agent(
             config=file.path.with_name("xenlb.yaml"),
             state_file=file,
+            socket=file.path.with_name("control.sock"),
             kernel=kernel,
             reader=kernel,
         )

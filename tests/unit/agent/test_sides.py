@@ -22,8 +22,8 @@ from tests.unit.agent.test_agent import (
     listed,
     until,
 )
-from xenlb import clock, sides
-from xenlb.guestside import selfmade
+from xenlb import clock, looking, sides
+from xenlb.guestside import selfmade, turns
 from xenlb.hypervisor import vmdata
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import Forwarding
@@ -121,6 +121,30 @@ def test_weight_comes_with_the_guests_answer(tmp_path: Path, quick: None) -> Non
         assert "has all that mail needs" in bench.desk.told()
 
     Bench().play(tmp_path, service(), story)
+
+
+@pytest.mark.parametrize("by_ssh", [False, True])
+def test_it_comes_after_an_operator_who_is_at_work(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, by_ssh: bool
+) -> None:
+    monkeypatch.setattr(looking, "PATIENCE", 0.05)
+
+    async def story(bench: Bench) -> None:
+        folder = turns.folder_beside(bench.desk.agent.socket)
+        async with turns.turn(folder, guest(1).uuid, name="mail1", patience=0):
+            await bench.desk.say(listed(mail1=5))
+            await bench.desk.pass_checks()
+            await until(lambda: "of xenlb is at work in mail1" in bench.reason())
+            assert bench.xenstore.texts == {}
+        if by_ssh:
+            await until(lambda: "ssh to nobody@ssh.invalid" in bench.reason())
+            return
+        await until(lambda: 5 in bench.xenstore.texts)
+        bench.xenstore.say(5, "ok")
+        await until(lambda: "10.0.0.11" in bench.desk.weights())
+
+    side = replace(SELF_MADE, delivery=Delivery.SSH, ssh="nobody@ssh.invalid")
+    Bench().play(tmp_path, service(side if by_ssh else SELF_MADE), story)
 
 
 def test_a_service_address_that_is_new_reaches_guests_that_run(tmp_path: Path, quick: None) -> None:

@@ -47,7 +47,12 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
     ids = {uri: GuestId(uri=uri, uuid=UUID(int=1)) for uri in (LXC, QEMU, FAR)}
 
     async def story() -> tuple[list[Event], list[str], set[str]]:
-        agent = Agent(config=tmp_path / "x", state_file=tmp_path / "s", kernel=FakeKernel())
+        agent = Agent(
+            config=tmp_path / "x",
+            state_file=tmp_path / "s",
+            socket=tmp_path / "c",
+            kernel=FakeKernel(),
+        )
         guests = {key: Guest(id=key, name="mail1") for key in ids.values()}
         agent.state = State(guests=guests)
         sources = Sources(agent)
@@ -105,7 +110,12 @@ def test_what_guests_say_is_taken_before_it_is_answered(tmp_path: Path) -> None:
 
 def test_a_changed_keepalive_reaches_the_source(tmp_path: Path) -> None:
     async def story() -> None:
-        agent = Agent(config=tmp_path / "x", state_file=tmp_path / "s", kernel=FakeKernel())
+        agent = Agent(
+            config=tmp_path / "x",
+            state_file=tmp_path / "s",
+            socket=tmp_path / "c",
+            kernel=FakeKernel(),
+        )
         sources = Sources(agent)
         for keepalive in (8.0, 60.0):
             before = agent.state

@@ -32,6 +32,9 @@ def test_the_text_is_there_before_its_serial(short: Path) -> None:
             assert written[-1] == (f"{BASE}/serial", serial)
             await it.source.offer(4, TEXT)  # it stands there already
             assert [parts for kind, parts in it.daemon.requests if kind == WRITE] == written
+            it.daemon.values[f"{BASE}/1"] = "address 192.0.2.1 eth0\n"
+            assert await it.source.offer(4, TEXT) == serial
+            assert stored(it.daemon.values) == TEXT, "its serial alone says nothing of the parts"
             shorter = "xenlb 1\n"
             assert await it.source.offer(4, shorter) != serial
             assert stored(it.daemon.values) == shorter

@@ -27,7 +27,15 @@ from xenlb.ipvs.table import Family
 from xenlb.model.settings import DrainUntil
 from xenlb.model.side import Init, System
 
-IMAGE_TIMEOUT = 3600  # seconds
+# Of a guest that configures itself, until it is given another: it tells the host, and waits for
+# nothing.
+IMAGE_HOLD = Hold(
+    uuid=UUID(int=0),
+    tell=Tell.XENSTORE,
+    timeout=3600,
+    until=DrainUntil.ESTABLISHED,
+    watches=(),
+)
 GUEST_SCRIPT = "usr/local/lib/xenlb/guest.sh"
 GUEST_SETTINGS = "etc/xenlb-guest.conf"
 UNITS = "etc/systemd/system"
@@ -76,18 +84,11 @@ def side_files(
 
 def image_files(init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile | GuestLink, ...]:
     """For the image of guests that configure themselves: what reads their settings at boot and when
-    they change. Those of the hold come with them; until then it tells the host, and waits for
-    nothing. systemd stops it after an hour, whatever its settings say."""
-    hold = Hold(
-        uuid=UUID(int=0),
-        tell=Tell.XENSTORE,
-        timeout=IMAGE_TIMEOUT,
-        until=DrainUntil.ESTABLISHED,
-        watches=(),
-    )
+    they change. Those of the hold come with them. systemd stops it after an hour, whatever its
+    settings say."""
     every = [
         *_guest_script(init, native.Renderer(overrides=overrides)),
-        *hold_files(hold, init, overrides=overrides),
+        *hold_files(IMAGE_HOLD, init, overrides=overrides),
     ]
     if init is Init.SYSTEMD:
         every.append(_enabled("xenlb-hold"))

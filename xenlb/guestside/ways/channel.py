@@ -19,12 +19,14 @@ _MARK = b"\n=xenlb: the script begins\n"
 
 
 class DeliveryError(Exception):
-    """Files could not be brought into a guest, or read there: one sentence, and what to do."""
+    """Files could not be brought into a guest, or read there: one sentence, and what to do.
+    `permitted`: no, where this host does not let the caller."""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", permitted: bool = True) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.permitted = permitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
