@@ -102,15 +102,17 @@ def real_uri(uri: str) -> str:
         return uri
     import libvirt  # noqa: PLC0415
 
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    from xenlb.hypervisor.listing import CallFailed, asking  # noqa: PLC0415
+
     try:
-        connection = libvirt.openReadOnly(None)
-        try:
-            return str(connection.getURI())
-        finally:
-            connection.close()
-    except libvirt.libvirtError as error:
+        with asking():
+            connection = libvirt.openReadOnly(None)
+            try:
+                return str(connection.getURI())
+            finally:
+                connection.close()
+    except CallFailed as error:
         raise AskFailed(
-            f"libvirt cannot be reached: {error.get_error_message()}",
+            f"libvirt cannot be reached: {error}",
             "is libvirtd running? systemctl status libvirtd",
         ) from None

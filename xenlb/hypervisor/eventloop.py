@@ -252,8 +252,6 @@ def install(loop: asyncio.AbstractEventLoop) -> EventLoop:
             made.update_timer,
             made.remove_timer,
         )
-        # Without a handler of its own libvirt prints every error to stderr, caught or not.
-        libvirt.registerErrorHandler(_silent, None)
         _installed = made
     _installed.attach(loop)
     return _installed
@@ -285,10 +283,6 @@ class Sockets:
         for number in tuple(self._numbers):
             if _installed is not None:
                 _installed.hang_up(number)
-
-
-def _silent(_context: object, _error: object) -> None:
-    pass
 
 
 def installed() -> EventLoop | None:

@@ -19,6 +19,9 @@ from xenlb.model.events import Described, GuestId, Power
 
 log = logging.getLogger(__name__)
 
+# Without a handler of its own libvirt prints every error to stderr, caught or not.
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
 
 class Domain(Protocol):
     """libvirt.virDomain. ID, name and UUIDString are local; all else asks the daemon."""

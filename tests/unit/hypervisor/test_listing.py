@@ -1,5 +1,7 @@
 """What is made of libvirt's list of domains."""
 
+import subprocess
+import sys
 from typing import Any, cast
 from uuid import UUID
 
@@ -48,3 +50,21 @@ class Closed:
 
 def test_a_connection_that_was_closed_meanwhile_is_not_alive() -> None:
     assert not listing.is_alive(cast(Any, Closed()))
+
+
+def test_what_libvirt_refuses_is_raised_and_not_printed() -> None:
+    """In a process of its own: who speaks is settled for a process as a whole."""
+    code = """\
+import libvirt
+from xenlb.hypervisor.listing import CallFailed, asking
+try:
+    with asking():
+        libvirt.open("qemu+unix:///system?socket=/no/such")
+except CallFailed as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "/no/such" in done.stdout
+    assert done.stderr == ""
