@@ -227,4 +227,6 @@ def test_removal_leaves_the_guest_as_it_was(
     here = guest.run("ip -o addr show; ip rule; ip route show table all").out
     for gone in (MOVED, TUNNEL, "731"):
         assert gone not in here
+    conf = "/proc/sys/net/ipv4/conf/all"
+    assert guest.run(f"cat {conf}/arp_ignore {conf}/arp_announce").out.split() == ["0", "0"]
     assert agent.xenlb("guest", "remove", "in1").out == "in1 has nothing of xenlb\n"

@@ -422,3 +422,6 @@ def test_removed_it_is_as_it_was(dom0: Dom0) -> None:
     said = dom0.guest("remove", "bare").out
     assert said.endswith("bare has nothing of xenlb\n"), said
     assert dom0.tree_now("removed") == dom0.tree("before")
+    # Set at this boot by the guest's own configuration, from before which nobody knows them.
+    conf = "/proc/sys/net/ipv4/conf/all"
+    assert dom0.bare.run(f"cat {conf}/arp_ignore {conf}/arp_announce").out.split() == ["0", "0"]

@@ -171,6 +171,45 @@ def test_what_the_guests_own_configuration_made_is_taken_for_its_own(
 
 
 @every_shell
+def test_sysctls_of_a_boot_before_this_one(tmp_path: Path, shell: str) -> None:
+    """Set by the guest's own configuration, they are what they were before the first apply."""
+    former = "\n".join(("xenlb 1", *SILENT, "sysctl net/ipv4/conf/eth0/rp_filter 2", ""))
+
+    @in_own_network
+    def test() -> None:
+        network()
+        guest = Guest(tmp_path / "guest", shell)
+        state = guest.root / "var/lib/xenlb"
+        state.mkdir(parents=True)
+        before = {name: sysctl(name) for name in ("all/arp_ignore", "all/arp_announce")}
+        guest.settings(*SILENT)
+        assert guest.run("up").status == 0
+        after = {name: sysctl(name) for name in before}
+        assert after == {"all/arp_ignore": "1", "all/arp_announce": "2"} != before
+        # Another boot, in which sysctl.d has set them, and one that is somebody else's.
+        (guest.root / "run/xenlb-guest.state").unlink()
+        sh("sysctl -q -w net.ipv4.conf.eth0.rp_filter=2")
+        (guest.root / "former").write_text(former)
+        guest.run("adopt", str(guest.root / "former"))
+        # One is wanted otherwise now; what it was before the first apply is remembered still.
+        guest.settings("sysctl net/ipv4/conf/all/arp_ignore 2")
+        assert guest.run("up").status == 0
+        assert (sysctl("all/arp_ignore"), sysctl("all/arp_announce")) == (
+            "2",
+            before["all/arp_announce"],
+        )
+        (guest.root / "run/xenlb-guest.state").unlink()
+        guest.settings("sysctl net/ipv4/conf/all/arp_ignore 1")
+        assert guest.run("up").status == 0
+        assert guest.run("down").status == 0
+        assert {name: sysctl(name) for name in before} == before
+        assert sysctl("eth0/rp_filter") == "2"
+        assert list(state.iterdir()) == []
+
+    test()
+
+
+@every_shell
 def test_settings_that_change(tmp_path: Path, shell: str) -> None:
     @in_own_network
     def test() -> None:

@@ -28,6 +28,9 @@ good=$run/xenlb-guest.settings     # the last settings that were understood
 loaded=$run/xenlb-guest.rules      # the rules that were loaded, and how the kernel tells them
 listed=$run/xenlb-guest.listing
 hold=$root/etc/xenlb-hold.conf
+# What sysctls were before the first apply, for the boots after it, in which the guest's own
+# configuration sets them: there where a host has brought in files.
+before=$root/var/lib/xenlb/sysctls
 umask 077
 newline='
 '
@@ -674,6 +677,30 @@ make_address() {
     esac
 }
 
+# was_sysctl PATH: what it was before we came, in a boot before this one, into `was`.
+was_sysctl() {
+    was=''
+    [ -r "$before" ] || return 1
+    while read -r known_path known_value; do
+        [ "$known_path" != "$1" ] || was=$known_value
+    done <"$before"
+    is_number "${was#-}"
+}
+
+keep_sysctl() { # PATH VALUE
+    [ ! -d "${before%/*}" ] || echo "$1 $2" >>"$before"
+} 2>/dev/null
+
+lose_sysctl() { # PATH
+    [ -e "$before" ] || return 0
+    grep -v -F -e "$1 " "$before" >"$before.new"
+    if [ -s "$before.new" ]; then
+        mv -f "$before.new" "$before"
+    else
+        rm -f "$before.new" "$before"
+    fi
+} 2>/dev/null
+
 # undo HOW LINE…: what is gone already is no failure.
 undo() {
     how=$1
@@ -682,6 +709,7 @@ undo() {
     sysctl/*)
         # Somebody else's value stays.
         [ "$(sysctl_value "$2")" = "$3" ] && { echo "$how" >"/proc/sys/$2"; } 2>/dev/null
+        lose_sysctl "$2"
         ;;
     tunnel/made) ip link delete dev "$2" ;;
     tunnel/up) if [ $tool = ip ]; then ip link set dev "$2" down; else ifconfig "$2" down; fi ;;
@@ -1039,7 +1067,10 @@ ensure() {
         complain "cannot be done: $*: $why"
         return
     fi
-    if [ "$1" = sysctl ]; then replace_sysctl "$@"; fi
+    if [ "$1" = sysctl ]; then
+        replace_sysctl "$@"
+        if was_sysctl "$2"; then how=$was; else keep_sysctl "$2" "$how"; fi
+    fi
     remember "$how" "$*"
     say "done: $*"
 }
@@ -1184,13 +1215,14 @@ down() {
     leave
 }
 
-# Not sysctls: what they were before nobody knows. An alias of ifconfig is known by its name alone.
+# Not sysctls of which nobody knows what they were before. An alias of ifconfig is known by its name
+# alone.
 adopt() {
     complaints=''
     enter
     if collect "$@" && understand; then
         look
-        each_wanted take_over tunnel gue route rule no-tx-checksums address
+        each_wanted take_over sysctl tunnel gue route rule no-tx-checksums address
     fi
     leave
     tell_complaints
@@ -1200,8 +1232,14 @@ adopt() {
 take_over() {
     case "$newline$made" in *" $*$newline"*) return ;; esac
     [ "$1/$tool" != address/ifconfig ] && in_place "$@" || return 0
-    how=made
-    [ "$1/${5:-}" != tunnel/any ] || how=up
+    case $1/${5:-} in
+    sysctl/*)
+        was_sysctl "$2" || return 0
+        how=$was
+        ;;
+    tunnel/any) how=up ;;
+    *) how=made ;;
+    esac
     remember "$how" "$*"
 }
 
