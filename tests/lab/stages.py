@@ -27,7 +27,7 @@ def uml_stage(lab: UmlLab, method: str, *, hold: bool) -> Stage:
         guests=LISTEN,
         method=method,
         vip=VIP,
-        check="interval: 1s, timeout: 900ms",
+        check="interval: 1s, timeout: 900ms, fall: 10",
     )
     agent = LabAgent(lab, config)
     agent.start()

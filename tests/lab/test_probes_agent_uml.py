@@ -19,7 +19,7 @@ services:
     address: {WEB}
     ports: [80]
     forwarding: gatewaying
-    check: {{via: vip, interval: 1s, timeout: 500ms, fall: 2}}
+    check: {{via: vip, interval: 3s, timeout: 2s, fall: 2}}
     servers: [{{host: {ADDRESS}}}]
   names:
     address: {NAMES}
@@ -29,8 +29,8 @@ services:
     check:
       type: exec
       command: [/bin/sh, -c, '[ ! -e {BAD} ] || [ "$XENLB_ADDRESS" != {OTHER} ] || exit 2']
-      interval: 1s
-      timeout: 500ms
+      interval: 5s
+      timeout: 4s
       fall: 2
     servers: [{{host: {ADDRESS}}}, {{host: {OTHER}}}]
 """

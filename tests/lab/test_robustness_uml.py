@@ -38,14 +38,14 @@ services:
     ports: [80]
     scheduler: rr
     forwarding: masquerade
-    check: {type: tcp, interval: 1s, timeout: 900ms, rise: 1, fall: 3}
+    check: {type: tcp, interval: 1s, timeout: 900ms, rise: 1, fall: 10}
     servers: [{guest: "steady*"}, {host: 10.0.0.21}]
   churning:
     address: 192.0.2.11
     ports: [80]
     scheduler: wlc
     forwarding: masquerade
-    check: {type: tcp, interval: 1s, timeout: 900ms, rise: 1, fall: 3}
+    check: {type: tcp, interval: 1s, timeout: 900ms, rise: 1, fall: 10}
     servers: [{guest: "churn*", weight: 3}]
 """
 
