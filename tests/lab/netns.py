@@ -102,7 +102,7 @@ class NetNs:
         )
         return Load(self.lab, process=process, summary=f"{stem}.json", live=f"{stem}.live")
 
-    def fetch(self, target: str, *, timeout: float = 3, udp: bool = False) -> str:
+    def fetch(self, target: str, *, timeout: float = 10, udp: bool = False) -> str:
         """One request to ADDRESS:PORT; the name of the server that answered.
 
         A request that fails raises AssertionError with the step and the reason.
@@ -116,7 +116,7 @@ class NetNs:
         return result.out.strip()
 
     def burst(
-        self, target: str, count: int, *, timeout: float = 3, udp: bool = False
+        self, target: str, count: int, *, timeout: float = 10, udp: bool = False
     ) -> dict[str, Any]:
         """`count` requests in one second; the summary."""
         command = [*self.lab.traffic, "client", target, f"--rate={count}", f"--count={count}"]

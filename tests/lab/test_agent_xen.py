@@ -228,8 +228,8 @@ def dom0(xen: XenLab) -> Iterator[Dom0]:
             "10.0.0.12",
             report_address=False,
             address_in_xml=True,
-            start_delay=3,
-            stop_delay=4,
+            start_delay=5,
+            stop_delay=8,
         ),
         "web3": define("web3", "10.0.0.13", report_address=False),
         "deaf1": define("deaf1", "10.0.0.21", address_in_xml=True, ignore_shutdown=True),
@@ -368,7 +368,7 @@ def test_a_shutdown_drains_at_the_request_and_removes_at_the_death(dom0: Dom0) -
     mark = dom0.observer.mark()
     result = web2.shutdown()
     quiet = dom0.quiesced(mark, web2, result, "virsh shutdown")
-    entry = dom0.expect(web2, "draining", 0)  # it takes 4 s to die
+    entry = dom0.expect(web2, "draining", 0)  # it takes 8 s to die
     assert entry["reason"] == "asked for poweroff"
     assert entry["deadline"] is not None
     gone = dom0.removed(mark, web2)

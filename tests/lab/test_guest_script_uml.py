@@ -145,7 +145,7 @@ def test_tunnels(uml: UmlLab, client: NetNs, server: ServerNs, kind: str) -> Non
         assert up.rc == 0, f"{up.out}{up.err}\n{settings}"
         again = guest(server, "up", "-", given=settings)
         assert (again.rc, again.out, again.err) == (0, "", "")
-        assert client.fetch(target(vip), timeout=5) == "server51"
+        assert client.fetch(target(vip)) == "server51"
         program = "ip6tables-legacy" if ":" in vip else "iptables-legacy"
         clamped = server.out(f"{program} -t mangle -nvxL XENLB-CLAMP").splitlines()[2]
         assert int(clamped.split()[0]) > 0, clamped
@@ -181,6 +181,6 @@ def test_the_way_back_of_masquerading(
         assert up.rc == 0, up.out
         again = guest(server, "up", "-", given=settings)
         assert (again.rc, again.out, again.err) == (0, "", "")
-        assert client.fetch(target(vip), timeout=5) == "server51"
+        assert client.fetch(target(vip)) == "server51"
         assert guest(server, "down").rc == 0
     assert picture(server) == before

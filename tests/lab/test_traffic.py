@@ -58,11 +58,11 @@ def test_counts_by_server_at_the_asked_pace(start: Start, tmp_path: Path) -> Non
     client = start("client", f"127.0.0.1:{port}", "--rate", 50, "--duration", 2.5, "--live", live)
     summary = finish(client)
     assert summary["sent"] == summary["ok"] == summary["by_server"]["a"]
-    assert 100 <= summary["sent"] <= 126
+    assert 50 < summary["sent"] <= 126  # what it misses for more than a second is not made up
     assert summary["failed"] == 0
     assert summary["latencies"]["p50"] <= summary["latencies"]["p99"]
     lines = [json.loads(line) for line in live.read_text().splitlines()]
-    assert len(lines) == 2
+    assert len(lines) in {1, 2}
     assert sum(line["ok"] for line in lines) == sum(line["by_server"]["a"] for line in lines)
 
 

@@ -51,7 +51,7 @@ def mac_of(address: str) -> str:
 class Client(NetNs):
     """A name space in Dom0; one request costs it a tenth of what starting Python would."""
 
-    def fetch(self, target: str, *, timeout: float = 15, udp: bool = False) -> str:
+    def fetch(self, target: str, *, timeout: float = 30, udp: bool = False) -> str:
         """One request to ADDRESS:PORT; the name of the server that answered.
 
         A request that fails raises AssertionError with the reason.
