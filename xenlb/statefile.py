@@ -36,27 +36,42 @@ SMALLEST = 64 * 1024  # bytes of changes for which nothing is written anew
 
 
 def load(path: Path) -> Saved:
+    """As `read`, for who goes on writing: a line over which a writer was killed is cut off."""
+    saved, torn = _whole(path)
+    if torn:
+        os.truncate(path, path.stat().st_size - torn)
+    return saved
+
+
+def read(path: Path) -> Saved:
     """What was saved in this boot of the host; nothing where there is no (readable) file, and then
-    there is none any more."""
+    there is none any more. An agent may be writing: the line that it is at stays as it is."""
+    saved, _ = _whole(path)
+    return saved
+
+
+def _whole(path: Path) -> tuple[Saved, int]:
+    """And how many bytes at its end are no whole line."""
     try:
         first, *lines = path.read_bytes().split(b"\n")
         data = json.loads(first)
     except FileNotFoundError:
-        return Saved()
+        return Saved(), 0
     except (OSError, ValueError) as error:
-        return _put_aside(path, str(error))
+        return _put_aside(path, str(error)), 0
     if not isinstance(data, dict) or data.get("version") != VERSION:
-        return _put_aside(path, "it is not of this version")
+        return _put_aside(path, "it is not of this version"), 0
     if data.get("boot") != _boot_id():
         log.info("%s is of an earlier boot of this host: starting afresh", path)
         path.unlink()
-        return Saved()
+        return Saved(), 0
+    torn = 0
+    if lines and not _is_json(lines[-1]):
+        torn = len(b"\n" + lines.pop())
     try:
-        if lines and not _is_json(lines[-1]):  # who wrote it was killed over it
-            os.truncate(path, path.stat().st_size - len(b"\n" + lines.pop()))
-        return changed(statejson.decode(data["saved"]), map(_read, lines))
+        return changed(statejson.decode(data["saved"]), map(_read, lines)), torn
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return _put_aside(path, repr(error))
+        return _put_aside(path, repr(error)), 0
 
 
 def _is_json(line: bytes) -> bool:

@@ -237,6 +237,8 @@ def test_a_kill_amid_a_line_leaves_what_was_before_it(tmp_path: Path, more: Save
     full = path.read_bytes()
     for size in range(whole, len(full)):
         path.write_bytes(full[:size])
+        assert statefile.read(path) == told(1)
+        assert path.stat().st_size == size, "somebody may be writing it"
         assert statefile.load(path) == told(1)
         assert path.stat().st_size == whole
         save_each(path, [told(3)])
