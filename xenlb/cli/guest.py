@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from xenlb.guestside.subject import Subject
     from xenlb.guestside.ways.reach import Reached
     from xenlb.guestside.work import Done, Survey
+
+    class Work(Protocol):
+        """work.apply or work.remove."""
+
+        async def __call__(self, found: Survey, reached: Reached, *, overrides: Path) -> Done: ...
+
 
 BY_ITS_OWN_WORD = "has all that it needs, as it says itself"
 
@@ -129,12 +135,7 @@ def apply(options: Options, guest: str, *, way: Way) -> None:
     from xenlb.cli import inside
     from xenlb.guestside import work
 
-    async def in_turn() -> "tuple[Survey, Done]":
-        async with inside.turn(options, it):
-            found, reached = await _survey(options, it, way)
-            return found, await work.apply(found, reached, overrides=options.templates)
-
-    found, done = inside.run(in_turn())
+    found, done = inside.run(_in_turn(options, it, way, work.apply))
     _told(found)
     return _ended(it, said=done.said, left=done.left, well="has all that it needs")
 
@@ -180,13 +181,7 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
     from xenlb.guestside.plan.install import Changed
 
     changed = Changed.DISCARD if force else Changed.KEEP
-
-    async def in_turn() -> "tuple[Survey, Done]":
-        async with inside.turn(options, it):
-            found, reached = await _survey(options, it, way, removing=changed)
-            return found, await work.remove(found, reached, overrides=options.templates)
-
-    found, done = inside.run(in_turn())
+    found, done = inside.run(_in_turn(options, it, way, work.remove, removing=changed))
     _told(found)
     if found.look.plan.kept:
         raise Failure(
@@ -234,6 +229,22 @@ async def _survey(
     reached = await work.way_into(it, root=way.root)
     found = await work.survey(it, reached, overrides=options.templates, removing=removing)
     return found, reached
+
+
+async def _in_turn(
+    options: Options,
+    it: "Subject",
+    way: Way,
+    work: "Work",
+    *,
+    removing: "Changed | None" = None,
+) -> "tuple[Survey, Done]":
+    """What was found, and what `work` has made of it, while nobody else changes the guest."""
+    from xenlb.cli import inside
+
+    async with inside.turn(options, it):
+        found, reached = await _survey(options, it, way, removing=removing)
+        return found, await work(found, reached, overrides=options.templates)
 
 
 def _changes(found: "Survey") -> list[str]:
