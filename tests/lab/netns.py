@@ -109,6 +109,7 @@ class NetNs:
         """
         python, tool = self.lab.traffic[:-1], Path(self.lab.traffic[-1]).with_name("fetch.py")
         address, _, port = target.rpartition(":")
+        timeout *= self.lab.patience
         command = [*python, str(tool), address.strip("[]"), port, str(timeout)]
         result = self.run([*command, *(["udp"] if udp else [])], timeout=timeout + 30, check=False)
         if result.rc:
@@ -119,6 +120,7 @@ class NetNs:
         self, target: str, count: int, *, timeout: float = 10, udp: bool = False
     ) -> dict[str, Any]:
         """`count` requests in one second; the summary."""
+        timeout *= self.lab.patience
         command = [*self.lab.traffic, "client", target, f"--rate={count}", f"--count={count}"]
         command += [f"--timeout={timeout}", *(["--udp"] if udp else [])]
         out = self.run(command, timeout=timeout + 30).out

@@ -42,12 +42,13 @@ director: {interface: front0}
 defaults:
   scheduler: rr
   forwarding: masquerade
-  check: {type: tcp, interval: 5s, timeout: 4s, rise: 1, fall: 3}
+  check: {type: tcp, interval: 5s, timeout: 4s, rise: 1, fall: 10}
 services:
   web:
     address: 192.0.2.10
     ports: [80]
     weight: WEIGHT
+    drain: {shutdown-grace: 1h}
     servers: [{guest: "web*"}, {guest: brief}]
   deaf:
     address: 192.0.2.11
@@ -178,12 +179,20 @@ class Dom0:
     def removed(self, mark: int, guest: Guest, *, vip: str = WEB) -> Seen:
         """Waits for the removal of a guest that dies, and notes how long it took."""
         gone = self.observer.wait_change(mark, guest.address, "del")
+        line = self.observer.wait_journal(mark, f"ipvsadm -d -t {vip}:80 -r {guest.address}:80")
+        deaths = [
+            seen
+            for seen in self.observer.seen[mark : self.observer.seen.index(line)]
+            if seen.what == "agent"
+            and seen.text.startswith((f"{guest.name}: gone ", f"{guest.name}: stopped: "))
+        ]
+        assert deaths, "removed before its death was known"
+        # The observer hears of it beside the agent, on a busy machine later.
         releases = self.observer.find(
             mark, "store", lambda s: s.data["path"] == "@releaseDomain" and s.at < gone.at
         )
-        assert releases, "removed before the domain was released"
-        self.figures.note("death: @releaseDomain → removed", gone.at - releases[0].at)
-        line = self.observer.wait_journal(mark, f"ipvsadm -d -t {vip}:80 -r {guest.address}:80")
+        if releases:
+            self.figures.note("death: @releaseDomain → removed", gone.at - releases[0].at)
         self.figures.note("death: the agent's own share", own_share(line))
         self.dead.append((mark, guest))
         return gone
@@ -228,8 +237,8 @@ def dom0(xen: XenLab) -> Iterator[Dom0]:
             "10.0.0.12",
             report_address=False,
             address_in_xml=True,
-            start_delay=5,
-            stop_delay=8,
+            start_delay=15,
+            stop_delay=15,
         ),
         "web3": define("web3", "10.0.0.13", report_address=False),
         "deaf1": define("deaf1", "10.0.0.21", address_in_xml=True, ignore_shutdown=True),
@@ -368,7 +377,7 @@ def test_a_shutdown_drains_at_the_request_and_removes_at_the_death(dom0: Dom0) -
     mark = dom0.observer.mark()
     result = web2.shutdown()
     quiet = dom0.quiesced(mark, web2, result, "virsh shutdown")
-    entry = dom0.expect(web2, "draining", 0)  # it takes 8 s to die
+    entry = dom0.expect(web2, "draining", 0)  # it takes 15 s to die
     assert entry["reason"] == "asked for poweroff"
     assert entry["deadline"] is not None
     gone = dom0.removed(mark, web2)
@@ -506,7 +515,7 @@ def test_the_unit_runs_hardened_with_a_watchdog(dom0: Dom0) -> None:
 def test_kill_9_leaves_a_leaving_guest_at_weight_0_and_everything_else_alone(dom0: Dom0) -> None:
     brief = dom0.guests["brief"]
     mark = dom0.observer.mark()
-    result = brief.shutdown()  # which it ignores; the service waits five minutes for it
+    result = brief.shutdown()  # which it ignores; the service waits an hour for it
     dom0.quiesced(mark, brief, result, "virsh shutdown")
     before, table = dom0.expect(brief, "draining", 0), dom0.agent.table()
     first = show(dom0.lab, "MainPID")["MainPID"]
@@ -610,7 +619,9 @@ def test_a_shutdown_that_is_ignored_ends_with_the_grace(dom0: Dom0) -> None:
     dom0.observer.wait_change(mark, deaf.address, "edit", 0)
     warned = dom0.observer.wait_journal(mark, "deaf1: still runs ", "back into service")
     assert warned.data["level"] == "warning"
-    assert re.search("still runs [3-9] s after it was asked for poweroff", warned.text)
+    told = re.search(r"still runs (\d+) s after it was asked for poweroff", warned.text)
+    assert told, warned.text
+    assert int(told[1]) >= 3
     dom0.observer.wait_change(mark, deaf.address, "edit", 1)
     dom0.expect(deaf, "serving", 1, vip=DEAF, service="deaf")
 

@@ -63,13 +63,13 @@ def test_a_guest_with_systemd_lives_and_stops_in_order(lab: XenLab) -> None:
 
     requests = orderly.Requests(lab, guest.address)
     asked = guest.reboot()
-    assert requests.last_answer() - asked.started > orderly.HOLD_SECONDS
+    assert requests.last_answer() - asked.started > orderly.SERVED_SECONDS
     guest.wait_rebooted(first)
     assert orderly.stops(guest.log()) == ["hold", "web", "lab-network"]
 
     requests = orderly.Requests(lab, guest.address)
     asked = guest.shutdown()
-    assert requests.last_answer() - asked.started > orderly.HOLD_SECONDS
+    assert requests.last_answer() - asked.started > orderly.SERVED_SECONDS
     guest.wait_gone()
     log = guest.log()
     assert orderly.stops(log) == ["hold", "web", "lab-network"] * 2
