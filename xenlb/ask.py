@@ -65,12 +65,7 @@ class _Asker:
 
     async def ask(self, *, probe: Probing) -> State:
         libvirts = {
-            uri: LibvirtSource(
-                None if uri == "default" else uri,
-                self.emit,
-                clock.now,
-                keepalive=self.state.settings.keepalive,
-            )
+            uri: LibvirtSource(uri, self.emit, clock.now, keepalive=self.state.settings.keepalive)
             for uri in self.state.links
         }
         xenstores = {

@@ -14,7 +14,7 @@ from xenlb import clock
 from xenlb.control import client
 from xenlb.control.protocol import ControlError
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.settings import ServiceSettings, Settings
+from xenlb.model.settings import OWN_CHOICE, ServiceSettings, Settings
 
 
 class AskFailed(Exception):
@@ -28,8 +28,8 @@ class AskFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """`uri`: of its libvirt; "default" is libvirt's own choice. `addresses`: of its servers, by the
-    names of services, where known. `domid`: of its domain while it runs."""
+    """`uri`: of its libvirt, or OWN_CHOICE. `addresses`: of its servers, by the names of services,
+    where known. `domid`: of its domain while it runs."""
 
     name: str
     uuid: UUID
@@ -97,8 +97,8 @@ def by_libvirt(settings: Settings, text: str) -> Found:
 
 
 def real_uri(uri: str) -> str:
-    """The URI, or for "default" the one that libvirt chooses. Raises AskFailed."""
-    if uri != "default":
+    """The URI, or for OWN_CHOICE the one that libvirt chooses. Raises AskFailed."""
+    if uri != OWN_CHOICE:
         return uri
     import libvirt  # noqa: PLC0415
 

@@ -27,7 +27,7 @@ from xenlb.model.evacuation import is_local
 from xenlb.model.events import Ask, Asked, Died, Event, GuestId, Stays, SysctlsSeen
 from xenlb.model.guest import Phase
 from xenlb.model.members import needs_address, services_of
-from xenlb.model.settings import AddressPolicy
+from xenlb.model.settings import OWN_CHOICE, AddressPolicy
 from xenlb.model.state import State
 from xenlb.sides import Sides
 
@@ -148,8 +148,7 @@ class Sources:
                     self._agent.note(f"libvirt's hook: {call.operation}", guest=guest)
 
     def _connect(self, uri: str, keepalive: float) -> None:
-        libvirt_uri = None if uri == "default" else uri
-        source = LibvirtSource(libvirt_uri, self._agent.emit, clock.now, keepalive=keepalive)
+        source = LibvirtSource(uri, self._agent.emit, clock.now, keepalive=keepalive)
         self.libvirts[uri] = source
         self._run(uri, source.run)
         self._run(uri, lambda: _relist(source))
@@ -249,7 +248,7 @@ def is_local_xen(uri: str, capabilities: Path = XEN_CAPABILITIES) -> bool:
     """
     if uri in {"xen:///", "xen:///system"}:
         return True
-    if uri != "default":
+    if uri != OWN_CHOICE:
         return False
     try:
         return "control_d" in capabilities.read_text()

@@ -33,7 +33,7 @@ from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.session import Known, Session
 from xenlb.hypervisor.threads import Stuck, in_thread
 from xenlb.model.events import Disconnected, GuestId, HypervisorEvent
-from xenlb.model.settings import KEEPALIVE
+from xenlb.model.settings import KEEPALIVE, to_open
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 
 class LibvirtSource:
-    """`uri` None is libvirt's own default; its guests then bear the URI `default`. A daemon that
-    is silent for `keepalive` seconds counts as lost; a change counts from the next connection on
+    """`uri`: as in the configuration, which its guests bear; or OWN_CHOICE. A daemon that is
+    silent for `keepalive` seconds counts as lost; a change counts from the next connection on
     (libvirt sets it once for each).
 
     `emit` is called in the loop's thread.
@@ -54,14 +54,13 @@ class LibvirtSource:
 
     def __init__(
         self,
-        uri: str | None,
+        uri: str,
         emit: Callable[[HypervisorEvent], None],
         clock: Callable[[], float],
         *,
         keepalive: float = KEEPALIVE,
     ) -> None:
-        self.uri = uri if uri is not None else "default"
-        self._libvirt_uri = uri
+        self.uri = uri
         self._emit = emit
         self._clock = clock
         self.keepalive = keepalive
@@ -150,7 +149,7 @@ class LibvirtSource:
         """
         if self._opening is None:
             opening = in_thread(
-                partial(open_main, self._libvirt_uri), limit=None, late=Opened.close
+                partial(open_main, to_open(self.uri)), limit=None, late=Opened.close
             )
             self._opening = asyncio.create_task(opening, name=f"connect to libvirt {self.uri}")
         done, _ = await asyncio.wait({self._opening}, timeout=CONNECT)
@@ -172,7 +171,7 @@ class LibvirtSource:
     async def _serve(self, opened: Opened) -> str:
         """Until the connection is lost; why. Raises CallFailed or Stuck."""
         session = Session(
-            Connections(self._libvirt_uri, opened, keepalive=self.keepalive),
+            Connections(to_open(self.uri), opened, keepalive=self.keepalive),
             uri=self.uri,
             emit=self._emit,
             clock=self._clock,

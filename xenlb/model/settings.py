@@ -26,6 +26,9 @@ from xenlb.model.side import GuestSide
 
 IPNetwork = IPv4Network | IPv6Network
 
+# In the place of a URI: the libvirt that libvirt chooses itself.
+OWN_CHOICE = "default"
+
 
 class AddressPolicy(StrEnum):
     """Who puts the service addresses on the director's interface."""
@@ -209,9 +212,14 @@ class Settings:
 
 def needed_uris(settings: Settings) -> tuple[str, ...]:
     """The libvirts to connect to: none where no service can have guests, so that a host without
-    libvirt can be balanced too; "default" is libvirt's own choice."""
+    libvirt can be balanced too."""
     guests = any(
         service.from_metadata or any(member.guest is not None for member in service.servers)
         for service in settings.services
     )
-    return (settings.uris or ("default",)) if guests else ()
+    return (settings.uris or (OWN_CHOICE,)) if guests else ()
+
+
+def to_open(uri: str) -> str | None:
+    """What libvirt's own functions take for one of these URIs."""
+    return None if uri == OWN_CHOICE else uri

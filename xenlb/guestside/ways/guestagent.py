@@ -24,6 +24,7 @@ from xenlb.guestside.ways.channel import (
 )
 from xenlb.hypervisor.listing import CallFailed, asking
 from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.model.settings import to_open
 
 LONGEST_SCRIPT = 2_900_000  # bytes: as base64 in JSON it fits into libvirt's 4 MiB
 CALL = 10  # seconds, the agent's answer to one command
@@ -146,7 +147,7 @@ def of_guest(uri: str, uuid: UUID, *, name: str) -> GuestAgent:
 
         try:
             with asking():
-                connection = libvirt.open(None if uri == "default" else uri)
+                connection = libvirt.open(to_open(uri))
         except CallFailed as error:
             raise Refused(str(error)) from None
 

@@ -16,6 +16,7 @@ from xenlb.guestside.ways.ssh import Ssh
 from xenlb.hypervisor.listing import CallFailed, asking
 from xenlb.hypervisor.threads import Stuck, in_thread
 from xenlb.ipvs.table import IPAddress
+from xenlb.model.settings import to_open
 from xenlb.model.side import Delivery, GuestSide
 
 CALL = 30.0  # seconds
@@ -128,7 +129,7 @@ async def _definition(where: Whereabouts) -> str:
 async def _asked(where: Whereabouts, question: Callable[[Domain], T]) -> T:
     def ask() -> T:
         with asking():
-            connection = libvirt.open(None if where.uri == "default" else where.uri)
+            connection = libvirt.open(to_open(where.uri))
             try:
                 return question(connection.lookupByUUIDString(str(where.uuid)))
             finally:
