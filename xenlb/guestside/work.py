@@ -38,7 +38,6 @@ from xenlb.guestside.ways.reach import Reached
 from xenlb.model.events import Verdict
 
 NO_SETTINGS = "xenlb 1\n"
-LIVE = 120.0  # seconds; a busy guest that starts a dozen programs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +178,7 @@ async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
             found.needs, system=platform.system, init=platform.init, facts=platform.facts
         ),
     )
-    output = await reached.channel.run(script, limit=LIVE)
+    output = await reached.channel.run(script)
     seen = await see(found.subject, reached.channel)
     return Done(said=_said(output), left=differences(found.needs, seen), seen=seen)
 
@@ -190,12 +189,12 @@ async def remove(found: Survey, reached: Reached, *, overrides: Path) -> Done:
     channel = reached.channel
     if channel is not None and found.look.installed:
         script = removed_script(render("guest.sh", {}, overrides=overrides), former=found.former)
-        said = _said(await channel.run(script, limit=LIVE))
+        said = _said(await channel.run(script))
     await reached.executor.perform(found.look.plan.operations)
     if channel is not None and found.look.installed:
         platform = found.platform
         after = removal_commands(system=platform.system, init=platform.init, facts=platform.facts)
-        said += _said(await channel.run(after_script(after), limit=LIVE))
+        said += _said(await channel.run(after_script(after)))
     return Done(said=said)
 
 
