@@ -80,13 +80,18 @@ WITH_LATE = (
 )
 WITHOUT_BOOT = CONFIG.replace("delivery: ssh, on-boot: apply", "delivery: ssh")
 
-# The files of the guest, and what its kernel has: as it was before anybody came in by ssh.
-TREE = """\
+# The files of a guest, in its root.
+FILES = """\
+find etc usr/local var/lib/xenlb -printf '%p %M %U:%G %l\\n' 2>/dev/null | sort
+find etc usr/local -type f -exec sha256sum {} + | sort -k 2
+"""
+# They, and what its kernel has: as it was before anybody came in by ssh.
+TREE = f"""\
 cd /
-{
-    find etc usr/local var/lib/xenlb -printf '%p %M %U:%G %l\\n' 2>/dev/null | sort
-    find etc usr/local -type f -exec sha256sum {} + | sort -k 2
-} >"$1.files"
+{{
+{FILES}}} >"$1.files"
+"""
+TREE += """\
 {
     ip -4 -o addr show | sed 's/ *valid_lft.*//'
     ip -4 route show table all
@@ -425,3 +430,28 @@ def test_removed_it_is_as_it_was(dom0: Dom0) -> None:
     # Set at this boot by the guest's own configuration, from before which nobody knows them.
     conf = "/proc/sys/net/ipv4/conf/all"
     assert dom0.bare.run(f"cat {conf}/arp_ignore {conf}/arp_announce").out.split() == ["0", "0"]
+
+
+def test_its_files_come_while_it_is_off(dom0: Dom0) -> None:
+    """By its disk, mounted in Dom0. Nobody asks the agent to look inside: WITHOUT_BOOT."""
+    off = ("bare", "--delivery", "rootfs")
+    refused = dom0.guest("apply", *off, check=False)
+    assert (refused.rc, "bare runs; its files can be changed" in refused.err) == (1, True)
+    dom0.bare.shutdown()
+    dom0.bare.wait_gone()
+    with dom0.bare.mounted() as root:
+        here = (*off, "--root", root)
+        files = f"cd {root}; {FILES}"
+        before = dom0.lab.out(files)
+        assert dom0.guest("apply", *here).out.endswith("bare has all that it needs\n")
+        assert dom0.guest("plan", *here).out == ""
+        assert dom0.guest("remove", *here).out.endswith("bare has nothing of xenlb\n")
+        assert dom0.lab.out(files) == before
+        dom0.guest("apply", *here)
+    dom0.bare.start()
+    dom0.bare.wait_serving()
+    for vip in (DIRECT, WRAPPED, TRANSLATED):
+        dom0.wait_weight(vip, BARE)
+        dom0.wait_answer(dom0.routed, vip, "bare")
+    dom0.share_ssh()
+    assert dom0.guest("verify", "bare").out == ""

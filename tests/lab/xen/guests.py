@@ -7,8 +7,9 @@ its kernel's command line. Those with Debian's systemd are in debian.py.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -152,6 +153,17 @@ class Guest:
     def crash(self) -> Result:
         """Makes the guest's kernel panic; Xen then says "crashed"."""
         return self.lab.run(["xl", "sysrq", self.name, "c"])
+
+    @contextlib.contextmanager
+    def staying(self) -> Iterator[None]:
+        """Whatever it is asked for meanwhile, it serves on; afterwards it follows.
+
+        Not a Debian: its init is its own."""
+        self.run(": >/run/stay")
+        try:
+            yield
+        finally:
+            self.run("rm /run/stay")
 
     def power_off_inside(self) -> None:
         """The guest goes by itself; nobody outside has asked for it."""
