@@ -19,7 +19,9 @@ from xenlb.guestside.ways.channel import (
     wrapped,
 )
 
-CONNECT = 10  # seconds
+# Seconds, with the exchange of keys (ssh_config(5)): ten are short in a guest that is emulated, and
+# boots.
+CONNECT = 30
 # ControlMaster=no: a master process made by this call would live on in its place. One that is
 # there already is used.
 _OPTIONS = {
