@@ -347,7 +347,7 @@ def test_a_rebooted_guest_is_back_when_it_serves_again(dom0: Dom0) -> None:
     with web2.staying():
         result = web2.reboot()
         dom0.quiesced(mark, web2, result, "virsh reboot")
-        assert dom0.expect(web2, "draining", 0)["reason"] == "asked for reboot"
+        assert dom0.expect(web2, "draining", 0)["reason"].startswith("asked for reboot")
     gone = dom0.removed(mark, web2)
     added = dom0.observer.wait_change(mark, web2.address, "add", 1)
     assert gone.at < added.at
@@ -379,7 +379,7 @@ def test_a_shutdown_drains_at_the_request_and_removes_at_the_death(dom0: Dom0) -
         result = web2.shutdown()
         dom0.quiesced(mark, web2, result, "virsh shutdown")
         entry = dom0.expect(web2, "draining", 0)
-        assert entry["reason"] == "asked for poweroff"
+        assert entry["reason"].startswith("asked for poweroff")  # and, later, that it is empty
         assert entry["deadline"] is not None
     dom0.removed(mark, web2)
     dom0.expect(web2, "absent", None)
