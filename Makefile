@@ -42,7 +42,7 @@ $(VENV)/.stamp: setup.cfg pyproject.toml
 	@tools/deps tools/apt-packages
 	@test "$$($(BIN)/python -c 'import sys; print(sys.version)' 2>/dev/null)" = \
 	      "$$($(PYTHON) -c 'import sys; print(sys.version)')" || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@tools/quietly $(BIN)/python -m pip install --disable-pip-version-check \
 	    $(if $(WHEELS),--no-index --find-links $(WHEELS)) --editable '.[dev]'
 	@touch $@
 
@@ -72,7 +72,7 @@ $(LOWEST)/.stamp: setup.cfg
 	@tools/deps tools/apt-packages
 	@$(PYTHON) -m venv --clear $(LOWEST)
 	@sed -n 's/^    \([A-Za-z0-9-]*\) >= /\1==/p' setup.cfg >$(LOWEST)/constraints
-	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	@tools/quietly $(LOWEST)/bin/python -m pip install --disable-pip-version-check \
 	    --constraint $(LOWEST)/constraints --editable . pytest hypothesis jsonschema
 	@touch $@
 
@@ -91,11 +91,7 @@ soak: deps venv ## the long forms: all rounds of kills, restarts and shutdowns u
 	@XENLB_SOAK=1 XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -s tests/lab $(PYTEST)
 
 bench: deps venv ## benchmark tables (ONLY=table for one)
-	@for each in $(if $(ONLY),tests/bench/$(ONLY).py,$$(ls tests/bench/*.py | grep -v -e /__init__ -e /conftest)); do \
-	    name=$$(basename "$$each" .py); \
-	    test -e "$$each" || { echo "there is no benchmark $$name in tests/bench" >&2; exit 2; }; \
-	    $(BIN)/python -m "tests.bench.$$name"; \
-	done
+	@$(BIN)/python -m tests.bench $(ONLY)
 
 demo: deps venv ## boot a lab, run the agent, shut a guest down under traffic (LAB=uml: the quick one)
 	@$(BIN)/python -m tests.lab.demo --lab=$(LAB)

@@ -152,10 +152,17 @@ def pip(arguments: list[str], find_links: str | None) -> None:
     print("fetching and building the dependencies (a minute)", flush=True)
     offline = ["--no-index", "--find-links", find_links] if find_links else []
     command = [str(own / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-    done = subprocess.run([*command, *arguments, "--quiet", *offline, *requirements()], check=False)
+    done = subprocess.run(
+        [*command, *arguments, *offline, *requirements()],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
+        said = "\n".join(done.stdout.splitlines()[-25:])
         die(
-            "pip failed, see above. Building libvirt-python needs compiler and headers:"
+            f"pip failed:\n{said}\nBuilding libvirt-python needs compiler and headers:"
             " make deps. Without network: make wheels WHEELS=DIR on a machine of the same"
             " distribution, then make install WHEELS=DIR here"
         )

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.host import LabHost, artifacts_directory
+from tests.lab import preflight
+from tests.lab.host import LabError, LabHost, artifacts_directory
 from tests.lab.needed import lacking
 
 if TYPE_CHECKING:
@@ -28,15 +30,16 @@ _RUNNING = pytest.StashKey[dict[str, LabHost]]()
 _USED_BY = pytest.StashKey[Path]()
 
 
-def _require(what: str, missing: list[str]) -> None:
-    if not missing:
-        return
-    message = f"the {what} lab needs: {', '.join(missing)}"
-    lacking(message)
-
-
-def _booted(request: pytest.FixtureRequest, name: str, lab: LabHost) -> Iterator[None]:
-    with lab:
+def _booted(request: pytest.FixtureRequest, name: str, lab: UmlLab | XenLab) -> Iterator[None]:
+    try:
+        preflight.require(lab.needs())
+    except LabError as error:
+        lacking(str(error))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lab)
+        except LabError as error:  # its message has the end of the console; a trace adds nothing
+            pytest.fail(str(error), pytrace=False)
         running = request.config.stash.setdefault(_RUNNING, {})
         running[name] = lab
         try:
@@ -50,7 +53,6 @@ def uml(request: pytest.FixtureRequest) -> Iterator[UmlLab]:
     """The User-mode Linux lab; as freshly booted for each module."""
     from tests.lab.uml import UmlLab  # noqa: PLC0415 - a broken lab must not break the others
 
-    _require("User-mode Linux", UmlLab.missing())
     lab = UmlLab()
     for _ in _booted(request, "uml", lab):
         yield lab
@@ -61,7 +63,6 @@ def xen(request: pytest.FixtureRequest) -> Iterator[XenLab]:
     """The Xen lab: a Dom0 in QEMU."""
     from tests.lab.xen import XenLab  # noqa: PLC0415 - a broken lab must not break the others
 
-    _require("Xen", XenLab.missing())
     lab = XenLab()
     for _ in _booted(request, "xen", lab):
         yield lab

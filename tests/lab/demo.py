@@ -213,7 +213,7 @@ def main() -> int:
             if at is not None:
                 at.lab.capture(evidence)
                 print(f"What the lab left: {evidence}", file=sys.stderr)
-            print("Run it again; if it fails again: make lab-shell, and look.", file=sys.stderr)
+                print("Run it again; if it fails again: make lab-shell, and look.", file=sys.stderr)
             return 1
     print(f"\nDone in {time.monotonic() - show.began:.0f} s, {failed} failed requests.")
     return 0 if failed == 0 else 1

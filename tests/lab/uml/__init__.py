@@ -33,6 +33,7 @@ tests/lab/host.py.
 from __future__ import annotations
 
 import ipaddress
+import os
 import shutil
 import signal
 import socket
@@ -44,13 +45,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from tests.lab import preflight
 from tests.lab.debian import definition as definitions
+from tests.lab.debian import packages
 from tests.lab.debian.definition import DebianGuests, Definition, prefixed
 from tests.lab.host import CHECKOUT, LabError, Process, console_end, last_lines
 from tests.lab.netns import NetNs
-from tests.lab.uml import debian, qemu_image
+from tests.lab.uml import debian, qemu_image, tracing
 from tests.lab.uml.debian import DebianGuest
 from tests.lab.uml.guests import LxcGuest, QemuGuest, lxc_xml, qemu_xml
+from tests.lab.uml.supervise import isolation
 
 HERE = Path(__file__).resolve().parent
 BOOT_TIMEOUT = 60.0
@@ -67,6 +71,7 @@ NEEDS = {
     "/sbin/ip": "iproute2",
     "/sbin/modprobe": "kmod",
     "/usr/bin/python3": "python3",
+    "/usr/bin/cc": "gcc",
 }
 
 LIBVIRT_FILES = {
@@ -110,14 +115,22 @@ class UmlLab(DebianGuests[DebianGuest]):
 
     # How it lives -------------------------------------------------------------------------
 
-    @staticmethod
-    def missing() -> list[str]:
-        """The Debian packages to install before the lab can boot."""
-        return sorted({package for path, package in NEEDS.items() if not Path(path).exists()})
+    def needs(self) -> preflight.Needs:
+        """What this machine must have for the lab to boot."""
+        isolated = bool(isolation())
+        return preflight.Needs(
+            lab="The User-mode Linux lab",
+            missing_packages=tuple(
+                sorted({package for path, package in NEEDS.items() if not Path(path).exists()})
+            ),
+            memory_mib=1024,
+            cache_mib=512,
+            temporary_mib=64 if isolated else 1024,
+            lacking=tracing.lacking(temporary=Path(tempfile.gettempdir()), isolated=isolated),
+        )
 
     def boot(self) -> None:
-        if missing := self.missing():
-            raise LabError(f"the lab needs: apt-get install {' '.join(missing)}")
+        preflight.require(self.needs())
         began = time.monotonic()
         self._directory = Path(tempfile.mkdtemp(prefix="xenlb-uml-"))
         # A link, so that no character of the checkout's path can upset the kernel's command line.
@@ -138,7 +151,11 @@ class UmlLab(DebianGuests[DebianGuest]):
                 "umid": "uml",
                 "LAB_SERIAL": "/dev/ttyS0",
             }
-            command = ["linux.uml", "ro", "quiet", *(f"{k}={v}" for k, v in options.items())]
+            command = [
+                *self._with_registers(),
+                *("linux.uml", "ro", "quiet"),
+                *(f"{k}={v}" for k, v in options.items()),
+            ]
             self._supervisor = subprocess.Popen(
                 [sys.executable, str(HERE / "supervise.py"), str(self._directory), *command],
                 stdin=subprocess.PIPE,
@@ -152,6 +169,23 @@ class UmlLab(DebianGuests[DebianGuest]):
         self._wait_for_hello()
         self.request("answer a first ping", op="ping")
         self.boot_seconds = time.monotonic() - began
+
+    def _with_registers(self) -> list[str]:
+        """The beginning of the command line, with what a large register set takes."""
+        if not tracing.needs_merge(tracing.host_size(), os.environ.get(tracing.FORCED, "")):
+            return []
+        assert self._directory
+        with packages.locked_cache("uml-registers", packages.report) as cache:
+            library = packages.step(
+                cache,
+                f"uml-registers-{packages.key(tracing.SOURCE.read_bytes())}",
+                "User-mode Linux lab: compiling registers.c",
+                packages.report,
+                tracing.compile_library,
+            )
+        # A blank or a colon would end its path in LD_PRELOAD; a link has neither.
+        (self._directory / "registers.so").symlink_to(library)
+        return ["env", f"LD_PRELOAD={self._directory}/registers.so"]
 
     @property
     def supervisor_pid(self) -> int:
