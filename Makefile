@@ -26,7 +26,7 @@ ifeq ($(shell test -t 1 && echo yes),)
 say = @printf '== %s\n' "$(1)"
 endif
 
-.PHONY: help deps venv lint format lowest unit test soak bench demo lab-shell wheels install uninstall clean
+.PHONY: help deps venv lint format lowest unit check test soak bench demo lab-shell wheels install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -81,11 +81,16 @@ lowest: $(LOWEST)/.stamp ## the tests of what touches libraries, with the oldest
 	@$(LOWEST)/bin/python -m pytest -qq -p no:cacheprovider tests/unit/ipvs/test_codec.py \
 	    $(addprefix tests/unit/,agent cli control director health hypervisor config/test_watch.py guestside/files/test_render.py)
 
+check: deps venv lint ## before each commit: linters, unit tests, a smoke test of each lab
+	$(call say,unit tests and a smoke test of each lab)
+	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -q tests -n 2 --max-worker-restart 0 \
+	    -m 'smoke or not lab' $(PYTEST)
+
 # One run over everything, so that pytest's closing line is the last one and tells it all. Two
 # processes: one for each lab (tests/lanes.py).
 test: deps venv lint lowest ## everything: packages, linters, unit tests, kernel lab, Xen lab
 	$(call say,tests)
-	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest tests -n 2 --max-worker-restart 0 --durations 30 $(PYTEST)
+	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -q tests -n 2 --max-worker-restart 0 $(PYTEST)
 
 soak: deps venv ## the long forms: all rounds of kills, restarts and shutdowns under load
 	@XENLB_SOAK=1 XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -s tests/lab $(PYTEST)

@@ -32,7 +32,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Lanes(config, log)
 
 
+# First: `-m` looks at the markers that are given here.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE / "lab"):
+            item.add_marker("lab")
+    if os.environ.get("XENLB_SOAK") != "1":
+        soak = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
     if "PYTEST_XDIST_WORKER" in os.environ:
         from tests.lanes import turn  # noqa: PLC0415 - as above
 

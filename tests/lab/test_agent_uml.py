@@ -297,6 +297,7 @@ EVERY = "".join(
 )
 
 
+@pytest.mark.smoke
 def test_guests_join_when_they_serve_and_leave_when_they_go(
     lab: UmlLab, client: NetNs, agent: WatchedAgent, web1: LxcGuest, web2: LxcGuest
 ) -> None:

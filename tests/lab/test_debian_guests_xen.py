@@ -32,6 +32,7 @@ def lab(xen: XenLab) -> Iterator[XenLab]:
     xen.reset()
 
 
+@pytest.mark.soak
 def test_a_guest_with_systemd_lives_and_stops_in_order(lab: XenLab) -> None:
     began = time.monotonic()
     guest = lab.define_debian_guest(

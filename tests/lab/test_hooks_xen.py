@@ -1,6 +1,6 @@
-"""The hook script as `make install` has put it into a real Dom0: which calls, which ids, how long.
+"""What a call of the hook script costs in a real Dom0, where `make install` has put it.
 
-Times are printed (-s), never asserted.
+Which calls libvirt makes is in test_agent_xen.py. Times are printed (-s), never asserted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.listener import Listener
 from tests.lab.timings import Figures
 from tests.lab.xen import Guest, XenLab
 
@@ -33,68 +32,12 @@ def lab(xen: XenLab) -> Iterator[XenLab]:
     xen.reset()
 
 
-@pytest.fixture
-def listener(lab: XenLab) -> Iterator[Listener]:
-    with Listener(lab, "xen:///system", hooks=True) as listening:
-        yield listening
-
-
 @pytest.fixture(scope="module")
 def guest(lab: XenLab) -> Guest:
     return lab.define_guest("one", "10.0.0.11", metadata=f"<x xmlns='urn:x'>{'a' * 100_000}</x>")
 
 
-def test_life_of_a_guest(lab: XenLab, listener: Listener, guest: Guest) -> None:
-    figures = Figures()
-
-    def lead(moment: float, operation: str, event: str) -> None:
-        """How long before the event the call was heard."""
-        told = listener.wait_for(event, "one", after=moment, timeout=120)
-        call = listener.wait_for("Hook", "one", after=moment, operation=operation)
-        assert (call["driver"], call["uuid"]) == ("libxl", guest.uuid)
-        figures.note(f"{operation}, before {event}", told["t"] - call["t"])
-
-    begun = lab.time()
-    lab.start(guest)
-    first = guest.domid()
-    lead(begun, "prepare", "Started")
-    listener.wait_calls(begun, "one", ("prepare", None), ("start", None), ("started", first))
-
-    begun = lab.time()
-    guest.save()
-    lead(begun, "stopped", "Stopped")
-    listener.wait_calls(begun, "one", ("stopped", first), ("release", None))
-
-    begun = lab.time()
-    guest.restore()
-    lead(begun, "prepare", "Started")
-    second = guest.domid()
-    listener.wait_calls(begun, "one", ("prepare", None), ("start", None), ("started", second))
-    guest.wait_serving()
-
-    # libvirt refuses a guest that runs here already, but not before it has asked the hook. In 9.0
-    # it fails to make the XML for that («unsupported flags»), and the hook gets nothing to read.
-    # It forgets to let go of the guest, too, until it is restarted, which comes next.
-    begun = lab.time()
-    moved = guest.virsh("migrate", "--live", "one", "xen:///system", check=False)
-    assert "already active" in moved.err
-    assert listener.calls(begun, "one") == []
-
-    begun = lab.time()
-    lab.run(["systemctl", "restart", "libvirtd"])
-    back = listener.wait_for("Hook", "one", after=begun, operation="reconnect")
-    listed = listener.wait(lambda e: e["event"] == "Listed", "the listing", after=begun)
-    listener.wait_calls(begun, "one", ("reconnect", second))
-    assert listed["guests"]["one"] == ["running", second]
-    figures.note("reconnect, before it is listed", listed["t"] - back["t"])
-
-    begun = lab.time()
-    guest.shutdown()
-    lead(begun, "stopped", "Stopped")
-    listener.wait_calls(begun, "one", ("stopped", second), ("release", None))
-    print(f"\nxen: calls of hooks, and the events that follow\n{figures.table()}")
-
-
+@pytest.mark.soak
 def test_what_a_call_costs(lab: XenLab, guest: Guest) -> None:
     """Alone, with the XML of a guest that runs; libvirt's own share in a call is not in it."""
     if guest.alive():

@@ -1,6 +1,6 @@
-"""The Xen lab itself works: everything its tests rely on, once, on real guests, with timings.
+"""The Xen lab itself: Dom0 is what an operator has, and its guests are what a test asks for.
 
-Run with -s to see what each step took.
+Their life is in test_agent_xen.py. Run with -s to see what each step took.
 """
 
 from __future__ import annotations
@@ -47,54 +47,7 @@ def test_dom0_is_a_xen_host_with_libvirt_ipvs_and_systemd(lab: XenLab) -> None:
     print(f"xen lab: booted in {lab.boot_seconds:.1f} s; {lab.out('systemd-analyze time')}")
 
 
-def test_guests_live_and_die(lab: XenLab) -> None:
-    clock = Clock()
-    guests = [lab.define_guest(f"web{n}", f"10.0.0.1{n}") for n in (1, 2)]
-    one, two = guests
-    client = lab.client("alice", "192.0.2.100")
-    clock("two guests and a client defined")
-    lab.start(*guests, serving=False)
-    clock("both started")
-    for guest in guests:
-        guest.wait_serving()
-        clock(f"{guest.name} serves")
-    for guest in guests:
-        assert client.fetch(f"{guest.address}:80") == guest.name
-        assert client.fetch(f"{guest.address}:80", udp=True) == guest.name
-    clock("two HTTP requests and two UDP ones from a routed client")
-
-    first = one.domid()
-    assert lab.out(f"xenstore-read /local/domain/{first}/attr/eth0/ip").strip() == one.address
-    one.suspend()
-    assert one.state() == "paused"
-    one.resume()
-    assert one.state() == "running"
-    clock("paused and resumed")
-    one.save()
-    assert not one.alive()
-    one.restore()
-    one.wait_serving()
-    assert one.domid() != first
-    clock("saved and restored")
-    second = one.domid()
-    one.reboot()
-    one.wait_rebooted(second)
-    clock("rebooted and serving")
-    one.shutdown()
-    one.wait_gone()
-    clock("shut down")
-    two.destroy()
-    assert not two.alive()
-    clock("destroyed")
-    two.start()
-    two.wait_serving()
-    clock("started again and serving")
-    two.crash()
-    two.wait_gone()
-    assert lab.out([*lab.virsh(), "domstate", "--reason", two.name]).strip().endswith("(crashed)")
-    clock("crashed")
-
-
+@pytest.mark.soak
 def test_settings_of_a_guest(lab: XenLab) -> None:
     clock = Clock()
     guest = lab.define_guest(
@@ -120,6 +73,7 @@ def test_settings_of_a_guest(lab: XenLab) -> None:
     clock("one shut down after its delay, the other ignored the request")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("method", ["masquerade", "gatewaying", "tunnel"])
 def test_ipvs_balances_to_a_guest(
     lab: XenLab, method: Literal["masquerade", "gatewaying", "tunnel"]
