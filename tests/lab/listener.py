@@ -26,13 +26,6 @@ class Listener:
         self._process: Process | None = None
 
     def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
         there = self.lab.run(["test", "-x", INSTALLED], check=False).rc == 0
         python = INSTALLED if there else str(venv_directory() / "bin/python")
         self.lab.write("/run/lab/listen.py", PROGRAM.read_bytes())
@@ -42,6 +35,10 @@ class Listener:
         self.lab.run(["mkdir", "-p", "/run/xenlb"])
         self._process = self.lab.spawn([python, "/run/lab/listen.py", *self._words], log=self._log)
         self.wait(lambda e: e["event"] == "Listed", "the listing", timeout=120)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         if self._process is not None:

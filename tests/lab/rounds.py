@@ -191,24 +191,31 @@ def play(
     way: str,
     rounds: int,
     *,
+    first: int = 0,
     down: float = 0.0,
+    stays_off: bool = False,
     said: Callable[[str], object] = print,
 ) -> Tally:
-    """`rounds` rounds of one way under one load; for `down` seconds the guest is left off."""
+    """`rounds` rounds of one way under one load, in turn with the two guests from `first` on.
+
+    For `down` seconds a guest is left off; with `stays_off` the last one is not started again.
+    """
     tally = Tally(way=way)
     with load(stage) as summary:
         for number in range(rounds):
-            guest = stage.guests[number % 2]
+            guest = stage.guests[(first + number) % 2]
             began = time.monotonic()
             WAYS[way](stage, guest)
             tally.took.append(time.monotonic() - began)
             tally.rounds += 1
+            said(f"{way}: round {number + 1} of {rounds}, gone after {tally.took[-1]:.1f} s")
+            if stays_off and number + 1 == rounds:
+                break
             if way != "virsh reboot":
                 time.sleep(down)
                 _start(guest)
             guest.wait_serving(stage.patience)
             stage.wait_serving(guest)
-            said(f"{way}: round {number + 1} of {rounds}, gone after {tally.took[-1]:.1f} s")
             time.sleep(1)
     tally.summary = summary
     return tally

@@ -100,7 +100,7 @@ class Observer:
                     f"{seen.at:.3f} {seen.what} {seen.data}" for seen in self.seen[-20:]
                 )
                 raise LabError(f"{timeout:g} s without {wanted or what}; last seen:\n{last}")
-            time.sleep(0.1)
+            time.sleep(0.2)  # each look costs the emulated Dom0 some milliseconds
 
     def changes(self, since: int, address: str, op: str | None = None) -> list[Seen]:
         """What happened to a server in the kernel's table."""
