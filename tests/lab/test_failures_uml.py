@@ -1,12 +1,10 @@
 """Servers that die: how soon xenlb, keepalived and ldirectord take them out, side by side.
 
-failures.py tells how it is measured. XENLB_SOAK=1 plays ROUNDS of each death; without, one. The
-tables are printed, and kept as failures-CHECK.txt where the tests leave what they have to show.
+failures.py tells how it is measured. The tables are printed, and kept as failures-CHECK.txt where
+the tests leave what they have to show.
 """
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
@@ -14,8 +12,7 @@ from tests.lab.failures import RATE, XENLB, Arena
 from tests.lab.host import artifacts_directory
 from tests.lab.uml import UmlLab
 
-SOAK = os.environ.get("XENLB_SOAK") == "1"
-ROUNDS = 6 if SOAK else 1
+ROUNDS = 6
 # What a check of this type can notice.
 DEATHS = {
     "tcp": ["process killed", "packets dropped", "virsh suspend"],
@@ -30,6 +27,7 @@ PEERS = {"xenlb": ["keepalived"], "xenlb, fall: 1": ["keepalived, retry 0", "ldi
 LUCK = 2 * RATE / 2
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("check", list(DEATHS))
 def test_the_dead_leave_no_later_than_with_its_peers(uml: UmlLab, check: str) -> None:
     uml.reset()
