@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import xenlb
+from xenlb.cli import waiting
 
 Wait = Callable[[], int]
 # Started in isolated mode, as the installed command, it has to be told where the tests are.
@@ -101,6 +102,7 @@ def serve(number: int) -> None:
     for module in pkgutil.walk_packages(xenlb.__path__, "xenlb."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    waiting.POLL = 0.02  # for tests of what is looked at again and again
     gc.freeze()
     with socket.socket(fileno=number) as ours:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects those that watch
