@@ -25,9 +25,15 @@ from tests.limits import (  # noqa: F401 - hooks
     pytest_timeout_cancel_timer,
     pytest_timeout_set_timer,
 )
+from tests.soak import often
 
 # Times say nothing on a busy machine.
-settings.register_profile("xenlb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "xenlb",
+    max_examples=often(50, soak=500),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("xenlb")
 
 HERE = Path(__file__).parent
