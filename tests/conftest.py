@@ -21,6 +21,8 @@ from hypothesis import HealthCheck, settings
 from tests.limits import (  # noqa: F401 - hooks
     TimeLimit,
     give_limits,
+    pytest_runtest_call,
+    pytest_runtest_setup,
     pytest_runtest_teardown,
     pytest_timeout_cancel_timer,
     pytest_timeout_set_timer,

@@ -8,6 +8,8 @@ ended the test.
 """
 
 import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from types import FrameType
 from typing import Protocol
@@ -57,7 +59,8 @@ def pytest_timeout_set_timer(item: Timed, settings: Settings) -> bool:
     """Called by pytest-timeout in place of its own."""
 
     def over(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeLimit(f"not over within {settings.timeout:g} s")
+        if _inside:  # else it would end pytest
+            raise TimeLimit(f"not over within {settings.timeout:g} s")
 
     item.stash[SETTINGS] = settings
     signal.signal(signal.SIGALRM, over)
@@ -72,8 +75,36 @@ def pytest_timeout_cancel_timer(item: Timed) -> bool:
     return True
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
+# What is raised in these pytest catches: it makes the report.
+_inside = False
+
+
+@contextmanager
+def _caught() -> Iterator[None]:
+    global _inside
+    _inside = True
+    try:
+        yield
+    finally:
+        _inside = False
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    with _caught():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    with _caught():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """The limit counts anew: for a test that failed pytest-timeout no longer counts."""
     if (settings := item.stash.get(SETTINGS, None)) is not None:
         pytest_timeout_set_timer(item, settings)
+    with _caught():
+        return (yield)

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import xenlb
+from xenlb import ask
 from xenlb.cli import waiting
 
 Wait = Callable[[], int]
@@ -102,7 +103,8 @@ def serve(number: int) -> None:
     for module in pkgutil.walk_packages(xenlb.__path__, "xenlb."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    waiting.POLL = 0.02  # for tests of what is looked at again and again
+    waiting.POLL = 0.02  # how often a drain is looked at
+    ask.ADDRESSES = 0.2  # seconds; libvirt's test driver never tells any
     gc.freeze()
     with socket.socket(fileno=number) as ours:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects those that watch
