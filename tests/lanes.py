@@ -1,4 +1,4 @@
-"""How the tests are shared out to the two processes of `make test`.
+"""How the tests are shared out to the two processes of `make test`, `make check` and `make unit`.
 
 The Xen lab takes long to boot and is used by one test after the other: its tests run in one
 process. The User-mode Linux lab boots anew for each file, so its files go to whichever process is
@@ -9,20 +9,39 @@ from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
+# Several seconds each: the last one begun must be short.
+LONG = (
+    "guestside/ways/test_delivery",
+    "guestside/files/test_guest_script",
+    "hypervisor/test_libvirt",
+    "guestside/files/test_conversation",
+    "hypervisor/test_hook_script",
+    "test_install",
+    "guestside/files/test_hold_script",
+    "guestside/seen/test_verify",
+    "hypervisor/test_connections",
+    "cli/test_guest",
+    "model/test_step",
+    "director/test_addresses",
+)
+
 
 def lane(nodeid: str) -> str:
-    """The tests of one lane run in one process, in their order."""
+    """The tests of one lane run in one process, in their order: "xen", or those of a file."""
     path = PurePosixPath(nodeid.partition("::")[0])
-    if "lab" not in path.parts:
-        return str(path)
-    return "xen" if "xen" in path.stem.split("_") else str(path)
+    in_xen = "lab" in path.parts and "xen" in path.stem.split("_")
+    return "xen" if in_xen else str(path)
 
 
 def turn(nodeid: str) -> tuple[int, bool]:
-    """What takes longest begins first; what powers its lab off comes last there."""
-    first = ("xen",) if "/lab/" not in nodeid else ("xen", lane(nodeid))
-    order = first.index(lane(nodeid)) if lane(nodeid) in first else len(first)
-    return order, "/test_host_shutdown" in nodeid
+    """What takes longest begins first; what powers a lab off comes last in its lane."""
+    mine = lane(nodeid)
+    if mine == "xen":
+        return 0, "/test_host_shutdown" in nodeid
+    if mine.startswith("tests/lab/"):
+        return 1, False
+    name = mine.removeprefix("tests/unit/").removesuffix(".py")
+    return (2 + LONG.index(name) if name in LONG else 2 + len(LONG)), False
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types

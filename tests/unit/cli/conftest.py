@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.forks import Forks
 from xenlb.control.protocol import ControlError
 from xenlb.control.server import ControlServer, Handler
 
@@ -81,14 +82,21 @@ def agent(tmp_path: Path) -> Iterator[SmallAgent]:
     thread.join(10)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def xenlb(tmp_path: Path) -> Xenlb:
+def xenlb(forks: Forks, tmp_path: Path) -> Xenlb:
     """Runs `xenlb ARGUMENTS` to its end, with the socket of this test's agent."""
 
     def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            env={
+        done = forks.run(
+            arguments,
+            {
                 "PATH": "/usr/bin:/bin",
                 "LC_ALL": "C.UTF-8",
                 "TZ": "UTC",
@@ -97,11 +105,9 @@ def xenlb(tmp_path: Path) -> Xenlb:
                 "XENLB_STATE": str(tmp_path / "state.json"),
                 **environment,
             },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
 
     return call

@@ -3,14 +3,14 @@
 import io
 import os
 import stat
-import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.unit.cli import answers
-from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
+from tests.unit.cli.conftest import SmallAgent, Xenlb
+from tests.unit.cli.forks import Forks
 from xenlb.control.protocol import ControlError
 
 UUID = "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1"
@@ -68,7 +68,7 @@ def test_for_a_human(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("init", ["systemd", "sysvinit"])
 def test_a_folder_and_an_archive(
-    agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, init: str
+    agent: SmallAgent, xenlb: Xenlb, forks: Forks, tmp_path: Path, init: str
 ) -> None:
     agent.answers["why"] = {**answers.why(), "uri": "lxc:///system"}
     folder = tmp_path / "out"
@@ -81,17 +81,14 @@ def test_a_folder_and_an_archive(
     settings = (folder / "etc/xenlb-hold.conf").read_text()
     assert f"agent=10.0.0.1 7371\nuuid={UUID}\nsecret=" in settings
     assert stat.S_IMODE((folder / "etc/xenlb-hold.conf").stat().st_mode) == 0o600
-    packed = subprocess.run(
-        [*COMMAND, "guest", "render", "mail2", "--init", init, "--tar"],
-        env={
+    packed = forks.run(
+        ("guest", "render", "mail2", "--init", init, "--tar"),
+        {
             **os.environ,
             "XENLB_SOCKET": str(agent.socket),
             "XENLB_CONFIG": str(tmp_path / "xenlb.yaml"),
             **of(tmp_path),
         },
-        capture_output=True,
-        timeout=60,
-        check=True,
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         assert [folder / each.name for each in tar] == written

@@ -121,7 +121,7 @@ def guest(
     monkeypatch.setenv("XENLB_CONFIG", str(tmp_path / "xenlb.yaml"))
     monkeypatch.setenv("XENLB_KEY", str(tmp_path / "key"))
     monkeypatch.setenv("XENSTORED_PATH", dom0.path)
-    monkeypatch.setattr(selfmade, "ANSWER", 0.5)  # of one that says nothing
+    monkeypatch.setattr(selfmade, "ANSWER", 0.1)  # of one that says nothing
     monkeypatch.setattr(logs, "set_up", lambda **_: None)  # the logging is that of the tests
 
     def call(*arguments: str) -> Done:

@@ -2,13 +2,13 @@
 
 import fcntl
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.unit.cli import answers
-from tests.unit.cli.conftest import COMMAND, SmallAgent
+from tests.unit.cli.conftest import SmallAgent
+from tests.unit.cli.forks import Forks
 from tests.unit.cli.test_guest_selfmade import CONFIG, UUID
 
 # What each says once it is its turn: none of the ways leads anywhere here.
@@ -22,7 +22,9 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("verb", ["apply", "remove"])
-def test_it_waits_for_its_turn(agent: SmallAgent, tmp_path: Path, verb: str, way: str) -> None:
+def test_it_waits_for_its_turn(
+    agent: SmallAgent, forks: Forks, tmp_path: Path, verb: str, way: str
+) -> None:
     (tmp_path / "xenlb.yaml").write_text(CONFIG)
     agent.answers["why"] = answers.why()
     (tmp_path / "ssh").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
@@ -31,26 +33,24 @@ def test_it_waits_for_its_turn(agent: SmallAgent, tmp_path: Path, verb: str, way
     (tmp_path / f"guests/{UUID}.lock").write_text("7")
     with (tmp_path / f"guests/{UUID}.lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = subprocess.Popen(
-            [*COMMAND, "guest", verb, "mail2", way.replace("HERE", str(tmp_path))],
-            env={
-                "PATH": f"{tmp_path}:{os.environ['PATH']}",
-                "XENLB_SOCKET": str(tmp_path / "control.sock"),
-                "XENLB_CONFIG": str(tmp_path / "xenlb.yaml"),
-                "XENSTORED_PATH": "/nowhere",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with command:
-            assert command.stderr is not None
-            waits = command.stderr.readline()
+        out, err = tmp_path / "out", os.pipe()
+        words = ("guest", verb, "mail2", way.replace("HERE", str(tmp_path)))
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "XENLB_SOCKET": str(tmp_path / "control.sock"),
+            "XENLB_CONFIG": str(tmp_path / "xenlb.yaml"),
+            "XENSTORED_PATH": "/nowhere",
+        }
+        with (
+            out.open("wb") as writes,
+            open(err[0]) as said,
+            forks.start(words, environment, out=writes.fileno(), err=err[1]) as wait,
+        ):
+            os.close(err[1])
+            waits = said.readline()
             assert waits == "xenlb: process 7 of xenlb is at work in mail2; waiting for its end\n"
             assert not (tmp_path / "called").exists()
             lock.close()
-            out, said = command.communicate(timeout=60)
-            assert (command.returncode, out) == (1, "")
-            assert WAYS[way] in said
+            assert WAYS[way] in said.read()
+            assert (wait(), out.read_text()) == (1, "")
             assert (tmp_path / "called").exists() == ("ssh" in way)

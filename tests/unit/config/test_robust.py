@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.soak import often
 from tests.unit.config import broken
 from tests.unit.config.test_loader import ETC, EXAMPLES
 from xenlb.config import ConfigError, parse
@@ -83,19 +84,19 @@ def test_any_text(text: str) -> None:
 
 
 @given(st.text(alphabet="ab:- \n[]{},'\"&*!|>%@`#?~<=\t0123456789", max_size=60))
-@settings(max_examples=500)
+@settings(max_examples=often(150, soak=2000))
 def test_any_yaml(text: str) -> None:
     assert_settings_or_problems(text)
 
 
 @given(mutated())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=often(150, soak=2000))
 def test_mutated_configuration(text: str) -> None:
     assert_settings_or_problems(text)
 
 
 @given(other_value())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=often(250, soak=4000))
 def test_other_value(text: str) -> None:
     assert_settings_or_problems(text)
 
@@ -112,7 +113,7 @@ def test_any_bytes(data: bytes) -> None:
 
 
 @given(mutated() | st.text(alphabet="ab:- \n[]{},'\"&*!|>%@`#?~\\xuU0dF", max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=often(100, soak=1000))
 def test_yaml_without_libyaml(text: str) -> None:
     """PyYAML's own parser, for where it was built without libyaml."""
     with contextlib.suppress(ConfigError):

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import shlex
+import signal
 import subprocess
 import traceback
 from collections.abc import Callable
@@ -50,8 +51,13 @@ def in_own_network(test: Callable[P, None]) -> Callable[P, None]:
                     report.flush()
                     os._exit(status)
         os.close(writer)
-        with os.fdopen(reader) as report:
-            said = report.read()
+        try:
+            with os.fdopen(reader) as report:
+                said = report.read()
+        except BaseException:  # the time limit, Ctrl-C
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
         _, status = os.waitpid(child, 0)
         match os.waitstatus_to_exitcode(status):
             case 0:

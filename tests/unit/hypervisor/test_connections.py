@@ -188,7 +188,7 @@ def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
         events: list[HypervisorEvent] = []
         async with running(daemon.uri, events, keepalive=60) as source:
             daemon.signal(signal.SIGSTOP)
-            await asyncio.sleep(4)  # with keepalive=2 it is lost by then: the test before
+            await asyncio.sleep(3)  # with keepalive=2 it is lost by then: the test before
             assert source.connected
             daemon.signal(signal.SIGCONT)
             await asyncio.to_thread(daemon.virsh, "suspend test")

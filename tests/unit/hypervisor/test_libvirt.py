@@ -16,6 +16,7 @@ from uuid import UUID
 import libvirt
 import pytest
 
+from tests.soak import often
 from tests.unit.hypervisor.daemon import BINARY, Daemon
 from tests.unit.hypervisor.running import clock, ended, run, until
 from xenlb.hypervisor import connections, eventloop, listing
@@ -235,13 +236,15 @@ def test_transient_and_undefined_guests() -> None:
 
 @needs_daemon
 def test_daemon_down_at_start_is_said_once_and_waited_for(
-    daemon: Daemon, caplog: pytest.LogCaptureFixture
+    daemon: Daemon, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(source_module, "SHORTEST_PAUSE", 0.05)
+
     async def main() -> None:
         it = Running(daemon.uri)
         task = asyncio.create_task(it.source.run())
         await it.seen(Disconnected)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.4)  # three attempts
         assert [type(e) for e in it.events] == [Disconnected]
         await asyncio.to_thread(daemon.start)
         await it.seen(Listed)
@@ -282,6 +285,7 @@ def test_hung_daemon_is_noticed_and_found_again(
 ) -> None:
     # A daemon on a busy machine may be slow for a second or two, and has not hung yet.
     monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(source_module, "SHORTEST_PAUSE", 0.05)
     daemon.start()
 
     async def main() -> None:
@@ -296,8 +300,8 @@ def test_hung_daemon_is_noticed_and_found_again(
             with pytest.raises(Unreachable):
                 await call
             await relist
-            await asyncio.sleep(2)
-            # It takes connections and does not answer: one attempt waits, not one a second.
+            await asyncio.sleep(1.2)
+            # It takes connections and does not answer: one attempt waits, not one each half second.
             assert threading.active_count() <= threads + 1
             daemon.signal(signal.SIGCONT)
             await it.seen(Listed, 2)
@@ -348,10 +352,11 @@ def test_slow_daemon_does_not_end_the_process(short: Path) -> None:
     folder = short / "d"
     folder.mkdir()
     short.chmod(0o755)
+    rounds = often(3, soak=12)  # one of each kind
     program = [sys.executable, "-X", "dev", "-m", "tests.unit.hypervisor.slow_daemon"]
     try:
         ended = subprocess.run(
-            [*program, "4", str(folder)],
+            [*program, str(rounds), str(folder)],
             check=False,
             cwd=ROOT,
             capture_output=True,
@@ -361,7 +366,7 @@ def test_slow_daemon_does_not_end_the_process(short: Path) -> None:
     finally:
         _end_left_behind(folder)
     assert ended.returncode == 0, ended.stdout[-1000:] + ended.stderr[-4000:]
-    assert "round 3" in ended.stdout
+    assert f"round {rounds - 1}" in ended.stdout
 
 
 @needs_daemon
@@ -419,7 +424,7 @@ def test_event_for_an_unnamed_guest_waits_for_its_listing(
     async def main() -> None:
         it = Running(daemon.uri)
         task = asyncio.create_task(it.source.run())
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.3)
         assert it.events == []
         held.set()
         await it.seen(Paused)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.xenstored import READ, UNWATCH, FakeXenstored
 from tests.unit.hypervisor.running import clock, ended, run, until
+from xenlb.hypervisor import xenstore
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.hypervisor.xenstore_client import Unavailable, XenstoreClient
 from xenlb.hypervisor.xenstore_wire import Decoder, Garbled, Message, Type, encode, strings
@@ -248,12 +249,14 @@ def test_reconnects_and_has_every_watch_again(
 
 
 def test_absent_xenstored_is_said_once_and_waited_for(
-    short: Path, caplog: pytest.LogCaptureFixture
+    short: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(xenstore, "SHORTEST_PAUSE", 0.05)
+
     async def main() -> None:
         it = Running(short)
         task = asyncio.create_task(it.source.run())
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.4)  # three attempts
         assert not it.source.connected
         await it.daemon.start()
         await until(lambda: it.source.connected, "connected")

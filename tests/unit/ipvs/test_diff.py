@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, settings
 
 from tests.fakes.kernel import FakeKernel
+from tests.soak import often
 from tests.unit.ipvs.strategies import SOME_KEYS, SOME_SERVERS, owned, tables
 from xenlb.ipvs.diff import Owned, diff, foreign
 from xenlb.ipvs.op import DeleteServer, DeleteService
@@ -42,13 +42,11 @@ def serving(table: Table, key: ServiceKey) -> int:
     return sum(server.weight > 0 for server in entry.servers.values()) if entry else 0
 
 
-@given(tables(), tables())
-def test_all_owned_the_table_becomes_what_is_wanted(want: Table, have: Table) -> None:
+def all_owned_the_table_becomes_what_is_wanted(want: Table, have: Table, owned: Owned) -> None:
     assert applied(want, have, EVERYTHING) == want
 
 
-@given(tables(), tables(), owned())
-def test_what_is_wanted_is_there_and_what_is_owned_besides_is_gone(
+def what_is_wanted_is_there_and_what_is_owned_besides_is_gone(
     want: Table, have: Table, owned: Owned
 ) -> None:
     after = applied(want, have, owned)
@@ -62,10 +60,7 @@ def test_what_is_wanted_is_there_and_what_is_owned_besides_is_gone(
         assert after.entries[key].servers.keys() - {s for k, s in owned.servers if k == key}
 
 
-@given(tables(), tables(), owned())
-def test_what_is_neither_wanted_nor_owned_stays_as_it_is(
-    want: Table, have: Table, owned: Owned
-) -> None:
+def what_is_neither_wanted_nor_owned_stays_as_it_is(want: Table, have: Table, owned: Owned) -> None:
     after = applied(want, have, owned)
     for key, server in pairs(have) - pairs(want) - owned.servers:
         assert after.server(key, server) == have.server(key, server)
@@ -73,22 +68,18 @@ def test_what_is_neither_wanted_nor_owned_stays_as_it_is(
         assert after.entries[key].service == have.entries[key].service
 
 
-@given(tables(), tables(), owned())
-def test_it_settles(want: Table, have: Table, owned: Owned) -> None:
+def it_settles(want: Table, have: Table, owned: Owned) -> None:
     assert diff(want, applied(want, have, owned), owned) == ()
 
 
-@given(tables(), owned())
-def test_of_a_table_and_itself_there_is_none(table: Table, owned: Owned) -> None:
-    assert diff(table, table, owned) == ()
-    kernel = FakeKernel(table)
-    assert diff(table, kernel.read().table, owned) == ()
+def of_a_table_and_itself_there_is_none(want: Table, have: Table, owned: Owned) -> None:
+    for table in (want, have):
+        assert diff(table, table, owned) == ()
+        kernel = FakeKernel(table)
+        assert diff(table, kernel.read().table, owned) == ()
 
 
-@given(tables(), tables(), owned())
-def test_in_every_prefix_a_service_keeps_enough_servers(
-    want: Table, have: Table, owned: Owned
-) -> None:
+def in_every_prefix_a_service_keeps_enough_servers(want: Table, have: Table, owned: Owned) -> None:
     after = applied(want, have, owned)
     least = {key: min(serving(have, key), serving(after, key)) for key in SOME_KEYS}
     kernel = FakeKernel(have)
@@ -99,20 +90,16 @@ def test_in_every_prefix_a_service_keeps_enough_servers(
             assert serving(now, key) >= least[key]
 
 
-@given(tables(), tables(), owned(), st.data())
-def test_any_part_that_was_done_is_a_start(
-    want: Table, have: Table, owned: Owned, data: st.DataObject
-) -> None:
+def any_part_that_was_done_is_a_start(want: Table, have: Table, owned: Owned) -> None:
     """The agent may be killed after any operation; the next pass does the rest."""
-    ops = diff(want, have, owned)
-    kernel = FakeKernel(have)
-    assert kernel.apply(ops[: data.draw(st.integers(0, len(ops)))]) == ()
-    there = kernel.read().table
-    assert applied(want, there, owned) == applied(want, have, owned)
+    ops, whole = diff(want, have, owned), applied(want, have, owned)
+    for part in range(len(ops) + 1):
+        kernel = FakeKernel(have)
+        assert kernel.apply(ops[:part]) == ()
+        assert applied(want, kernel.read().table, owned) == whole
 
 
-@given(tables(), tables(), owned())
-def test_foreign_and_ours_are_all_there_is(want: Table, have: Table, owned: Owned) -> None:
+def foreign_and_ours_are_all_there_is(want: Table, have: Table, owned: Owned) -> None:
     found = foreign(want, have, owned)
     ours = want.entries.keys() | owned.services
     assert found.services == have.entries.keys() - ours
@@ -120,8 +107,7 @@ def test_foreign_and_ours_are_all_there_is(want: Table, have: Table, owned: Owne
     assert found.servers == in_ours - pairs(want) - owned.servers
 
 
-@given(tables(), tables(), owned())
-def test_nothing_foreign_is_deleted(want: Table, have: Table, owned: Owned) -> None:
+def nothing_foreign_is_deleted(want: Table, have: Table, owned: Owned) -> None:
     found = foreign(want, have, owned)
     for op in diff(want, have, owned):
         match op:
@@ -133,6 +119,27 @@ def test_nothing_foreign_is_deleted(want: Table, have: Table, owned: Owned) -> N
                 assert (service, key) in owned.servers
             case _:
                 pass
+
+
+RULES = (
+    all_owned_the_table_becomes_what_is_wanted,
+    what_is_wanted_is_there_and_what_is_owned_besides_is_gone,
+    what_is_neither_wanted_nor_owned_stays_as_it_is,
+    it_settles,
+    of_a_table_and_itself_there_is_none,
+    in_every_prefix_a_service_keeps_enough_servers,
+    any_part_that_was_done_is_a_start,
+    foreign_and_ours_are_all_there_is,
+    nothing_foreign_is_deleted,
+)
+
+
+@settings(max_examples=often(120, soak=2000))
+@given(tables(), tables(), owned())
+def test_rules(want: Table, have: Table, owned: Owned) -> None:
+    """All of the same tables: to draw two takes longer than to check them."""
+    for rule in RULES:
+        rule(want, have, owned)
 
 
 def lines(want: str, have: str, owned: Owned = EVERYTHING) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from tests.soak import often
 from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, stories
 from xenlb import statefile
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
@@ -133,8 +134,12 @@ def weights(table: Table) -> dict[tuple[ServiceKey, ServerKey], int]:
 
 
 story = given(story=stories)
-often = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-seldom = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+frequent = settings(
+    max_examples=often(60, soak=600), deadline=None, suppress_health_check=list(HealthCheck)
+)
+seldom = settings(
+    max_examples=often(20, soak=200), deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def the_table_has_who_may_be_there_and_nobody_else(life: Life) -> None:
@@ -569,7 +574,7 @@ RULES = (
 
 
 @story
-@often
+@frequent
 def test_what_holds_after_every_step(story: list[Move]) -> None:
     life = tuple(World().live(story))
     for rule in RULES:
@@ -617,7 +622,7 @@ def test_a_death_takes_the_servers_at_once(story: list[Move]) -> None:
 def test_the_stories_reach_what_they_are_about() -> None:
     """The properties above would hold for a model that lets nobody in, too."""
     reached: Counter[str] = Counter()
-    for seed in range(90):
+    for seed in range(60):
         for seen in World().live(a_story(seed)):
             for service, candidate, _, _ in servers(seen.state):
                 stands = standing(candidate, service, seen.state, seen.at)

@@ -69,12 +69,10 @@ def guest(folder: Path, where: tuple[IPAddress, int], secret: str, *, timeout: f
     return root
 
 
-async def run(
+async def start(
     root: Root, shell: str, verb: str, tools: tuple[str, ...] = PLAIN_TOOLS
-) -> tuple[str, float]:
-    """What it said, and how long it took."""
-    began = time.monotonic()
-    process = await asyncio.create_subprocess_exec(
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         *SHELLS[shell],
         str(SCRIPT),
         verb,
@@ -83,6 +81,14 @@ async def run(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
+
+
+async def run(
+    root: Root, shell: str, verb: str, tools: tuple[str, ...] = PLAIN_TOOLS
+) -> tuple[str, float]:
+    """What it said, and how long it took."""
+    began = time.monotonic()
+    process = await start(root, shell, verb, tools)
     async with asyncio.timeout(30):
         out, _ = await process.communicate()
     assert process.returncode == 0
@@ -165,20 +171,24 @@ def test_an_agent_that_was_down_is_told_when_it_is_back(tmp_path: Path) -> None:
             with root.conf.open("a") as conf:
                 conf.write(f"watch=127.0.0.1 {port}\n")
             root.real_connections()
-            stopping = asyncio.create_task(run(root, "dash", "stop", (*PLAIN_TOOLS, "bash")))
-            await asyncio.sleep(5)
-            async with agent(where) as words:
+            stopping = await start(root, "dash", "stop", (*PLAIN_TOOLS, "bash"))
+            says = stopping.stdout
+            assert says is not None
+
+            async def line() -> str:
                 async with asyncio.timeout(15):
-                    while not words:
-                        await asyncio.sleep(0.1)
+                    said = await says.readline()
+                return said.decode().removeprefix("xenlb-hold: ").strip()
+
+            assert (await line()).endswith("waiting until none is left, at most 60 s")
+            assert await line() == "the host could not be told that this guest leaves (tcp)"
+            async with agent(where) as words:
+                assert await line() == "the host knows now that this guest leaves"
                 client.close()
                 serving.close()
-                said, _ = await stopping
+                assert (await line()).startswith("empty after ")
+                assert await stopping.wait() == 0
             assert words == [(ONE, "leaving")]
-        lines = [each.removeprefix("xenlb-hold: ") for each in said.splitlines()]
-        assert lines[1] == "the host could not be told that this guest leaves (tcp)"
-        assert lines[2] == "the host knows now that this guest leaves"
-        assert lines[3].startswith("empty after ")
 
     asyncio.run(test())
 

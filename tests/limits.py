@@ -1,0 +1,110 @@
+"""How long a test may take with its fixtures: 60 s (setup.cfg), more in the labs. As long again
+for the end of the fixtures.
+
+pytest-timeout counts. Its own exception would not end every hang: Hypothesis takes it for a
+failure of the example, which it repeats without a limit, and asyncio stores it in a task that the
+test does not await. The exception here is none that they catch, and it comes again until it has
+ended the test.
+"""
+
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from types import FrameType
+from typing import Protocol
+
+import pytest
+
+from tests.lanes import lane
+
+# Seconds. The first test of a lab boots it.
+XEN, USER_MODE_LINUX = 900.0, 600.0
+AGAIN = 10.0
+
+
+class TimeLimit(BaseException):
+    """The test did not end in time."""
+
+
+class Settings(Protocol):
+    @property
+    def timeout(self) -> float: ...
+
+
+class Timed(Protocol):
+    """What is used here of a pytest.Item."""
+
+    stash: pytest.Stash
+
+
+SETTINGS = pytest.StashKey[Settings]()
+
+
+def limit(nodeid: str) -> float | None:
+    """In seconds; None where setup.cfg's counts."""
+    if "lab" not in PurePosixPath(nodeid.partition("::")[0]).parts:
+        return None
+    return XEN if lane(nodeid) == "xen" else USER_MODE_LINUX
+
+
+def give_limits(items: list[pytest.Item]) -> None:
+    for item in items:
+        if (seconds := limit(item.nodeid)) is not None and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(seconds))
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_set_timer(item: Timed, settings: Settings) -> bool:
+    """Called by pytest-timeout in place of its own."""
+
+    def over(_signal: int, _frame: FrameType | None) -> None:
+        if _inside:  # else it would end pytest
+            raise TimeLimit(f"not over within {settings.timeout:g} s")
+
+    item.stash[SETTINGS] = settings
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, settings.timeout, AGAIN)
+    return True
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_cancel_timer(item: Timed) -> bool:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    return True
+
+
+# What is raised in these pytest catches: it makes the report.
+_inside = False
+
+
+@contextmanager
+def _caught() -> Iterator[None]:
+    global _inside
+    _inside = True
+    try:
+        yield
+    finally:
+        _inside = False
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    with _caught():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    with _caught():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """The limit counts anew: for a test that failed pytest-timeout no longer counts."""
+    if (settings := item.stash.get(SETTINGS, None)) is not None:
+        pytest_timeout_set_timer(item, settings)
+    with _caught():
+        return (yield)
