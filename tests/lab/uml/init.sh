@@ -36,6 +36,9 @@ if mount -t cgroup -o memory cgroup $groups/memory 2>/dev/null; then
     mount -a -T "$here/fstab-cgroup1" --target-prefix /mnt/root || fail "mount cgroup v1"
 else
     umount $groups && mount -t cgroup2 cgroup2 $groups || fail "mount cgroup v2"
+    # libvirt suspends a container by the freezer of v1 alone.
+    mkdir $groups/freezer && mount -t cgroup -o freezer cgroup $groups/freezer ||
+        fail "mount the freezer of cgroup v1"
 fi
 cd /mnt/root && pivot_root . mnt || fail "enter the overlay root"
 cd / && umount -l /mnt
