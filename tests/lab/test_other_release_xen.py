@@ -28,7 +28,7 @@ services:
     ports: [80]
     scheduler: rr
     forwarding: masquerade
-    check: {{type: http, path: /health, interval: 2s, timeout: 2s, rise: 1, fall: 2}}
+    check: {{type: http, path: /health, interval: 4s, timeout: 3s, rise: 1, fall: 3}}
     servers: [{{guest: "web*"}}]
 """
 
