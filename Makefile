@@ -10,8 +10,14 @@ DESTDIR ?=
 SYSCONFDIR ?= /etc
 WHEELS  ?=
 LAB     ?= xen
+DEBIAN  ?=
 ONLY    ?=
 PYTEST  ?=
+
+# The Debian release of the labs' images; empty: the machine's own, or bookworm.
+ifneq ($(DEBIAN),)
+export XENLB_DEBIAN := $(DEBIAN)
+endif
 
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
@@ -31,7 +37,7 @@ endif
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR= WHEELS=DIR LAB=xen|uml ONLY=table PYTEST="-k word"'
+	@echo '  variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR= WHEELS=DIR LAB=xen|uml DEBIAN=bookworm|trixie ONLY=table PYTEST="-k word"'
 
 deps: ## install the Debian packages that build, tests and labs need
 	@tools/deps tools/apt-packages tests/lab/apt-packages

@@ -68,6 +68,17 @@ def xen(request: pytest.FixtureRequest) -> Iterator[XenLab]:
         yield lab
 
 
+@pytest.fixture(scope="module")
+def other_release_xen(request: pytest.FixtureRequest) -> Iterator[XenLab]:
+    """A second Xen lab, whose Dom0 is of the other Debian release; for one file of tests."""
+    from tests.lab.debian import releases  # noqa: PLC0415
+    from tests.lab.xen import XenLab  # noqa: PLC0415 - a broken lab must not break the others
+
+    lab = XenLab("xen-other", release=releases.other(), debian_guests=False)
+    for _ in _booted(request, "other_release_xen", lab):
+        yield lab
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _fresh_uml_for_each_module(request: pytest.FixtureRequest) -> None:
     """Boots the lab anew (two seconds) when another module has used it."""

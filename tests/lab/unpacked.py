@@ -38,7 +38,10 @@ def program(package: str, path: str) -> Path:
         return wanted
     with tempfile.TemporaryDirectory(dir=directory) as work:
         _fetch([package], Path(work))
-        (Path(work) / "root" / path.lstrip("/")).rename(wanted)
+        found = Path(work) / "root" / path.lstrip("/")
+        if not found.exists():  # since Debian 13 no package has files in /sbin
+            found = Path(work) / "root/usr" / path.lstrip("/")
+        found.rename(wanted)
         _need_libraries(name, wanted)
     for old in directory.glob(f"{name}-*"):
         if old != wanted:

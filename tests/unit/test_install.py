@@ -104,9 +104,12 @@ def test_a_wheel_has_what_is_no_python() -> None:
 
 
 def test_nothing_knows_where_it_was_made(staged: Path) -> None:
+    # The folders of the checkout that files are made from; the name of the checkout alone may stand
+    # in a dependency by chance (pygments has the text /src/main).
+    sources = [str(ROOT / name).encode() for name in ("xenlb", "build", ".venv", "tools", "etc")]
     for name, held in tree(staged).items():
         assert b"staging/usr" not in held, name
-        assert str(ROOT).encode() not in held or name.endswith(".so"), name
+        assert not any(source in held for source in sources) or name.endswith(".so"), name
 
 
 def test_the_moved_command_works(staged: Path) -> None:

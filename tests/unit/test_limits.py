@@ -73,17 +73,15 @@ def an_example(number: int) -> None:
 @pytest.mark.parametrize("wait", [thread, loop, another_task, an_example])
 @pytest.mark.usefixtures("short")
 def test_whatever_is_waited_for_it_ends(wait: Callable[[], None]) -> None:
-    begun = time.monotonic()
     with pytest.raises(limits.TimeLimit, match=r"not over within 0.05 s"):
         wait()
-    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(
     ("test", "seconds"),
     [
         ("tests/unit/test_limits.py::test_labs", None),
-        ("tests/lab/test_ipvs_uml.py::test_x[a/lab]", 300),
+        ("tests/lab/test_ipvs_uml.py::test_x[a/lab]", 600),
         ("tests/lab/test_agent_xen.py::test_x", 900),
     ],
 )

@@ -1,7 +1,7 @@
 """The disk of the Debian guests: one ext4 image, read-only, that all guests of both labs share.
 
-    debian-INIT-userland-KEY.tar  Debian with that init, made by mmdebstrap
-    debian-INIT-KEY/guest.img     that, trimmed, with the files of root/ and the tests' server
+    debian-RELEASE-INIT-userland-KEY.tar  Debian with that init, made by mmdebstrap
+    debian-RELEASE-INIT-KEY/guest.img     that, trimmed, with root/ and the tests' server
 
 sysvinit/ goes over root/ where the init is that one. Both are kept in the cache under a hash of
 what they are made from. What makes one guest differ from another is laid over it when it is
@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.lab.debian import packages
+from tests.lab.debian import packages, releases
 from tests.lab.debian.definition import Init
 from tests.lab.debian.packages import Progress
+from tests.lab.debian.releases import Release
 from tests.lab.host import LabError
 
 HERE = Path(__file__).resolve().parent
@@ -58,20 +59,26 @@ def missing() -> list[str]:
     return packages.missing_packages(packages.NEEDS)
 
 
-def build(progress: Progress = packages.report, *, init: Init = "systemd") -> Path:
+def build(
+    progress: Progress = packages.report,
+    *,
+    init: Init = "systemd",
+    release: Release | None = None,
+) -> Path:
     """The image of the present recipe, from the cache or made now (half a minute)."""
+    release = release or releases.default()
     if needed := missing():
         raise LabError(f"Debian guests need: apt-get install {' '.join(needed)}")
     names = (*PACKAGES, *INITS[init])
-    versions = packages.versions(frozenset(names))
-    lab = f"debian-{init}"
+    versions = packages.versions(release, frozenset(names))
+    lab = f"debian-{release.codename}-{init}"
     with packages.locked_cache(lab, progress) as cache:
         userland = packages.step(
             cache,
             f"{lab}-userland-{packages.key(versions, names, WITHOUT)}.tar",
-            f"labs: installing Debian {packages.SUITE} with {init} for guests (a minute)",
+            f"labs: installing {release} with {init} for guests (a minute)",
             progress,
-            lambda target: packages.bootstrap(target, packages=names, without=WITHOUT),
+            lambda target: packages.bootstrap(release, target, packages=names, without=WITHOUT),
         )
         recipe = [path for path in sorted(HERE.rglob("*")) if _is_recipe(path)]
         contents = [
@@ -81,7 +88,7 @@ def build(progress: Progress = packages.report, *, init: Init = "systemd") -> Pa
         directory = packages.step(
             cache,
             f"{lab}-{packages.key(userland.name, contents)}",
-            f"labs: making the disk of Debian guests with {init}",
+            f"labs: making the disk of {release} guests with {init}",
             progress,
             lambda target: _make_disk(userland, init, target),
         )

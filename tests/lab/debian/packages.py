@@ -1,9 +1,11 @@
 """What the labs' images are made with: apt's knowledge, mmdebstrap, and a cache of finished steps.
 
-Everything comes from the Debian packages that this machine's own apt would install (its mirrors,
-proxies and pins), so nothing here names a server. No step needs a loop device or root: mmdebstrap
-and mkfs.ext4 run in a user namespace when the caller is not root (that takes the package uidmap
-and a range in /etc/subuid).
+Everything comes from the mirrors that this machine's own apt uses, so nothing here names a server.
+For the release that apt's sources name, versions are those that apt would install. For another
+release (releases.py) the sources are this machine's with the suite replaced, and apt keeps its
+lists in the cache (`CACHE/apt-CODENAME`); /etc/apt and /var/lib/apt are only read. No step needs a
+loop device or root: mmdebstrap and mkfs.ext4 run in a user namespace when the caller is not root
+(that takes the package uidmap and a range in /etc/subuid).
 
 What is built of it is the business of `guest_image.py` here and of `tests/lab/xen/image.py`.
 """
@@ -23,11 +25,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tests.lab.debian.releases import RELEASES, Release
 from tests.lab.host import LabError, cache_directory, last_lines
 
 log = logging.getLogger(__name__)
 
-SUITE = "bookworm"
 # What `bootstrap` and a disk made of it need on the machine that builds, and the package.
 NEEDS = {
     "mmdebstrap": "mmdebstrap",
@@ -40,10 +42,7 @@ WITHOUT = (
     "/usr/share/locale/*",
     "/usr/share/man/*",
 )
-OUTDATED = (
-    "If a file was not found, this machine's package lists are older than its mirror: run "
-    "`apt-get update` and try again."
-)
+LISTS_KEPT = 7 * 86_400.0  # seconds until the lists of another release are fetched again
 
 Progress = Callable[[str], None]
 
@@ -103,7 +102,8 @@ def step(
 
 
 def forget_others(cache: Path, lab: str, keep: set[str]) -> None:
-    """Removes what older recipes of the lab's image made (all of lab-*)."""
+    """Removes what older recipes of the lab's image made (all of lab-*; the name has the release,
+    so the images of another release stay)."""
     # Open files of a lab that runs from an older image live on until it ends.
     for path in cache.glob(f"{lab}-*"):
         if path.name not in keep:
@@ -156,11 +156,11 @@ def as_root() -> list[str]:
 # Each guest's definition asks, and where apt keeps no cache of its own (Debian's container images)
 # an answer takes it over a second.
 @functools.cache
-def versions(names: frozenset[str]) -> Mapping[str, str]:
+def versions(release: Release, names: frozenset[str]) -> Mapping[str, str]:
     """Package → the version that apt would install; a new one of any means a new image."""
     found: dict[str, str] = {}
     package = ""
-    for line in call(["apt-cache", "policy", *sorted(names)]).splitlines():
+    for line in call([*apt("apt-cache", release), "policy", *sorted(names)]).splitlines():
         if not line.startswith(" "):
             package = line.rstrip(":")
         elif line.strip().startswith("Candidate:"):
@@ -169,40 +169,151 @@ def versions(names: frozenset[str]) -> Mapping[str, str]:
                 found[package] = version
     if absent := sorted(names - set(found)):
         raise LabError(
-            f"apt knows no version of {', '.join(absent)}. The labs' machines are made from "
-            f"Debian {SUITE}: run `apt-get update`, and check that apt's sources name {SUITE}."
+            f"apt knows no version of {', '.join(absent)} in {release}. {_outdated(release)}"
         )
     return found
 
 
-def download(package: str, version: str, target: Path) -> None:
+@functools.cache
+def kernel_package(release: Release, metapackage: str) -> str:
+    """The package of the kernel itself, whose name has the version."""
+    command = [*apt("apt-cache", release), "depends", "--important", metapackage]
+    for line in call(command).splitlines():
+        kind, _, name = line.strip().partition(": ")
+        if kind == "Depends" and name.startswith("linux-image-"):
+            return name
+    raise LabError(f"apt knows no kernel for {metapackage} in {release}. {_outdated(release)}")
+
+
+def download(release: Release, package: str, version: str, target: Path) -> None:
     """Unpacks a package into the folder `target`; nothing of it is run."""
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        # As root apt would drop to its own user, who may not write here, and warn.
-        command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root"]
-        call([*command, "download", f"{package}={version}"], cwd=Path(work), hint=OUTDATED)
+        command = [*apt("apt-get", release), "download", f"{package}={version}"]
+        call(command, cwd=Path(work), hint=_outdated(release))
         (archive,) = Path(work).glob("*.deb")
         call(["dpkg-deb", "-x", archive, target])
 
 
-def bootstrap(target: Path, *, packages: Sequence[str], without: Sequence[str]) -> None:
+def bootstrap(
+    release: Release,
+    target: Path | None,
+    *,
+    packages: Sequence[str],
+    without: Sequence[str],
+    hooks: Sequence[str] = (),
+) -> None:
     """Installs Debian's essential packages and `packages` into a tar archive, without the files
-    that the patterns `without` match."""
+    that the patterns `without` match. `hooks` are mmdebstrap's customize hooks; without a `target`
+    their work is all that stays."""
     command = [
         "mmdebstrap",
         "--mode=root" if os.geteuid() == 0 else "--mode=unshare",
         "--variant=essential",
-        "--format=tar",
+        "--format=tar" if target else "--format=null",
         *_apt_options(),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in without),
         f"--include={','.join(packages)}",
+        *(f"--customize-hook={hook}" for hook in hooks),
         # What mmdebstrap leaves of this machine's way to its mirrors.
         '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list',
-        SUITE,
-        target,
+        release.codename,
+        target or "-",
         "-",
     ]
-    call([str(word) for word in command], stdin=_sources(), hint=OUTDATED)
+    call([str(word) for word in command], stdin=_sources(release), hint=_outdated(release))
+
+
+def _outdated(release: Release) -> str:
+    lists = _private_state(release)
+    fetch = f"remove {lists}" if lists else "run `apt-get update`"
+    return (
+        "If a file was not found, the package lists are older than the mirror: "
+        f"{fetch} and try again."
+    )
+
+
+# apt's sources and state ------------------------------------------------------------------
+
+
+def apt(program: str, release: Release) -> list[str]:
+    """The words that begin a command of apt's about that release."""
+    # As root apt would drop to its own user, who may not write where a download goes, and warn.
+    command = [program, "-q", "-o", "APT::Sandbox::User=root"]
+    state = _private_state(release)
+    if state is None:
+        return command
+    command += [
+        *("-o", f"Dir::State={state}", "-o", f"Dir::State::status={state}/status"),
+        *("-o", f"Dir::Cache={state}/cache", "-o", "Dir::Cache::pkgcache=pkgcache.bin"),
+        *("-o", f"Dir::Etc::sourcelist={state}/sources.list"),
+        *("-o", "Dir::Etc::sourceparts=/dev/null", "-o", "Dir::Etc::preferences=/dev/null"),
+        *("-o", "Dir::Etc::preferencesparts=/dev/null"),
+    ]
+    _update(release, state, tuple(command[1:]))
+    return command
+
+
+@functools.cache
+def _update(release: Release, state: Path, options: Sequence[str]) -> None:
+    """Fetches the package lists of a release that this machine's apt does not know."""
+    sources = _sources(release)
+    (state / "cache").mkdir(parents=True, exist_ok=True)
+    (state / "lists").mkdir(exist_ok=True)
+    (state / "status").touch()  # of no package installed
+    done = state / "fetched"
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        there = done.exists() and (state / "sources.list").read_text() == sources
+        if there and time.time() - done.stat().st_mtime < LISTS_KEPT:
+            return
+        (state / "sources.list").write_text(sources)
+        report(f"labs: fetching the package lists of {release}")
+        try:
+            call(["apt-get", *options, "update", "--error-on=any"])
+        except LabError:
+            if not there:
+                raise
+        done.touch()
+
+
+@functools.cache
+def _targets() -> Sequence[tuple[str, str]]:
+    """URI and release of the main component of this machine's apt sources."""
+    command = ["apt-get", "indextargets", "Created-By: Packages"]
+    lines = call([*command, "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"]).splitlines()
+    split = [line.split("|") for line in lines]
+    return [(uri, name) for uri, name, component in split if component == "main"]
+
+
+def _suite(name: str) -> str:
+    """bookworm of bookworm-updates."""
+    return name.split("-", maxsplit=1)[0]
+
+
+def _private_state(release: Release) -> Path | None:
+    """Where apt keeps its lists of a release; None for this machine's own."""
+    if release.codename in {_suite(name) for _, name in _targets()}:
+        return None
+    return cache_directory() / f"apt-{release.codename}"
+
+
+def _sources(release: Release) -> str:
+    """This machine's apt sources as lines of a sources.list; those of another Debian release with
+    the suite replaced, where none names this one."""
+    targets = [(uri, name) for uri, name in _targets() if _suite(name) in RELEASES]
+    wanted = [target for target in targets if _suite(target[1]) == release.codename]
+    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    signed = f"[signed-by={keyring}] " if keyring.exists() else ""
+    lines = {
+        f"deb {signed}{uri} {name.replace(_suite(name), release.codename)} main\n"
+        for uri, name in wanted or targets
+    }
+    if not lines:
+        raise LabError(
+            f"apt's sources on this machine name none of {', '.join(RELEASES)}. The labs' machines "
+            f"are made from {release}: add it to /etc/apt/sources.list.d and run `apt-get update`."
+        )
+    return "".join(sorted(lines))
 
 
 def _apt_options() -> list[str]:
@@ -219,28 +330,3 @@ def _apt_options() -> list[str]:
     if Path("/etc/apt/auth.conf").exists():
         options.append('--aptopt=Dir::Etc::netrc "/etc/apt/auth.conf"')
     return options
-
-
-def _sources() -> str:
-    """This machine's own apt sources for the suite, as lines of a sources.list."""
-    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-    signed = f"[signed-by={keyring}] " if keyring.exists() else ""
-    lines = {
-        f"deb {signed}{uri} {release} main"
-        for uri, release, component in (
-            line.split("|")
-            for line in call(
-                [
-                    *("apt-get", "indextargets", "Created-By: Packages"),
-                    *("--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"),
-                ]
-            ).splitlines()
-        )
-        if component == "main" and release.split("-")[0] == SUITE
-    }
-    if not lines:
-        raise LabError(
-            f"apt's sources on this machine do not name Debian {SUITE}, of which the labs' "
-            "machines are made; add it to /etc/apt/sources.list.d and run `apt-get update`."
-        )
-    return "".join(f"{line}\n" for line in sorted(lines))

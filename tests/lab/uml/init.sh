@@ -29,6 +29,17 @@ mount -t tmpfs -o mode=755 lab /mnt && mkdir /mnt/upper /mnt/work /mnt/root || f
 mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work root /mnt/root ||
     fail "mount the overlay root"
 mount -a -T "$here/fstab" --target-prefix /mnt/root || fail "mount what fstab names"
+# Debian 13's Linux 6.12 has no controller for memory in cgroup v1 (MEMCG_V1): there all is in v2.
+groups=/mnt/root/sys/fs/cgroup
+mount -t tmpfs -o mode=755 cgroup $groups && mkdir $groups/memory || fail "mount a tmpfs for cgroups"
+if mount -t cgroup -o memory cgroup $groups/memory 2>/dev/null; then
+    mount -a -T "$here/fstab-cgroup1" --target-prefix /mnt/root || fail "mount cgroup v1"
+else
+    umount $groups && mount -t cgroup2 cgroup2 $groups || fail "mount cgroup v2"
+    # libvirt suspends a container by the freezer of v1 alone.
+    mkdir $groups/freezer && mount -t cgroup -o freezer cgroup $groups/freezer ||
+        fail "mount the freezer of cgroup v1"
+fi
 cd /mnt/root && pivot_root . mnt || fail "enter the overlay root"
 cd / && umount -l /mnt
 mkdir -p /run/lock /run/lab /run/netns /lib/modules

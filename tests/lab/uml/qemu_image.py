@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.lab.debian import kernels
 from tests.lab.host import LabError, cache_directory, last_lines
 
 HERE = Path(__file__).resolve().parent
@@ -26,13 +27,13 @@ METAPACKAGE = "linux-image-cloud-amd64"
 BUSYBOX = Path("/bin/busybox")
 # In the order of their loading; what they depend on comes with them.
 MODULES = ("virtio_pci", "virtio_net", "virtio_console", "button", "evdev", "qemu_fw_cfg")
-LZ4_MAGIC = b"\x02\x21\x4c\x18"
 
 NEEDS = {
     "/usr/bin/qemu-system-x86_64": "qemu-system-x86",
     "/usr/bin/lz4": "lz4",
     "/usr/bin/cpio": "cpio",
     "/sbin/depmod": "kmod",
+    "/usr/bin/zstd": "zstd",
     "/bin/busybox": "busybox-static",
 }
 
@@ -60,7 +61,11 @@ def build(programs: Sequence[Program] = ()) -> QemuImage:
     if needed := missing():
         raise LabError(f"QEMU guests need: apt-get install {' '.join(needed)}")
     package, version = _kernel_package()
-    recipe = [package, version, *(p.read_bytes() for p in (INIT, Path(__file__), BUSYBOX))]
+    recipe = [
+        package,
+        version,
+        *(p.read_bytes() for p in (INIT, Path(__file__), Path(kernels.__file__), BUSYBOX)),
+    ]
     files = _files_of(programs)
     recipe += [item for path, name in files.items() for item in (name, path.read_bytes())]
     key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
@@ -123,7 +128,7 @@ def _kernel_package() -> tuple[str, str]:
 
 def _make(work: Path, made: Path, package: str, files: Mapping[Path, str]) -> None:
     unpacked, release = _unpack(work, package)
-    _unpack_kernel(unpacked / f"boot/vmlinuz-{release}", made / "vmlinux")
+    kernels.unpack_kernel(unpacked / f"boot/vmlinuz-{release}", made / "vmlinux")
     root = work / "root"
     for path, name in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -146,20 +151,8 @@ def _unpack(work: Path, package: str) -> tuple[Path, str]:
     _call("dpkg-deb", "-x", archive, unpacked)
     (packed,) = (unpacked / "boot").glob("vmlinuz-*")
     release = packed.name.removeprefix("vmlinuz-")
-    _call("depmod", "-b", unpacked, release)
+    kernels.index_modules(unpacked)
     return unpacked, release
-
-
-def _unpack_kernel(packed: Path, target: Path) -> None:
-    """The ELF file inside a bzImage; offsets as in the kernel's Documentation/x86/boot.rst."""
-    data = packed.read_bytes()
-    offset = int.from_bytes(data[0x248:0x24C], "little") + ((data[0x1F1] or 4) + 1) * 512
-    length = int.from_bytes(data[0x24C:0x250], "little")
-    payload = data[offset : offset + length - 4]  # the last four bytes are the unpacked size
-    if not payload.startswith(LZ4_MAGIC):
-        raise LabError(f"{packed.name} is not packed with lz4; this recipe knows no other way")
-    unpacked = subprocess.run(["lz4", "-d", "-c"], input=payload, capture_output=True, check=True)
-    target.write_bytes(unpacked.stdout)
 
 
 def _make_initramfs(unpacked: Path, release: str, root: Path, target: Path) -> None:
@@ -173,10 +166,11 @@ def _make_initramfs(unpacked: Path, release: str, root: Path, target: Path) -> N
         shown = _call("modprobe", "-d", unpacked, "-S", release, "--show-depends", module)
         for line in shown.splitlines():
             kind, _, path = line.partition(" ")
-            name = Path(path.split()[0]).name if kind == "insmod" else ""
-            if name and name not in order:
+            if kind != "insmod":
+                continue
+            name = kernels.copy_module(Path(path.split()[0]), root / "modules").name
+            if name not in order:
                 order.append(name)
-                shutil.copy2(path.split()[0], root / "modules" / name)
     (root / "modules/order").write_text("".join(f"{name}\n" for name in order))
     names = "".join(f"{path.relative_to(root)}\n" for path in sorted(root.rglob("*")))
     archive = target.with_name("initramfs.part")

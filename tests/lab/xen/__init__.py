@@ -1,4 +1,4 @@
-"""The Xen lab: a real Xen 4.17 with Debian's Dom0 and libvirt, in QEMU's emulator.
+"""The Xen lab: a real Xen with Debian's Dom0 and libvirt, in QEMU's emulator.
 
 Dom0 is the director: it holds the IPVS table, runs libvirtd, xenstored and the agent under
 systemd. Guests are paravirtual Linux machines on a bridge behind it, clients are name spaces in
@@ -30,7 +30,8 @@ Dom0, in front of it or on the guests' bridge:
 guests.py, the clients in tests/lab/netns.py. image.py builds what is booted, payload.py the disk
 that carries the code under test, dom0/ and guest/ are files that go into them as they are.
 
-What one boot changes is forgotten with it: Dom0's disk is a throw-away copy.
+What one boot changes is forgotten with it: Dom0's disk is a throw-away copy. Dom0 is of Debian 12
+or 13 (tests/lab/debian/releases.py); docs/debian-releases.md has what differs.
 
 Facts this rests on (Debian 12: QEMU 7.2, Xen 4.17, Linux 6.1, libvirt 9.0; two slow cores):
 - `-cpu Nehalem` is the one that works: newer models crash Dom0 under emulation (SMAP, AVX), AMD's

@@ -1,11 +1,12 @@
 """Builds what the Xen lab boots: hypervisor, kernels, initramfs archives and Dom0's disk.
 
 Everything comes from Debian packages (tests/lab/debian/packages.py), and no kernel version is named
-here. The work is done in three steps, each kept in the cache under a hash of what it is made from:
+here. The work is done in three steps, each kept in the cache under a hash of what it is made from
+(RELEASE is bookworm or trixie, tests/lab/debian/releases.py):
 
-    xen-kernels-KEY/    the packages that are only unpacked: kernels, hypervisor, busybox
-    xen-userland-KEY.tar  Dom0's Debian, made by mmdebstrap
-    xen-KEY/            what QEMU is given; see `Image`
+    xen-RELEASE-kernels-KEY/  the packages that are only unpacked: kernels, hypervisor, busybox
+    xen-RELEASE-userland-KEY.tar  Dom0's Debian, made by mmdebstrap
+    xen-RELEASE-KEY/          what QEMU is given; see `Image`
 
 An interrupted build goes on after the last finished step; a change of one unit file rebuilds only
 the last one (a few seconds). Booting is the business of `lab.py`.
@@ -15,16 +16,15 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import lzma
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.lab.debian import packages
-from tests.lab.debian.packages import SUITE, Progress, call, key, report, step
-from tests.lab.host import LabError
+from tests.lab.debian import kernels, packages
+from tests.lab.debian.packages import Progress, call, key, report, step
+from tests.lab.debian.releases import Release
 from tests.lab.xen import modules as modules_of
 
 HERE = Path(__file__).resolve().parent
@@ -34,14 +34,12 @@ GUEST_SERVER = HERE / "guest/srv/server.py"
 NEEDS = {
     "qemu-system-x86_64": "qemu-system-x86",
     **packages.NEEDS,
+    **kernels.NEEDS,
     "cpio": "cpio",
-    "depmod": "kmod",
-    "lz4": "lz4",
     "setpriv": "util-linux",
 }
 
 # Unpacked only. The kernels' names carry a version, which apt tells.
-HYPERVISOR = "xen-hypervisor-4.17-amd64"
 KERNELS = {"dom0": "linux-image-amd64", "guest": "linux-image-cloud-amd64"}
 BUSYBOX = "busybox-static"
 
@@ -63,7 +61,6 @@ DOM0_PACKAGES = (
     "python3",
     "systemd-sysv",
     "tcpdump",
-    "xen-utils-4.17",
     "xenstore-utils",
 )
 # Of libvirt's drivers only libxl and network stay:
@@ -105,6 +102,7 @@ class Image:
     """Paths on this machine of what QEMU is given."""
 
     directory: Path
+    userland: Path  # a tar archive of Dom0's Debian
     built_from: Mapping[str, str]  # package → version, for reports
 
     @property
@@ -129,36 +127,45 @@ def missing_packages() -> list[str]:
     return packages.missing_packages(NEEDS)
 
 
-def build(progress: Progress = report) -> Image:
+def build(release: Release, progress: Progress = report) -> Image:
     """The image of the present recipe, from the cache or built now (one to two minutes)."""
-    kernel_names = {_depends_on_kernel(name) for name in KERNELS.values()}
-    versions = packages.versions(frozenset({HYPERVISOR, BUSYBOX, *kernel_names, *DOM0_PACKAGES}))
-    with packages.locked_cache("xen", progress) as cache:
-        kernels = step(
+    lab = f"xen-{release.codename}"
+    names = {
+        "hypervisor": f"xen-hypervisor-{release.xen}-amd64",
+        "busybox": BUSYBOX,
+        **{role: packages.kernel_package(release, name) for role, name in KERNELS.items()},
+    }
+    installed = (*DOM0_PACKAGES, f"xen-utils-{release.xen}")
+    versions = packages.versions(release, frozenset({*names.values(), *installed}))
+    with packages.locked_cache(lab, progress) as cache:
+        unpacked = step(
             cache,
-            f"xen-kernels-{key(versions)}",
-            "Xen lab: downloading and unpacking kernels and hypervisor",
+            f"{lab}-kernels-{key(versions)}",
+            f"Xen lab: downloading and unpacking kernels and hypervisor of {release}",
             progress,
-            lambda target: _unpack_kernels(versions, target),
+            lambda target: _unpack(release, names, versions, target),
         )
         userland = step(
             cache,
-            f"xen-userland-{key(versions, DOM0_PACKAGES, DOM0_WITHOUT)}.tar",
-            f"Xen lab: installing Debian {SUITE} for Dom0 (about a minute)",
+            f"{lab}-userland-{key(versions, installed, DOM0_WITHOUT)}.tar",
+            f"Xen lab: installing {release} for Dom0 (about a minute)",
             progress,
-            lambda target: packages.bootstrap(target, packages=DOM0_PACKAGES, without=DOM0_WITHOUT),
+            lambda target: packages.bootstrap(
+                release, target, packages=installed, without=DOM0_WITHOUT
+            ),
         )
         recipe = [path for path in sorted(HERE.rglob("*")) if _is_recipe(path)]
+        recipe.append(Path(kernels.__file__))
         contents = [f"{path.name}:{path.read_bytes()!r}" for path in recipe]
         directory = step(
             cache,
-            f"xen-{key(versions, DOM0_PACKAGES, contents)}",
-            "Xen lab: making Dom0's disk",
+            f"{lab}-{key(versions, installed, contents)}",
+            f"Xen lab: making the disk of a Dom0 of {release}",
             progress,
-            lambda target: _assemble(kernels, userland, target),
+            lambda target: _assemble(unpacked, userland, target),
         )
-        packages.forget_others(cache, "xen", {kernels.name, userland.name, directory.name})
-    return Image(directory=directory, built_from=versions)
+        packages.forget_others(cache, lab, {unpacked.name, userland.name, directory.name})
+    return Image(directory=directory, userland=userland, built_from=versions)
 
 
 def _is_recipe(path: Path) -> bool:
@@ -170,56 +177,31 @@ def _is_recipe(path: Path) -> bool:
 # Packages ---------------------------------------------------------------------------------
 
 
-def _depends_on_kernel(metapackage: str) -> str:
-    for line in call(["apt-cache", "depends", "--important", metapackage]).splitlines():
-        kind, _, name = line.strip().partition(": ")
-        if kind == "Depends" and name.startswith("linux-image-"):
-            return name
-    raise LabError(
-        f"apt knows no kernel for {metapackage}; run `apt-get update`, and check that apt's "
-        f"sources name Debian {SUITE}."
-    )
-
-
-def _kernel_package(versions: Mapping[str, str], role: str) -> str:
-    cloud = role == "guest"
-    for name in versions:
-        if name.startswith("linux-image-") and name.endswith("-cloud-amd64") == cloud:
-            return name
-    raise AssertionError(f"no kernel for {role} in {versions}")
-
-
-def _unpack_kernels(versions: Mapping[str, str], target: Path) -> None:
-    names = {
-        "hypervisor": HYPERVISOR,
-        "busybox": BUSYBOX,
-        "dom0": _kernel_package(versions, "dom0"),
-        "guest": _kernel_package(versions, "guest"),
-    }
+def _unpack(
+    release: Release, names: Mapping[str, str], versions: Mapping[str, str], target: Path
+) -> None:
     target.mkdir()
     for role, name in names.items():
-        packages.download(name, versions[name], target / role)
+        packages.download(release, name, versions[name], target / role)
 
 
 # The pieces of the image ------------------------------------------------------------------
 
 
-def _assemble(kernels: Path, userland: Path, target: Path) -> None:
+def _assemble(unpacked: Path, userland: Path, target: Path) -> None:
     target.mkdir()
-    _unzip_hypervisor(kernels / "hypervisor", target / "xen")
+    _unzip_hypervisor(unpacked / "hypervisor", target / "xen")
     busybox = next(
-        path for path in (kernels / "busybox").rglob("busybox") if "bin" in path.parent.name
+        path for path in (unpacked / "busybox").rglob("busybox") if "bin" in path.parent.name
     )
     for role in KERNELS:
-        _unpack_kernel(_only(kernels / role / "boot", "vmlinuz-*"), target / f"vmlinux-{role}")
-        modules = _only(kernels / role / "lib/modules", "*")
-        if not (modules / "modules.dep").exists():
-            call(["depmod", "-b", kernels / role, modules.name])
-    _make_dom0_initramfs(busybox, _only(kernels / "dom0/lib/modules", "*"), target)
-    guest_modules = _only(kernels / "guest/lib/modules", "*")
+        packed = _only(unpacked / role / "boot", "vmlinuz-*")
+        kernels.unpack_kernel(packed, target / f"vmlinux-{role}")
+    modules, guest_modules = (kernels.index_modules(unpacked / role) for role in KERNELS)
+    _make_dom0_initramfs(busybox, modules, target)
     _make_guest_initramfs(busybox, guest_modules, userland, target)
     _make_debian_guest_initramfs(busybox, guest_modules, target)
-    _make_disk(kernels, userland, target)
+    _make_disk(modules, userland, target)
 
 
 def _only(directory: Path, pattern: str) -> Path:
@@ -232,32 +214,6 @@ def _unzip_hypervisor(unpacked: Path, target: Path) -> None:
     (packed,) = (path for path in unpacked.glob("boot/xen-*-amd64.gz") if not path.is_symlink())
     with gzip.open(packed) as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink)
-
-
-def _unpack_kernel(packed: Path, target: Path) -> None:
-    """The ELF file inside a bzImage: what QEMU's multiboot loader and Xen's builder take.
-
-    The offsets are those of the kernel's Documentation/x86/boot.rst.
-    """
-    data = packed.read_bytes()
-    setup_sectors = data[0x1F1] or 4
-    offset = int.from_bytes(data[0x248:0x24C], "little") + (setup_sectors + 1) * 512
-    length = int.from_bytes(data[0x24C:0x250], "little")
-    # The last four bytes are the unpacked size, which no compressor's format knows about.
-    payload = data[offset : offset + length - 4]
-    if payload.startswith(b"\xfd7zXZ\0"):
-        unpacked = lzma.decompress(payload)
-    elif payload.startswith(b"\x02\x21\x4c\x18"):
-        unpacked = subprocess.run(
-            ["lz4", "-d", "-c"], input=payload, capture_output=True, check=True
-        ).stdout
-    elif payload.startswith(b"\x1f\x8b"):
-        unpacked = gzip.decompress(payload)
-    else:
-        raise LabError(f"{packed.name} is packed in an unknown way: {payload[:6]!r}")
-    if not unpacked.startswith(b"\x7fELF"):
-        raise LabError(f"{packed.name} holds no ELF kernel")
-    target.write_bytes(unpacked)
 
 
 def _make_initramfs(
@@ -277,9 +233,8 @@ def _make_initramfs(
         shutil.copy(busybox, root / "bin/busybox")
         for applet in applets:
             (root / "bin" / applet).symlink_to("busybox")
-        for path in modules:
-            shutil.copy(path, root / "modules" / path.name)
-        (root / "modules/order").write_text("".join(f"{path.name}\n" for path in modules))
+        order = [kernels.copy_module(path, root / "modules").name for path in modules]
+        (root / "modules/order").write_text("".join(f"{name}\n" for name in order))
         for name, source in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, root / name)
@@ -369,8 +324,7 @@ def _python_files(userland: Path, work: Path) -> dict[str, Path]:
     return files
 
 
-def _make_disk(kernels: Path, userland: Path, target: Path) -> None:
-    modules = _only(kernels / "dom0/lib/modules", "*")
+def _make_disk(modules: Path, userland: Path, target: Path) -> None:
     call(
         [*packages.as_root(), "sh", "-e", HERE / "make-disk"],
         cwd=target,

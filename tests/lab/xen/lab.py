@@ -17,8 +17,9 @@ from typing import Literal
 
 from tests.lab import preflight
 from tests.lab.debian import definition as definitions
-from tests.lab.debian import guest_image, packages
+from tests.lab.debian import guest_image, packages, releases
 from tests.lab.debian.definition import DebianGuests, Definition, prefixed, vips_of
+from tests.lab.debian.releases import Release
 from tests.lab.host import CHECKOUT, LabError, Result, cache_directory, last_lines
 from tests.lab.netns import NetNs
 from tests.lab.xen import debian
@@ -74,17 +75,20 @@ class XenLab(DebianGuests[DebianGuest]):
         self,
         name: str = "xen",
         *,
+        release: Release | None = None,
         payload: Path | None = None,
         install: bool = True,
         debian_guests: bool = True,
         memory_mib: int = 3072,
         progress: packages.Progress = packages.report,
     ) -> None:
-        """`payload`: a folder whose content is laid over Dom0's /. Without one the checkout is
+        """`release`: Dom0's Debian, and that of Debian guests; the default of releases.py without
+        one. `payload`: a folder whose content is laid over Dom0's /. Without one the checkout is
         installed (`make install`), or, with `install=False`, nothing but the lab's own programs.
         `debian_guests`: with the disk that `define_debian_guest` needs (a minute to make, once).
         `progress` is told what a long step is doing."""
         super().__init__(name)
+        self.release = release or releases.default()
         self.payload = payload
         self.install = install
         self.debian_guests = debian_guests
@@ -118,14 +122,21 @@ class XenLab(DebianGuests[DebianGuest]):
     def boot(self) -> None:
         """Builds the image if it has to, and returns when libvirt answers in Dom0."""
         preflight.require(self.needs())
-        self.image = images.build(self.progress)
-        self._guest_disk = guest_image.build(self.progress) if self.debian_guests else None
+        self.image = images.build(self.release, self.progress)
+        self._guest_disk = (
+            guest_image.build(self.progress, release=self.release) if self.debian_guests else None
+        )
         self._directory = Path(tempfile.mkdtemp(prefix="xenlb-xen-"))
         staging = self.payload
         if staging is None and self.install:
-            staging = payloads.installed(self._directory / "staging", self.progress)
+            staging = payloads.installed(
+                self._directory / "staging",
+                self.progress,
+                release=self.release,
+                userland=self.image.userland,
+            )
         payloads.write(self._directory / "payload.tar", payload=staging)
-        self.progress("Xen lab: booting Dom0 (about 20 s) …")
+        self.progress(f"Xen lab: booting a Dom0 of {self.release} (about 20 s) …")
         began = time.monotonic()
         self._start_qemu()
         self._wait_for_network()

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.debian.packages import call
+from tests.lab.debian import kernels
 from tests.lab.host import LabError
 
 # Parts of the kernel package that Dom0 can need; the rest is drivers for hardware it has not got.
@@ -82,12 +82,12 @@ def pack(modules: Path, names: Sequence[str], work: Path) -> Path:
     version = modules.name
     root = work / "root"
     for path in files(modules, names):
-        target = root / "lib/modules" / version / path.relative_to(modules)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
+        folder = (root / "lib/modules" / version / path.relative_to(modules)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        kernels.copy_module(path, folder)
     for index in [*modules.glob("modules.builtin*"), modules / "modules.order"]:
         shutil.copy(index, root / "lib/modules" / version)
-    call(["depmod", "-b", root, version])
+    kernels.index_modules(root)
     archive = work / "modules.tar"
 
     def by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -1,7 +1,8 @@
 """The second disk of the Xen lab: the code under test, as a tar archive that Dom0 unpacks to /.
 
 Made at each boot, so that a change in the checkout needs no new image. It carries what
-`make install DESTDIR=…` installs, and the tests' own programs (execd, traffic) in /usr/lib/lab.
+`make install DESTDIR=…` installs (chroot_install.py, for a Dom0 of another release than the
+machine's), and the tests' own programs (execd, traffic) in /usr/lib/lab.
 """
 
 from __future__ import annotations
@@ -12,15 +13,23 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.lab.debian import releases
+from tests.lab.debian.releases import Release
 from tests.lab.host import CHECKOUT, LabError, last_lines, venv_directory
+from tests.lab.xen import chroot_install
 
 LAB = Path(__file__).resolve().parents[1]
 PROGRAMS = (LAB / "execd.py", LAB / "guest-sh", LAB / "traffic.py")
 
 
-def installed(target: Path, progress: Callable[[str], None]) -> Path:
-    """What `make install` puts on a Dom0, in the folder `target`."""
+def installed(
+    target: Path, progress: Callable[[str], None], *, release: Release, userland: Path
+) -> Path:
+    """What `make install` puts on a Dom0 of that release, in the folder `target`."""
     progress("Xen lab: make install, for Dom0 …")
+    if release is not releases.of_machine():
+        chroot_install.installed(release, userland, target, progress)
+        return target
     result = subprocess.run(
         ["make", "-C", str(CHECKOUT), "install", f"DESTDIR={target}", "PREFIX=/usr/local"],
         env={**os.environ, "VENV": str(venv_directory())},

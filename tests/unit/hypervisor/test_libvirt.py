@@ -251,7 +251,12 @@ def test_daemon_down_at_start_is_said_once_and_waited_for(
         await ended(task)
 
     run(main)
-    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    warnings = [
+        record.getMessage()
+        for record in caplog.records
+        # asyncio warns of its own where the machine is slow.
+        if record.levelname == "WARNING" and record.name.startswith("xenlb")
+    ]
     assert len(warnings) == 1
     assert "is libvirtd running?" in warnings[0]
 

@@ -107,6 +107,10 @@ class Sshd:
             "PidFile none",
             *lines,
         )
+        # Since OpenSSH 9.8 sshd runs other programs of its package for a connection.
+        for key, name in (("SshdSessionPath", "sshd-session"), ("SshdAuthPath", "sshd-auth")):
+            if f"/{name}".encode() in server.read_bytes():
+                settings += (f"{key} {unpacked('openssh-server', f'/usr/lib/openssh/{name}')}",)
         self.config.write_text("".join(f"{line}\n" for line in settings))
         command = [str(server), "-D", "-e", "-f", str(self.config)]
         if os.geteuid() == 0:
