@@ -161,8 +161,8 @@ class Ldap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mysql:
-    """A log-in as `user`, who needs no right and must have no password, and COM_QUIT; None: the
-    server's greeting only, which the server counts as a failed connection."""
+    """A log-in as `user`, without a password, and COM_QUIT; it must succeed. None: a log-in under
+    the check's own name, whose refusal is an answer, too."""
 
     user: str | None = None
 

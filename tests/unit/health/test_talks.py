@@ -65,6 +65,15 @@ def packet(number: int, payload: bytes) -> bytes:
 MYSQL_LOGIN = Hear(count=4 + 4 + 4 + 1 + 23 + len(b"xenlb\0") + 1 + len(b"caching_sha2_password\0"))
 
 
+def error_of_mysql(code: int, words: str) -> bytes:
+    return b"\xff" + code.to_bytes(2, "little") + b"#28000" + words.encode()
+
+
+def refused_log_in(code: int) -> tuple[Asks, Script, Answer]:
+    script: Script = [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, error_of_mysql(code, "no"))]
+    return Mysql(), script, up(f'WHERE answers {code} "no"')
+
+
 def error_of_postgresql(code: str, words: str) -> bytes:
     fields = f"SFATAL\0C{code}\0M{words}\0\0".encode()
     return b"E" + (len(fields) + 4).to_bytes(4) + fields
@@ -439,7 +448,27 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
         up('WHERE answers 28P01 "no"'),
     ),
     # mysql
-    (Mysql(), [packet(0, MYSQL_GREETING)], up("WHERE greets as 8.0.36")),
+    (
+        Mysql(),
+        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, b"\0\0\0\2\0\0\0")],
+        up("WHERE lets xenlb in"),
+    ),
+    *(refused_log_in(code) for code in (1044, 1045, 1251, 1698, 1862, 3118, 3159, 4151)),
+    (
+        Mysql(),
+        [packet(0, b"\xff" + (1130).to_bytes(2, "little") + b"Host 'h' is not allowed")],
+        up("WHERE answers 1130 \"Host 'h' is not allowed\""),
+    ),
+    (
+        Mysql(),
+        [packet(0, b"\xff" + (1129).to_bytes(2, "little") + b"Host 'h' is blocked")],
+        down("expected the greeting from WHERE, got error 1129 \"Host 'h' is blocked\""),
+    ),
+    (
+        Mysql(),
+        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, error_of_mysql(1203, "many"))],
+        down('expected the answer to the log-in from WHERE, got error 1203 "many"'),
+    ),
     (
         Mysql(user="xenlb"),
         [packet(0, b"\xff\x10\x04Too many connections")],
@@ -461,9 +490,25 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
         ],
         up("WHERE lets xenlb in"),
     ),
+    # A challenge that is not answered would leave the log-in undecided, which counts.
+    (
+        Mysql(),
+        [
+            *(packet(0, MYSQL_GREETING), MYSQL_LOGIN),
+            *(packet(2, b"\xfedialog\0\x04Password: "), Hear(count=4)),
+            *(packet(4, b"\x01\x04Once more: "), Hear(count=4)),
+            packet(6, error_of_mysql(1045, "Access denied")),
+        ],
+        up('WHERE answers 1045 "Access denied"'),
+    ),
     (
         Mysql(user="xenlb"),
-        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, *[packet(2, b"\x01\x04")] * 9],
+        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, b"\x01\x03"), packet(3, b"\0\0\0")],
+        up("WHERE lets xenlb in"),
+    ),
+    (
+        Mysql(user="xenlb"),
+        (packet(0, MYSQL_GREETING), MYSQL_LOGIN, *(packet(2, b"\x01\x04"), Hear(count=4)) * 10),
         down('expected xenlb to be let in from WHERE, got "??"'),
     ),
 ]
