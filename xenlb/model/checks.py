@@ -85,10 +85,11 @@ class Smtp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dns:
-    """One query over UDP, without recursion being asked for unless `recursive`. `expect`: a record
-    of the answer, as a zone file writes its data; empty: any record of that type."""
+    """One query over UDP, without recursion being asked for unless `recursive`. `query` None: any
+    answer will do, but a failure of the server. `expect`: a record of the answer, as a zone file
+    writes its data; empty: any record of that type."""
 
-    query: str = "."
+    query: str | None = None
     record: str = "SOA"
     expect: str = ""
     recursive: bool = False
