@@ -141,7 +141,7 @@ class Stream:
                 while not await self._step(sealed, layer.do_handshake):
                     pass
             except ssl.SSLError as error:
-                if isinstance(error, ssl.SSLEOFError):
+                if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
                     raise self.unexpected("a TLS handshake", b"") from error
                 with contextlib.suppress(OSError):  # it may hear why
                     await self._flush(sealed)
