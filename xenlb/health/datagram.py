@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xenlb.health.sockets import unconnected
+from xenlb.health.sockets import later, unconnected
 from xenlb.model.events import Target
 
 LARGEST = 65535
@@ -29,8 +29,9 @@ def connected(target: Target) -> Iterator[socket.socket]:
 
 
 async def received(asking: socket.socket) -> bytes:
-    """The next datagram. Raises OSError with what ICMP said of the one that was sent."""
+    """The next datagram. Raises NetworkError with what ICMP said of the one that was sent."""
     # sock_recv does not give way when something is there already: a server that floods its
     # asker must not have the loop for itself.
     await asyncio.sleep(0)
-    return await asyncio.get_running_loop().sock_recv(asking, LARGEST)
+    with later():
+        return await asyncio.get_running_loop().sock_recv(asking, LARGEST)
