@@ -15,6 +15,7 @@ FACTS
   log, and dnsmasq does not pass it on.
 """
 
+import asyncio
 from functools import lru_cache
 
 import dns.exception
@@ -51,9 +52,10 @@ async def probe(target: Target) -> Answer:
         return Answer(up=None, detail=f"this host cannot ask for {what}: {shown(str(error))}")
     try:
         with connected(target) as asking:
+            sent = asyncio.get_running_loop().time()
             asking.send(wire)
             for _ in range(STRAY):
-                got = await received(asking)
+                got = await received(asking, target, sent=sent)
                 if got[:2] != wire[:2]:
                     continue
                 try:

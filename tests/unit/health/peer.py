@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,21 @@ HERE, PEER = "10.9.0.1", "10.9.0.2"
 HERE6, PEER6 = "fd00:9::1", "fd00:9::2"
 
 
+# Receives datagrams and says nothing.
+SILENT = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+    silent.bind(("0.0.0.0", int(sys.argv[1])))
+    time.sleep(300)
+"""
+
+
 @contextmanager
-def peer() -> Iterator[Callable[[str], str]]:
-    """What runs a script on the other host, line by line, which has PEER and PEER6."""
-    process = subprocess.Popen(["unshare", "--net", "sleep", "300"])
+def peer(*, listens: int = 0) -> Iterator[Callable[[str], str]]:
+    """What runs a script on the other host, line by line, which has PEER and PEER6. `listens`: a
+    UDP port there that says nothing."""
+    command = [sys.executable, "-c", SILENT, str(listens)] if listens else ["sleep", "300"]
+    process = subprocess.Popen(["unshare", "--net", *command])
     try:
         mine = os.readlink("/proc/self/ns/net")
         until = time.monotonic() + 20
@@ -42,6 +54,9 @@ def peer() -> Iterator[Callable[[str], str]]:
         ip link set v1 up
         ip link set lo up
         """)
+        while listens and not there("ss -Hlnu"):
+            assert time.monotonic() < until, f"port {listens} is not open"
+            time.sleep(0.01)
         yield there
     finally:
         process.kill()
