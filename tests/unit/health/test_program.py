@@ -197,6 +197,24 @@ def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
     wait_until(lambda: not any(map(alive, pids)))
 
 
+def test_sessions_of_their_own_end_with_the_program(folder: Path) -> None:
+    """Two, one below the other; the probe is ended once they are there."""
+    inner = f"setsid sleep 600 & echo $! $$ >{folder}/pids; mv {folder}/pids {folder}/all; wait"
+
+    async def main() -> None:
+        task = asyncio.create_task(ask(target(sh(f"setsid sh -c '{inner}' & wait"), 25)))
+        async with asyncio.timeout(60):
+            while not (folder / "all").exists():
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+    pids = list(map(int, (folder / "all").read_text().split()))
+    assert len(pids) == 2
+    wait_until(lambda: not any(map(alive, pids)))
+
+
 def test_what_a_program_leaves_behind_ends_with_it(folder: Path) -> None:
     """It keeps the program's output open, whose end is not waited for."""
     answer = told(sh(f"sleep 600 & echo $! >{folder}/pid; echo busy; exit 2"))
