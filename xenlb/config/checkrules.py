@@ -101,6 +101,14 @@ def _type(draft: Draft, check: CheckDraft, report: Report) -> None:
         report.add(
             where, "a check of type exec needs a command", "add command: [/PATH/PROGRAM, ARGUMENT]"
         )
+    if check.type.value == "dns" and "query" not in told:
+        for name in ("record", "expect"):
+            if name in told:
+                report.add(
+                    draft.place_of(told[name]),
+                    f"{name} has no meaning without query",
+                    "add query: NAME, or remove it: without query any answer passes",
+                )
     if "tls" in told and "starttls" in told:
         report.add(
             draft.place_of(told["starttls"], told["tls"]),

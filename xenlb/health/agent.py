@@ -1,7 +1,8 @@
 """The agent check: a line that the server says about itself, in HAProxy's words.
 
-They are parted by blanks or commas: `up`, `ready`, `down`, `fail`, `stopped`, `drain`, `maint` and
-a share of the weight such as `75%`; what follows a `#` is for people, `maxconn:30` is not for us.
+They are parted by blanks, tabs or commas: `up`, `ready`, `down`, `fail`, `stopped`, `drain`,
+`maint` and a share of the weight such as `75%`; what follows a `#` is for people, `maxconn:30` is
+not for us. Words that are not known are passed over, and a line of such words alone tells nothing.
 `drain` and `maint` are up with no share of the weight, whatever is the least: that is an order and
 no measurement, and the server's connections go on. How much it may say otherwise: model/health.py.
 
@@ -46,14 +47,14 @@ async def _talk(stream: Stream, asks: Agent) -> Answer:
 
 def understood(line: bytes, where: str) -> Answer:
     """What the line says. The first word that settles whether it serves does so, whatever else."""
-    said = shown(line.partition(b"\n")[0])
+    said = line.partition(b"\n")[0].decode("utf-8", "replace").strip()
     words, _, why = said.partition("#")
     up: bool | None = None
     away = False
     share: float | None = None
     for word in re.split(r"[\s,]+", words.lower()):
         if word in DOWN:
-            reason = f" ({why.strip()})" if why.strip() else ""
+            reason = f" ({shown(why)})" if why.strip() else ""
             return Answer(up=False, detail=f"{where} says that it is {word}{reason}")
         if word in AWAY:
             up, away = True, True
@@ -62,6 +63,9 @@ def understood(line: bytes, where: str) -> Answer:
         elif percent := _SHARE.fullmatch(word):
             up = True
             share = int(percent[1]) / 100
+    if not said:
+        return Answer(up=False, detail=f"expected up, down or a share from {where}, got nothing")
     if up is None:
-        return Answer(up=False, detail=f'expected up, down or a share from {where}, got "{said}"')
-    return Answer(up=True, detail=f"{where} says {words.strip()}", share=share, away=away)
+        detail = f'expected up, down or a share from {where}, got "{shown(said)}"'
+        return Answer(up=None, detail=detail)
+    return Answer(up=True, detail=f"{where} says {shown(words)}", share=share, away=away)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from xenlb.health.sockets import NetworkError
 from xenlb.model.checks import Exec, Icmp
 from xenlb.model.events import Target
 
@@ -46,10 +47,17 @@ _OURS = {
 }
 
 
+# Of these, what may come from the network as well.
+_PROHIBITED = {errno.EACCES, errno.EPERM}
+
+
 def failed(target: Target, error: OSError) -> Answer:
     """The answer for a connection that could not be made or broke."""
     where = f"{target.address} port {target.port}"
     code = error.errno
+    if code in _PROHIBITED and isinstance(error, NetworkError):
+        detail = f"{where} is prohibited by a firewall, which says so by ICMP"
+        return Answer(up=False, detail=detail)
     if code in _OURS:
         reason = os.strerror(code).lower() if code else str(error)
         return Answer(up=None, detail=f"this host cannot probe {where}: {reason}")

@@ -5,13 +5,23 @@ A context is made once for each Tls value, in a thread, as the certificates of t
 """
 
 import asyncio
+import re
 import ssl
 import threading
 import time
 
+from xenlb.health.words import shown
 from xenlb.model.checks import Tls
 
 LASTS = 600.0  # s
+
+# OpenSSL's reasons where the two sides have no version of TLS in common.
+_TOO_OLD = {
+    "UNSUPPORTED_PROTOCOL",
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+    "VERSION_TOO_LOW",
+    "NO_PROTOCOLS_AVAILABLE",
+}
 
 _kept: dict[Tls, tuple[float, ssl.SSLContext]] = {}
 _making = threading.Lock()
@@ -39,6 +49,7 @@ def _remade(tls: Tls) -> ssl.SSLContext:
 
 def _made(tls: Tls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # what is written never has to wait for reading
     context.check_hostname = tls.verify and tls.name is not None
     if not tls.verify:
@@ -57,5 +68,15 @@ def refused(error: ssl.SSLError, tls: Tls) -> tuple[str, str]:
         if error.verify_code in (62, 64):
             return f"a certificate for {tls.name}", "one for another name"
         return "a valid certificate", error.verify_message
-    reason = (error.reason or "nothing it can be told by").lower().replace("_", " ")
-    return "a TLS handshake", f"an error of it: {reason}"
+    return "a TLS handshake", f"an error of it: {_reason(error)}"
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """OpenSSL's word for it, else the error's text without its place in Python's source: a reason
+    that is newer than this Python has no word, an error that Python makes has no such attribute."""
+    word: str | None = getattr(error, "reason", None)
+    if word is None:
+        text = str(error.args[-1]) if error.args else ""
+        return shown(re.sub(r"\s*\(_ssl\.c:\d+\)\s*$", "", text)) or type(error).__name__
+    reason = word.lower().replace("_", " ")
+    return f"{reason} (TLS 1.2 or later is needed)" if word in _TOO_OLD else reason

@@ -10,14 +10,19 @@ FACTS
 """
 
 import asyncio
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xenlb.health.sockets import unconnected
+from xenlb.health.refusals import Refusals
+from xenlb.health.sockets import NetworkError, later, unconnected
 from xenlb.model.events import Target
 
 LARGEST = 65535
+
+# Of all probes: a refusal to one keeps back those to others.
+REFUSALS = Refusals()
 
 
 @contextmanager
@@ -28,9 +33,18 @@ def connected(target: Target) -> Iterator[socket.socket]:
         yield asking
 
 
-async def received(asking: socket.socket) -> bytes:
-    """The next datagram. Raises OSError with what ICMP said of the one that was sent."""
+async def received(asking: socket.socket, target: Target, *, sent: float) -> bytes:
+    """The next datagram. Raises NetworkError with what ICMP said of the one that was sent then."""
     # sock_recv does not give way when something is there already: a server that floods its
     # asker must not have the loop for itself.
     await asyncio.sleep(0)
-    return await asyncio.get_running_loop().sock_recv(asking, LARGEST)
+    loop = asyncio.get_running_loop()
+    try:
+        with later():
+            data = await loop.sock_recv(asking, LARGEST)
+    except NetworkError as error:
+        if error.errno == errno.ECONNREFUSED:
+            REFUSALS.refused(target.address, target.port, sent=sent, now=loop.time())
+        raise
+    REFUSALS.answered(target.address, target.port)
+    return data

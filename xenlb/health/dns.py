@@ -3,8 +3,19 @@
 dnspython makes and reads the messages; nothing is resolved here. An answer counts if its id, its
 question and its sender are those that were asked. One that was cut short (TC) is an answer: the
 server would tell the rest by TCP, and whether it can is a question for `check: {type: tcp}`.
+
+Without `query` the check asks whether a name server is there: every well-formed answer passes but
+SERVFAIL.
+
+FACTS
+
+- No name of the Internet's class has an answer everywhere. Of the root, a server without recursion
+  refuses even the SOA (BIND, NSD, unbound, dnsmasq), and BIND logs each refusal. The server's own
+  version, in the class CHAOS, is answered or refused by the server itself, without a line in the
+  log, and dnsmasq does not pass it on.
 """
 
+import asyncio
 from functools import lru_cache
 
 import dns.exception
@@ -22,6 +33,8 @@ from xenlb.health.words import shown
 from xenlb.model.checks import Dns
 from xenlb.model.events import Target
 
+# What is asked without `query`: name, type and class.
+VERSION = ("version.bind", "TXT", "CH")
 STRAY = 16  # datagrams that are no answer to the query, after which the server is not heard further
 
 
@@ -29,22 +42,24 @@ async def probe(target: Target) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Dns)
     where = f"{target.address} port {target.port}"
-    what = f"{asks.record} of {asks.query}"
+    what = _what(asks)
+    question = VERSION if asks.query is None else (asks.query, asks.record, "IN")
     try:
         flags = dns.flags.RD if asks.recursive else 0
-        query = dns.message.make_query(asks.query, asks.record, flags=flags)
+        query = dns.message.make_query(*question, flags=flags)
         wire = query.to_wire()
     except (dns.exception.DNSException, ValueError) as error:
         return Answer(up=None, detail=f"this host cannot ask for {what}: {shown(str(error))}")
     try:
         with connected(target) as asking:
+            sent = asyncio.get_running_loop().time()
             asking.send(wire)
             for _ in range(STRAY):
-                got = await received(asking)
+                got = await received(asking, target, sent=sent)
                 if got[:2] != wire[:2]:
                     continue
                 try:
-                    answer = dns.message.from_wire(got)
+                    answer = dns.message.from_wire(got, ignore_trailing=True)
                 # Whatever a datagram holds, it is the server's trouble and not this probe's.
                 except (dns.exception.DNSException, ValueError, IndexError) as error:
                     reason = shown(str(error)) or type(error).__name__
@@ -58,8 +73,14 @@ async def probe(target: Target) -> Answer:
     return Answer(up=False, detail=f"expected {what} from {where}, got answers to other questions")
 
 
+def _what(asks: Dns) -> str:
+    return "an answer" if asks.query is None else f"{asks.record} of {asks.query}"
+
+
 def _judged(asks: Dns, answer: dns.message.Message, where: str) -> Answer:
-    what = f"{asks.record} of {asks.query}"
+    what = _what(asks)
+    if asks.query is None and answer.rcode() != dns.rcode.SERVFAIL:
+        return Answer(up=True, detail=f"{where} answers queries")
     if answer.rcode() != dns.rcode.NOERROR:
         code = dns.rcode.to_text(answer.rcode())
         return Answer(up=False, detail=f"expected {what} from {where}, got {code}")

@@ -1,15 +1,17 @@
 """The http and https checks: one request of HTTP/1.1, and what its answer must be like.
 
-The body is read as far as a pattern is searched in it (SEARCHED bytes), else not at all beyond what
-a polite end takes (stream.part). Redirections are not followed: the answer that redirects is the
-server's own.
+The status line decides where only the status is asked; nothing behind it is read then beyond what a
+polite end takes (stream.part). Headers and body are read where they are asked about, the body as
+far as a pattern is searched in it (SEARCHED bytes). They are read as browsers and curl read them: a
+header that is none is passed over, and a body is searched as far as it came. Redirections are not
+followed: the answer that redirects is the server's own.
 """
 
-import h11
+import re
 
 from xenlb import __version__
 from xenlb.health.answer import Answer
-from xenlb.health.stream import NotAsked, Stream, converse
+from xenlb.health.stream import NotAsked, Stream, Unexpected, converse
 from xenlb.health.words import shown
 from xenlb.model.checks import Http, among, codes_text
 from xenlb.model.events import Target
@@ -17,8 +19,18 @@ from xenlb.model.events import Target
 SEARCHED = 64 * 1024
 # Answers that only announce the answer (100, 103), at most.
 ANNOUNCED = 5
-# Bytes that are kept of what the server said, to be shown where it is no HTTP.
-KEPT = 256
+SWITCHES = 101  # the one below 200 that no other answer follows
+NO_BODY = frozenset({204, 304})
+LONGEST_HEADER = 64 * 1024  # bytes
+HEADERS = 1000
+# Of a body, each some 15 µs: a server may send them of one byte.
+CHUNKS = 2000
+
+_STATUS = re.compile(rb"HTTP/1\.[0-9] +([0-9]{3})(?: (.*))?", re.DOTALL)
+_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?", re.DOTALL)
+
+# Names in lower case.
+Headers = list[tuple[str, str]]
 
 
 async def probe(target: Target) -> Answer:
@@ -28,40 +40,37 @@ async def probe(target: Target) -> Answer:
 
 
 async def _talk(stream: Stream, asks: Http) -> Answer:
-    http = h11.Connection(h11.CLIENT)
-    await stream.send(_request(http, asks, stream.target))
-    response = await _response(http, stream)
-    said = f"{response.status_code} {shown(response.reason)}".rstrip()
-    if not among(response.status_code, asks.status):
+    await stream.send(_request(asks, stream.target))
+    status, reason = await _status(stream)
+    said = f"{status} {shown(reason)}".rstrip()
+    if not among(status, asks.status):
         raise stream.unexpected(f"status {codes_text(asks.status)}", said, quote=False)
-    if asks.header is not None:
-        _check_header(stream, response, *asks.header)
-    if asks.body and not stream.found(asks.body, text := await _body(http, stream)):
-        raise stream.unexpected(
-            f'"{shown(asks.body)}" in the body', text or "an empty one", quote=bool(text)
-        )
+    if asks.header is not None or asks.body:
+        headers = await _headers(stream)
+        if asks.header is not None:
+            _check_header(stream, headers, *asks.header)
+        if asks.body:
+            await _check_body(stream, asks, status, headers)
     await stream.part()
     return Answer(up=True, detail=f"{stream.where} answers {said}")
 
 
-def _request(http: h11.Connection, asks: Http, target: Target) -> bytes:
-    try:
-        request = h11.Request(
-            method=asks.method,
-            target=asks.path,
-            headers=[
-                ("Host", asks.host or _host(target, secure=asks.tls is not None)),
-                ("User-Agent", f"xenlb/{__version__}"),
-                ("Accept", "*/*"),
-                ("Accept-Encoding", "identity"),
-                ("Connection", "close"),
-            ],
-        )
-        data = http.send(request)
-        end = http.send(h11.EndOfMessage())
-    except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-        raise NotAsked(f"its request is no HTTP: {error}") from error
-    return (data or b"") + (end or b"")
+def _request(asks: Http, target: Target) -> bytes:
+    host = asks.host or _host(target, secure=asks.tls is not None)
+    for text in (asks.method, asks.path, host):
+        if not re.fullmatch("[!-~]+", text):
+            raise NotAsked(f"its request is no HTTP: {shown(ascii(text))}")
+    lines = (
+        f"{asks.method} {asks.path} HTTP/1.1",
+        f"Host: {host}",
+        f"User-Agent: xenlb/{__version__}",
+        "Accept: */*",
+        "Accept-Encoding: identity",
+        "Connection: close",
+        "",
+        "",
+    )
+    return "\r\n".join(lines).encode()
 
 
 def _host(target: Target, *, secure: bool) -> str:
@@ -69,48 +78,108 @@ def _host(target: Target, *, secure: bool) -> str:
     return host if target.port == (443 if secure else 80) else f"{host}:{target.port}"
 
 
-async def _response(http: h11.Connection, stream: Stream) -> h11.Response:
-    announced = 0
-    said = b""
+async def _status(stream: Stream) -> tuple[int, bytes]:
+    """The code of the answer, and the words behind it."""
+    line = b""
+    for _ in range(ANNOUNCED + 1):
+        line = await stream.line("answer")
+        match = _STATUS.fullmatch(line)
+        if match is None:
+            break
+        status = int(match[1])
+        if status >= 200 or status == SWITCHES:
+            return status, match[2] or b""
+        await _headers(stream)
+    raise stream.unexpected("an answer of HTTP/1", line)
+
+
+async def _headers(stream: Stream) -> Headers:
+    """Those that have come when the connection ends, too."""
+    headers: Headers = []
     while True:
         try:
-            event = http.next_event()
-        except h11.RemoteProtocolError as error:
-            raise stream.unexpected("an answer of HTTP/1", said) from error
-        match event:
-            case h11.Response() if event.http_version.startswith(b"1."):
-                return event
-            case h11.InformationalResponse() if announced < ANNOUNCED:
-                announced += 1
-            case _ if event is h11.NEED_DATA:
-                piece = await stream.piece("answer")
-                if len(said) < KEPT:
-                    said += piece
-                http.receive_data(piece)
-            case _:
-                raise stream.unexpected("an answer of HTTP/1", said)
+            line = await stream.line("headers", longest=LONGEST_HEADER)
+        except Unexpected:
+            if stream.ended:
+                return headers
+            raise
+        if not line:
+            return headers
+        if len(headers) == HEADERS:
+            raise stream.unexpected(f"at most {HEADERS} headers", "more", quote=False)
+        text = line.decode("latin-1")
+        if text[0] in " \t" and headers:  # the header before goes on
+            name, value = headers.pop()
+            headers.append((name, f"{value} {text.strip()}"))
+        else:
+            name, _, value = text.partition(":")
+            headers.append((name.strip().lower(), value.strip()))
 
 
-def _check_header(stream: Stream, response: h11.Response, name: str, pattern: str) -> None:
-    raw = name.lower().encode()
-    values = [value.decode("latin-1") for key, value in response.headers if key == raw]
-    if not any(stream.found(pattern, value) for value in values):
+def _check_header(stream: Stream, headers: Headers, name: str, pattern: str) -> None:
+    values = _values(headers, name)
+    if not stream.found(pattern, *values):
         got = f"{name}: {shown(values[0])}" if values else f"no header {name}"
         raise stream.unexpected(f'"{shown(pattern)}" in header {name}', got, quote=bool(values))
 
 
-async def _body(http: h11.Connection, stream: Stream) -> str:
-    """Its first bytes; half a body that ends too early is not what was asked for."""
-    body = b""
-    while len(body) < SEARCHED:
+def _values(headers: Headers, name: str) -> list[str]:
+    return [value for key, value in headers if key == name.lower()]
+
+
+async def _check_body(stream: Stream, asks: Http, status: int, headers: Headers) -> None:
+    body = bytearray()
+    wrong: Unexpected | None = None
+    if asks.method != "HEAD" and status not in NO_BODY:
         try:
-            event = http.next_event()
-        except h11.RemoteProtocolError as error:
-            raise stream.unexpected("a whole body", body) from error
-        if isinstance(event, h11.Data):
-            body += event.data
-        elif event is h11.NEED_DATA:
-            http.receive_data(await stream.piece("whole body"))
-        else:
-            break
-    return body[:SEARCHED].decode("utf-8", "replace")
+            await _read(stream, headers, body)
+        except Unexpected as error:
+            wrong = error
+    text = body.decode("utf-8", "replace")
+    if stream.found(asks.body, text):
+        return
+    got = text or "an empty one"
+    raise wrong or stream.unexpected(f'"{shown(asks.body)}" in the body', got, quote=bool(text))
+
+
+async def _read(stream: Stream, headers: Headers, body: bytearray) -> None:
+    """Into `body`, its first bytes. Raises Unexpected where it is not whole."""
+    codings = ",".join(_values(headers, "Transfer-Encoding")).lower()
+    lengths = [int(value) for value in _values(headers, "Content-Length") if _is_length(value)]
+    if "chunked" in codings:
+        await _read_chunks(stream, body)
+    elif lengths:
+        await _take(stream, body, lengths[0])
+    else:
+        while len(body) < SEARCHED and (piece := await stream.piece("whole body")):
+            body += piece[: SEARCHED - len(body)]
+
+
+def _is_length(value: str) -> bool:
+    return re.fullmatch("[0-9]{1,15}", value) is not None
+
+
+async def _read_chunks(stream: Stream, body: bytearray) -> None:
+    for _ in range(CHUNKS):
+        line = await stream.line("whole body")
+        match = _SIZE.fullmatch(line)
+        if match is None:
+            raise stream.unexpected("the size of a chunk of the body", line)
+        size = int(match[1], 16)
+        if size == 0:
+            return
+        await _take(stream, body, size)
+        if len(body) == SEARCHED:
+            return
+        await stream.line("whole body")
+    raise stream.unexpected(f"a body in at most {CHUNKS} chunks", "more", quote=False)
+
+
+async def _take(stream: Stream, body: bytearray, size: int) -> None:
+    """So many bytes more, as far as they are searched."""
+    wanted = min(len(body) + size, SEARCHED)
+    while len(body) < wanted:
+        piece = await stream.piece("whole body", most=wanted - len(body))
+        if not piece:
+            raise stream.unexpected("a whole body", bytes(body))
+        body += piece

@@ -30,24 +30,28 @@ class Endless(Exception):
     """The search took too long: what the server said is too much for the pattern."""
 
 
-def found(pattern: str, text: str) -> bool:
-    """Raises Endless."""
+def found(pattern: str, *texts: str) -> bool:
+    """In any of the texts; all of them share the time of one search. Raises Endless."""
     global _searching  # as there is one timer of a process, too
     compiled = _compiled(pattern)
     if threading.current_thread() is not threading.main_thread():
-        return compiled.search(text) is not None
+        return any(compiled.search(text) for text in texts)
     if signal.getsignal(signal.SIGVTALRM) is not _stop:
         # For good: a signal that is still under way when its handler is taken off ends the process.
         signal.signal(signal.SIGVTALRM, _stop)
     try:
         _searching = True
         signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
-        if len(text) <= SHORT or not set("*+?{").intersection(pattern):
-            return compiled.search(text) is not None
-        return any(compiled.match(text, place) for place in range(len(text) + 1))
+        return any(_found(compiled, text) for text in texts)
     finally:
         _searching = False
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _found(compiled: re.Pattern[str], text: str) -> bool:
+    if len(text) <= SHORT or not set("*+?{").intersection(compiled.pattern):
+        return compiled.search(text) is not None
+    return any(compiled.match(text, place) for place in range(len(text) + 1))
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

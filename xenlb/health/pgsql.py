@@ -24,7 +24,7 @@ AUTHENTICATED = bytes(4)  # AuthenticationOk
 LONGEST = 4096  # bytes of a message
 MESSAGES = 100  # until the server is ready, at most
 # The class of an error that says who may log in, and no such database.
-ANSWERS = ("28", "3D")
+ANSWERS = (b"28", b"3D")
 
 
 async def probe(target: Target) -> Answer:
@@ -54,11 +54,12 @@ async def _talk(stream: Stream, asks: Pgsql) -> Answer:
 
 async def _error(stream: Stream, message: bytes) -> Answer:
     fields = {part[:1]: part[1:] for part in message.split(b"\0") if part}
-    code, said = shown(fields.get(b"C", b"")), shown(fields.get(b"M", b""))
+    code, said = fields.get(b"C", b""), shown(fields.get(b"M", b""))
     if not code.startswith(ANSWERS):
-        raise Unexpected(f'expected a session with {stream.where}, got {code or "?"} "{said}"')
+        got = shown(code) or "?"
+        raise Unexpected(f'expected a session with {stream.where}, got {got} "{said}"')
     await stream.part()
-    return Answer(up=True, detail=f'{stream.where} answers {code} "{said}"')
+    return Answer(up=True, detail=f'{stream.where} answers {shown(code)} "{said}"')
 
 
 async def _message(stream: Stream, *, first: bool = False) -> tuple[bytes, bytes]:

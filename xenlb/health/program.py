@@ -2,8 +2,8 @@
 
 0 is up, 1 (WARNING) up with its words, 2 (CRITICAL) down. 3 (UNKNOWN), any other status and a
 signal say that the program could not tell: nothing is known then, which takes nobody out of service
-and lets nobody in. A program that does not end is killed with its group when the timeout is over,
-which is down.
+and lets nobody in. A program that does not end is killed with its group and its descendants
+(descendants.py) when the timeout is over, which is down.
 
 It is started without a shell, in a session of its own, as `user`, with two to five variables in its
 environment: XENLB_ADDRESS, XENLB_PORT, XENLB_TYPE, PATH and LANG. Of its output the first line is
@@ -25,7 +25,6 @@ FACTS
 """
 
 import asyncio
-import contextlib
 import os
 import pwd
 import re
@@ -37,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from xenlb.health import descendants
 from xenlb.health.answer import Answer
 from xenlb.health.words import shown
 from xenlb.model.checks import Exec
@@ -168,9 +168,8 @@ class _Started:
     pipes: tuple[IO[bytes], ...]
 
     def kill(self) -> None:
-        """Also what the program started and left, as far as it is in its group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """Also what the program started, and left in its group."""
+        descendants.kill(self.process.pid)
 
     def close(self) -> None:
         self.process.poll()

@@ -1,9 +1,17 @@
-"""Sockets to servers: of which family, and such as all probes of one kind share."""
+"""Sockets to servers: of which family, and such as all probes of one kind share.
+
+FACTS
+
+- An error at once (of socket, connect, send) is this host's. An error that comes later is what the
+  network answered, by ICMP mostly, and the same number can be both: EACCES at once is a route of
+  type prohibit here, EACCES later is ICMPv6 “administratively prohibited”, which firewalls send
+  instead of a refusal (firewalld's default). In IPv4 that is EHOSTUNREACH.
+"""
 
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from xenlb.ipvs.table import IPAddress
@@ -17,9 +25,27 @@ def unconnected(address: IPAddress, kind: socket.SocketKind) -> socket.socket:
     return socket.socket(FAMILY[address.version], kind | socket.SOCK_NONBLOCK)
 
 
+class NetworkError(OSError):
+    """An error that came later: see above."""
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """An error in it is the network's."""
+    try:
+        yield
+    except OSError as error:
+        raise NetworkError(*error.args) from error
+
+
 async def connect(connection: socket.socket, target: Target) -> None:
+    """Raises OSError, NetworkError where this host could ask."""
     address = (str(target.address), target.port)
-    await asyncio.get_running_loop().sock_connect(connection, address)
+    with suppress(BlockingIOError):
+        connection.connect(address)
+        return
+    with later():
+        await asyncio.get_running_loop().sock_connect(connection, address)
 
 
 class Hearing(Protocol):

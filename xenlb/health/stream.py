@@ -9,6 +9,11 @@ FACTS
   With TLS 1.3 there always is something: tickets that follow the handshake. So it is said that
   nothing more comes, and read until the server hangs up as well, for FAREWELL at most. What was
   answered by then stands, however long that takes.
+- A server that closes before it has read all sends a reset behind its answer, as scripts behind
+  inetd do. What came before the reset can be read all the same, also after a send that failed of
+  it. So a reset is the end of the answer; it is an error where nothing came before it.
+- sock_recv does not give way while there is something to read. The loop gets its turn before each
+  read, so that a server that floods does not hold it.
 """
 
 import asyncio
@@ -64,6 +69,12 @@ class Stream:
         self._unread = bytearray()
         self._taken = 0
         self._ended = False
+        self._broken: ConnectionError | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will come."""
+        return self._ended
 
     async def connect(self) -> None:
         with waiting_for("connection"):
@@ -73,21 +84,19 @@ class Stream:
 
     async def send(self, data: bytes) -> None:
         if self._sealed is None:
-            await self._loop.sock_sendall(self._connection, data)
+            await self._write(data)
         else:
             self._sealed.layer.write(data)
             await self._flush(self._sealed)
 
-    async def line(self, what: str) -> bytes:
+    async def line(self, what: str, *, longest: int = LONGEST_LINE) -> bytes:
         """The next line, without its end; `what` it is, for messages."""
         with waiting_for(what):
             while (end := self._unread.find(b"\n")) < 0:
-                if len(self._unread) > LONGEST_LINE or not await self._more():
+                if len(self._unread) > longest or not await self._more():
                     raise self.unexpected(f"a whole line as {what}", bytes(self._unread))
-        if end > LONGEST_LINE:
-            raise self.unexpected(
-                f"a line of at most {LONGEST_LINE} bytes as {what}", "a longer one"
-            )
+        if end > longest:
+            raise self.unexpected(f"a line of at most {longest} bytes as {what}", "a longer one")
         line = bytes(self._unread[:end])
         del self._unread[: end + 1]
         return line.removesuffix(b"\r")
@@ -101,13 +110,13 @@ class Stream:
         del self._unread[:count]
         return data
 
-    async def piece(self, what: str) -> bytes:
-        """What has come, at least a byte; nothing at the connection's end."""
+    async def piece(self, what: str, *, most: int = MOST) -> bytes:
+        """What has come, at least a byte and `most` at most; nothing at the connection's end."""
         with waiting_for(what):
             if not self._unread:
                 await self._more()
-        data = bytes(self._unread)
-        self._unread.clear()
+        data = bytes(self._unread[:most])
+        del self._unread[:most]
         return data
 
     def nothing_unread(self, after: str) -> None:
@@ -132,7 +141,7 @@ class Stream:
                 while not await self._step(sealed, layer.do_handshake):
                     pass
             except ssl.SSLError as error:
-                if isinstance(error, ssl.SSLEOFError):
+                if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
                     raise self.unexpected("a TLS handshake", b"") from error
                 with contextlib.suppress(OSError):  # it may hear why
                     await self._flush(sealed)
@@ -165,14 +174,17 @@ class Stream:
     def unexpected(self, expected: str, got: bytes | str, *, quote: bool = True) -> Unexpected:
         said = shown(got)
         if not said:
-            said = "the end of the connection" if self._ended else "an empty line"
+            said = "an empty line"
+            if self._ended:
+                said = f"{'a reset' if self._broken else 'the end'} of the connection"
         elif quote:
             said = f'"{said}"'
         return Unexpected(f"expected {expected} from {self.where}, got {said}")
 
-    def found(self, pattern: str, text: str) -> bool:
+    def found(self, pattern: str, *texts: str) -> bool:
+        """In any of the texts."""
         try:
-            return found(pattern, text)
+            return found(pattern, *texts)
         except Endless:
             raise Unexpected(
                 f"expected {shown(pattern)} from {self.where}, got what takes too long to search"
@@ -223,7 +235,14 @@ class Stream:
         return True
 
     async def _receive(self) -> bytes:
-        data = await self._loop.sock_recv(self._connection, PIECE)
+        await asyncio.sleep(0)
+        data = b""
+        try:
+            data = await self._loop.sock_recv(self._connection, PIECE)
+        except ConnectionError as error:
+            self._broken = error
+        if not data and self._broken and not self._taken:
+            raise self._broken
         self._taken += len(data)
         if self._taken > MOST:
             raise self.unexpected("an answer", f"more than {MOST // 1024} KiB", quote=False)
@@ -232,7 +251,14 @@ class Stream:
 
     async def _flush(self, sealed: _Sealed) -> None:
         if sealed.outgoing.pending:
-            await self._loop.sock_sendall(self._connection, sealed.outgoing.read())
+            await self._write(sealed.outgoing.read())
+
+    async def _write(self, data: bytes) -> None:
+        """A reset is left to the next read: the answer may have come before it."""
+        try:
+            await self._loop.sock_sendall(self._connection, data)
+        except ConnectionError as error:
+            self._broken = error
 
     async def _nothing_more(self) -> None:
         if self._sealed is not None:

@@ -85,10 +85,11 @@ class Smtp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dns:
-    """One query over UDP, without recursion being asked for unless `recursive`. `expect`: a record
-    of the answer, as a zone file writes its data; empty: any record of that type."""
+    """One query over UDP, without recursion being asked for unless `recursive`. `query` None: any
+    answer will do, but a failure of the server. `expect`: a record of the answer, as a zone file
+    writes its data; empty: any record of that type."""
 
-    query: str = "."
+    query: str | None = None
     record: str = "SOA"
     expect: str = ""
     recursive: bool = False
@@ -161,8 +162,8 @@ class Ldap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mysql:
-    """A log-in as `user`, who needs no right and must have no password, and COM_QUIT; None: the
-    server's greeting only, which the server counts as a failed connection."""
+    """A log-in as `user`, without a password, and COM_QUIT; it must succeed. None: a log-in under
+    the check's own name, whose refusal is an answer, too."""
 
     user: str | None = None
 

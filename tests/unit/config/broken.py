@@ -424,6 +424,8 @@ check: {type: http, status: 399-200}
 check: {type: http, status: [200, 600]}
 check: {type: smtp, expect: 100}
 check: {type: dns, query: a..b} #!; ports: [53/udp]
+check: {type: dns, record: A} #!; ports: [53/udp]
+check: {type: dns, expect: 10.0.0.1} #!; ports: [53/udp]
 check: {type: tls, tls: {verify: false, ca-file: /etc/ca.pem}}
 check: {type: agent, weight: {least: 50%, most: 10%}}
 check: {expect: '*'}

@@ -264,6 +264,7 @@ def test_check(keys: str, expected: Check | None) -> None:
         ("type: redis", Redis()),
         ("type: dns, query: example.org, record: A, expect: 10.0.0.1, recursive: true, port: 53",
          Dns(query="example.org", record="A", expect="10.0.0.1", recursive=True)),
+        ("type: dns, recursive: true, port: 53", Dns(recursive=True)),
         ("type: udp, send: x, expect: y, port: 53", Udp(send="x", expect="y")),
         ("type: icmp", Icmp()),
         ("type: exec, command: [/bin/check, '-H', '$X'], user: daemon",
@@ -522,6 +523,9 @@ def test_a_default_with_meaning_is_used() -> None:
          " service address to ask via (write via: server, or use forwarding: gatewaying)"),
         ("check: [{type: tcp}, {type: dns}]", "4:26: services.mail.check[1]: a check of type dns"
          " needs a udp port, and there is none (add port: NUMBER to the check, or check: none)"),
+        ("check: {type: dns, port: 53, record: A}", "4:42: services.mail.check.record:"
+         " record has no meaning without query (add query: NAME, or remove it: without query any"
+         " answer passes)"),
         ("check: {type: exec, command: /bin/check -p 22 $HOST}",
          "4:34: services.mail.check.command: '/bin/check -p 22 $HOST' would need a shell, and there"
          " is none (write [/bin/check, -p, '22', '$HOST'])"),

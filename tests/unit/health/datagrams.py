@@ -1,6 +1,7 @@
 """A UDP server on loopback in the test's own loop, which answers as it is told."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -30,11 +31,13 @@ class _Protocol(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def answering(answers: Answers, address: str = "127.0.0.1") -> AsyncIterator[int]:
+async def answering(
+    answers: Answers, address: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[int]:
     """The port of a server that gives these answers to a datagram."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(
-        lambda: _Protocol(answers), local_addr=(address, 0)
+        lambda: _Protocol(answers), local_addr=(address, port)
     )
     try:
         yield transport.get_extra_info("sockname")[1]
@@ -65,8 +68,7 @@ def asked(asks: Asks, answers: Answers, address: str = "127.0.0.1", timeout: flo
 
 
 def closed_port() -> int:
-    async def main() -> int:
-        async with answering(lambda _: ()) as port:
-            return port
-
-    return asyncio.run(main())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        port: int = closed.getsockname()[1]
+        return port

@@ -6,7 +6,9 @@ client. At its end the server hangs up, and notes how the client does.
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -41,6 +43,11 @@ class HangUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """Closes with a reset, as a server does that has not read all it was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endless:
     """Says this again and again until the client has gone."""
 
@@ -48,7 +55,7 @@ class Endless:
 
 
 LINE = Hear()
-Step = bytes | Hear | StartTls | Hang | HangUp | Endless
+Step = bytes | Hear | StartTls | Hang | HangUp | Reset | Endless
 Script = Sequence[Step]
 
 
@@ -78,6 +85,12 @@ async def _play(
             case Hang():
                 server.heard += await reader.read()
             case HangUp():
+                return
+            case Reset():
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, linger
+                )
                 return
             case Endless(words=words):
                 while True:

@@ -23,18 +23,26 @@ from xenlb.model.checks import Agent
         (b"up,50%,maxconn:30\n", True, 0.5),
         (b"0%\n", True, 0.0),
         (b"250%\n", True, 2.5),
+        (b"up\t75%\n", True, 0.75),
+        (b"\tready\t,\t50%\t# half\n", True, 0.5),
+        (b"up\x0b75%\x0c\n", True, 0.75),
+        (b"up " + b"x" * 100 + b" 75%\n", True, 0.75),
+        (b"up \x1b[1m 75%\n", True, 0.75),
         (b"down\n", False, None),
+        (b"up\tdown\n", False, None),
         (b"up 75% stopped\n", False, None),
         (b"fail#disk is full\n", False, None),
         (b"up # down the hill\n", True, None),
         (b"", False, None),
-        (b"maxconn:30\n", False, None),
-        (b"7 5 %\n", False, None),
-        (b"\xff\xfe\x00", False, None),
-        ("٧٥%\n".encode(), False, None),
+        (b" \t\r\n", False, None),
+        (b"maxconn:30\n", None, None),
+        (b"7 5 %\n", None, None),
+        (b"\xff\xfe\x00", None, None),
+        (b"# all is well\n", None, None),
+        ("٧٥%\n".encode(), None, None),
     ],
 )
-def test_words(line: bytes, up: bool, share: float | None) -> None:
+def test_words(line: bytes, up: bool | None, share: float | None) -> None:
     answer = understood(line, "a")
     assert (answer.up, answer.share, answer.away) == (up, share, False)
 
@@ -52,9 +60,14 @@ def test_the_reason_is_told() -> None:
     )
     answer = understood(b"HTTP/1.0 400 Bad request\n", "10.0.0.1 port 9")
     assert answer == Answer(
-        up=False,
+        up=None,
         detail='expected up, down or a share from 10.0.0.1 port 9, got "HTTP/1.0 400 Bad request"',
     )
+
+
+def test_what_is_shown_is_made_printable_and_short() -> None:
+    assert understood(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%?[2J"
+    assert len(understood(b"up " + b"x" * 200, "a").detail) < 100
 
 
 def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:

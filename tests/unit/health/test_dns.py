@@ -134,8 +134,50 @@ def test_recursion_is_asked_for_where_it_is_wanted(recursive: bool) -> None:
         seen.append(bool(dns.message.from_wire(data).flags & dns.flags.RD))
         return records(". SOA a. b. 1 2 3 4 5")(data)
 
-    assert asked(Dns(recursive=recursive), answer).up
+    assert asked(Dns(query=".", recursive=recursive), answer).up
     assert seen == [recursive]
+
+
+def answered(
+    rcode: dns.rcode.Rcode, *, question: bool = True
+) -> Callable[[bytes], Iterable[bytes]]:
+    def change(reply: dns.message.Message) -> None:
+        reply.set_rcode(rcode)
+        if not question:
+            reply.question.clear()
+
+    return changed(change)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        answered(dns.rcode.NOERROR),
+        answered(dns.rcode.NXDOMAIN),
+        answered(dns.rcode.REFUSED),
+        answered(dns.rcode.NOTIMP, question=False),
+        answered(dns.rcode.FORMERR, question=False),
+        lambda data: [each + b"more" for each in answered(dns.rcode.REFUSED)(data)],
+    ],
+)
+def test_without_a_query_any_answer_is_up(server: Callable[[bytes], Iterable[bytes]]) -> None:
+    assert asked(Dns(), server) == Answer(up=True, detail="127.0.0.1 port PORT answers queries")
+
+
+@pytest.mark.parametrize(
+    ("server", "got"),
+    [
+        (answered(dns.rcode.SERVFAIL), "SERVFAIL"),
+        (lambda data: [data], "answers to other questions"),
+        (lambda data: [data[:2] + b"nonsense"], "no DNS: "),
+    ],
+)
+def test_without_a_query_a_failure_is_down(
+    server: Callable[[bytes], Iterable[bytes]], got: str
+) -> None:
+    answer = asked(Dns(), lambda data: [*server(data)] * 20)
+    assert not answer.up
+    assert answer.detail.startswith(f"expected an answer from 127.0.0.1 port PORT, got {got}")
 
 
 def test_a_closed_port_is_told_at_once() -> None:

@@ -182,7 +182,7 @@ def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
     async def main() -> Probed:
         results: asyncio.Queue[Probed] = asyncio.Queue()
         runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
-        runner.targets({target(sh(script), 25, timeout=1.0): Health(valid_from=0.0)})
+        runner.targets({target(sh(script), 25, timeout=3.0): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         result = await asyncio.wait_for(results.get(), 20)
         task.cancel()
@@ -191,7 +191,25 @@ def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
 
     result = asyncio.run(main())
     assert not result.up
-    assert result.detail == "/bin/sh did not end within 1 s"
+    assert result.detail == "/bin/sh did not end within 3 s"
+    pids = list(map(int, (folder / "all").read_text().split()))
+    assert len(pids) == 2
+    wait_until(lambda: not any(map(alive, pids)))
+
+
+def test_sessions_of_their_own_end_with_the_program(folder: Path) -> None:
+    """Two, one below the other; the probe is ended once they are there."""
+    inner = f"setsid sleep 600 & echo $! $$ >{folder}/pids; mv {folder}/pids {folder}/all; wait"
+
+    async def main() -> None:
+        task = asyncio.create_task(ask(target(sh(f"setsid sh -c '{inner}' & wait"), 25)))
+        async with asyncio.timeout(60):
+            while not (folder / "all").exists():
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
     pids = list(map(int, (folder / "all").read_text().split()))
     assert len(pids) == 2
     wait_until(lambda: not any(map(alive, pids)))

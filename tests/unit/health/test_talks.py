@@ -14,6 +14,7 @@ from tests.unit.health.servers import (
     Hang,
     HangUp,
     Hear,
+    Reset,
     Script,
     StartTls,
     answer_of,
@@ -26,6 +27,7 @@ from tests.unit.health.servers import (
 from xenlb.health.answer import Answer
 from xenlb.health.runner import HealthRunner
 from xenlb.model.checks import (
+    Agent,
     Asks,
     Http,
     Imap,
@@ -58,11 +60,39 @@ MYSQL_GREETING = (
 )
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+COOKIES = b"".join(b"Set-Cookie: c%d=" % n + b"a" * 4000 + b"\r\n" for n in range(30))
+# After a status line: what browsers, curl and other balancers take.
+SLOPPY = (
+    b"Server : app\r\nContent-Length: 2\r\n\r\nok",
+    b"cache/page.php: no data\r\n\r\n",
+    b"no colon\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n2\r\nok\r\n0\r\n\r\n",
+    b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+    b"\xff\0: \x01\r\n\r\n",
+    COOKIES + b"\r\n",
+    b"X-Half: ",
+)
+
+
+def http_up(asks: Http, rest: bytes) -> tuple[Asks, Script, Answer]:
+    return asks, [*REQUEST, b"HTTP/1.1 200 OK\r\n" + rest], up("WHERE answers 200 OK")
+
+
 def packet(number: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "little") + bytes([number]) + payload
 
 
 MYSQL_LOGIN = Hear(count=4 + 4 + 4 + 1 + 23 + len(b"xenlb\0") + 1 + len(b"caching_sha2_password\0"))
+
+
+def error_of_mysql(code: int, words: str) -> bytes:
+    return b"\xff" + code.to_bytes(2, "little") + b"#28000" + words.encode()
+
+
+def refused_log_in(code: int) -> tuple[Asks, Script, Answer]:
+    script: Script = [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, error_of_mysql(code, "no"))]
+    return Mysql(), script, up(f'WHERE answers {code} "no"')
 
 
 def error_of_postgresql(code: str, words: str) -> bytes:
@@ -209,6 +239,35 @@ def test_the_end_at_once(talk: Talk) -> None:
     assert "got the end of the connection" in answer.detail or "reset" in answer.detail
 
 
+@pytest.mark.parametrize(
+    ("asks", "script", "detail"),
+    [
+        # Neither has read the request when it hangs up.
+        (
+            Http(body="synced"),
+            [b"HTTP/1.0 200 OK\r\n\r\nnode is synced\n", Reset()],
+            "WHERE answers 200 OK",
+        ),
+        (Agent(send="state\n"), [b"up 75%", Reset()], "WHERE says up 75%"),
+        (Redis(), [b"-NOAUTH first\r\n", Reset()], "WHERE answers PING with NOAUTH"),
+        (Pgsql(), [error_of_postgresql("28000", "no"), Reset()], 'WHERE answers 28000 "no"'),
+        (Imap(), [b"* OK ready\r\n", Reset()], "WHERE greets"),
+        (Tcp(send="x", expect="^OK"), [b"OK", Reset()], "WHERE answers as expected"),
+    ],
+)
+def test_what_came_before_a_reset_counts(asks: Asks, script: Script, detail: str) -> None:
+    for _ in range(20):
+        answer, _ = answer_of(asks, script)
+        assert (answer.up, answer.detail) == (True, detail)
+
+
+def test_a_reset_in_the_middle_is_told() -> None:
+    answer, _ = answer_of(Smtp(), [b"220 mail\r\n", LINE, Reset()])
+    assert answer == down(
+        "expected a whole line as answer to EHLO from WHERE, got a reset of the connection"
+    )
+
+
 @EACH
 @pytest.mark.parametrize("words", [b"x" * 4096, b"250-\r\n" * 512, b"\r\n" * 2048, b"\0" * 4096])
 def test_endless_words(talk: Talk, words: bytes) -> None:
@@ -222,7 +281,8 @@ def test_endless_words(talk: Talk, words: bytes) -> None:
 def test_half_an_answer(talk: Talk) -> None:
     said = next(step for step in talk.script if isinstance(step, bytes))
     before = talk.script[: talk.script.index(said)]
-    answer, _ = answer_of(talk.asks, [*before, said[: len(said) // 2]])
+    half = len(said.partition(b"\r\n")[0]) // 2
+    answer, _ = answer_of(talk.asks, [*before, said[:half]])
     assert answer.up is False
     assert answer.detail.startswith("expected ")
 
@@ -363,6 +423,79 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
         [*REQUEST, b"HTTP/1.1 200 OK\r\n\r\n"],
         down('expected "^good$" in header X-Health from WHERE, got no header X-Health'),
     ),
+    *(http_up(Http(), rest) for rest in SLOPPY),
+    (Http(), [*REQUEST, b"HTTP/1.1 200\r\n\r\n"], up("WHERE answers 200")),
+    (Http(), [*REQUEST, b"HTTP/1.0 200 OK\n\n"], up("WHERE answers 200 OK")),
+    (
+        Http(status=((404, 404),)),
+        [*REQUEST, b"HTTP/1.1 200 OK\r\nServer : app\r\n\r\n"],
+        down("expected status 404 from WHERE, got 200 OK"),
+    ),
+    (
+        Http(status=((101, 101),)),
+        [*REQUEST, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n\0\0\6"],
+        up("WHERE answers 101 Switching Protocols"),
+    ),
+    (
+        Http(),
+        [*REQUEST, b"HTTP/1.1 103 Early\r\n\r\n" * 6, Hang()],
+        down('expected an answer of HTTP/1 from WHERE, got "HTTP/1.1 103 Early"'),
+    ),
+    # Where more is asked, headers that are none do not hide those that are.
+    *(
+        http_up(
+            Http(header=("X-Health", "^good$"), body="^ok$"),
+            head + b"X-Health : good\r\n" + rest,
+        )
+        for head, rest in (
+            (b"cache/page.php: no data\r\n", b"Content-Length: 2\r\n\r\nok and more"),
+            (b"no colon\r\nX:a\r\n b\r\n", b"Content-Length: no\r\n\r\nok"),
+            (COOKIES, b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok"),
+            (
+                b"Transfer-Encoding: chunked\r\n" * 2,
+                b"\r\n1 ;a=b\r\no\r\n01\r\nk\r\n0\r\n\r\n",
+            ),
+            (b"", b"Transfer-Encoding: identity\r\n\r\nok"),
+            (b"", b"Transfer-Encoding: gzip,\r\n  Chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        )
+    ),
+    (
+        Http(header=("X-Health", "^good$")),
+        [*REQUEST, b"HTTP/1.1 200 OK\r\nX-Health: good\r\nX-He"],
+        up("WHERE answers 200 OK"),
+    ),
+    (
+        Http(header=("X-Health", "^good$")),
+        [*REQUEST, b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1001, Hang()],
+        down("expected at most 1000 headers from WHERE, got more"),
+    ),
+    (
+        Http(header=("X-Health", "(a+)+$")),
+        [*REQUEST, b"HTTP/1.1 200 OK\r\n" + b"X-Health: aaaaaaaaaaaaaaaaaab\r\n" * 900],
+        down("expected (a+)+$ from WHERE, got what takes too long to search"),
+    ),
+    (
+        Http(body="well"),
+        [*REQUEST, b"HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\nwell"],
+        down('expected "well" in the body from WHERE, got an empty one'),
+    ),
+    (
+        Http(body="well"),
+        [*REQUEST, CHUNKED + b"what\r\n"],
+        down('expected the size of a chunk of the body from WHERE, got "what"'),
+    ),
+    (
+        Http(body="well"),
+        [*REQUEST, CHUNKED + b"1\r\nx\r\n" * 2001, Hang()],
+        down("expected a body in at most 2000 chunks from WHERE, got more"),
+    ),
+    # What has come counts, however it ends.
+    (
+        Http(body="well"),
+        [*REQUEST, b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nall is well"],
+        up("WHERE answers 200 OK"),
+    ),
+    (Http(body="well"), [*REQUEST, CHUNKED + b"b\r\nall is well"], up("WHERE answers 200 OK")),
     # imap, pop3
     (Imap(), [b"* PREAUTH root\r\n", LINE], up("WHERE greets")),
     (
@@ -439,7 +572,27 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
         up('WHERE answers 28P01 "no"'),
     ),
     # mysql
-    (Mysql(), [packet(0, MYSQL_GREETING)], up("WHERE greets as 8.0.36")),
+    (
+        Mysql(),
+        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, b"\0\0\0\2\0\0\0")],
+        up("WHERE lets xenlb in"),
+    ),
+    *(refused_log_in(code) for code in (1044, 1045, 1251, 1698, 1862, 3118, 3159, 4151)),
+    (
+        Mysql(),
+        [packet(0, b"\xff" + (1130).to_bytes(2, "little") + b"Host 'h' is not allowed")],
+        up("WHERE answers 1130 \"Host 'h' is not allowed\""),
+    ),
+    (
+        Mysql(),
+        [packet(0, b"\xff" + (1129).to_bytes(2, "little") + b"Host 'h' is blocked")],
+        down("expected the greeting from WHERE, got error 1129 \"Host 'h' is blocked\""),
+    ),
+    (
+        Mysql(),
+        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, error_of_mysql(1203, "many"))],
+        down('expected the answer to the log-in from WHERE, got error 1203 "many"'),
+    ),
     (
         Mysql(user="xenlb"),
         [packet(0, b"\xff\x10\x04Too many connections")],
@@ -461,9 +614,25 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
         ],
         up("WHERE lets xenlb in"),
     ),
+    # A challenge that is not answered would leave the log-in undecided, which counts.
+    (
+        Mysql(),
+        [
+            *(packet(0, MYSQL_GREETING), MYSQL_LOGIN),
+            *(packet(2, b"\xfedialog\0\x04Password: "), Hear(count=4)),
+            *(packet(4, b"\x01\x04Once more: "), Hear(count=4)),
+            packet(6, error_of_mysql(1045, "Access denied")),
+        ],
+        up('WHERE answers 1045 "Access denied"'),
+    ),
     (
         Mysql(user="xenlb"),
-        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, *[packet(2, b"\x01\x04")] * 9],
+        [packet(0, MYSQL_GREETING), MYSQL_LOGIN, packet(2, b"\x01\x03"), packet(3, b"\0\0\0")],
+        up("WHERE lets xenlb in"),
+    ),
+    (
+        Mysql(user="xenlb"),
+        (packet(0, MYSQL_GREETING), MYSQL_LOGIN, *(packet(2, b"\x01\x04"), Hear(count=4)) * 10),
         down('expected xenlb to be let in from WHERE, got "??"'),
     ),
 ]

@@ -1,11 +1,18 @@
 """The tls check, and what is said of certificates."""
 
+import asyncio
+import contextlib
+import socket
+import ssl
+import warnings
 from pathlib import Path
 
 import pytest
 
 from tests.unit.health.certificates import NAME, certificates
-from tests.unit.health.servers import Hang, HangUp, answer_of, down, up
+from tests.unit.health.servers import Hang, HangUp, answer_of, asked, down, target, up
+from xenlb.health.answer import Answer
+from xenlb.health.certificates import refused
 from xenlb.model.checks import Tls, TlsHandshake
 
 
@@ -60,6 +67,59 @@ def test_no_tls_at_all() -> None:
     assert answer.up is False
     answer, _ = answer_of(asks, [Hang()], timeout=0.2)
     assert answer == down("no TLS handshake within 0.2 s from WHERE")
+
+
+def test_a_server_that_is_too_old() -> None:
+    made = certificates()
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with warnings.catch_warnings(action="ignore"):
+        old.minimum_version = ssl.TLSVersion.TLSv1
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("DEFAULT:@SECLEVEL=0")
+    old.load_cert_chain(made.directory / "good.pem", made.directory / "good.key")
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(ssl.SSLError):
+            old.wrap_socket(connection, server_side=True)
+
+    async def main() -> Answer:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(asyncio.to_thread(serve, listener))
+            port = listener.getsockname()[1]
+            answer = await asked(target(TlsHandshake(tls=Tls(verify=False)), port))
+            await serving
+            return Answer(up=answer.up, detail=answer.detail.replace(str(port), "PORT"))
+
+    assert asyncio.run(main()) == down(
+        "expected a TLS handshake from 127.0.0.1 port PORT, got an error of it:"
+        " tlsv1 alert protocol version (TLS 1.2 or later is needed)"
+    )
+
+
+def test_a_server_that_hangs_up_in_the_handshake() -> None:
+    """What asyncio's servers do after an error of theirs: close_notify and no alert."""
+    made = certificates()
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(made.directory / "good.pem", made.directory / "good.key")
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")  # the certificate's key is not RSA's
+    answer, _ = answer_of(TlsHandshake(tls=Tls(verify=False)), [], tls=old)
+    assert answer.up is False
+    assert answer.detail.startswith("expected a TLS handshake from WHERE, got ")
+    assert "_ssl.c" not in answer.detail
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ssl.SSLError(1, "[SSL] record layer failure (_ssl.c:1006)"), "[SSL] record layer failure"),
+        (ssl.SSLError("no cipher\x1b match"), "no cipher? match"),
+        (ssl.SSLError(), "SSLError"),
+    ],
+)
+def test_an_error_without_a_reason_is_told_by_its_text(error: ssl.SSLError, words: str) -> None:
+    assert refused(error, Tls()) == ("a TLS handshake", f"an error of it: {words}")
 
 
 @pytest.mark.parametrize(

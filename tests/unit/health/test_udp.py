@@ -4,7 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.unit.health.datagrams import asked, closed_port, target
+from tests.unit.director.netns import in_own_network
+from tests.unit.health.datagrams import answering, asked, closed_port, target
+from tests.unit.health.peer import PEER, PEER6, peer
+from tests.unit.health.virtual import run
 from xenlb.health.answer import Answer
 from xenlb.health.ask import ask
 from xenlb.model.checks import Udp
@@ -52,3 +55,58 @@ def test_an_answer_that_is_too_much_for_the_pattern_is_down() -> None:
     answer = asked(Udp(send="x", expect="(a*)*b"), lambda _: [b"a" * 9000])
     assert answer.up is False
     assert "got what takes too long to search" in answer.detail
+
+
+def test_a_port_that_has_refused_is_up_after_three_silences() -> None:
+    """A datagram every five seconds, as the agent asks."""
+
+    async def main() -> list[bool | None]:
+        port = closed_port()
+        asks = target(Udp(send="x"), port, timeout=1.0)
+        said = [(await ask(asks)).up for _ in range(2)]
+        async with answering(lambda _: (), port=port):
+            for _ in range(4):
+                await asyncio.sleep(5)
+                said.append((await ask(asks)).up)
+        return said
+
+    assert run(main()) == [False, False, False, False, True, True]
+
+
+def test_an_answer_after_a_refusal_is_up_at_once() -> None:
+    async def main() -> list[bool | None]:
+        port = closed_port()
+        asks = target(Udp(send="x"), port, timeout=1.0)
+        said = [(await ask(asks)).up]
+        async with answering(lambda _: [b"here"], port=port):
+            said.append((await ask(asks)).up)
+        return said
+
+    assert asyncio.run(main()) == [False, True]
+
+
+@pytest.mark.parametrize("address", [PEER, PEER6])
+@in_own_network
+def test_of_twenty_dead_ports_none_is_up(address: str) -> None:
+    """The kernel's own limit: it refuses six at once, then one a second."""
+    dead = [target(Udp(), port, address, timeout=0.4) for port in range(2001, 2021)]
+
+    async def main() -> list[bool | None]:
+        rounds = [await asyncio.gather(*map(ask, dead)) for _ in range(4)]
+        return [answer.up for answers in rounds for answer in answers]
+
+    with peer():
+        said = asyncio.run(main())
+        assert True not in said
+        assert said.count(False) >= 6
+
+
+@in_own_network
+def test_a_live_port_beside_a_dead_one_is_up() -> None:
+    with peer(listens=2001):
+        asks = [target(Udp(), port, PEER, timeout=3.0) for port in (2001, 2002)]
+
+        async def main() -> list[bool | None]:
+            return [answer.up for answer in await asyncio.gather(*map(ask, asks))]
+
+        assert asyncio.run(main()) == [True, False]
