@@ -214,6 +214,35 @@ def spread(client: NetNs, target: str, count: int, *options: str) -> dict[str, i
     return dict(burst(client, target, count, *options)["by_server"])
 
 
+ASK = f"""
+import socket
+for last in range(100, 108):
+    with socket.create_connection(("{VIP}", 80), 10, (f"192.0.2.{{last}}", 0)) as asking:
+        asking.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        reply = b"".join(iter(lambda: asking.recv(4096), b""))
+        print("web1" if b"web1" in reply else "web2")
+"""
+
+
+@pytest.mark.parametrize("scheduler", ["sh", "mh", "dh", "lblc"])
+def test_a_drain_refuses_no_client_of_a_hash_scheduler(
+    scheduler: str, lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, ...]
+) -> None:
+    """Eight clients; the guest that serves more of them is drained."""
+    lab.write("/run/lab/ask-from-each.py", ASK)
+    ask = "/usr/bin/python3 /run/lab/ask-from-each.py"
+    agent.use(config(web(scheduler=scheduler)))
+    agent.wait_kernel(WEB, BOTH)
+    before = client.out(ask).split()
+    drained = max(("web1", "web2"), key=before.count)
+    agent.xenlb("drain", drained)
+    assert set(client.out(ask).split()) == {"web1", "web2"} - {drained}
+    agent.xenlb("undrain", drained)
+    agent.wait_kernel(WEB, BOTH)
+    if scheduler != "lblc":  # that keeps a destination where it is
+        assert drained in client.out(ask).split()
+
+
 # Every method, at once ----------------------------------------------------------------------------
 
 

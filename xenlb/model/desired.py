@@ -7,7 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from xenlb.ipvs.table import Entry, Server, ServerKey, Service, ServiceKey, Table
+from xenlb.ipvs.table import (
+    Entry,
+    SchedulerFlags,
+    Server,
+    ServerKey,
+    Service,
+    ServiceKey,
+    Table,
+)
 from xenlb.model.events import Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, Judged
@@ -231,9 +239,10 @@ def desired(services: Iterable[ServiceSettings], state: State, now: float) -> Ta
                 servers[candidate.service][candidate.slot.server] = server_of(
                     service, candidate.slot.server, weight
                 )
-        for key, members in servers.items():
+        for key, own in servers.items():
+            members = _with_sorry(service, key, own)
             entries[key] = Entry(
-                service=service_of(service, key), servers=_with_sorry(service, key, members)
+                service=service_of(service, key, members.values()), servers=members
             )
     return Table(entries=entries)
 
@@ -248,11 +257,22 @@ def _with_sorry(
     return {sorry: server_of(service, sorry, 1)} | servers  # one of them that drains keeps 0
 
 
-def service_of(service: ServiceSettings, key: ServiceKey) -> Service:
+# Schedulers that hash a client to a server and refuse the client while that server has weight 0,
+# unless this flag tells them to look for another one.
+FALLBACK = {"sh": SchedulerFlags.ONE, "mh": SchedulerFlags.ONE}
+# dh has no such flag. lblc sends a destination to one server, too, but never to one of weight 0.
+STAND_IN = {"dh": "lblc"}
+
+
+def service_of(service: ServiceSettings, key: ServiceKey, servers: Iterable[Server]) -> Service:
+    """The kernel service, such that each client of a server with weight 0 gets another server."""
+    scheduler = service.scheduler
+    if scheduler in STAND_IN and any(server.weight == 0 for server in servers):
+        scheduler = STAND_IN[scheduler]
     return Service(
         key=key,
-        scheduler=service.scheduler,
-        flags=service.flags,
+        scheduler=scheduler,
+        flags=service.flags | FALLBACK.get(service.scheduler, SchedulerFlags.NONE),
         one_packet=service.one_packet,
         persistence=service.persistence,
         prefix=service.prefix,
