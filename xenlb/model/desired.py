@@ -23,6 +23,9 @@ from xenlb.model.inside import lacking
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Admission, Candidate, State
 
+# Seconds: a large weight does not make thousands of steps, each of which is a round of the owner.
+SHORTEST_STEP = 0.1
+
 
 class ServerPhase(StrEnum):
     """What status says of a server."""
@@ -199,9 +202,12 @@ def _ramped(
     passed = max(0.0, now - admission.at)
     if passed >= service.slow_start:
         return weight, None
+    steps = min(weight, max(1, int(service.slow_start / SHORTEST_STEP)))
     # A trifle more, so that at the time a step is due, as reckoned here, it is taken.
-    step = max(1, int(weight * passed / service.slow_start + 1e-6))
-    return step, admission.at + service.slow_start * (step + 1) / weight
+    done = int(steps * passed / service.slow_start + 1e-6)
+    if steps == weight:
+        done = max(1, done)  # the first step is to weight 1, and taken at once
+    return max(1, weight * done // steps), admission.at + service.slow_start * (done + 1) / steps
 
 
 def next_deadline(state: State, now: float) -> float | None:
