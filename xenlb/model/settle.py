@@ -195,7 +195,7 @@ def _admitted(
         before = _before(slot, guest, state)
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
             if before is not None:
-                admitted[slot] = apart.ended(before, candidate, state)
+                admitted[slot] = _quieted(apart.ended(before, candidate, state), at)
             continue
         verdict = state.verdict(candidate, service)
         up = True if verdict is None else verdict.up
@@ -207,10 +207,14 @@ def _admitted(
             able += candidate.weight
         if before is None:
             if up and (guest is None or not lacking(service, guest)):
-                admitted[slot] = fresh
+                admitted[slot] = fresh if weight else replace(fresh, quiet=0.0)
                 staying += weight
             continue
         admitted[slot] = apart.ended(before, candidate, state)
+        if up is None or weight == 0 or before.quiesced:
+            admitted[slot] = _quieted(admitted[slot], at)
+        elif before.quiet is not None:
+            admitted[slot] = replace(admitted[slot], quiet=None)
         if up:
             staying += weight
             if before.quiesced:
@@ -229,12 +233,17 @@ def _admitted(
             case OnFailure.REMOVE:
                 del admitted[slot]
             case OnFailure.QUIESCE:
-                admitted[slot] = replace(admitted[slot], ramp=False, quiesced=True)
+                entry = replace(admitted[slot], ramp=False, quiesced=True)
+                admitted[slot] = _quieted(entry, at)
     if fresh.ramp and not serve:  # the first needs all its weight now
         for slot, entry in admitted.items():
             if entry is fresh:
                 admitted[slot] = replace(entry, ramp=False)
     return admitted, len(leaving) < len(failing)
+
+
+def _quieted(entry: Admission, at: float) -> Admission:
+    return entry if entry.quiet is not None else replace(entry, quiet=at)
 
 
 def _let_back(

@@ -41,12 +41,14 @@ class Candidate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
-    it failed its check since, and on-failure says that it stays without new connections. `apart`:
-    the verdicts that it has for itself, all of them up; see apart.py."""
+    it failed its check since, and on-failure says that it stays without new connections. `quiet`:
+    since when its weight is 0, None while it is not. `apart`: the verdicts that it has for itself,
+    all of them up; see apart.py."""
 
     at: float
     ramp: bool = False
     quiesced: bool = False
+    quiet: float | None = None
     apart: Mapping[Target, Health] = field(default_factory=dict)
 
 

@@ -107,8 +107,8 @@ class Desk:
             )
         )
 
-    def weights(self) -> dict[str, int]:
-        entry = self.kernel.read().table.entries.get(KEY)
+    def weights(self, service: ServiceSettings = SERVICE) -> dict[str, int]:
+        entry = self.kernel.read().table.entries.get(service.kernel_keys()[0])
         return {} if entry is None else {str(k.address): s.weight for k, s in entry.servers.items()}
 
     def told(self) -> str:

@@ -17,9 +17,10 @@ from tests.fakes.kernel import FakeKernel
 from tests.unit.agent.test_agent import SERVICE, SETTINGS, Desk, agent_at_work, guest, listed
 from tests.unit.health import virtual
 from xenlb import agent as agent_module
+from xenlb.ipvs.table import Protocol
 from xenlb.model.drain import Outcome
 from xenlb.model.events import Ask, Asked, DrainAsked, Event
-from xenlb.model.settings import DrainPolicy, ServiceSettings
+from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
 
 
 class Loop(virtual.VirtualLoop):
@@ -54,6 +55,7 @@ class Rule:
 
 
 UNCHECKED = replace(SERVICE, checks=())
+UDP = Port(number=25, protocol=Protocol.UDP)
 RAMP = {0.5: 1, 3.9: 1, 4.1: 2, 5.9: 2, 6.1: 3, 9.9: 4, 10.1: 5, 19.9: 9, 20.1: 10}
 
 
@@ -79,6 +81,11 @@ RULES = {
         service=replace(UNCHECKED, drain=DrainPolicy(shutdown_grace=30.0)),
         event=lambda at: Asked(at=at, guest=guest(1), incarnation=5, ask=Ask.POWEROFF),
         weights={0.1: 0, 29.9: 0, 30.1: 1},
+    ),
+    "UDP that leaves a drained guest": Rule(
+        service=replace(UNCHECKED, ports=(UDP,), drain=DrainPolicy(udp=7.0)),
+        event=drain(60.0),
+        weights={0.1: 0, 6.9: 0, 7.1: None, 30.0: None},
     ),
     "the deadline of a drain": Rule(
         service=UNCHECKED,
@@ -107,7 +114,7 @@ def test_the_time_alone_brings_what_is_due(
             seen = {}
             for second in rule.weights:
                 await asyncio.sleep(began + second - virtual.now())
-                seen[second] = desk.weights().get("10.0.0.11")
+                seen[second] = desk.weights(rule.service).get("10.0.0.11")
             assert seen == rule.weights
             assert rule.holds(desk)
             assert "drift" not in desk.told()
