@@ -47,9 +47,8 @@ def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
 def _membership(
     service: ServiceSettings, name: str, uuid: UUID, metadata: tuple[MetadataService, ...]
 ) -> Membership | None:
-    """By the first entry of `servers` that means the guest; by its metadata, where allowed."""
-    text = str(uuid)
-    member = next((member for member in service.servers if member.matches(name, text)), None)
+    """By an entry of `servers`; by its metadata, where allowed."""
+    member = _entry(service, name, uuid)
     entry = None
     if service.from_metadata:
         entry = next((entry for entry in metadata if entry.name == service.name), None)
@@ -109,8 +108,14 @@ def addresses_of(state: State, guest: Guest) -> dict[str, IPAddress]:
 
 def side_of(service: ServiceSettings, name: str, uuid: UUID) -> GuestSide:
     """What a service says of the inside of the guest of that libvirt name."""
-    member = next((member for member in service.servers if member.matches(name, str(uuid))), None)
-    return _side(service, member)
+    return _side(service, _entry(service, name, uuid))
+
+
+def _entry(service: ServiceSettings, name: str, uuid: UUID) -> Member | None:
+    """The first entry of `servers` that is the guest's own; else the first whose pattern fits."""
+    text = str(uuid)
+    mine = [member for member in service.servers if member.matches(name, text)]
+    return next((member for member in mine if member.names(name, text)), mine[0] if mine else None)
 
 
 def _side(service: ServiceSettings, member: Member | None) -> GuestSide:
