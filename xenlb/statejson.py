@@ -295,6 +295,7 @@ def _guest(guest: Guest) -> dict[str, Any]:
         "drain": _drain(guest.drain),
         "drained": _drain(guest.drained),
         "found": [[str(found.address), found.source.value] for found in guest.found],
+        "given_up": sorted(str(address) for address in guest.given_up),
         # A guest that joined by its metadata is a member before libvirt has been asked again.
         "metadata": [
             [entry.name, entry.weight, entry.address and str(entry.address)]
@@ -324,6 +325,7 @@ def _read_guest(item: dict[str, Any]) -> Guest:
             Found(address=ip_address(address), source=Source(source))
             for address, source in item["found"]
         ),
+        given_up=frozenset(ip_address(text) for text in item.get("given_up", ())),
         metadata=tuple(
             MetadataService(name=name, weight=weight, address=address and ip_address(address))
             for name, weight, address in item["metadata"]

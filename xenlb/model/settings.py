@@ -114,8 +114,9 @@ def uuid_text(text: str) -> str | None:
 class Member:
     """One entry of `servers`: a guest (libvirt name pattern or UUID) or a host (address).
 
-    `address` is the configured address of a guest, None where it is discovered; `side` what is
-    said of the inside of this guest, None where it is the service's.
+    `address` is the configured address of a guest, None where it is discovered, and then within
+    `network` if there is one; `side` what is said of the inside of this guest, None where it is the
+    service's.
     """
 
     guest: str | None = None
@@ -123,6 +124,7 @@ class Member:
     address: IPAddress | None = None
     weight: int | None = None
     side: GuestSide | None = None
+    network: IPNetwork | None = None
 
     def names(self, name: str, uuid: str) -> bool:
         """Whether this is exactly the guest of that libvirt name and UUID, not one of a pattern."""

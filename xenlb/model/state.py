@@ -28,7 +28,8 @@ class Slot:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A server that a service may have. `slot` None: its address is not known, `why` says more.
-    `targets`: one for each check of the service, in their order."""
+    `targets`: one for each check of the service, in their order. `others`: the same server at the
+    other addresses of its guest; they are probed as long as this one does not pass."""
 
     owner: GuestId | None
     service: ServiceKey
@@ -36,6 +37,7 @@ class Candidate:
     targets: tuple[Target, ...]
     weight: int
     why: str = ""
+    others: tuple["Candidate", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,11 +180,14 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
         assert again.state == seen.state, seen.event
         asked: dict[Target, dict[str, tuple[Candidate, ...]]] = {}
         for service, candidate, _, guest in servers(seen.state):
-            for target in (
-                candidate.targets if guest is None or guest.phase is not Phase.ABSENT else ()
-            ):
-                by = asked.setdefault(target, {})
-                by[service.name] = (*by.get(service.name, ()), candidate)
+            if guest is not None and guest.phase is Phase.ABSENT:
+                continue
+            verdict = seen.state.verdict(candidate, service)
+            passes = verdict is None or verdict.up
+            for each in (candidate, *(() if passes else candidate.others)):
+                for target in each.targets:
+                    by = asked.setdefault(target, {})
+                    by[service.name] = (*by.get(service.name, ()), each)
         assert seen.state.asked == asked
         assert set(seen.state.health) == set(asked)
 
