@@ -86,6 +86,9 @@ class Agent:
         self._swept = False  # the whole table was brought in line after the last read
         self._withheld = False  # services wait for a fresh read until they are removed
         self.round_at = clock.now()
+        # When the state changes by itself. Reckoned from the time of the last round: from a later
+        # one, a step that has come due in between would be passed over.
+        self._due = next_deadline(self.state, self.round_at)
 
     # --- what others call ------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class Agent:
         times = [
             now + PULSE,
             None if self._reading is not None else self._resync_at,
-            next_deadline(self.state, now),
+            self._due,
             None if self.kernel_problem else self.reconciler.retry_at(),
         ]
         first = min(at for at in times if at is not None)
@@ -179,11 +182,11 @@ class Agent:
         events = self._next()
         names: set[str] | None = set()
         notes: list[Note] = []
-        deadline = next_deadline(self.state, clock.now())
-        if deadline is not None and deadline <= clock.now():
-            events.append(Tick(at=clock.now()))
+        now = clock.now()
+        if self._due is not None and self._due <= now:
+            events.append(Tick(at=now))
         alone = all(isinstance(event, Probed) for event in events)
-        heard, taken, until = float("inf"), 0, clock.now() + (RESULTS_TIME if alone else 0.0)
+        heard, taken, until = float("inf"), 0, now + (RESULTS_TIME if alone else 0.0)
         late: list[Event] = []
         for event in events:
             if isinstance(event, Probed):
@@ -197,6 +200,7 @@ class Agent:
             notes += result.notes
             names = None if names is None or result.services is None else names | result.services
         self._queue.extendleft(reversed(late))
+        self._due = next_deadline(self.state, now)
         # The kernel first: writing a log may take its time.
         notes += self._apply(names, heard if events else None)
         self._save()

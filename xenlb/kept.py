@@ -151,19 +151,21 @@ def _member(member: Member) -> Any:
         return str(member.host)
     host, address = member.host and str(member.host), member.address and str(member.address)
     side = member.side and _side(member.side)
-    return [member.guest, host, address, member.weight, side]
+    network = member.network and str(member.network)
+    return [member.guest, host, address, member.weight, side, network]
 
 
 def _read_member(item: Any) -> Member:
     if isinstance(item, str):
         return Member(host=_address(item))
-    guest, host, address, weight, side = item
+    guest, host, address, weight, side, network = item
     return Member(
         guest=guest,
         host=host and _address(host),
         address=address and _address(address),
         weight=weight,
         side=side and _read_side(side),
+        network=network and ip_network(network),
     )
 
 

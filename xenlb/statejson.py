@@ -103,6 +103,7 @@ def _admitted(some: list[tuple[Slot, Admission]]) -> list[Any]:
             *(_key(key), port, _owner(owner), entry.at, entry.ramp, entry.quiesced),
             _verdicts(entry.apart.items()),
             [_address(slot.server) for slot, _ in same],
+            entry.quiet,
         ]
         for (key, port, owner, entry), same in groupby(
             some,
@@ -126,10 +127,15 @@ def decode(found: dict[str, Any]) -> Saved:
         service = keys[tuple(key)]
         servers.update(((service, server[text, port]), str(uri)) for text in addresses)
     admitted: dict[Slot, Admission] = {}
-    for key, port, owner, at, ramp, quiesced, apart, addresses in data["admitted"]:
+    for key, port, owner, at, ramp, quiesced, apart, addresses, *since in data["admitted"]:
         service, guest = keys[tuple(key)], _read_owner(owner)
+        quiet = since[0] if since else None  # older files have none
         admission = Admission(
-            at=float(at), ramp=bool(ramp), quiesced=bool(quiesced), apart=_read_verdicts(apart)
+            at=float(at),
+            ramp=bool(ramp),
+            quiesced=bool(quiesced),
+            quiet=None if quiet is None else float(quiet),
+            apart=_read_verdicts(apart),
         )
         for text in addresses:
             slot = Slot(owner=guest, service=service, server=server[text, port])
@@ -289,6 +295,7 @@ def _guest(guest: Guest) -> dict[str, Any]:
         "drain": _drain(guest.drain),
         "drained": _drain(guest.drained),
         "found": [[str(found.address), found.source.value] for found in guest.found],
+        "given_up": sorted(str(address) for address in guest.given_up),
         # A guest that joined by its metadata is a member before libvirt has been asked again.
         "metadata": [
             [entry.name, entry.weight, entry.address and str(entry.address)]
@@ -318,6 +325,7 @@ def _read_guest(item: dict[str, Any]) -> Guest:
             Found(address=ip_address(address), source=Source(source))
             for address, source in item["found"]
         ),
+        given_up=frozenset(ip_address(text) for text in item.get("given_up", ())),
         metadata=tuple(
             MetadataService(name=name, weight=weight, address=address and ip_address(address))
             for name, weight, address in item["metadata"]

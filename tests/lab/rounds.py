@@ -35,7 +35,7 @@ services:
   web:
     address: {vip}
     ports: [80]
-    scheduler: rr
+    scheduler: {scheduler}
     forwarding: {method}
     check: {{type: tcp, {check}}}
     drain: {{timeout: 60s}}

@@ -19,7 +19,7 @@ LISTEN = 'guests: {listen: "10.0.0.1:7371"}'
 UNIT = "xenlb-hold.service"
 
 
-def uml_stage(lab: UmlLab, method: str, *, hold: bool) -> Stage:
+def uml_stage(lab: UmlLab, method: str, *, hold: bool, scheduler: str = "rr") -> Stage:
     """With xenlb, run from the checkout."""
     lab.start_libvirtd()
     config = rounds.CONFIG.format(
@@ -27,6 +27,7 @@ def uml_stage(lab: UmlLab, method: str, *, hold: bool) -> Stage:
         guests=LISTEN,
         method=method,
         vip=VIP,
+        scheduler=scheduler,
         check="interval: 1s, timeout: 900ms, fall: 10",
     )
     agent = LabAgent(lab, config)
@@ -69,6 +70,7 @@ def xen_stage(lab: XenLab, method: str, *, hold: bool) -> Stage:
         guests="",
         method=method,
         vip=VIP,
+        scheduler="rr",
         check="interval: 5s, timeout: 4s",
     )
     agent = ServiceAgent(lab, config)

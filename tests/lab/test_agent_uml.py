@@ -214,6 +214,66 @@ def spread(client: NetNs, target: str, count: int, *options: str) -> dict[str, i
     return dict(burst(client, target, count, *options)["by_server"])
 
 
+ASK = f"""
+import socket
+for last in range(100, 108):
+    with socket.create_connection(("{VIP}", 80), 10, (f"192.0.2.{{last}}", 0)) as asking:
+        asking.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        reply = b"".join(iter(lambda: asking.recv(4096), b""))
+        print("web1" if b"web1" in reply else "web2")
+"""
+
+
+@pytest.mark.parametrize("scheduler", ["sh", "mh", "dh", "lblc"])
+def test_a_drain_refuses_no_client_of_a_hash_scheduler(
+    scheduler: str, lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, ...]
+) -> None:
+    """Eight clients; the guest that serves more of them is drained."""
+    lab.write("/run/lab/ask-from-each.py", ASK)
+    ask = "/usr/bin/python3 /run/lab/ask-from-each.py"
+    agent.use(config(web(scheduler=scheduler)))
+    agent.wait_kernel(WEB, BOTH)
+    before = client.out(ask).split()
+    drained = max(("web1", "web2"), key=before.count)
+    agent.xenlb("drain", drained)
+    assert set(client.out(ask).split()) == {"web1", "web2"} - {drained}
+    agent.xenlb("undrain", drained)
+    agent.wait_kernel(WEB, BOTH)
+    if scheduler != "lblc":  # that keeps a destination where it is
+        assert drained in client.out(ask).split()
+
+
+def test_udp_flows_leave_a_drained_guest(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, ...]
+) -> None:
+    """Two clients, each from a port of its own; one of them is at the guest that is drained."""
+
+    def served_by(port: int) -> str:
+        ports = f"{port}-{port}"
+        command = [*lab.traffic, "client", f"{GATEWAYED}:53", "--rate=5", "--count=3", "--udp"]
+        out = client.run([*command, "--bind=192.0.2.100", f"--reuse-ports={ports}"]).out
+        summary = json.loads(out.partition("\n")[2])
+        assert summary["failures"] == []
+        (name,) = summary["by_server"]
+        return str(name)
+
+    check = CHECK.replace("interval", "port: 80, interval")
+    agent.use(
+        config(
+            f"  names: {{address: {GATEWAYED}, ports: [53/udp], forwarding: gatewaying,"
+            f" scheduler: rr, check: {check}, servers: {GUESTS}, drain: {{udp: 2s}}}}\n"
+        )
+    )
+    service, servers = f"-u {GATEWAYED}:53", {f"10.0.0.{n}:53": ("-g", 1) for n in (11, 12)}
+    agent.wait_kernel(service, servers)
+    assert {served_by(port) for port in (5300, 5301)} == {"web1", "web2"}
+    assert agent.xenlb("drain", "web1").out.splitlines()[-1] == "web1 is drained"
+    assert {served_by(port) for port in (5300, 5301)} == {"web2"}
+    assert "10.0.0.11:53" not in lab.out("ipvsadm -Lcn")
+    agent.xenlb("undrain", "web1")
+    agent.wait_kernel(service, servers)
+
+
 # Every method, at once ----------------------------------------------------------------------------
 
 

@@ -388,7 +388,7 @@ class Player:
         return Listed(at=self.now, uri=uri, asked=asked, guests=tuple(guests))
 
     def _counted(self, words: list[str]) -> Counted:
-        """`GUEST=ACTIVE[/INACTIVE] …`: so many connections each of its servers has."""
+        """`GUEST=ACTIVE[/INACTIVE] …`: so many connections each of its servers in the table has."""
         counters: dict[ServiceKey, dict[ServerKey, Counters]] = {}
         for word in words:
             name, _, value = word.partition("=")
@@ -397,7 +397,8 @@ class Player:
                 active_connections=int(active), inactive_connections=int(inactive or 0)
             )
             for slot in self.state.admitted:
-                if slot.owner == self._guest(name):
+                mine = slot.owner == self._guest(name)
+                if mine and self.table.server(slot.service, slot.server) is not None:
                     counters.setdefault(slot.service, {})[slot.server] = count
         return Counted(at=self.now, counters=counters)
 

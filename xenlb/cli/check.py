@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xenlb.cli.options import Options, as_json, given
-from xenlb.config import ConfigError, load
+from xenlb.config import ConfigError, load, notes
 from xenlb.control.protocol import FAILED
 from xenlb.model.problem import Problem
 
@@ -20,17 +20,22 @@ def check(options: Options, file: Path | None, *, as_json: bool) -> int:
     """Validates the configuration (or FILE) and prints every problem of it."""
     file = file or options.config
     problems: tuple[Problem, ...] = ()
+    said: tuple[str, ...] = ()
     services = 0
     try:
-        services = len(load(file).services)
+        settings = load(file)
+        services, said = len(settings.services), notes(settings)
     except ConfigError as error:
         problems = error.problems
     if as_json:
         found = [asdict(problem) for problem in problems]
-        click.echo(json.dumps({"file": str(file), "problems": found}, indent=2))
+        answer = {"file": str(file), "problems": found} | ({"notes": list(said)} if said else {})
+        click.echo(json.dumps(answer, indent=2))
     elif problems:
         for problem in problems:
             click.echo(problem)
     else:
         click.echo(f"{file}: {services} service{'s' * (services != 1)}, no problem")
+        for note in said:
+            click.echo(f"note: {note}")
     return FAILED if problems else 0

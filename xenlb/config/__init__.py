@@ -3,8 +3,9 @@
 watch.py, which tells of changes of the file, is imported by who needs it: it loads watchdog.
 """
 
+from xenlb.config.advice import notes
 from xenlb.config.loader import load, parse
 from xenlb.config.nodes import decode
 from xenlb.model.problem import ConfigError
 
-__all__ = ["ConfigError", "decode", "load", "parse"]
+__all__ = ["ConfigError", "decode", "load", "notes", "parse"]

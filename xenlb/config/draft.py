@@ -19,7 +19,7 @@ from xenlb.ipvs.table import (
     TunnelType,
     family_of,
 )
-from xenlb.model.settings import DrainPolicy, OnFailure, Port
+from xenlb.model.settings import DrainPolicy, IPNetwork, OnFailure, Port
 
 
 class MemberDraft(NamedTuple):
@@ -28,6 +28,7 @@ class MemberDraft(NamedTuple):
     address: Value[IPAddress | None]
     weight: Value[int | None]
     side: SideDraft | None
+    network: Value[IPNetwork | None] = Value(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ DEFAULT_KEYS: Final = (
     "guest-side",
 )
 SERVICE_KEYS: Final = OWN_KEYS + DEFAULT_KEYS
-SERVER_KEYS: Final = ("guest", "host", "address", "weight", "guest-side")
+SERVER_KEYS: Final = ("guest", "host", "address", "network", "weight", "guest-side")
 TUNNEL_KEYS: Final = ("type", "port", "checksum")
 DRAIN_KEYS: Final = ("timeout", "until", "udp", "shutdown-grace")
 
@@ -251,7 +251,12 @@ def _member(cursor: Cursor, sides: Fields) -> MemberDraft:
         side=None
         if own_side is None
         else side.read(Fields(own=keys_of(own_side, side.SIDE_KEYS), inherited=behind)),
+        network=fields.read("network", lambda c: c.parsed(values.network), None),
     )
+    if member.network.given and (member.host.given or member.address.given):
+        fields.own["network"].wrong(
+            "the network is where an address is looked for, and this server has one", "remove it"
+        )
     if own_side is not None and member.host.given:
         own_side.wrong("a host is no guest, so nothing is put into it", "remove guest-side")
     if member.guest.given and member.host.given:

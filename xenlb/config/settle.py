@@ -174,4 +174,5 @@ def _member_of(member: MemberDraft) -> Member:
         address=member.address.value,
         weight=member.weight.value,
         side=None if member.side is None else member.side.settings(),
+        network=member.network.value,
     )

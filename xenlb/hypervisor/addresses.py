@@ -301,7 +301,29 @@ def _look_at(connection: Connection, uuid: UUID) -> _Seen:
             log.debug("%s: %s", uuid, error)
             return _Seen()
     leases = _texts(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
+    if len(leases) > 1:  # of one MAC address, perhaps, by two client identifiers
+        expiry = _expiry(connection, found)
+        leases.sort(key=lambda text: -expiry.get(text, 0))
     return _Seen(interfaces=found, leases=tuple(leases))
+
+
+def _expiry(connection: Connection, found: Iterable[Interface]) -> dict[str, int]:
+    """When each lease of these interfaces runs out, by its address: the newest is the last to."""
+    times: dict[str, int] = {}
+    for each in found:
+        if each.network is None or each.mac is None:
+            continue
+        try:
+            with asking():
+                leases = connection.networkLookupByName(each.network).DHCPLeases(each.mac)
+        except CallFailed as error:
+            log.debug("the leases of network %s cannot be read: %s", each.network, error)
+            continue
+        for lease in leases:
+            text, at = lease.get("ipaddr"), lease.get("expirytime")
+            if isinstance(text, str) and isinstance(at, int):
+                times[text] = at
+    return times
 
 
 def _ask_agent(connection: Connection, uuid: UUID) -> list[str]:

@@ -96,14 +96,20 @@ def _edge(address: IPAddress, network: IPNetwork) -> bool:
 def judge_all(
     candidates: Iterable[tuple[str | bytes, Source]], context: Context
 ) -> tuple[tuple[Found, ...], tuple[Refused, ...]]:
-    """Each address once, from its best source, in the order of Source; refusals likewise."""
+    """Each address once, from its best source, in the order of Source and then by the number of
+    sources that give it; refusals likewise."""
     order = {source: place for place, source in enumerate(Source)}
     found: dict[IPAddress, Found] = {}
+    sources: dict[IPAddress, set[Source]] = {}
     refused: dict[str, Refused] = {}
     for candidate, source in sorted(candidates, key=lambda pair: order[pair[1]]):
         match judge(candidate, source, context):
             case Found() as good:
                 found.setdefault(good.address, good)
+                sources.setdefault(good.address, set()).add(source)
             case Refused() as bad:
                 refused.setdefault(bad.text, bad)
-    return tuple(found.values()), tuple(refused.values())
+    ranked = sorted(
+        found.values(), key=lambda each: (order[each.source], -len(sources[each.address]))
+    )
+    return tuple(ranked), tuple(refused.values())

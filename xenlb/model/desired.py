@@ -3,17 +3,29 @@
 `standing` is the one place that decides a weight; the table and the status are made from it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from xenlb.ipvs.table import Entry, Server, ServerKey, Service, ServiceKey, Table
+from xenlb.ipvs.table import (
+    Entry,
+    SchedulerFlags,
+    Server,
+    ServerKey,
+    Service,
+    ServiceKey,
+    Table,
+)
+from xenlb.model.drain import is_udp
 from xenlb.model.events import Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, Judged
 from xenlb.model.inside import lacking
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Admission, Candidate, State
+from xenlb.model.state import Admission, Candidate, Slot, State
+
+# Seconds: a large weight does not make thousands of steps, each of which is a round of the owner.
+SHORTEST_STEP = 0.1
 
 
 class ServerPhase(StrEnum):
@@ -41,7 +53,7 @@ class Standing:
 def standing(candidate: Candidate, service: ServiceSettings, state: State, now: float) -> Standing:
     """Weight and phase of one server at `now`."""
     admission = state.admitted.get(candidate.slot) if candidate.slot is not None else None
-    quiet = 0 if admission is not None else None
+    quiet = _quiet(admission, candidate.service, service, now)
     guest = None if candidate.owner is None else state.guests[candidate.owner]
     if guest is not None:
         match guest.phase:
@@ -108,7 +120,7 @@ def _up(
         if verdict.up is None:
             return Standing(
                 phase=ServerPhase.STARTING,
-                weight=0,
+                weight=_quiet(admission, candidate.service, service, now),
                 reason="waits for a check to pass again",
                 since=since,
             )
@@ -122,7 +134,11 @@ def _up(
     up = health is None or bool(health.up)
     if admission.quiesced:
         return Standing(
-            phase=ServerPhase.FAILED, weight=0, reason=reason, since=since, deadline=held
+            phase=ServerPhase.FAILED,
+            weight=_quiet(admission, candidate.service, service, now),
+            reason=reason,
+            since=since,
+            deadline=held,
         )
     share = None if health is None else health.share
     weight, deadline = _ramped(shared(candidate.weight, health), service, admission, now)
@@ -139,8 +155,31 @@ def _up(
     elif weight != candidate.weight and share is not None:
         reason = f"its checks leave it {share * 100:.3g}% of its weight"
     return Standing(
-        phase=ServerPhase.SERVING, weight=weight, reason=reason, since=since, deadline=deadline
+        phase=ServerPhase.SERVING,
+        weight=weight or _quiet(admission, candidate.service, service, now),
+        reason=reason,
+        since=since,
+        deadline=deadline,
     )
+
+
+def _quiet(
+    admission: Admission | None, key: ServiceKey, service: ServiceSettings, now: float
+) -> int | None:
+    """What stands for weight 0: of UDP nothing, once drain.udp is over. Weight 0 ends no flow of a
+    client that goes on sending from one port; where the server has left, its next packet is
+    scheduled anew."""
+    if admission is None:
+        return None
+    end = _udp_end(admission, key, service)
+    return 0 if end is None or now < end else None
+
+
+def _udp_end(admission: Admission, key: ServiceKey, service: ServiceSettings) -> float | None:
+    """When a UDP server with weight 0 leaves the table; None: it has weight, or is not UDP."""
+    if admission.quiet is None or not is_udp(key):
+        return None
+    return admission.quiet + service.drain.udp
 
 
 def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: float) -> Standing:
@@ -191,30 +230,44 @@ def _ramped(
     passed = max(0.0, now - admission.at)
     if passed >= service.slow_start:
         return weight, None
+    steps = min(weight, max(1, int(service.slow_start / SHORTEST_STEP)))
     # A trifle more, so that at the time a step is due, as reckoned here, it is taken.
-    step = max(1, int(weight * passed / service.slow_start + 1e-6))
-    return step, admission.at + service.slow_start * (step + 1) / weight
+    done = int(steps * passed / service.slow_start + 1e-6)
+    if steps == weight:
+        done = max(1, done)  # the first step is to weight 1, and taken at once
+    return max(1, weight * done // steps), admission.at + service.slow_start * (done + 1) / steps
+
+
+def timed_slots(state: State) -> Mapping[Slot, Admission]:
+    """The servers whose weight depends on the time."""
+    return {
+        slot: entry
+        for slot, entry in state.admitted.items()
+        if entry.ramp or (entry.quiet is not None and is_udp(slot.service))
+    }
 
 
 def next_deadline(state: State, now: float) -> float | None:
-    """When the state changes by itself: a grace or a drain ends, or a ramp takes its next step."""
+    """When something changes by itself after `now`: a grace or a drain ends, a ramp takes its next
+    step, a UDP server leaves."""
     times = [g.request.deadline for g in state.guests.values() if g.request is not None]
     times += [
         guest.drain.deadline
         for guest in state.guests.values()
         if guest.drain is not None and guest.drain.lasts and guest.drain.deadline is not None
     ]
-    ramps = {slot: entry for slot, entry in state.admitted.items() if entry.ramp}
-    if ramps:
-        for service in state.settings.services:
-            if service.slow_start <= 0:
+    timed = timed_slots(state)
+    for service in state.settings.services if timed else ():
+        for candidate in state.candidates[service.name]:
+            entry = None if candidate.slot is None else timed.get(candidate.slot)
+            if entry is None:
                 continue
-            for candidate in state.candidates[service.name]:
-                if candidate.slot in ramps:
-                    verdict = state.verdict(candidate, service)
-                    weight = shared(candidate.weight, verdict)
-                    step = _ramped(weight, service, ramps[candidate.slot], now)[1]
-                    times += [] if step is None else [step]
+            weight = shared(candidate.weight, state.verdict(candidate, service))
+            steps = (
+                _ramped(weight, service, entry, now)[1] if service.slow_start > 0 else None,
+                _udp_end(entry, candidate.service, service),
+            )
+            times += [at for at in steps if at is not None and at > now]
     return min(times, default=None)
 
 
@@ -231,9 +284,10 @@ def desired(services: Iterable[ServiceSettings], state: State, now: float) -> Ta
                 servers[candidate.service][candidate.slot.server] = server_of(
                     service, candidate.slot.server, weight
                 )
-        for key, members in servers.items():
+        for key, own in servers.items():
+            members = _with_sorry(service, key, own)
             entries[key] = Entry(
-                service=service_of(service, key), servers=_with_sorry(service, key, members)
+                service=service_of(service, key, members.values()), servers=members
             )
     return Table(entries=entries)
 
@@ -248,11 +302,22 @@ def _with_sorry(
     return {sorry: server_of(service, sorry, 1)} | servers  # one of them that drains keeps 0
 
 
-def service_of(service: ServiceSettings, key: ServiceKey) -> Service:
+# Schedulers that hash a client to a server and refuse the client while that server has weight 0,
+# unless this flag tells them to look for another one.
+FALLBACK = {"sh": SchedulerFlags.ONE, "mh": SchedulerFlags.ONE}
+# dh has no such flag. lblc sends a destination to one server, too, but never to one of weight 0.
+STAND_IN = {"dh": "lblc"}
+
+
+def service_of(service: ServiceSettings, key: ServiceKey, servers: Iterable[Server]) -> Service:
+    """The kernel service, such that each client of a server with weight 0 gets another server."""
+    scheduler = service.scheduler
+    if scheduler in STAND_IN and any(server.weight == 0 for server in servers):
+        scheduler = STAND_IN[scheduler]
     return Service(
         key=key,
-        scheduler=service.scheduler,
-        flags=service.flags,
+        scheduler=scheduler,
+        flags=service.flags | FALLBACK.get(service.scheduler, SchedulerFlags.NONE),
         one_packet=service.one_packet,
         persistence=service.persistence,
         prefix=service.prefix,

@@ -16,8 +16,9 @@ STAYED     the guest did not go after all
 After EMPTY and DEADLINE the guest stays out of service, and `then` is asked of libvirt.
 
 What is counted: with `until: established` the kernel's active connections, with `all` the inactive
-ones too (they may take minutes to time out). UDP never: the kernel has no notion of its end, an
-entry lives 300 s after its last packet. A UDP server counts as drained `drain.udp` after weight 0.
+ones too (they may take minutes to time out). Of UDP the kernel has no notion of an end: an entry
+lives 300 s after its last packet, and a client that goes on sending keeps it. A UDP server leaves
+the table `drain.udp` after weight 0 (desired.py), and all its entries count until then.
 A connection whose handshake is under way is not active yet, so a first look that finds none proves
 nothing: it must be so for SETTLED.
 """
@@ -128,9 +129,9 @@ def is_udp(key: ServiceKey) -> bool:
 
 def left_of(service: ServiceSettings, key: ServiceKey, counters: Counters | None) -> int:
     """The connections that are left of one server; `counters` None: it is not in the table."""
-    if counters is None or is_udp(key):
+    if counters is None:
         return 0
-    if service.drain.until is DrainUntil.ALL:
+    if service.drain.until is DrainUntil.ALL or is_udp(key):
         return counters.active_connections + counters.inactive_connections
     return counters.active_connections
 

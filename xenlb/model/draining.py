@@ -9,6 +9,7 @@ from math import inf
 
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model import drain as drains
+from xenlb.model.desired import timed_slots
 from xenlb.model.drain import Drain, Outcome, connections, hindrances
 from xenlb.model.evacuation import free_to_go
 from xenlb.model.events import (
@@ -222,14 +223,14 @@ def due(state: State) -> Mapping[GuestId, Ask]:
 
 
 def tick(state: State, at: float) -> Step:
-    """Deadlines that have come: of requests, of drains, of slow starts."""
+    """Deadlines that have come: of requests, of drains, of slow starts, of UDP."""
     guests = dict(state.guests)
     notes: list[Note] = []
-    ramped = {slot.service for slot, entry in state.admitted.items() if entry.ramp}
+    timed = {slot.service for slot in timed_slots(state)}
     names = {
         service.name
         for service in state.settings.services
-        if not ramped.isdisjoint(service.kernel_keys())
+        if not timed.isdisjoint(service.kernel_keys())
     }
     for key, guest in state.guests.items():
         after = guest

@@ -22,6 +22,9 @@ class Source(StrEnum):
         return self in {Source.CONFIGURATION, Source.METADATA, Source.INTERFACE_XML}
 
 
+RANKS = {source: rank for rank, source in enumerate(Source)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """An address that a source gave for a guest."""

@@ -32,6 +32,7 @@ on Xen 4.17 and libvirt 9.0:
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from xenlb.ipvs.table import IPAddress
 from xenlb.model.drain import Drain, Outcome, ended
 from xenlb.model.events import Ask, GuestId, MetadataService, Verdict
 from xenlb.model.found import Found, Refused
@@ -115,7 +116,8 @@ class Guest:
     begun before then say nothing of it now. `heard`, `metadata_heard`: when its life, its metadata
     was last heard of: a listing begun before that is older news. `deaths`: those of the last
     minute, of any of its incarnations. `drain`: why it is out of service, if it is; `drained`: the
-    last one that ended, with how. `sides`: what was found inside it in this boot.
+    last one that ended, with how. `given_up`: its addresses that failed in this boot while another
+    one passed. `sides`: what was found inside it in this boot.
     """
 
     id: GuestId
@@ -133,6 +135,7 @@ class Guest:
     drained: Drain | None = None
     found: tuple[Found, ...] = ()
     refused: tuple[Refused, ...] = ()
+    given_up: frozenset[IPAddress] = frozenset()
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
     sides: tuple[Verdict, ...] = ()
@@ -201,6 +204,7 @@ def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int) -> Guest:
         deaths=tuple(death for death in guest.deaths if death.incarnation != incarnation),
         found=guest.found if same else (),
         refused=guest.refused if same else (),
+        given_up=frozenset(),
         sides=(),
     )
 

@@ -1,8 +1,8 @@
 """Who belongs to a service: its configured hosts, and the guests that match, with an address each.
 
-A guest's address is the first that the sources give, best source first, which is of the service's
-family and not another's. Here the last rule about addresses is kept: a guest never gets one that
-belongs to another guest or to a host of the configuration, whatever it reports.
+A guest's address is one that the sources give, which is of the service's family and not another's;
+which one of several: choice.py. Here the last rule about addresses is kept: a guest never gets one
+that belongs to another guest or to a host of the configuration, whatever it reports.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,12 @@ from xenlb.ipvs.table import (
     ServiceKey,
     family_of,
 )
+from xenlb.model import choice
 from xenlb.model.checks import Exec, Icmp, protocols_of
 from xenlb.model.events import GuestId, MetadataService, Target
-from xenlb.model.found import Found, Source
+from xenlb.model.found import RANKS, Found, Source
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.settings import Check, Member, ServiceSettings
+from xenlb.model.settings import Check, IPNetwork, Member, ServiceSettings
 from xenlb.model.side import GuestSide
 from xenlb.model.state import Candidate, Slot, State
 
@@ -31,11 +32,13 @@ from xenlb.model.state import Candidate, Slot, State
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
     """A guest in a service: its weight there, the addresses that configuration and metadata give
-    for it, in this order, and what is said of its inside."""
+    for it, in this order, what is said of its inside, and where its address lies, if that is said.
+    """
 
     weight: int
     written: tuple[Found, ...]
     side: GuestSide
+    network: IPNetwork | None = None
 
 
 def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
@@ -47,9 +50,8 @@ def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
 def _membership(
     service: ServiceSettings, name: str, uuid: UUID, metadata: tuple[MetadataService, ...]
 ) -> Membership | None:
-    """By the first entry of `servers` that means the guest; by its metadata, where allowed."""
-    text = str(uuid)
-    member = next((member for member in service.servers if member.matches(name, text)), None)
+    """By an entry of `servers`; by its metadata, where allowed."""
+    member = _entry(service, name, uuid)
     entry = None
     if service.from_metadata:
         entry = next((entry for entry in metadata if entry.name == service.name), None)
@@ -67,6 +69,7 @@ def _membership(
         weight=service.weight if weight is None else weight,
         written=tuple(written),
         side=_side(service, member),
+        network=None if member is None else member.network,
     )
 
 
@@ -109,8 +112,14 @@ def addresses_of(state: State, guest: Guest) -> dict[str, IPAddress]:
 
 def side_of(service: ServiceSettings, name: str, uuid: UUID) -> GuestSide:
     """What a service says of the inside of the guest of that libvirt name."""
-    member = next((member for member in service.servers if member.matches(name, str(uuid))), None)
-    return _side(service, member)
+    return _side(service, _entry(service, name, uuid))
+
+
+def _entry(service: ServiceSettings, name: str, uuid: UUID) -> Member | None:
+    """The first entry of `servers` that is the guest's own; else the first whose pattern fits."""
+    text = str(uuid)
+    mine = [member for member in service.servers if member.matches(name, text)]
+    return next((member for member in mine if member.names(name, text)), mine[0] if mine else None)
 
 
 def _side(service: ServiceSettings, member: Member | None) -> GuestSide:
@@ -155,9 +164,6 @@ def claimed(state: State, guest: Guest) -> tuple[Found, ...]:
     return written + guest.found if services else ()
 
 
-RANKS = {source: rank for rank, source in enumerate(Source)}
-
-
 def candidates(
     service: ServiceSettings, state: State, owners: Mapping[IPAddress, GuestId | None]
 ) -> Iterator[Candidate]:
@@ -169,26 +175,44 @@ def candidates(
     for guest in state.guests.values():
         member = membership(service, guest)
         if member is not None:
-            address, why = _address(service, guest, member, owners)
-            guests.append((guest.name, guest.id, member.weight, address, why))
+            addresses, why = _addresses(service, guest, member, owners)
+            at = {
+                address: tuple(
+                    _candidate(service, key, guest.id, address, weight=member.weight)
+                    for key in service.kernel_keys()
+                )
+                for address in addresses
+            }
+            chosen = choice.among(service, guest, at, state) if len(at) > 1 else addresses[:1]
+            guests.append((guest.name, guest.id, member.weight, chosen, at, why))
     guests.sort(key=lambda found: found[:2])
-    for key in service.kernel_keys():
+    for place, key in enumerate(service.kernel_keys()):
         taken: set[ServerKey] = set()
         for host in service.servers:
             if host.host is not None:
                 weight = service.weight if host.weight is None else host.weight
-                yield _candidate(service, key, None, host.host, weight=weight, taken=taken)
-        for _, owner, weight, address, why in guests:
-            yield _candidate(service, key, owner, address, weight=weight, taken=taken, why=why)
+                candidate = _candidate(service, key, None, host.host, weight=weight)
+                yield _not_twice(candidate, taken)
+        for _, owner, weight, chosen, at, why in guests:
+            if not chosen:
+                yield Candidate(
+                    owner=owner, service=key, slot=None, targets=(), weight=weight, why=why
+                )
+                continue
+            first, *others = (at[address][place] for address in chosen)
+            yield _not_twice(replace(first, others=tuple(others)) if others else first, taken)
 
 
-def _address(
+def _addresses(
     service: ServiceSettings,
     guest: Guest,
     member: Membership,
     owners: Mapping[IPAddress, GuestId | None],
-) -> tuple[IPAddress | None, str]:
+) -> tuple[tuple[IPAddress, ...], str]:
+    """The addresses that the guest's server may have, best first; if there is none, why. One that
+    is written is the only one."""
     why = "its address is not known yet"
+    usable: dict[IPAddress, list[Found]] = {}
     for found in (*member.written, *guest.found):
         if not _fits(service, found.address):
             why = f"its address {found.address} is not of the service's family"
@@ -196,12 +220,16 @@ def _address(
             owner = owners[found.address]
             whose = "a configured host" if owner is None else f"guest {owner.uuid}"
             why = f"its address {found.address} ({found.source}) is refused: it is that of {whose}"
+        elif found.source in {Source.CONFIGURATION, Source.METADATA}:
+            return (found.address,), ""
+        elif member.network is not None and found.address not in member.network:
+            why = f"its address {found.address} ({found.source}) is not in {member.network}"
         else:
-            return found.address, ""
+            usable.setdefault(found.address, []).append(found)
     if guest.refused and not guest.found:
         refused = guest.refused[0]
         why = f"{refused.text} ({refused.source}) is refused: {refused.reason}"
-    return None, why
+    return choice.ranked(usable, guest), why
 
 
 def _fits(service: ServiceSettings, address: IPAddress) -> bool:
@@ -213,20 +241,11 @@ def _candidate(
     service: ServiceSettings,
     key: ServiceKey,
     owner: GuestId | None,
-    address: IPAddress | None,
+    address: IPAddress,
     *,
     weight: int,
-    taken: set[ServerKey],
-    why: str = "",
 ) -> Candidate:
-    if address is None:
-        return Candidate(owner=owner, service=key, slot=None, targets=(), weight=weight, why=why)
-    port = _server_port(service, key)
-    server = ServerKey(address=address, port=port)
-    if server in taken:
-        why = f"{address} port {port} is a server of this service already"
-        return Candidate(owner=owner, service=key, slot=None, targets=(), weight=weight, why=why)
-    taken.add(server)
+    server = ServerKey(address=address, port=_server_port(service, key))
     return Candidate(
         owner=owner,
         service=key,
@@ -234,6 +253,17 @@ def _candidate(
         targets=_targets(service, key, address),
         weight=weight,
     )
+
+
+def _not_twice(candidate: Candidate, taken: set[ServerKey]) -> Candidate:
+    """The candidate, unless its place is another's already."""
+    assert candidate.slot is not None
+    server = candidate.slot.server
+    if server in taken:
+        why = f"{server.address} port {server.port} is a server of this service already"
+        return replace(candidate, slot=None, targets=(), why=why, others=())
+    taken.add(server)
+    return candidate
 
 
 def _server_port(service: ServiceSettings, key: ServiceKey) -> int:

@@ -22,7 +22,7 @@ from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health
 from xenlb.model.members import services_of
-from xenlb.model.settings import ServiceSettings
+from xenlb.model.settings import Member, ServiceSettings
 from xenlb.model.state import Candidate, State
 
 Wall = Callable[[float], str]
@@ -204,10 +204,9 @@ def serves(state: State, guest: Guest, now: float) -> bool:
 
 def matching(state: State, text: str) -> tuple[Guest, ...]:
     """The guests meant by a name or a UUID, as an operator types it."""
+    meant = Member(guest=text)
     return tuple(
-        guest
-        for guest in state.guests.values()
-        if guest.name == text or str(guest.id.uuid) == text.lower()
+        guest for guest in state.guests.values() if meant.names(guest.name, str(guest.id.uuid))
     )
 
 

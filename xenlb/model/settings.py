@@ -4,10 +4,13 @@ Made by xenlb.config from YAML; no text, no positions, no I/O here. Durations ar
 (float), weights and thresholds whole numbers as the kernel takes them.
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
+from uuid import UUID
 
 from xenlb.ipvs.table import (
     AddressKey,
@@ -97,12 +100,23 @@ class DrainPolicy:
     shutdown_grace: float = 300.0
 
 
+_UUID = re.compile("-?".join(f"[0-9a-f]{{{digits}}}" for digits in (8, 4, 4, 4, 12)), re.IGNORECASE)
+
+
+@lru_cache(maxsize=4096)
+def uuid_text(text: str) -> str | None:
+    """The UUID that a text is, with or without dashes, in lower case and with dashes; None: it is a
+    name or a pattern. A text that is a UUID never means a name."""
+    return str(UUID(text)) if _UUID.fullmatch(text) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One entry of `servers`: a guest (libvirt name pattern or UUID) or a host (address).
 
-    `address` is the configured address of a guest, None where it is discovered; `side` what is
-    said of the inside of this guest, None where it is the service's.
+    `address` is the configured address of a guest, None where it is discovered, and then within
+    `network` if there is one; `side` what is said of the inside of this guest, None where it is the
+    service's.
     """
 
     guest: str | None = None
@@ -110,12 +124,20 @@ class Member:
     address: IPAddress | None = None
     weight: int | None = None
     side: GuestSide | None = None
+    network: IPNetwork | None = None
 
-    def matches(self, name: str, uuid: str) -> bool:
-        """Is this the guest of that libvirt name and UUID (lower case, with dashes)?"""
+    def names(self, name: str, uuid: str) -> bool:
+        """Whether this is exactly the guest of that libvirt name and UUID, not one of a pattern."""
         if self.guest is None:
             return False
-        return self.guest.lower() == uuid or fnmatchcase(name, self.guest)
+        meant = uuid_text(self.guest)
+        return self.guest == name if meant is None else meant == uuid
+
+    def matches(self, name: str, uuid: str) -> bool:
+        """Whether this may be the guest of that libvirt name and UUID (lower case, with dashes)."""
+        if self.guest is None or uuid_text(self.guest) is not None:
+            return self.names(name, uuid)
+        return self.guest == name or fnmatchcase(name, self.guest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,12 +37,17 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
         state = _drawn(state, state.settings.services, claims(state))
     else:
         changed = _changed(before, state)
-        if changed:
-            owners = claims(state)
-            redrawn = _contested(before, state, changed, owners)
-            named = (s for s in state.settings.services if s.name in redrawn)
+        owners = claims(state) if changed else state.owners
+        redrawn = _contested(before, state, changed, owners) if changed else frozenset()
+        names = None if names is None else names | redrawn
+        several = {
+            name
+            for name, found in state.candidates.items()
+            if (names is None or name in names) and any(each.others for each in found)
+        }
+        if redrawn or several:
+            named = (s for s in state.settings.services if s.name in redrawn | several)
             state = _drawn(state, named, owners)
-            names = None if names is None else names | redrawn
     services = [s for s in state.settings.services if names is None or s.name in names]
     known = state.health
     state = _with_targets(before, state, services, at)
@@ -90,19 +95,29 @@ def _drawn(
     asked = dict(state.asked)
     for name in fresh.keys() | (state.candidates.keys() - names):
         for candidate in state.candidates.get(name, ()):
-            for target in candidate.targets:
-                if name in asked.get(target, ()):
-                    asked[target] = {n: who for n, who in asked[target].items() if n != name}
-    for name, found in fresh.items():
-        for candidate in found:
-            guest = _guest(candidate, state)
-            if guest is not None and guest.phase is Phase.ABSENT:
-                continue
-            for target in candidate.targets:
-                by = asked.get(target, {})
-                asked[target] = {**by, name: (*by.get(name, ()), candidate)}
+            for each in (candidate, *candidate.others):
+                for target in each.targets:
+                    if name in asked.get(target, ()):
+                        asked[target] = {n: who for n, who in asked[target].items() if n != name}
+    for service in state.settings.services:
+        for candidate in fresh.get(service.name, ()):
+            for each in _probed(candidate, service, state):
+                for target in each.targets:
+                    by = asked.get(target, {})
+                    asked[target] = {**by, service.name: (*by.get(service.name, ()), each)}
     asked = {target: by for target, by in asked.items() if by}
     return replace(state, owners=owners, candidates=kept | fresh, asked=asked)
+
+
+def _probed(candidate: Candidate, service: ServiceSettings, state: State) -> tuple[Candidate, ...]:
+    """The candidate and, as long as it does not pass, those at the other addresses of its guest."""
+    guest = _guest(candidate, state)
+    if guest is not None and guest.phase is Phase.ABSENT:
+        return ()
+    verdict = state.verdict(candidate, service) if candidate.others else None
+    if verdict is None or verdict.up:
+        return (candidate,)
+    return candidate, *candidate.others
 
 
 def _changed(before: State, state: State) -> tuple[Guest, ...]:
@@ -118,7 +133,10 @@ def _changed(before: State, state: State) -> tuple[Guest, ...]:
 def _draws(guest: Guest) -> tuple[object, ...]:
     """What of a guest goes into `candidates` and `claims`."""
     running = guest.phase is not Phase.ABSENT
-    return guest.name, running, guest.booted, guest.found, guest.refused, guest.metadata
+    return (
+        *(guest.name, running, guest.booted, guest.found, guest.refused, guest.metadata),
+        guest.given_up,
+    )
 
 
 def _contested(
@@ -154,10 +172,8 @@ def _with_targets(
     for service in services:
         for candidate in state.candidates[service.name]:
             guest = _guest(candidate, state)
-            if guest is not None and guest.phase is Phase.ABSENT:
-                continue
             recheck = 0.0 if guest is None else guest.recheck
-            for target in candidate.targets:
+            for target in (t for each in _probed(candidate, service, state) for t in each.targets):
                 have = health.get(target)
                 if have is None or _moved(before, state, target):
                     health[target] = Health(valid_from=max(at, recheck))
@@ -195,7 +211,7 @@ def _admitted(
         before = _before(slot, guest, state)
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
             if before is not None:
-                admitted[slot] = apart.ended(before, candidate, state)
+                admitted[slot] = _quieted(apart.ended(before, candidate, state), at)
             continue
         verdict = state.verdict(candidate, service)
         up = True if verdict is None else verdict.up
@@ -207,10 +223,14 @@ def _admitted(
             able += candidate.weight
         if before is None:
             if up and (guest is None or not lacking(service, guest)):
-                admitted[slot] = fresh
+                admitted[slot] = fresh if weight else replace(fresh, quiet=0.0)
                 staying += weight
             continue
         admitted[slot] = apart.ended(before, candidate, state)
+        if up is None or weight == 0 or before.quiesced:
+            admitted[slot] = _quieted(admitted[slot], at)
+        elif before.quiet is not None:
+            admitted[slot] = replace(admitted[slot], quiet=None)
         if up:
             staying += weight
             if before.quiesced:
@@ -229,12 +249,17 @@ def _admitted(
             case OnFailure.REMOVE:
                 del admitted[slot]
             case OnFailure.QUIESCE:
-                admitted[slot] = replace(admitted[slot], ramp=False, quiesced=True)
+                entry = replace(admitted[slot], ramp=False, quiesced=True)
+                admitted[slot] = _quieted(entry, at)
     if fresh.ramp and not serve:  # the first needs all its weight now
         for slot, entry in admitted.items():
             if entry is fresh:
                 admitted[slot] = replace(entry, ramp=False)
     return admitted, len(leaving) < len(failing)
+
+
+def _quieted(entry: Admission, at: float) -> Admission:
+    return entry if entry.quiet is not None else replace(entry, quiet=at)
 
 
 def _let_back(

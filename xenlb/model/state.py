@@ -28,7 +28,8 @@ class Slot:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A server that a service may have. `slot` None: its address is not known, `why` says more.
-    `targets`: one for each check of the service, in their order."""
+    `targets`: one for each check of the service, in their order. `others`: the same server at the
+    other addresses of its guest; they are probed as long as this one does not pass."""
 
     owner: GuestId | None
     service: ServiceKey
@@ -36,17 +37,20 @@ class Candidate:
     targets: tuple[Target, ...]
     weight: int
     why: str = ""
+    others: tuple["Candidate", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
-    it failed its check since, and on-failure says that it stays without new connections. `apart`:
-    the verdicts that it has for itself, all of them up; see apart.py."""
+    it failed its check since, and on-failure says that it stays without new connections. `quiet`:
+    since when its weight is 0, None while it is not. `apart`: the verdicts that it has for itself,
+    all of them up; see apart.py."""
 
     at: float
     ramp: bool = False
     quiesced: bool = False
+    quiet: float | None = None
     apart: Mapping[Target, Health] = field(default_factory=dict)
 
 

@@ -1,14 +1,14 @@
 """state = step(state, event): how everything that is heard changes what is known.
 
-The rules of a guest's life are in guest.py, those of drains in draining.py, of health in health.py;
-here events are given to them, and settle.py draws the conclusion: who is let in, who has left.
+The rules of a guest's life are in guest.py, those of drains in draining.py, what the result of a
+check changes in probing.py; here events are given to them, and settle.py draws the conclusion: who
+is let in, who has left.
 """
 
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import apart, draining, inside
-from xenlb.model.desired import shared
+from xenlb.model import draining, inside, probing
 from xenlb.model.events import (
     AddressesFound,
     Ask,
@@ -36,15 +36,13 @@ from xenlb.model.events import (
     Stays,
     Stopped,
     SysctlsSeen,
-    Target,
     Tick,
     Undefined,
     UndrainAsked,
 )
-from xenlb.model.found import Found
+from xenlb.model.found import RANKS, Found
 from xenlb.model.guest import Guest, Happening, Phase, hear
-from xenlb.model.health import judge
-from xenlb.model.members import RANKS, names_of
+from xenlb.model.members import names_of
 from xenlb.model.settle import settled
 from xenlb.model.state import Link, Note, State, Step
 
@@ -88,7 +86,7 @@ def step(state: State, event: Event) -> Step:
             note = Note(at=at, text=f"libvirt {uri} is not connected: {reason}", warning=True)
             return Step(state=replace(state, links=links), notes=(note,))
         case Probed():
-            return _probed(state, event)
+            return probing.probed(state, event)
         case SideSeen():
             return _inside(state, event)
         case Counted():
@@ -267,52 +265,6 @@ def _described(guest: Guest | None, described: Described, event: Listed) -> Gues
     return hear(guest, happening, at=event.at, incarnation=described.incarnation)
 
 
-def _probed(state: State, event: Probed) -> Step:
-    target = event.target
-    health = state.health.get(target)
-    if health is None:
-        return Step(state=state)
-    after = judge(health, event, target.check)
-    changed = state
-    if after != health:  # else it flaps, and is held back: nothing of that is new
-        changed = replace(state, health={**state.health, target: after})
-    news = False
-    if health.apart:
-        changed, news = apart.judged(changed, event)
-        after = changed.health[target]
-    # Back where nobody else serves, though it is held back.
-    news = news or (health.against < after.against and after.passes(target.check))
-    if (health.up, health.share) == (after.up, after.share) and not news:
-        return Step(state=changed)
-    names = frozenset(state.asked[target])
-    owner = state.owners.get(target.address)
-    if after.up is health.up and (event.up or not news):
-        if not _reweighs(state, changed, target):
-            return settled(state, changed, names, event.at) if news else Step(state=changed)
-        share = "the whole" if after.share is None else f"{after.share * 100:.3g}% of the"
-        text = f"check {target} gives {share} weight: {event.detail}"
-        return settled(state, changed, names, event.at, Note(at=event.at, text=text, guest=owner))
-    text = f"check {target} {'passes' if after.up else 'fails'}: {event.detail}"
-    if after.holds(event.at):
-        text += (
-            f"; that is {after.failures} times in a row,"
-            f" it is held back for {after.held_until - event.at:g} s at least"
-        )
-    note = Note(at=event.at, text=text, warning=not after.up, guest=owner)
-    return settled(state, changed, names, event.at, note)
-
-
-def _reweighs(before: State, state: State, target: Target) -> bool:
-    """Does what the target says of its share change the weight of a server?"""
-    asked = state.asked[target]
-    for service in state.settings.services:
-        for candidate in asked.get(service.name, ()):
-            was, now = (each.verdict(candidate, service) for each in (before, state))
-            if shared(candidate.weight, was) != shared(candidate.weight, now):
-                return True
-    return False
-
-
 def _addresses(state: State, event: AddressesFound) -> Step:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
@@ -343,12 +295,11 @@ def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, .
     """What was found now; of a family that nothing was found of, what was found before.
 
     Neighbour entries and reports come and go, and those of IPv4 and IPv6 apart from each other.
-    Among equal sources the order stays, so that a server does not move without need.
+    Among equal sources the order is that of the source; a server does not move for it (choice.py).
     """
     families = {item.address.version for item in found}
-    kept = [item for item in before if item in found or item.address.version not in families]
-    new = [item for item in found if item not in before]
-    return tuple(sorted(kept + new, key=lambda item: RANKS[item.source]))
+    kept = [item for item in before if item.address.version not in families]
+    return tuple(sorted([*found, *kept], key=lambda item: RANKS[item.source]))
 
 
 def _inside(state: State, event: SideSeen) -> Step:

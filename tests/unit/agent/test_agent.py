@@ -107,8 +107,8 @@ class Desk:
             )
         )
 
-    def weights(self) -> dict[str, int]:
-        entry = self.kernel.read().table.entries.get(KEY)
+    def weights(self, service: ServiceSettings = SERVICE) -> dict[str, int]:
+        entry = self.kernel.read().table.entries.get(service.kernel_keys()[0])
         return {} if entry is None else {str(k.address): s.weight for k, s in entry.servers.items()}
 
     def told(self) -> str:
@@ -122,12 +122,13 @@ async def agent_at_work(
     settings: Settings = SETTINGS,
     *,
     write: Callable[[Path, str], None] = statefile.write,
+    patience: float = 10,
 ) -> AsyncIterator[Desk]:
     desk = Desk(StateFile(folder / "state.json", write=write), kernel)
     owner = asyncio.create_task(desk.agent.own())
     desk.agent.configure(settings)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience):
             await desk.agent.begun.wait()
             yield desk
         if owner.done():

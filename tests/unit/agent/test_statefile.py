@@ -53,7 +53,9 @@ def saved() -> Saved:
             guests={ME: guest},
             admitted={
                 Slot(owner=ME, service=KEY, server=SERVER): Admission(at=3.0, ramp=True),
-                Slot(owner=None, service=MARK, server=SERVER): Admission(at=4.0, quiesced=True),
+                Slot(owner=None, service=MARK, server=SERVER): Admission(
+                    at=4.0, quiesced=True, quiet=6.0
+                ),
                 Slot(owner=None, service=KEY, server=OTHER): Admission(
                     at=5.0,
                     apart={
@@ -88,6 +90,17 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert statefile.load(path) == saved()
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """It does not say since when a server has weight 0."""
+    path = tmp_path / "state.json"
+    statefile.save(path, saved())
+    data = json.loads(path.read_text())
+    data["saved"]["admitted"] = [entry[:8] for entry in data["saved"]["admitted"]]
+    path.write_text(json.dumps(data))
+    admitted = {s: replace(entry, quiet=None) for s, entry in saved().state.admitted.items()}
+    assert statefile.load(path).state.admitted == admitted
 
 
 @pytest.mark.parametrize("up", [None, False, True])

@@ -31,6 +31,17 @@ def test_check_of_a_good_file(xenlb: Xenlb, tmp_path: Path) -> None:
     assert json.loads(xenlb("check", "--json").stdout) == {"file": str(file), "problems": []}
 
 
+def test_check_notes_what_a_scheduler_cannot_do(xenlb: Xenlb, tmp_path: Path) -> None:
+    file = tmp_path / "xenlb.yaml"
+    file.write_text(GOOD.replace("check: none", "check: none\n    scheduler: dh"))
+    done = xenlb("check")
+    first, note = done.stdout.splitlines()
+    assert (done.returncode, first) == (0, f"{file}: 1 service, no problem")
+    assert note.startswith("note: service mail: scheduler dh refuses")
+    (same,) = json.loads(xenlb("check", "--json").stdout)["notes"]
+    assert note == f"note: {same}"
+
+
 def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -> None:
     file = tmp_path / "other.yaml"
     file.write_text(BAD)

@@ -12,7 +12,7 @@ from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, storie
 from xenlb import statefile
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
 from xenlb.model.desired import ServerPhase, desired, next_deadline, shared, standing
-from xenlb.model.drain import Outcome
+from xenlb.model.drain import Outcome, is_udp
 from xenlb.model.events import (
     Ask,
     Asked,
@@ -156,7 +156,12 @@ def the_table_has_who_may_be_there_and_nobody_else(life: Life) -> None:
             for key in service.kernel_keys()
         }
         assert set(weights(seen.table)) <= admitted | sorry
-        assert admitted <= set(weights(seen.table))
+        for service, _, slot, _ in servers(state):
+            if slot in state.admitted and (slot.service, slot.server) not in weights(seen.table):
+                since = state.admitted[slot].quiet
+                assert is_udp(slot.service)
+                assert since is not None
+                assert since + service.drain.udp <= seen.at
         for slot in state.admitted:
             guest = known[slot][1]
             assert guest is None or guest.phase is not Phase.ABSENT
@@ -180,11 +185,14 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
         assert again.state == seen.state, seen.event
         asked: dict[Target, dict[str, tuple[Candidate, ...]]] = {}
         for service, candidate, _, guest in servers(seen.state):
-            for target in (
-                candidate.targets if guest is None or guest.phase is not Phase.ABSENT else ()
-            ):
-                by = asked.setdefault(target, {})
-                by[service.name] = (*by.get(service.name, ()), candidate)
+            if guest is not None and guest.phase is Phase.ABSENT:
+                continue
+            verdict = seen.state.verdict(candidate, service)
+            passes = verdict is None or verdict.up
+            for each in (candidate, *(() if passes else candidate.others)):
+                for target in each.targets:
+                    by = asked.setdefault(target, {})
+                    by[service.name] = (*by.get(service.name, ()), each)
         assert seen.state.asked == asked
         assert set(seen.state.health) == set(asked)
 
@@ -196,7 +204,7 @@ def who_goes_pauses_or_is_drained_gets_no_new_connections(life: Life) -> None:
             if slot not in seen.state.admitted or guest is None:
                 continue
             if guest.phase is not Phase.UP or guest.drain is not None:
-                assert table[slot.service, slot.server] == 0
+                assert not table.get((slot.service, slot.server))
 
 
 def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
@@ -215,11 +223,31 @@ def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
             }
         table = weights(seen.table)
         for _, each, slot, guest in servers(seen.state):
-            if slot not in seen.state.admitted or table[slot.service, slot.server] == 0:
+            if slot not in seen.state.admitted or not table.get((slot.service, slot.server)):
                 continue
             since = 0.0 if guest is None else max(guest.booted, guest.recheck)
             ok = passed.get(slot.server.address, -1.0) >= since
             assert ok or not each.targets or slot.server.address in unchecked, slot
+
+
+def no_udp_flow_goes_on_to_a_server_without_weight(life: Life) -> None:
+    """Once drain.udp is over, counted here from the tables themselves."""
+    quiet: dict[tuple[ServiceKey, ServerKey], float] = {}
+    for seen in life:
+        limits = {key: s.drain.udp for s in seen.state.settings.services for key in s.kernel_keys()}
+        table = weights(seen.told)
+        sorry = {
+            (key, service.sorry_key(key))
+            for service in seen.state.settings.services
+            for key in service.kernel_keys()
+        }
+        quiet = {
+            place: quiet.get(place, seen.at)
+            for place, weight in table.items()
+            if weight == 0 and is_udp(place[0]) and place not in sorry
+        }
+        for (key, _), since in quiet.items():
+            assert seen.at < since + limits[key]
 
 
 def a_drained_guest_serves_again_for_three_reasons_only(life: Life) -> None:
@@ -471,7 +499,7 @@ def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
                 if known.valid_from < seen.at and known.up is not None
             }
         )
-        served = {slot.service for slot in state.admitted if table[slot.service, slot.server] > 0}
+        served = {slot.service for slot in state.admitted if table.get((slot.service, slot.server))}
         for service, candidate, slot, guest in servers(state):
             if slot.service in served or candidate.weight == 0 or not candidate.targets:
                 continue
@@ -558,6 +586,7 @@ RULES = (
     who_goes_pauses_or_is_drained_gets_no_new_connections,
     nobody_serves_before_a_check_has_passed_in_this_boot,
     nobody_is_let_in_before_its_inside_is_in_place,
+    no_udp_flow_goes_on_to_a_server_without_weight,
     a_drained_guest_serves_again_for_three_reasons_only,
     every_drain_ends_once_and_is_remembered_with_how,
     a_host_that_goes_down_leaves_the_share_where_it_can,
@@ -597,7 +626,7 @@ def test_a_request_takes_the_weight_at_once(story: list[Move]) -> None:
             table = weights(desired(result.state.settings.services, result.state, world.now))
             mine = [slot for slot in world.state.admitted if slot.owner == key]
             assert all(slot in result.state.admitted for slot in mine)
-            assert all(table[slot.service, slot.server] == 0 for slot in mine)
+            assert not any(table.get((slot.service, slot.server)) for slot in mine)
             services = {
                 service.name for service, _, slot, _ in servers(world.state) if slot in mine
             }
