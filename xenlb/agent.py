@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from xenlb import clock
-from xenlb.config import ConfigError, load
+from xenlb.config import ConfigError
+from xenlb.configuration import Configuration
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteService
@@ -57,8 +58,10 @@ class Agent:
         socket: Path,
         kernel: KernelTable | None = None,
         reader: KernelTable | None = None,
+        last_good: Path | None = None,
     ) -> None:
         self.config = config
+        self.configuration = Configuration(config, last_good)
         self._file = StateFile(state_file) if isinstance(state_file, Path) else state_file
         self.state_file = self._file.path
         self.socket = socket
@@ -100,14 +103,20 @@ class Agent:
         settings = replace(settings, uris=needed_uris(settings))
         self.emit(Configured(at=clock.now(), settings=settings))
 
-    async def reload(self) -> tuple[str, ...]:
-        """Reads the configuration again; the problems, if it is refused."""
+    async def reload(self, *, ordered: bool = True) -> tuple[str, ...]:
+        """Reads the configuration again; the problems, if it is refused. Not `ordered`: it may be
+        that nothing has changed, or that the file is half written (configuration.py)."""
+        configuration = self.configuration
         try:
-            settings = await asyncio.to_thread(load, self.config)
+            loaded = await (configuration.read() if ordered else configuration.read_calmly())
         except ConfigError as error:
-            self.emit(ConfigurationRefused(at=clock.now(), problems=error.problems))
+            if ordered or error.problems != self.state.problems:
+                self.emit(ConfigurationRefused(at=clock.now(), problems=error.problems))
             return tuple(str(problem) for problem in error.problems)
-        self.configure(settings)
+        known = configuration.in_use
+        if ordered or self.state.problems or known is None or known.data != loaded.data:
+            self.configure(loaded.settings)
+            await configuration.use(loaded)
         return ()
 
     async def counters(self) -> Snapshot:

@@ -3,8 +3,8 @@
 watch.py, which tells of changes of the file, is imported by who needs it: it loads watchdog.
 """
 
-from xenlb.config.loader import load, parse
+from xenlb.config.loader import Loaded, load, loaded, parse, read
 from xenlb.config.nodes import decode
 from xenlb.model.problem import ConfigError
 
-__all__ = ["ConfigError", "decode", "load", "parse"]
+__all__ = ["ConfigError", "Loaded", "decode", "load", "loaded", "parse", "read"]
