@@ -192,6 +192,7 @@ class Sources:
                 sysctls.kernel_version(),
                 forwards=forwards,
                 towards=await towards(direct),
+                advertised=sysctls.advertised(),
             )
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
