@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from xenlb import clock
-from xenlb.config import ConfigError, load
+from xenlb.config import ConfigError
+from xenlb.configuration import Configuration
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteService
@@ -35,7 +36,7 @@ from xenlb.statefile import StateFile
 log = logging.getLogger(__name__)
 
 RESYNC = 15.0  # seconds between two full reads of the kernel's table
-RETRY = 2.0  # the same, while the kernel refuses to be read
+RETRY = 2.0  # the same, while the kernel refuses; the first time it is asked again at once
 PULSE = 5.0  # longest time between two rounds
 # Results of checks that a round takes at most, and for how many seconds; beside anything else it
 # takes one. When a network breaks, or comes back, there are thousands within the same second, each
@@ -57,8 +58,10 @@ class Agent:
         socket: Path,
         kernel: KernelTable | None = None,
         reader: KernelTable | None = None,
+        last_good: Path | None = None,
     ) -> None:
         self.config = config
+        self.configuration = Configuration(config, last_good)
         self._file = StateFile(state_file) if isinstance(state_file, Path) else state_file
         self.state_file = self._file.path
         self.socket = socket
@@ -75,6 +78,8 @@ class Agent:
             servers=dict(saved.servers),
         )
         self.kernel_problem = "the kernel's table was not read yet"
+        self._known = False  # the kernel's table was read once: it may be written from then on
+        self._told_problem = ""  # the kernel's refusal that the journal has already
         self._reader = reader or Kernel()  # another socket, for the thread that reads
         self._queue: deque[Event] = deque()
         self._taken: list[tuple[Event, asyncio.Future[None]]] = []
@@ -103,14 +108,20 @@ class Agent:
         settings = replace(settings, uris=needed_uris(settings))
         self.emit(Configured(at=clock.now(), settings=settings))
 
-    async def reload(self) -> tuple[str, ...]:
-        """Reads the configuration again; the problems, if it is refused."""
+    async def reload(self, *, ordered: bool = True) -> tuple[str, ...]:
+        """Reads the configuration again; the problems, if it is refused. Not `ordered`: it may be
+        that nothing has changed, or that the file is half written (configuration.py)."""
+        configuration = self.configuration
         try:
-            settings = await asyncio.to_thread(load, self.config)
+            loaded = await (configuration.read() if ordered else configuration.read_calmly())
         except ConfigError as error:
-            self.emit(ConfigurationRefused(at=clock.now(), problems=error.problems))
+            if ordered or error.problems != self.state.problems:
+                self.emit(ConfigurationRefused(at=clock.now(), problems=error.problems))
             return tuple(str(problem) for problem in error.problems)
-        self.configure(settings)
+        known = configuration.in_use
+        if ordered or self.state.problems or known is None or known.data != loaded.data:
+            self.configure(loaded.settings)
+            await configuration.use(loaded)
         return ()
 
     async def counters(self) -> Snapshot:
@@ -240,8 +251,8 @@ class Agent:
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None:
             self.reconciler.absorb(snapshot)
-            self._swept = False
-        if self.kernel_problem:
+            self._swept, self._known = False, True
+        if not self._known:
             return []
         retry_at = self.reconciler.retry_at()
         whole = names is None or not self._swept or (retry_at is not None and retry_at <= now)
@@ -263,6 +274,7 @@ class Agent:
             and not names
             and not self.reconciler.failures
             and not self._withheld
+            and not self._told_problem
         )
         # A service takes all its servers along, and since the last read another tool may have put
         # one of its own there.
@@ -271,14 +283,16 @@ class Agent:
             self._withheld = removes and snapshot is None
         if self._withheld:
             ops = tuple(op for op in ops if not isinstance(op, DeleteService))
-            self._resync_at = now
+            self._resync_soon()
         try:
             result = self.reconciler.execute(ops, now)
         except IpvsError as error:
             self._kernel_failed(error)
             return []
+        if not self.kernel_problem:
+            self._told_problem = ""
         if surprised(result.failed):
-            self._resync_at = now
+            self._resync_soon()
         if whole:
             self._swept = True
             self.begun.set()
@@ -287,10 +301,18 @@ class Agent:
                 self._note_owned()
         return self._noted(result, heard=heard, drift=drift)
 
+    def _resync_soon(self) -> None:
+        if not self.kernel_problem:  # else its time is set
+            self._resync_at = clock.now()
+
     def _kernel_failed(self, error: IpvsError) -> None:
-        if str(error) != self.kernel_problem:
+        """A read or a write. The table is believed to be as it was, and written all the same: what
+        stood in the way of one message may have passed."""
+        first = not self._told_problem
+        if str(error) != self._told_problem:
             self.note(str(error), warning=True)
-        self.kernel_problem = str(error)
+        self.kernel_problem = self._told_problem = str(error)
+        self._resync_at = clock.now() + (0.0 if first else RETRY)
         self.begun.set()
         self._swept = False
 
@@ -315,7 +337,7 @@ class Agent:
     def _upkeep(self) -> None:
         now = clock.now()
         if now >= self._resync_at and self._reading is None:
-            self._resync_at = now + (RETRY if self.kernel_problem else RESYNC)
+            self._resync_at = now + RESYNC
             self.reconciler.touched.clear()
             self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
 

@@ -8,14 +8,16 @@ import asyncio
 import logging
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.config.watch import ConfigWatcher
+from xenlb.configuration import Start
 from xenlb.control.server import ControlServer
 from xenlb.control.systemd import Notifier
-from xenlb.model.settings import Settings
+from xenlb.model.events import ConfigurationRefused
 from xenlb.sources import Sources
 from xenlb.verbs import Verbs
 
@@ -23,36 +25,39 @@ log = logging.getLogger(__name__)
 
 STUCK = 20.0  # seconds without a round of the owner after which systemd hears no more of us
 SIGN_OF_LIFE = 5.0  # seconds between two of them, unless systemd wants more
+AGAIN = 60.0  # seconds until a configuration that was refused is read again
 
 
-def run(first: Settings, *, config: Path, socket: Path, state: Path) -> None:
+def run(first: Start, *, config: Path, socket: Path, state: Path, last_good: Path) -> None:
     """Serves until SIGTERM or SIGINT, with `first` until the file changes. Raises ControlError
     where another agent runs."""
-    asyncio.run(Daemon(config=config, socket=socket, state=state).serve(first))
+    daemon = Daemon(config=config, socket=socket, state=state, last_good=last_good)
+    asyncio.run(daemon.serve(first))
 
 
 class Daemon:
-    def __init__(self, *, config: Path, socket: Path, state: Path) -> None:
+    def __init__(self, *, config: Path, socket: Path, state: Path, last_good: Path) -> None:
         self._socket = socket
         self._watcher = ConfigWatcher(config, self._file_changed)
-        self._agent = Agent(config=config, state_file=state, socket=socket)
+        self._agent = Agent(config=config, state_file=state, socket=socket, last_good=last_good)
         self._notifier = Notifier(os.environ)
         self._reload = asyncio.Event()
+        self._ordered = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def serve(self, settings: Settings) -> None:
+    async def serve(self, first: Start) -> None:
         """Until SIGTERM or SIGINT. Raises ControlError where another agent runs."""
         self._loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_ordered)
         # The lock of the socket comes first: two agents would undo each other's work.
         sources = Sources(self._agent)
         verbs = Verbs(self._agent, sources.director_problems)
         async with ControlServer(self._socket, verbs.handlers()):
             self._agent.changed = sources.follow
-            self._agent.configure(settings)
+            await self._begin(first)
             tasks = [
                 asyncio.create_task(work, name=name)
                 for name, work in {
@@ -76,6 +81,16 @@ class Daemon:
             for task in done:
                 task.result()  # a failure of the owner is the daemon's: systemd starts it again
 
+    async def _begin(self, first: Start) -> None:
+        self._agent.configure(first.loaded.settings)
+        if first.problems:
+            self._agent.emit(ConfigurationRefused(at=clock.now(), problems=first.problems))
+        await self._agent.configuration.use(first.loaded, since=first.since)
+
+    def _reload_ordered(self) -> None:
+        self._ordered = True
+        self._reload.set()
+
     def _file_changed(self) -> None:
         """Called in the watcher's thread."""
         assert self._loop is not None
@@ -83,10 +98,14 @@ class Daemon:
 
     async def _reloads(self) -> None:
         while True:
-            await self._reload.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN if self._agent.state.problems else None):
+                    await self._reload.wait()
             self._reload.clear()
-            self._notifier.reloading()
-            problems = await self._agent.reload()
+            ordered, self._ordered = self._ordered, False
+            if ordered:
+                self._notifier.reloading()
+            problems = await self._agent.reload(ordered=ordered)
             self._notifier.ready("the configuration is refused" if problems else "balancing")
 
     async def _signs_of_life(self) -> None:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 RELIST = 60.0  # seconds between two listings of a libvirt, should an event ever be lost
 SYSCTLS = 60.0  # seconds between two looks at the sysctls
+NEEDS = 60.0  # seconds between two looks at the programs and files that checks need
 TOGETHER = 0.2  # what changes within so many seconds is one reason to look
 RESTART = 5.0  # seconds until a source that failed by a fault of its own runs again
 DRIVERS = {"Xen": "libxl", "QEMU": "qemu", "LXC": "lxc"}  # as hooks call what libvirt calls so
@@ -61,6 +62,7 @@ class Sources:
             changed=self._keep_addresses,
         )
         self._findings: tuple[sysctls.Finding, ...] = ()
+        self._lacks: tuple[str, ...] = ()
         self._look_at_sysctls = asyncio.Event()
 
     def start(self) -> None:
@@ -71,6 +73,7 @@ class Sources:
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
         self._run("sysctls", self._set_sysctls)
+        self._run("what checks need", self._look_at_needs)
         self._run("libvirt's hooks", self._hooks.run)
         self._run("guests' words", self._listener.run)
 
@@ -161,7 +164,7 @@ class Sources:
         """One sentence each, for `status`."""
         addresses = [f"{a}: {why}" for a, why in self._addresses.problems.items()]
         listener = [self._listener.problem] if self._listener.problem else []
-        return addresses + listener + [str(finding) for finding in self._findings]
+        return addresses + listener + [str(finding) for finding in self._findings] + [*self._lacks]
 
     def _keep_addresses(self) -> None:
         self._agent.keep(
@@ -189,6 +192,7 @@ class Sources:
                 sysctls.kernel_version(),
                 forwards=forwards,
                 towards=await towards(direct),
+                advertised=sysctls.advertised(),
             )
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
@@ -201,6 +205,16 @@ class Sources:
                 async with asyncio.timeout(SYSCTLS):
                     await self._look_at_sysctls.wait()
                     await asyncio.sleep(TOGETHER)
+
+    async def _look_at_needs(self) -> None:
+        """Says once of each program, user or file that is not there what it is needed for."""
+        while True:
+            lacks = await asyncio.to_thread(self._agent.configuration.lacking)
+            before, self._lacks = self._lacks, tuple(str(lack) for lack in lacks)
+            for lack in self._lacks:
+                if lack not in before:
+                    self._agent.note(lack, warning=True)
+            await asyncio.sleep(NEEDS)
 
     def _run(self, name: str, source: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.create_task(supervise(name, source), name=name)

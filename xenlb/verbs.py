@@ -81,6 +81,7 @@ class Verbs:
                 "file": str(agent.config),
                 "loaded": clock.wall(state.configured_at),
                 "problems": [str(problem) for problem in state.problems],
+                "last_good_since": agent.configuration.last_good_since or None,
             },
             "director": {
                 "interface": state.settings.director.interface,

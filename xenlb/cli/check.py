@@ -7,24 +7,31 @@ from pathlib import Path
 import click
 
 from xenlb.cli.options import Options, as_json, given
-from xenlb.config import ConfigError, load, notes
+from xenlb.config import ConfigError, notes, read
 from xenlb.control.protocol import FAILED
 from xenlb.model.problem import Problem
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--anywhere", is_flag=True, help="Do not look whether this host has what the file names."
+)
 @as_json
 @given
-def check(options: Options, file: Path | None, *, as_json: bool) -> int:
-    """Validates the configuration (or FILE) and prints every problem of it."""
+def check(options: Options, file: Path | None, *, anywhere: bool, as_json: bool) -> int:
+    """Validates the configuration (or FILE) and prints every problem of it.
+
+    A problem is also an interface, a program, a user or a file that it names and this host has not.
+    """
     file = file or options.config
     problems: tuple[Problem, ...] = ()
     said: tuple[str, ...] = ()
     services = 0
     try:
-        settings = load(file)
-        services, said = len(settings.services), notes(settings)
+        loaded = read(file)
+        services, said = len(loaded.settings.services), notes(loaded.settings)
+        problems = () if anywhere else loaded.lacking()
     except ConfigError as error:
         problems = error.problems
     if as_json:

@@ -50,7 +50,9 @@ def head(answer: Answer, now: float) -> list[str]:
         lines.append(f"libvirt {libvirt['uri'] or '(default)'} {state}{since}{why}")
     config = answer["config"]
     if config["problems"]:
-        lines.append(f"{config['file']} HAS PROBLEMS, the last good one is in use:")
+        since = config.get("last_good_since")  # it was read from disk, after a restart
+        of = f" (in use since {since})" if since else ""
+        lines.append(f"{config['file']} HAS PROBLEMS, the last good one{of} is in use:")
         lines += [f"  {problem}" for problem in config["problems"]]
     lines += [f"ADDRESSES: {said}" for said in answer.get("director", {}).get("problems", ())]
     return lines

@@ -11,6 +11,7 @@ CONFIG = "/etc/xenlb/xenlb.yaml"
 SOCKET = "/run/xenlb/control.sock"
 STATE = "/run/xenlb/state.json"
 KEY = "/var/lib/xenlb/key"
+LAST_GOOD = "/var/lib/xenlb/last-good.yaml"
 
 
 @dataclass(slots=True)
@@ -37,8 +38,14 @@ state_file = click.option(
     show_default=True,
     help="Where the agent keeps what it must not forget.",
 )
-
-
+last_good_file = click.option(
+    "--last-good",
+    type=click.Path(path_type=Path),
+    default=LAST_GOOD,
+    envvar="XENLB_LAST_GOOD",
+    show_default=True,
+    help="Where the last good configuration is kept.",
+)
 key_file = click.option(
     "--key",
     type=click.Path(path_type=Path),

@@ -6,21 +6,26 @@ import click
 
 from xenlb.cli import logs
 from xenlb.cli.invalid import invalid
-from xenlb.cli.options import Options, given, state_file
-from xenlb.config import ConfigError, load
+from xenlb.cli.options import Options, given, last_good_file, state_file
+from xenlb.config import ConfigError
 
 
 @click.command()
 @state_file
+@last_good_file
 @given
-def run(options: Options, state: Path) -> None:
+def run(options: Options, state: Path, last_good: Path) -> None:
     """The agent, in the foreground (what the systemd unit starts)."""
+    from xenlb import configuration
+
     logs.set_up(verbose=options.verbose)
     try:
-        first = load(options.config)
+        first = configuration.start(options.config, last_good)
     except ConfigError as error:
         raise invalid(error) from None
 
     from xenlb import daemon  # loads libvirt, for nothing where the configuration is wrong
 
-    daemon.run(first, config=options.config, socket=options.socket, state=state)
+    daemon.run(
+        first, config=options.config, socket=options.socket, state=state, last_good=last_good
+    )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from xenlb.config import nodes, values
+from xenlb.config.host import NeedKind
 from xenlb.config.nodes import Kind
 from xenlb.config.reading import Cursor, Fields, Reported
 from xenlb.config.values import Wrong, quoted
@@ -140,8 +141,12 @@ _path = _matching(
     "begin it with /, and write blanks, # and letters beyond ASCII as %20, %23, %C3%A4",
 )
 _hello = _matching(_HELLO, "a name for EHLO", "write one like director.example.org")
-_user = _matching(_USER, "a user of this host", "write a name like nobody")
+_user_name = _matching(_USER, "a user of this host", "write a name like nobody")
 _absolute = _matching(re.compile("/.*"), "an absolute path", "begin it with /")
+
+
+def _user(cursor: Cursor) -> str:
+    return cursor.needed(NeedKind.USER, _user_name(cursor))
 
 
 def _query(cursor: Cursor) -> str:
@@ -263,7 +268,7 @@ def _tls(cursor: Cursor) -> Tls | None:
     fields = Fields(own=cursor.keys(TLS_KEYS))
     name = fields.read("name", _tls_name, None)
     verify = fields.read("verify", Cursor.true_or_false, True)
-    ca_file = fields.read("ca-file", _absolute, None)
+    ca_file = fields.read("ca-file", lambda c: c.needed(NeedKind.FILE, _absolute(c)), None)
     if name.bad or verify.bad or ca_file.bad:
         raise Reported("")
     if ca_file.given and not verify.value:
@@ -307,6 +312,7 @@ def _command(cursor: Cursor) -> tuple[str, ...]:
             f"{quoted(words[0])} is not an absolute path",
             hint="write where the program is, like /usr/lib/nagios/plugins/check_ssh",
         )
+    cursor.items("")[0].needed(NeedKind.PROGRAM, words[0])
     return words
 
 

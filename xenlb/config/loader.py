@@ -1,16 +1,18 @@
-"""The whole file: its sections, and the two ways in, load() and parse().
+"""The whole file: its sections, and the ways in, load(), read() and parse().
 
 Either the whole configuration is right and becomes Settings, or every problem of it is raised in
 one ConfigError; nothing is half taken.
 """
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+import stat
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from xenlb.config import service, values
+from xenlb.config import host, service, values
 from xenlb.config.draft import Draft
+from xenlb.config.host import Need, NeedKind
 from xenlb.config.nodes import LARGEST_FILE, compose, decode
 from xenlb.config.reading import Cursor, Fields, Place, Report, keys_of
 from xenlb.config.rules import RULES, servers_are_no_vips, unique_keys
@@ -34,21 +36,72 @@ GUESTS_KEYS: Final = ("networks", "listen")
 DIRECTOR_KEYS: Final = ("interface", "addresses", "sysctls")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A configuration and the bytes that it was made of. `needs`: what this host must have for it,
+    and the problem's place where it has not."""
+
+    settings: Settings
+    data: bytes
+    report: Report
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset(self.report.needs)
+
+    def lacking(self, *, but: Collection[Need] = ()) -> tuple[Problem, ...]:
+        """What this host has not of what is needed, in file order, without the needs in `but`."""
+        needs = self.report.needs
+        lacks = host.lacking(need for need in needs if need not in but)
+        found = [self.report.problem(needs[need], *lack) for need, lack in lacks.items()]
+        return tuple(sorted(found, key=lambda problem: (problem.line, problem.column)))
+
+
 def load(path: str | os.PathLike[str]) -> Settings:
     """The settings of a file. Raises ConfigError, also where the file cannot be read."""
+    return read(path).settings
+
+
+def read(path: str | os.PathLike[str]) -> Loaded:
+    """As load(), with all that there is to know of the file."""
+    file = os.fspath(path)
+    return loaded(bytes_of(file), file)
+
+
+def bytes_of(path: str | os.PathLike[str]) -> bytes:
+    """At most one byte more than a configuration may have. Raises ConfigError.
+
+    Regular files only: to open or read a pipe or a device may take for ever.
+    """
     file = os.fspath(path)
     try:
-        with Path(file).open("rb") as stream:
-            data = stream.read(LARGEST_FILE + 1)
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise ConfigError((_unreadable(file, None),))
+        with open(file, "rb", opener=_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ConfigError((_unreadable(file, None),))
+            return stream.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         raise ConfigError((_unreadable(file, error),)) from None
-    return parse(decode(data, file), file)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse(text: str, file: str) -> Settings:
     """The settings of a text; `file` is the name that its problems bear. Raises ConfigError."""
+    return _parsed(text, Report(file=file))
+
+
+def loaded(data: bytes, file: str) -> Loaded:
+    """As parse(), of bytes. Raises ConfigError."""
     report = Report(file=file)
-    root = Cursor(node=compose(text, file), path="", report=report)
+    return Loaded(settings=_parsed(decode(data, file), report), data=data, report=report)
+
+
+def _parsed(text: str, report: Report) -> Settings:
+    root = Cursor(node=compose(text, report.file), path="", report=report)
     settings = _settings(root, report)
     problems = report.problems()
     if settings is None or problems:
@@ -56,14 +109,16 @@ def parse(text: str, file: str) -> Settings:
     return settings
 
 
-def _unreadable(file: str, error: OSError | ValueError) -> Problem:
+def _unreadable(file: str, error: OSError | ValueError | None) -> Problem:
     match error:
+        case None if os.path.isdir(file):
+            message, hint = "is a folder", "name the file in it"
+        case None:
+            message, hint = "is not a regular file", "write it to a file, and name that"
         case FileNotFoundError():
             message, hint = "there is no such file", "write it, or name another with --config"
         case PermissionError():
             message, hint = "the file may not be read", "run as root, or check its rights"
-        case IsADirectoryError():
-            message, hint = "is a folder", "name the file in it"
         case OSError():
             message = f"cannot be read: {error.strerror}"
             hint = "check the file and its disk"
@@ -187,4 +242,6 @@ def _director(top: dict[str, Cursor], drafts: list[Draft], root: Cursor) -> Dire
             "no interface for the service addresses",
             "add director: {interface: eth0}, or addresses: leave",
         )
+    if interface.value is not None and addresses.value is AddressPolicy.MANAGE:
+        fields.own["interface"].needed(NeedKind.INTERFACE, interface.value)
     return Director(interface=interface.value, addresses=addresses.value, sysctls=sysctls.value)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 from xenlb.config import nodes, values
+from xenlb.config.host import Need, NeedKind
 from xenlb.config.nodes import Kind, Node, Scalar
 from xenlb.config.values import Wrong, did_you_mean, quoted
 from xenlb.model.problem import Problem
@@ -34,13 +35,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The problems found so far. One found twice (a default, say) is kept once."""
+    """The problems found so far. One found twice (a default, say) is kept once. `needs`: of the
+    host, and where each stands first."""
 
     file: str
     found: dict[Problem, None] = field(default_factory=dict)
+    needs: dict[Need, Place] = field(default_factory=dict)
 
     def add(self, place: Place, message: str, hint: str) -> None:
-        problem = Problem(
+        self.found[self.problem(place, message, hint)] = None
+
+    def problem(self, place: Place, message: str, hint: str) -> Problem:
+        return Problem(
             file=self.file,
             line=place.line,
             column=place.column,
@@ -48,7 +54,6 @@ class Report:
             message=message,
             hint=hint,
         )
-        self.found[problem] = None
 
     def problems(self) -> tuple[Problem, ...]:
         return tuple(sorted(self.found, key=lambda p: (p.line, p.column, p.path, p.message)))
@@ -85,6 +90,11 @@ class Cursor(NamedTuple):
 
     def wrong(self, message: str, hint: str) -> None:
         self.report.add(self.place, message, hint)
+
+    def needed(self, kind: NeedKind, name: str) -> str:
+        """The name, which stands for something that this host must have."""
+        self.report.needs.setdefault(Need(kind, name), self.place)
+        return name
 
     # Scalars
 

@@ -177,14 +177,19 @@ class ServiceAddresses:
         self._wake.set()
 
     async def _pass(self, route: Any, goal: _Goal) -> dict[IPAddress, str]:
-        problems = await self._remove_unwanted(route, goal)
+        problems: dict[IPAddress, str] = {}
         link = None if goal.interface is None else await rtnl.find(route, goal.interface)
         before, self._link = self._link, link
         if link is None or not link.up:
             self._present = frozenset()
             self._holds.clear()
             self._cause = ANEW if link is None else self._cause or CAME_UP
-            return problems | dict.fromkeys(goal.addresses, _missing(goal.interface, link))
+            problems = await self._remove_unwanted(route, goal)
+            why, stay = _missing(goal.interface, link), self._elsewhere(goal)
+            return problems | {
+                each: f"{why}; it stays on {stay[each]} until then" if each in stay else why
+                for each in goal.addresses
+            }
         cause, self._cause = self._cause, None
         if before is not None and before.index != link.index:
             cause = ANEW
@@ -196,7 +201,7 @@ class ServiceAddresses:
         for address in self._present:
             if held[address].duplicate:
                 problems[address] = f"another host has it (a duplicate was found on {link.name})"
-        elsewhere = await _others(route, link, {address.version for address in missing})
+        elsewhere = await self._others(route, link, {address.version for address in missing})
         for address in sorted(missing, key=_order):
             if self._goal is not goal:
                 return problems
@@ -207,7 +212,7 @@ class ServiceAddresses:
                 problems[address] = problem
         self._seen |= self._present
         self._announce(link)
-        return problems
+        return await self._remove_unwanted(route, goal) | problems
 
     async def _add(
         self, route: Any, link: Link, goal: _Goal, address: IPAddress, cause: str | None
@@ -244,12 +249,25 @@ class ServiceAddresses:
         hold.until, hold.reason = now + hold.delay, f"somebody keeps removing it from {link.name}"
         return None
 
+    def _elsewhere(self, goal: _Goal) -> dict[IPAddress, str]:
+        """Wanted addresses that we put on another interface before, and that one's name."""
+        return {
+            placed.address: placed.interface
+            for placed in self._owned
+            if placed.interface != goal.interface and placed.address in goal.addresses
+        }
+
     async def _remove_unwanted(self, route: Any, goal: _Goal) -> dict[IPAddress, str]:
-        """Takes away what we added and nobody wants now; gives the addresses that resist."""
+        """Takes away what we added and nobody wants now; gives the addresses that resist.
+
+        An address that is wanted on another interface stays until it is there: a name that is
+        wrong, or an interface that is down, must not end the service.
+        """
         problems: dict[IPAddress, str] = {}
         unwanted: dict[str, set[IPAddress]] = {}
         for placed in self._owned:
-            if placed.interface != goal.interface or placed.address not in goal.addresses:
+            moved = placed.interface != goal.interface
+            if placed.address not in goal.addresses or (moved and placed.address in self._present):
                 unwanted.setdefault(placed.interface, set()).add(placed.address)
         for name, addresses in sorted(unwanted.items()):
             link = await rtnl.find(route, name)
@@ -268,6 +286,20 @@ class ServiceAddresses:
                 else:
                     self._owned.discard(placed)
         return problems
+
+    async def _others(self, route: Any, link: Link, versions: set[int]) -> dict[IPAddress, Held]:
+        """The addresses of this host's other interfaces, without what we put there."""
+        found: list[Held] = []
+        for version in versions:
+            found += await rtnl.addresses(route, version=version)
+        others = {each.address: each for each in found if each.index != link.index}
+        for placed in self._owned:
+            held = others.get(placed.address)
+            if held is not None and held.prefix == held.address.max_prefixlen:
+                old = await rtnl.find(route, placed.interface)
+                if old is not None and old.index == held.index:
+                    del others[placed.address]
+        return others
 
     def _announce_soon(self, addresses: Iterable[IPAddress]) -> None:
         self._unannounced.update(dict.fromkeys(addresses, ANNOUNCEMENTS))
@@ -306,14 +338,6 @@ def _say(before: Mapping[IPAddress, str], problems: Mapping[IPAddress, str]) -> 
 
 def _order(address: IPAddress) -> tuple[int, int]:
     return address.version, int(address)
-
-
-async def _others(route: Any, link: Link, versions: set[int]) -> dict[IPAddress, Held]:
-    """The addresses of this host's other interfaces."""
-    found: list[Held] = []
-    for version in versions:
-        found += await rtnl.addresses(route, version=version)
-    return {each.address: each for each in found if each.index != link.index}
 
 
 def _missing(interface: str | None, link: Link | None) -> str:

@@ -23,6 +23,9 @@ from xenlb.model.settings import ServiceSettings, Settings, SysctlPolicy
 log = logging.getLogger(__name__)
 
 PROC_SYS = Path("/proc/sys")
+ROUTES = Path("/proc/net/ipv6_route")
+RTF_ADDRCONF = 0x40000
+HEED_ALWAYS = 2  # of accept_ra: also on a host that forwards
 PERSISTED = Path("/etc/sysctl.d/90-xenlb.conf")
 VS = "net.ipv4.vs"
 
@@ -36,17 +39,23 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """A sysctl, the value that the services need, and why. Values in `also` do as well."""
+    """A sysctl, the value that the services need, and why. Values in `also` do as well. `first`:
+    what must be so before, or setting it does harm."""
 
     name: str
     value: int
     why: str
     scope: Scope
     also: tuple[int, ...] = ()
+    first: "tuple[Need, ...]" = ()
 
     @property
     def command(self) -> str:
-        return f"sysctl -w {self.name}={self.value}"
+        every = (*self.first, self)
+        return f"sysctl -w {' '.join(f'{need.name}={need.value}' for need in every)}"
+
+    def met_by(self, value: int | None) -> bool:
+        return value == self.value or value in self.also
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +103,14 @@ def needed(
     *,
     forwards: bool = False,
     towards: Collection[str] = (),
+    advertised: Collection[str] = (),
 ) -> tuple[Need, ...]:
     """What the services need on a kernel of that version (major, minor).
 
     `forwards`: does this host forward IPv4 packets already? It may then be the guests' gateway,
     which makes a difference for gatewaying and tunnels. `towards`: the interfaces by which the
-    servers are reached (interface.towards); by default the director's.
+    servers are reached (interface.towards); by default the director's. `advertised`: the interfaces
+    on which this host has routes or addresses by router advertisement.
     """
     services = settings.services
     if not services:
@@ -111,12 +122,15 @@ def needed(
         needs.append(Need(name="net.ipv4.ip_forward", value=1, why=answers, scope=Scope.NET))
         forwards = True
     if Family.INET6 in masqueraded:
+        heeded = tuple(_of_advertised(advertised))
+        needs.extend(heeded)
         needs.append(
             Need(
                 name="net.ipv6.conf.all.forwarding",
                 value=1,
-                why=f"{answers} (which then heeds router advertisements only with accept_ra=2)",
+                why=answers,
                 scope=Scope.NET,
+                first=heeded,
             )
         )
     direct = any(
@@ -167,6 +181,19 @@ def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> It
         )
 
 
+def _of_advertised(interfaces: Collection[str]) -> Iterator[Need]:
+    """A host that forwards heeds router advertisements only with accept_ra=2, and the kernel drops
+    the default routes of the others at once (rt6_purge_dflt_routers())."""
+    for interface in sorted(interfaces):
+        yield Need(
+            name=f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra",
+            value=2,
+            why="a host that forwards IPv6 loses its own default route by router advertisement"
+            " otherwise",
+            scope=Scope.NET,
+        )
+
+
 def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[Need]:
     """Where the guests' default gateway is this host, their answers come from a service address,
     an address of this host itself: martians. The kernel takes the maximum of `all` and the
@@ -198,6 +225,24 @@ def read(name: str, *, root: Path = PROC_SYS) -> int | None:
         return None
 
 
+def advertised(*, routes: Path = ROUTES, root: Path = PROC_SYS) -> frozenset[str]:
+    """The interfaces with an IPv6 route that the kernel has by router advertisement, and those that
+    are made to heed them in any case."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for line in routes.read_text().splitlines():
+            *_, flags, interface = line.split()
+            if int(flags, 16) & RTF_ADDRCONF:
+                found.add(interface)
+    with contextlib.suppress(OSError):
+        for folder in (root / "net/ipv6/conf").iterdir():
+            if folder.name not in {"all", "default"}:
+                with contextlib.suppress(OSError, ValueError):
+                    if int((folder / "accept_ra").read_text()) == HEED_ALWAYS:
+                        found.add(folder.name)
+    return frozenset(found)
+
+
 def apply(
     needs: Sequence[Need],
     policy: SysctlPolicy,
@@ -227,13 +272,16 @@ def apply(
         if need.scope is Scope.IPVS and not loaded:
             continue
         have = read(need.name, root=root)
-        if have == need.value or have in need.also:
+        if need.met_by(have):
             continue
         trouble = ""
-        if have is not None and (
-            policy is SysctlPolicy.APPLY
-            or (policy is SysctlPolicy.IPVS and need.scope is Scope.IPVS)
-        ):
+        to_set = policy is SysctlPolicy.APPLY or (
+            policy is SysctlPolicy.IPVS and need.scope is Scope.IPVS
+        )
+        unmet = [each for each in need.first if not each.met_by(read(each.name, root=root))]
+        if to_set and unmet:
+            trouble = f"{unmet[0].name} is not {unmet[0].value} yet"
+        elif to_set and have is not None:
             try:
                 _path(need.name, root).write_text(f"{need.value}\n")
             except OSError as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_never
 
-from xenlb.director.sysctls import PERSISTED, kernel_version, needed, persisted
+from xenlb.director.sysctls import PERSISTED, advertised, kernel_version, needed, persisted
 from xenlb.guestside.files import native
 from xenlb.guestside.files.facts import Facts
 from xenlb.guestside.files.render import OVERRIDES
@@ -27,7 +27,7 @@ def director_files(
     """`kernel`: major and minor, by default of the one that runs. Raises TemplateError, and
     NeedsError where it is not known what to write."""
     files = native.Renderer(overrides=overrides)
-    sysctls = needed(settings, kernel or kernel_version())
+    sysctls = needed(settings, kernel or kernel_version(), advertised=advertised())
     every: list[GuestFile] = []
     if sysctls:
         text = persisted(sysctls, by="director: {addresses: leave}")

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -20,7 +20,7 @@ from xenlb.agent import RESULTS, Agent
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.op import AddServer, DeleteServer, Op, OpFailed, SetServer
-from xenlb.ipvs.table import AddressKey, Protocol, Server, ServerKey, Table
+from xenlb.ipvs.table import AddressKey, Protocol, Server, ServerKey, ServiceKey, Snapshot, Table
 from xenlb.model.events import (
     Ask,
     Asked,
@@ -312,6 +312,73 @@ def test_no_ipvs_in_the_kernel_is_told_once_and_waited_for(tmp_path: Path) -> No
             await until(lambda: desk.weights() == {"10.0.0.11": 1, "10.0.0.13": 1})
             assert desk.agent.kernel_problem == ""
             assert desk.told().count("modprobe ip_vs") == 1
+
+    asyncio.run(story())
+
+
+class Unreadable(FakeKernel):
+    """The next `reads_failing` reads are lost, as with ENOBUFS; operations are taken."""
+
+    reads_failing = 0
+
+    def read(
+        self, keys: Collection[ServiceKey] | None = None, *, counters: bool = True
+    ) -> Snapshot:
+        if self.reads_failing:
+            self.reads_failing -= 1
+            raise IpvsError("the kernel's answer was lost", "it is read again")
+        return super().read(keys, counters=counters)
+
+
+def test_a_read_that_failed_is_made_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "RETRY", 3600.0)
+
+    async def story() -> None:
+        kernel = Unreadable()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            kernel.reads_failing = 1
+            desk.agent.resync()
+            await until(lambda: not kernel.reads_failing and not desk.agent.kernel_problem)
+            assert desk.told().count("the kernel's answer was lost") == 1
+
+    asyncio.run(story())
+
+
+def test_reads_that_fail_forbid_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_module, "RETRY", 0.01)
+
+    async def story() -> None:
+        kernel = Unreadable()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5, mail2=6))
+            await desk.pass_checks()
+            kernel.reads_failing = 10**9
+            desk.agent.resync()
+            await until(lambda: bool(desk.agent.kernel_problem))
+            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            left, kernel.reads_failing = kernel.reads_failing, 0
+            assert left > 0
+            assert desk.weights() == {"10.0.0.11": 0, "10.0.0.12": 1, "10.0.0.13": 1}
+            assert desk.told().count("the kernel's answer was lost") == 1, "however often it fails"
+            await until(lambda: not desk.agent.kernel_problem)
+            assert "drift" not in desk.told()
+
+    asyncio.run(story())
+
+
+def test_a_write_that_failed_is_made_again(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5, mail2=6))
+            await desk.pass_checks()
+            kernel.error = IpvsError("the kernel's answer was lost", "it is tried again")
+            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            kernel.error = None
+            await until(lambda: desk.weights()["10.0.0.11"] == 0)
+            assert "drift" not in desk.told()
 
     asyncio.run(story())
 

@@ -55,6 +55,25 @@ def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -
     assert all(each["message"] for each in found)
 
 
+def test_check_looks_at_this_host(xenlb: Xenlb, tmp_path: Path) -> None:
+    file = tmp_path / "xenlb.yaml"
+    file.write_text(GOOD.replace("eth0, addresses: leave", "no-such-0"))
+    done = xenlb("check")
+    assert done.returncode == 1
+    assert done.stdout.startswith(
+        f"{file}:1:23: director.interface: this host has no interface no-such-0 ("
+    )
+    done = xenlb("check", "--anywhere")
+    assert (done.returncode, done.stdout) == (0, f"{file}: 1 service, no problem\n")
+
+
+def test_check_of_a_pipe_does_not_wait_for_it(xenlb: Xenlb, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = xenlb("check", str(tmp_path / "pipe"))
+    assert done.returncode == 1
+    assert "is not a regular file" in done.stdout
+
+
 @pytest.mark.parametrize("verb", ["plan", "apply", "run"])
 def test_other_verbs_refuse_a_wrong_configuration(xenlb: Xenlb, tmp_path: Path, verb: str) -> None:
     file = tmp_path / "xenlb.yaml"

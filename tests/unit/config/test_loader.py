@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.config.test_broken import problems
-from xenlb.config import ConfigError, load, parse
+from xenlb.config import ConfigError, load, parse, read
 from xenlb.ipvs.table import (
     AddressKey,
     Family,
@@ -690,7 +690,12 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
     assert refused(tmp_path) == "1:1: is a folder (name the file in it)"
     (tmp_path / "loop").symlink_to("loop")
     assert refused(tmp_path / "loop").startswith("1:1: cannot be read: ")
-    assert refused(Path("/dev/zero")).endswith("larger than 8 MiB (is it a configuration?)")
+    for file in ("/dev/zero", "/dev/null"):
+        assert refused(Path(file)) == (
+            "1:1: is not a regular file (write it to a file, and name that)"
+        )
+    os.mkfifo(tmp_path / "pipe")
+    assert refused(tmp_path / "pipe").startswith("1:1: is not a regular file")
     assert refused(Path("a\0b")).startswith("1:1: is no file name")
 
 
@@ -706,3 +711,52 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     finally:
         os.seteuid(was)
     assert said == "1:1: the file may not be read (run as root, or check its rights)"
+
+
+def test_what_is_needed_of_this_host(tmp_path: Path) -> None:
+    """It is noted with its place, and looked for when that is asked."""
+    path = tmp_path / "xenlb.yaml"
+    program, folder = tmp_path / "plugin", tmp_path / "folder"
+    program.write_text("")
+    folder.mkdir()
+    path.write_text(f"""\
+director: {{interface: loo}}
+services:
+  a:
+    address: 192.0.2.10
+    ports: [25]
+    check: {{type: exec, command: [/not/there, -v], user: nobody}}
+    servers: [{{host: 10.0.0.5}}]
+  b:
+    address: 192.0.2.10
+    ports: [80]
+    check:
+      - {{type: exec, command: [{program}], user: unheard-of}}
+      - {{type: exec, command: [{folder}]}}
+      - {{type: https, tls: {{ca-file: /no/ca.pem}}}}
+    servers: [{{host: 10.0.0.5}}]
+  c:
+    address: 192.0.2.10
+    ports: [81]
+    check: {{type: exec, command: [/bin/sh]}}
+    servers: [{{host: 10.0.0.5}}]
+""")
+    loaded = read(path)
+    problems = [str(each).removeprefix(f"{path}:") for each in loaded.lacking()]
+    assert problems == [
+        "1:23: director.interface: this host has no interface loo (did you mean lo?)",
+        "6:35: services.a.check.command[0]: there is no program /not/there:"
+        " no such file or directory (install it, or correct the path)",
+        f"12:32: services.b.check[0].command[0]: {program} is no program"
+        f" (chmod +x {program}, or correct the path)",
+        f"12:{32 + len(str(program)) + 9}: services.b.check[0].user: this host has no user"
+        " unheard-of (getent passwd shows the users)",
+        f"13:32: services.b.check[1].command[0]: {folder} is no program"
+        f" (chmod +x {folder}, or correct the path)",
+        "14:38: services.b.check[2].tls.ca-file: there is no file /no/ca.pem:"
+        " no such file or directory (put it there, or correct the path)",
+    ]
+    path.write_text(
+        path.read_text().replace("{interface: loo}", "{interface: loo, addresses: leave}")
+    )
+    assert len(read(path).lacking()) == 5, "another program looks after the interface"

@@ -1,5 +1,7 @@
 """The watcher against real files: every way in which a configuration gets replaced."""
 
+import errno
+import logging
 import os
 import queue
 import threading
@@ -7,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from watchdog.observers import Observer
 
-from xenlb.config.watch import ConfigWatcher, folders
+from xenlb.config import watch
+from xenlb.config.watch import ConfigWatcher, folders, is_written
 
 PATIENCE = 30.0  # seconds; reached only where a call is missing
 
@@ -71,7 +75,27 @@ def test_changes_in_a_row_are_told_together(file: Path, calls: Calls) -> None:
         for _ in range(200):
             stream.write("x")
             stream.flush()
-    assert calls.until("x" * 200) < 20  # one, and one more for each stall of 100 ms
+    assert calls.until("x" * 200) == 1
+
+
+def test_a_file_is_told_of_when_its_writer_has_closed_it(file: Path, calls: Calls) -> None:
+    """scp, `cat >`, rsync --inplace: the parts may be seconds apart."""
+    with file.open("w") as stream:
+        stream.write("the first part")
+        stream.flush()
+        assert is_written(str(file)) is True
+        with pytest.raises(queue.Empty):
+            calls.seen.get(timeout=1.0)
+        stream.write(" and the second")
+    assert is_written(str(file)) is False
+    assert calls.until("the first part and the second") == 1
+
+
+def test_whether_a_file_is_written(tmp_path: Path) -> None:
+    assert is_written(str(tmp_path / "not-there")) is False
+    assert is_written(str(tmp_path)) is None
+    os.mkfifo(tmp_path / "pipe")
+    assert is_written(str(tmp_path / "pipe")) is None
 
 
 def test_renamed_over(file: Path, calls: Calls) -> None:
@@ -163,6 +187,45 @@ def test_other_files_are_not_told(file: Path, calls: Calls) -> None:
     new.write_text("two")
     new.replace(file)
     assert calls.until("two") == 1
+
+
+def test_a_folder_that_is_replaced(file: Path) -> None:
+    """`mv`: inotify of the folder says nothing that names the new one."""
+    calls = Calls(file)
+    with ConfigWatcher(file, calls, look=0.05):
+        new = file.parent.with_name("new")
+        new.mkdir()
+        (new / file.name).write_text("two")
+        file.parent.rename(file.parent.with_name("old"))
+        new.rename(file.parent)
+        calls.until("two")
+        file.write_text("three")
+        calls.until("three")
+
+
+class NoWatches(Observer):  # type: ignore[misc,valid-type]
+    """On a host whose inotify watches are used up."""
+
+    def schedule(self, *_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "inotify limit reached")
+
+
+def no_instances() -> None:
+    raise OSError(errno.EMFILE, "inotify limit reached")
+
+
+@pytest.mark.parametrize("observer", [no_instances, NoWatches])
+def test_without_inotify(
+    file: Path, observer: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "Observer", observer)
+    calls = Calls(file)
+    with caplog.at_level(logging.WARNING), ConfigWatcher(file, calls, look=0.05):
+        for content in ("two", "three"):
+            file.write_text(content)
+            assert calls.until(content) == 1
+    (record,) = caplog.records
+    assert "inotify limit reached" in record.getMessage()
 
 
 def test_stop_while_a_change_is_waited_for(file: Path) -> None:

@@ -307,17 +307,22 @@ def test_a_new_configuration(journal: list[str]) -> None:
             await eventually(lambda: keeper.present == {A, B})
             journal.clear()
             keeper.want("v0", frozenset({A, V6}))
-            await eventually(lambda: keeper.present == {A, V6})
+            await eventually(lambda: keeper.present == {A, V6} and len(keeper.owned) == 2)
             assert set(on("v0")) == {"192.0.2.10/32", "2001:db8::10/128"}
             assert journal == [
-                "removed 192.0.2.11/32 on v0: no service has it any more there",
                 "added 2001:db8::10/128 on v0",
+                "removed 192.0.2.11/32 on v0: no service has it any more there",
             ]
             keeper.want("v1", frozenset({A}))
-            await eventually(lambda: keeper.present == {A} and on("v1") == {"192.0.2.10/32": ""})
+            await eventually(lambda: keeper.owned == {Placed(interface="v1", address=A)})
+            assert on("v1") == {"192.0.2.10/32": ""}
             assert on("v0") == {}
             assert keeper.problems == {}
-            assert keeper.owned == {Placed(interface="v1", address=A)}
+            assert journal[2:] == [
+                "added 192.0.2.10/32 on v1",
+                "removed 192.0.2.10/32 on v0: no service has it any more there",
+                "removed 2001:db8::10/128 on v0: no service has it any more there",
+            ]
 
     check(main)
 
@@ -565,8 +570,39 @@ def test_problems_and_ownership_are_told() -> None:
         keeper.want("nope0", frozenset({A}))
         await keeper.settle()
         await keeper.settle()
-        assert seen == [(1, 0), (0, 1)]
+        assert seen == [(1, 0), (1, 1)]
+
+    check(main)
+
+
+@in_own_network
+def test_an_address_stays_until_it_is_at_its_new_place() -> None:
+    """An interface that is not there, then one that is down: neither ends the service."""
+    interface()
+    sh("ip link add v1 type veth peer name w1")
+
+    async def main() -> None:
+        keeper = ServiceAddresses()
+        keeper.want("v0", frozenset({A, V6}))
+        await keeper.settle()
+        for name, why in (("v9", "there is no interface v9"), ("v1", "v1 is down")):
+            keeper.want(name, frozenset({A, V6}))
+            await keeper.settle()
+            assert set(on("v0")) == {"192.0.2.10/32", "2001:db8::10/128"}
+            assert keeper.problems == dict.fromkeys((A, V6), f"{why}; it stays on v0 until then")
+            # A restarted agent knows that the address on v0 is its own.
+            keeper = ServiceAddresses(keeper.owned)
+            keeper.want(name, frozenset({A, V6}))
+            await keeper.settle()
+            assert set(on("v0")) == {"192.0.2.10/32", "2001:db8::10/128"}
+        sh("""
+        ip link set w1 up
+        ip link set v1 up
+        """)
+        await keeper.settle()
+        assert set(on("v1")) == {"192.0.2.10/32", "2001:db8::10/128"}
         assert on("v0") == {}
+        assert keeper.problems == {}
 
     check(main)
 

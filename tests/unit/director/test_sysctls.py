@@ -2,12 +2,15 @@
 
 import logging
 import os
+import socket
+import struct
+import time
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 
-from tests.unit.director.netns import in_own_network
+from tests.unit.director.netns import in_own_network, sh
 from xenlb.director import sysctls
 from xenlb.director.sysctls import Finding, Need, Scope, apply, needed
 from xenlb.ipvs.table import Family, Forwarding
@@ -62,6 +65,22 @@ def test_masquerading_ipv6() -> None:
         "net.ipv4.vs.conn_reuse_mode": 1,
         "net.ipv6.conf.all.forwarding": 1,
     }
+
+
+def test_router_advertisements_are_heeded_before_forwarding() -> None:
+    masqueraded = settings(Forwarding.MASQUERADE, v6=True)
+    needs = needed(masqueraded, NEW, advertised={"eth0.7", "br0"})
+    assert [(need.name, need.value) for need in needs[2:]] == [
+        ("net.ipv6.conf.br0.accept_ra", 2),
+        ("net.ipv6.conf.eth0/7.accept_ra", 2),
+        ("net.ipv6.conf.all.forwarding", 1),
+    ]
+    assert needs[-1].command == (
+        "sysctl -w net.ipv6.conf.br0.accept_ra=2 net.ipv6.conf.eth0/7.accept_ra=2"
+        " net.ipv6.conf.all.forwarding=1"
+    )
+    four = needed(settings(Forwarding.MASQUERADE), NEW, advertised={"eth0"})
+    assert "accept_ra" not in str(values(four))
 
 
 def test_old_kernels_delay_reused_ports_in_mode_1() -> None:
@@ -266,3 +285,69 @@ def test_the_real_thing_and_what_it_refuses(tmp_path: Path) -> None:
             trouble="invalid argument",
         ),
     )
+
+
+def advertise(prefix: str) -> None:
+    """What a router at w0 sends: itself as default router for an hour, and the prefix."""
+    header = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 3600, 0, 0)
+    option = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 7200, 3600, 0)
+    packed = option + IPv6Address(prefix).packed
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as router:
+        router.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        router.sendto(header + packed, ("ff02::1", 0, 0, socket.if_nametoindex("w0")))
+
+
+def default_route() -> str:
+    return sh("ip -6 route show default")
+
+
+@pytest.mark.parametrize("set_before", [True, False])
+@in_own_network
+def test_the_default_route_by_router_advertisement_stays(
+    tmp_path: Path, *, set_before: bool
+) -> None:
+    sh("""
+    ip link add v0 type veth peer name w0
+    sysctl -qw net.ipv6.conf.v0.accept_ra_from_local=1
+    sysctl -qw net.ipv6.conf.w0.accept_ra=0
+    sysctl -qw net.ipv6.conf.v0.accept_dad=0
+    sysctl -qw net.ipv6.conf.w0.accept_dad=0
+    ip link set lo up
+    ip link set v0 up
+    ip link set w0 up
+    """)
+    for _ in range(100):
+        advertise("2001:db8::")
+        if "proto ra" in default_route():
+            break
+        time.sleep(0.1)
+    assert "dev v0 proto ra" in default_route()
+    assert sysctls.advertised() == {"v0"}
+    needs = needed(settings(Forwarding.MASQUERADE, v6=True), NEW, advertised=sysctls.advertised())
+    net = tuple(need for need in needs if need.scope is Scope.NET)
+    if not set_before:  # as it was: this is what the fault looks like
+        sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
+        assert default_route() == ""
+        return
+    outcome = apply(net, SysctlPolicy.APPLY, persisted=tmp_path / "90-xenlb.conf")
+    assert outcome.findings == ()
+    assert [change.need.name for change in outcome.changes] == [
+        "net.ipv6.conf.v0.accept_ra",
+        "net.ipv6.conf.all.forwarding",
+    ]
+    assert "dev v0 proto ra" in default_route()
+    assert sysctls.advertised() == {"v0"}, "it is persisted the next time, too"
+
+
+def test_what_must_be_first_and_is_not_leaves_the_rest(tmp_path: Path) -> None:
+    conf = tmp_path / "net/ipv6/conf"
+    for name in ("all", "v0"):
+        (conf / name).mkdir(parents=True)
+    (conf / "all/forwarding").write_text("0\n")
+    (conf / "v0/accept_ra").mkdir()  # cannot be read or set
+    needs = needed(settings(Forwarding.MASQUERADE, v6=True), NEW, advertised={"v0"})
+    net = tuple(need for need in needs if need.scope is Scope.NET)
+    outcome = apply(net, SysctlPolicy.APPLY, root=tmp_path, persisted=tmp_path / "conf")
+    assert outcome.changes == ()
+    assert (conf / "all/forwarding").read_text() == "0\n"
+    assert "net.ipv6.conf.v0.accept_ra is not 2 yet" in str(outcome.findings[-1])
