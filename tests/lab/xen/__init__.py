@@ -30,7 +30,7 @@ Dom0, in front of it or on the guests' bridge:
 guests.py, the clients in tests/lab/netns.py. image.py builds what is booted, payload.py the disk
 that carries the code under test, dom0/ and guest/ are files that go into them as they are.
 
-What one boot changes is forgotten with it: Dom0's disk is a throw-away copy. Dom0 is of Debian 12 or
+What one boot changes is forgotten with it: Dom0's disk is a throw-away copy. Dom0's Debian is 12 or
 13 (tests/lab/debian/releases.py); docs/debian-releases.md has what differs.
 
 Facts this rests on (Debian 12: QEMU 7.2, Xen 4.17, Linux 6.1, libvirt 9.0; two slow cores):
