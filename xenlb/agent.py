@@ -21,15 +21,16 @@ from xenlb.config import ConfigError
 from xenlb.configuration import Configuration
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
-from xenlb.ipvs.op import DeleteService
+from xenlb.ipvs.op import DeleteService, Op
 from xenlb.ipvs.table import IPAddress, Snapshot, Table
 from xenlb.journal import Journal
 from xenlb.model.desired import desired, next_deadline
+from xenlb.model.drain import Counts, connections
 from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, Probed, Tick
 from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step
-from xenlb.reconcile import Pass, Reconciler, surprised
+from xenlb.reconcile import Pass, Reconciler, cut, repairs, surprised
 from xenlb.saved import Saved
 from xenlb.statefile import StateFile
 
@@ -88,6 +89,11 @@ class Agent:
         self._reading: asyncio.Task[None] | None = None
         self._resync_at = 0.0
         self._owned = saved.services, saved.servers
+        self.repairs: tuple[str, ...] = ()  # what the last read found changed by others
+        self._awaiting: list[asyncio.Future[Snapshot]] = []  # a read that has not begun yet
+        self._served: list[asyncio.Future[Snapshot]] = []  # the read that was made last
+        self._counters: Counts = {}  # of the last read that counted
+        self._reloaded = False  # a new configuration may remove servers and services
         self._swept = False  # the whole table was brought in line after the last read
         self._withheld = False  # services wait for a fresh read until they are removed
         self.round_at = clock.now()
@@ -120,17 +126,21 @@ class Agent:
             return tuple(str(problem) for problem in error.problems)
         known = configuration.in_use
         if ordered or self.state.problems or known is None or known.data != loaded.data:
+            with suppress(IpvsError):  # it tells of itself; what is cut is not counted then
+                await self.reread()
             self.configure(loaded.settings)
             await configuration.use(loaded)
         return ()
 
-    async def counters(self) -> Snapshot:
-        """A fresh read of the table with its counters; raises IpvsError."""
-        kernel = Kernel()
-        try:
-            return await asyncio.to_thread(kernel.read)
-        finally:
-            kernel.close()
+    async def reread(self) -> Snapshot:
+        """Has the whole table read and repaired; the table then, with counters. Raises IpvsError.
+
+        All that ask while a read is under way share the next one.
+        """
+        done: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
+        self._awaiting.append(done)
+        self._news.set()
+        return await done
 
     def keep(
         self,
@@ -166,6 +176,8 @@ class Agent:
         finally:
             if self._reading is not None:
                 self._reading.cancel()
+            for waiting in (*self._awaiting, *self._served):
+                waiting.cancel()
             self._save()
             self.reconciler.kernel.close()
             self._reader.close()
@@ -207,6 +219,7 @@ class Agent:
                 taken += 1
             result = step(self.state, event)
             self.state = result.state
+            self._reloaded = self._reloaded or isinstance(event, Configured)
             heard = min(heard, event.at)
             notes += result.notes
             names = None if names is None or result.services is None else names | result.services
@@ -216,6 +229,8 @@ class Agent:
         notes += self._apply(names, heard if events else None)
         self._save()
         self._answer_taken()
+        if self._reading is None:
+            self._answer_served()
         guests = {**self.state.guests, **before.guests}
         for note in notes:
             self.journal.write(note, guests)
@@ -245,10 +260,18 @@ class Agent:
             elif not taken.done():
                 taken.set_result(None)
 
+    def _answer_served(self) -> None:
+        """Gives the table, as it is after the repair, to those who have waited for the read."""
+        served, self._served = self._served, []
+        for each in served:
+            if not each.done():
+                each.set_result(Snapshot(table=self.table(), counters=self._counters))
+
     def _apply(self, names: Collection[str] | None, heard: float | None) -> list[Note]:
         """Gives the kernel what follows from the state, for the named services or for all."""
         now = clock.now()
         snapshot, self._snapshot = self._snapshot, None
+        thought = self.table()
         if snapshot is not None:
             self.reconciler.absorb(snapshot)
             self._swept, self._known = False, True
@@ -267,15 +290,10 @@ class Agent:
             self._note_owned()
             self._save()
         ops = self.reconciler.plan(want, whole=whole, removable=self.state.listed)
-        # Nothing was heard and nothing had failed, yet the table differs: somebody else changed it.
-        drift = (
-            self.begun.is_set()
-            and names is not None
-            and not names
-            and not self.reconciler.failures
-            and not self._withheld
-            and not self._told_problem
-        )
+        drift = frozenset[Op]()
+        if snapshot is not None and self.begun.is_set() and not self._told_problem:
+            drift = repairs(ops, thought, self.table())
+            self.repairs = tuple(f"ipvsadm {op}" for op in ops if op in drift)
         # A service takes all its servers along, and since the last read another tool may have put
         # one of its own there.
         if whole:
@@ -299,7 +317,9 @@ class Agent:
             self.reconciler.forgive(ops)
             if self.reconciler.release(want):
                 self._note_owned()
-        return self._noted(result, heard=heard, drift=drift)
+        notes = self._noted(result, heard=heard, drift=drift)
+        self._reloaded = self._reloaded and self._withheld
+        return notes
 
     def _resync_soon(self) -> None:
         if not self.kernel_problem:  # else its time is set
@@ -316,15 +336,17 @@ class Agent:
         self.begun.set()
         self._swept = False
 
-    def _noted(self, result: Pass, *, heard: float | None, drift: bool) -> list[Note]:
+    def _noted(self, result: Pass, *, heard: float | None, drift: Collection[Op]) -> list[Note]:
         now = clock.now()
         took = "" if heard is None else f" ({(now - heard) * 1000:.1f} ms after the event)"
-        notes = [
-            Note(at=now, text=f"drift repaired: ipvsadm {op}", warning=True)
-            if drift
-            else Note(at=now, text=f"ipvsadm {op}{took}")
-            for op in result.done
-        ]
+        notes = []
+        for op in result.done:
+            left = cut(op, self._counters) if self._reloaded else 0
+            text = f"ipvsadm {op}" + (f" cuts {connections(left)}" if left else "")
+            if op in drift:
+                notes.append(Note(at=now, text=f"drift repaired: {text}", warning=True))
+            else:
+                notes.append(Note(at=now, text=f"{text}{took}", warning=bool(left)))
         for failed in result.failed:
             failure = self.reconciler.failure_of(failed.op)
             if failure is not None and failure.attempts == 1:
@@ -336,20 +358,28 @@ class Agent:
 
     def _upkeep(self) -> None:
         now = clock.now()
-        if now >= self._resync_at and self._reading is None:
+        if (now >= self._resync_at or self._awaiting) and self._reading is None:
             self._resync_at = now + RESYNC
             self.reconciler.touched.clear()
             self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
 
     async def _read(self) -> None:
         """Reads the table in a thread; the owner takes it in its next round."""
+        self._served, self._awaiting = self._awaiting, []
+        counters = bool(self._served) or self._reloaded
         try:
-            self._snapshot = await asyncio.to_thread(self._reader.read, counters=False)
+            snapshot = await asyncio.to_thread(self._reader.read, counters=counters)
+            self._snapshot = snapshot
+            if counters:
+                self._counters = snapshot.counters
             if self.kernel_problem:
                 log.debug("the kernel's table was read")
             self.kernel_problem = ""
         except IpvsError as error:
             self._kernel_failed(error)
+            for waiting in self._served:
+                if not waiting.done():
+                    waiting.set_exception(error)
         finally:
             self._reading = None
             self._news.set()

@@ -12,13 +12,14 @@ from pathlib import Path
 from xenlb import clock, statefile
 from xenlb.ipvs import text
 from xenlb.ipvs.kernel import Kernel, KernelTable
-from xenlb.ipvs.op import Op, OpFailed
+from xenlb.ipvs.op import DeleteServer, DeleteService, Op, OpFailed
 from xenlb.ipvs.table import Table
 from xenlb.model.desired import desired
+from xenlb.model.drain import connections
 from xenlb.model.events import Configured
 from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.step import step
-from xenlb.reconcile import Reconciler
+from xenlb.reconcile import Reconciler, cut, place_of
 
 
 class OnceError(Exception):
@@ -64,7 +65,7 @@ def run_once(
         want = desired(settings.services, state, clock.now())
         grown = reconciler.claim(want, state.origins())
         ops = reconciler.plan(want, whole=True, removable=state.listed)
-        notes = tuple(_foreign(reconciler, want))
+        notes = (*_foreign(reconciler, want), *_cut(table, ops))
         if not change:
             return Once(ops=ops, notes=notes)
         save = replace(saved, state=state, services=frozenset(reconciler.services))
@@ -80,6 +81,14 @@ def run_once(
         return Once(ops=result.done, failed=result.failed, notes=notes)
     finally:
         table.close()
+
+
+def _cut(table: KernelTable, ops: Iterable[Op]) -> Iterable[str]:
+    removals = [op for op in ops if isinstance(op, DeleteService | DeleteServer)]
+    counters = table.read({place_of(op)[0] for op in removals}).counters if removals else {}
+    for op in removals:
+        if left := cut(op, counters):
+            yield f"ipvsadm {op} cuts {connections(left)}"
 
 
 def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:

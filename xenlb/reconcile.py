@@ -8,7 +8,7 @@ finds changed behind our back is put back and reported as drift.
 
 import errno
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xenlb.ipvs.diff import Foreign, Owned, diff, foreign
@@ -24,7 +24,16 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.table import Entry, Server, ServerKey, ServiceKey, Snapshot, Table
+from xenlb.ipvs.table import (
+    Counters,
+    Entry,
+    Server,
+    ServerKey,
+    Service,
+    ServiceKey,
+    Snapshot,
+    Table,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +80,29 @@ def place_of(op: Op) -> Place:
             return key, server.key
         case DeleteServer(service=key, key=server_key):
             return key, server_key
+
+
+def repairs(ops: Iterable[Op], thought: Table, found: Table) -> frozenset[Op]:
+    """Those of the operations whose place was found other than it was thought to be."""
+
+    def at(table: Table, op: Op) -> Service | Server | None:
+        key, server = place_of(op)
+        entry = table.entries.get(key)
+        if entry is None:
+            return None
+        return entry.service if server is None else entry.servers.get(server)
+
+    return frozenset(op for op in ops if at(thought, op) != at(found, op))
+
+
+def cut(op: Op, counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]]) -> int:
+    """How many established connections a removal cuts, by these counters; 0: it is none."""
+    match op:
+        case DeleteService(key=key):
+            return sum(count.active_connections for count in counters.get(key, {}).values())
+        case DeleteServer(service=key, key=server) if server in counters.get(key, {}):
+            return counters[key][server].active_connections
+    return 0
 
 
 @dataclass(slots=True)

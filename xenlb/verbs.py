@@ -68,6 +68,7 @@ class Verbs:
             "started": clock.wall(self._started),
             "synced": state.synced and not agent.kernel_problem,
             "kernel": agent.kernel_problem or None,
+            "repaired": list(agent.repairs),
             "libvirt": [
                 {
                     "uri": uri,
@@ -91,9 +92,9 @@ class Verbs:
         }
 
     async def _snapshot(self) -> Snapshot:
-        """The table with fresh counters; as it is believed to be where it cannot be read."""
+        """The table, read and repaired now; as it is believed to be where it cannot be read."""
         try:
-            return await self._agent.counters()
+            return await self._agent.reread()
         except IpvsError:
             return Snapshot(table=self._agent.table())
 

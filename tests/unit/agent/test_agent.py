@@ -20,7 +20,16 @@ from xenlb.agent import RESULTS, Agent
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.op import AddServer, DeleteServer, Op, OpFailed, SetServer
-from xenlb.ipvs.table import AddressKey, Protocol, Server, ServerKey, ServiceKey, Snapshot, Table
+from xenlb.ipvs.table import (
+    AddressKey,
+    Counters,
+    Protocol,
+    Server,
+    ServerKey,
+    ServiceKey,
+    Snapshot,
+    Table,
+)
 from xenlb.model.events import (
     Ask,
     Asked,
@@ -262,6 +271,74 @@ def test_drift_is_repaired_and_told(tmp_path: Path) -> None:
             desk.agent.resync()
             await until(lambda: desk.weights() == {"10.0.0.11": 1, "10.0.0.13": 1})
             await until(lambda: desk.told().count("drift repaired: ipvsadm") == 2)
+
+    asyncio.run(story())
+
+
+def test_a_read_that_is_asked_for_repairs_at_once_and_names_what_others_changed(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5))
+            await desk.pass_checks()
+            server = kernel.read().table.server(KEY, key(11))
+            assert server is not None
+            kernel.do(SetServer(service=KEY, server=weighing(server, 9)))
+            kernel.count(KEY, key(13), Counters(active_connections=3))
+            before = kernel.reads
+            first, *others = await asyncio.gather(*(desk.agent.reread() for _ in range(20)))
+            assert all(each is other for each, other in zip(others, others, strict=True))
+            assert kernel.reads - before <= 2, "all that ask at one time share a read"
+            repaired = first.table.server(KEY, key(11))
+            assert repaired == server
+            assert desk.weights() == {"10.0.0.11": 1, "10.0.0.13": 1}
+            assert first.counters[KEY][key(13)].active_connections == 3
+            (line,) = desk.agent.repairs
+            assert line == "ipvsadm -e -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1"
+            assert f"drift repaired: {line}" in desk.told()
+            await desk.agent.reread()
+            assert desk.agent.repairs == ()
+            kernel.error = IpvsError("no", "")
+            with pytest.raises(IpvsError):
+                await desk.agent.reread()
+
+    asyncio.run(story())
+
+
+def test_what_another_tool_changed_is_named_also_beside_an_event(tmp_path: Path) -> None:
+    """And what the event itself changes is not."""
+
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5, mail2=4))
+            await desk.pass_checks()
+            kernel.do(DeleteServer(service=KEY, key=key(13)))
+            read = asyncio.create_task(desk.agent.reread())
+            while desk.agent._snapshot is None:
+                await asyncio.sleep(0)
+            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            await read
+            assert desk.told().count("drift repaired") == 1
+            assert "drift repaired: ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.13:25" in desk.told()
+
+    asyncio.run(story())
+
+
+def test_a_reload_repairs_and_says_how_many_connections_it_cuts(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5, mail2=4))
+            await desk.pass_checks()
+            for last, count in ((11, 2), (13, 5)):
+                kernel.count(KEY, key(last), Counters(active_connections=count))
+            (tmp_path / "xenlb.yaml").write_text("services: {}\n")
+            assert await desk.agent.reload() == ()
+            await until(lambda: not kernel.read().table.entries)
+            await until(lambda: "ipvsadm -D -t 192.0.2.10:25 cuts 7 connections" in desk.told())
 
     asyncio.run(story())
 

@@ -58,7 +58,7 @@ services:
                  gateway: [10.0.0.1, "fd00::1"], tx-checksums: false}
     servers:
       - {guest: "mail*", address: 10.0.0.11, weight: 0}
-      - {guest: other, guest-side: {init: sysvinit, ssh: root@other}}
+      - {guest: other, network: 10.0.0.0/24, guest-side: {init: sysvinit, ssh: root@other}}
       - {host: "2001:db8::5", weight: 7}
       - host: 10.0.0.6
   dns: {address: "2001:db8::10", ports: [53/udp], one-packet: true, check: none, flush: true,
@@ -115,7 +115,8 @@ def test_no_field_is_forgotten() -> None:
         "services",
     }
     assert {f.name for f in fields(Director)} == {"interface", "addresses", "sysctls"}
-    assert {f.name for f in fields(Member)} == {"guest", "host", "address", "weight", "side"}
+    members = {"guest", "host", "address", "weight", "side", "network"}
+    assert {f.name for f in fields(Member)} == members
     assert {f.name for f in fields(Port)} == {"number", "protocol"}
     assert {f.name for f in fields(Tunnel)} == {"type", "port", "checksum"}
     assert {f.name for f in fields(DrainPolicy)} == {"timeout", "until", "udp", "shutdown_grace"}
