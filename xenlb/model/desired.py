@@ -204,6 +204,11 @@ def next_deadline(state: State, now: float) -> float | None:
         for guest in state.guests.values()
         if guest.drain is not None and guest.drain.lasts and guest.drain.deadline is not None
     ]
+    times += [
+        guest.drain.expires
+        for guest in state.guests.values()
+        if guest.drain is not None and guest.drain.due and guest.drain.expires is not None
+    ]
     ramps = {slot: entry for slot, entry in state.admitted.items() if entry.ramp}
     if ramps:
         for service in state.settings.services:
