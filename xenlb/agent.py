@@ -155,6 +155,11 @@ class Agent:
             self.sysctls = {**sysctls, **self.sysctls}  # the first old value is the host's own
         self._save()
 
+    @property
+    def file_problem(self) -> str:
+        """Why the state file is not up to date; "" if it is."""
+        return self._file.problem
+
     def resync(self) -> None:
         """Reads the whole table again now."""
         self._resync_at = 0.0

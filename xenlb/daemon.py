@@ -15,6 +15,7 @@ from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.config.watch import ConfigWatcher
 from xenlb.configuration import Start
+from xenlb.control.lock import Lock
 from xenlb.control.server import ControlServer
 from xenlb.control.systemd import Notifier
 from xenlb.model.events import ConfigurationRefused
@@ -36,8 +37,13 @@ def run(first: Start, *, config: Path, socket: Path, state: Path, last_good: Pat
 
 
 class Daemon:
+    """Making one raises ControlError where another agent runs."""
+
     def __init__(self, *, config: Path, socket: Path, state: Path, last_good: Path) -> None:
         self._socket = socket
+        # The lock comes first: a second agent must touch neither the table nor the state file.
+        self._lock = Lock(socket)
+        self._lock.take()
         self._watcher = ConfigWatcher(config, self._file_changed)
         self._agent = Agent(config=config, state_file=state, socket=socket, last_good=last_good)
         self._notifier = Notifier(os.environ)
@@ -46,16 +52,15 @@ class Daemon:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, first: Start) -> None:
-        """Until SIGTERM or SIGINT. Raises ControlError where another agent runs."""
+        """Until SIGTERM or SIGINT."""
         self._loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_ordered)
-        # The lock of the socket comes first: two agents would undo each other's work.
         sources = Sources(self._agent)
         verbs = Verbs(self._agent, sources.director_problems)
-        async with ControlServer(self._socket, verbs.handlers()):
+        async with ControlServer(self._socket, verbs.handlers(), lock=self._lock):
             self._agent.changed = sources.follow
             await self._begin(first)
             tasks = [

@@ -16,7 +16,7 @@ from xenlb.hypervisor.listing import CallFailed, Unreachable
 from xenlb.hypervisor.threads import Stuck
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
-from xenlb.model.draining import due, lasting, to_count
+from xenlb.model.draining import VERBS, due, lasting, to_count
 from xenlb.model.events import Ask, Counted, GuestId, RequestSent
 from xenlb.model.state import State
 
@@ -47,7 +47,7 @@ class Drains:
         """Heeds the state after a round."""
         if lasting(state):
             self._lasting.set()
-        for guest, ask in due(state).items():
+        for guest, ask in due(state, clock.now()).items():
             if guest not in self._asking:
                 task = asyncio.create_task(self._ask(guest, ask), name=f"{ask} of {guest}")
                 self._asking[guest] = task
@@ -82,9 +82,10 @@ class Drains:
         self._agent.emit(Counted(at=at, counters=snapshot.counters))
 
     async def _ask(self, guest: GuestId, ask: Ask) -> None:
-        """Until libvirt was asked or has refused for good; a libvirt that is away is waited for."""
-        refusals, failure = 0, ""
-        while guest in due(self._agent.state):
+        """Until libvirt was asked or has refused for good; a libvirt that is away is waited for, as
+        long as the order has time."""
+        refusals, failure, told = 0, "", False
+        while guest in due(self._agent.state, clock.now()):
             source = self._libvirts.get(guest.uri)
             try:
                 if source is None:
@@ -93,6 +94,10 @@ class Drains:
                 failure = ""
             except (Unreachable, Stuck) as error:
                 log.debug("%s of %s waits: %s", ask, guest, error)
+                if not told:
+                    told = True
+                    text = f"the {VERBS[ask]} waits for libvirt: {error}"
+                    self._agent.note(text, guest=guest, warning=True)
                 await asyncio.sleep(AGAIN)
                 continue
             except CallFailed as error:

@@ -4,12 +4,15 @@ The lasting record is the host's journal (systemd), which has every line of this
 """
 
 import asyncio
+import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+from xenlb.control.protocol import Json
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.state import Note
@@ -25,6 +28,7 @@ class Journal:
 
     wall: Callable[[float], str]
     _lines: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    _texts: deque[Json] = field(default_factory=lambda: deque(maxlen=KEPT))  # of the same lines
     _number: int = 0
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -43,6 +47,7 @@ class Journal:
                 "text": note.text,
             }
         )
+        self._texts.append(Json(json.dumps(self._lines[-1])))
         level = logging.WARNING if note.warning else logging.INFO
         if note.guest is None:
             log.log(level, "%s", note.text)
@@ -57,12 +62,13 @@ class Journal:
             return list(self._lines)
         return [line for line in self._lines if line["uuid"] == str(guest.uuid)]
 
-    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+    async def follow(self) -> AsyncGenerator[Json, None]:
         """The lines kept, then new ones as they come, until the caller has enough."""
         last = 0
         while True:
             news = self._news
-            for line in [line for line in self._lines if line["number"] > last]:
-                last = line["number"]
-                yield line
+            new = min(self._number - last, len(self._texts))
+            last = self._number
+            for text in reversed(list(islice(reversed(self._texts), new))):
+                yield text
             await news.wait()

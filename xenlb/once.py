@@ -45,7 +45,7 @@ def run_once(
     settings: Settings, *, state_path: Path, change: bool, kernel: KernelTable | None = None
 ) -> Once:
     """Plans, and applies with `change`. Raises OnceError, and IpvsError from the kernel."""
-    saved = statefile.read(state_path)
+    saved = (statefile.load if change else statefile.read)(state_path)
     settings = replace(settings, uris=needed_uris(settings))
     state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
     if state.links or state.health:

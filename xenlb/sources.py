@@ -164,7 +164,14 @@ class Sources:
         """One sentence each, for `status`."""
         addresses = [f"{a}: {why}" for a, why in self._addresses.problems.items()]
         listener = [self._listener.problem] if self._listener.problem else []
-        return addresses + listener + [str(finding) for finding in self._findings] + [*self._lacks]
+        file = [self._agent.file_problem] if self._agent.file_problem else []
+        return (
+            file
+            + addresses
+            + listener
+            + [str(finding) for finding in self._findings]
+            + [*self._lacks]
+        )
 
     def _keep_addresses(self) -> None:
         self._agent.keep(
@@ -228,12 +235,16 @@ class Sources:
 
 
 async def supervise(name: str, source: Callable[[], Awaitable[None]]) -> None:
-    """Runs a source until it ends; one that fails is started again: the others go on."""
+    """Runs a source until it ends; one that fails is started again: the others go on. The same
+    failure again and again (a full disk, say) is said once."""
+    said = ""
     while True:
         try:
             return await source()
-        except Exception:  # whatever it is, the other sources and the table must go on
-            log.exception("%s failed and is started again in %g s", name, RESTART)
+        except Exception as error:  # whatever it is, the other sources and the table must go on
+            if repr(error) != said:
+                log.exception("%s failed and is started again every %g s", name, RESTART)
+            said = repr(error)
             await asyncio.sleep(RESTART)
 
 

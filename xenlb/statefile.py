@@ -19,9 +19,11 @@ No fsync: /run is memory, and the file is void after a crash anyway.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,43 +37,81 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SMALLEST = 64 * 1024  # bytes of changes for which nothing is written anew
 
 
+class _Unusable(Exception):
+    """The file says nothing that can be used; says why."""
+
+
+class _Outdated(Exception):
+    """The file is of an earlier boot of this host."""
+
+
 def load(path: Path) -> Saved:
-    """As `read`, for who goes on writing: a line over which a writer was killed is cut off."""
-    saved, torn = _whole(path)
-    if torn:
-        os.truncate(path, path.stat().st_size - torn)
-    return saved
+    """As `read`, for who goes on writing: a line over which a writer was killed is cut off, a file
+    that cannot be used is put aside, and one of an earlier boot removed. Never fails because of
+    what is in the file."""
+    try:
+        saved, torn = _whole(path)
+        if torn:
+            os.truncate(path, path.stat().st_size - torn)
+        return saved
+    except _Outdated:
+        log.info("%s is of an earlier boot of this host: starting afresh", path)
+        path.unlink(missing_ok=True)
+    except _Unusable as error:
+        aside = path.with_suffix(".broken")
+        log.warning("%s is put aside as %s, starting afresh: %s", path, aside.name, error)
+        os.replace(path, aside)
+    return Saved()
 
 
 def read(path: Path) -> Saved:
-    """What was saved in this boot of the host; nothing where there is no (readable) file, and then
-    there is none any more. An agent may be writing: the line that it is at stays as it is."""
-    saved, _ = _whole(path)
+    """What was saved in this boot of the host; nothing where there is no usable file. Changes
+    nothing: an agent may be writing, and the line that it is at stays as it is."""
+    try:
+        saved, _ = _whole(path)
+    except _Outdated:
+        return Saved()
+    except _Unusable as error:
+        log.warning("%s is not used: %s", path, error)
+        return Saved()
     return saved
 
 
 def _whole(path: Path) -> tuple[Saved, int]:
     """And how many bytes at its end are no whole line."""
     try:
-        first, *lines = path.read_bytes().split(b"\n")
-        data = json.loads(first)
+        data = _bytes(path)
     except FileNotFoundError:
         return Saved(), 0
-    except (OSError, ValueError) as error:
-        return _put_aside(path, str(error)), 0
+    except OSError as error:
+        raise _Unusable(error.strerror or str(error)) from None
+    try:
+        return _decoded(data)
+    except (_Unusable, _Outdated):
+        raise
+    except Exception as error:  # whatever is wrong with it, it must not end the agent
+        raise _Unusable(f"{type(error).__name__}: {error}"[:300]) from None
+
+
+def _bytes(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        return stream.read()
+
+
+def _decoded(text: bytes) -> tuple[Saved, int]:
+    first, *lines = text.split(b"\n")
+    data = json.loads(first)
     if not isinstance(data, dict) or data.get("version") != VERSION:
-        return _put_aside(path, "it is not of this version"), 0
+        raise _Unusable("it is not of this version")
     if data.get("boot") != _boot_id():
-        log.info("%s is of an earlier boot of this host: starting afresh", path)
-        path.unlink()
-        return Saved(), 0
+        raise _Outdated
     torn = 0
     if lines and not _is_json(lines[-1]):
         torn = len(b"\n" + lines.pop())
-    try:
-        return changed(statejson.decode(data["saved"]), map(_read, lines)), torn
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return _put_aside(path, repr(error)), 0
+    return changed(statejson.decode(data["saved"]), map(_read, lines)), torn
 
 
 def _is_json(line: bytes) -> bool:
@@ -85,13 +125,6 @@ def _is_json(line: bytes) -> bool:
 def _read(line: bytes) -> Change:
     data = json.loads(line)
     return Change(now=statejson.decode(data["now"]), gone=statejson.decode(data["gone"]))
-
-
-def _put_aside(path: Path, why: str) -> Saved:
-    aside = path.with_suffix(".broken")
-    log.warning("%s is put aside as %s, starting afresh: %s", path, aside.name, why)
-    os.replace(path, aside)
-    return Saved()
 
 
 def _boot_id() -> str:
@@ -122,12 +155,14 @@ def _pieces(saved: Saved) -> Iterator[str]:
 class StateFile:
     """The file of a running agent; its methods are called in the owner task.
 
-    `saved`: what is in it. `write` writes everything to another file; it is called in a thread.
+    `saved`: what is in it. `problem`: why the last change is not in it, "" if all is. `write`
+    writes everything to another file; it is called in a thread.
     """
 
     def __init__(self, path: Path, *, write: Callable[[Path, str], None] = write) -> None:
         self.path = path
         self.saved = load(path)
+        self.problem = ""
         self._write = write
         self._whole = path.stat().st_size if path.exists() else 0
         self._grown = 0  # bytes of changes since it was whole
@@ -150,8 +185,11 @@ class StateFile:
                 save(self.path, saved)
                 self._whole, self._grown = self.path.stat().st_size, 0
         except OSError as error:  # the next one tries it again, with what is new then
-            log.error("%s cannot be written: %s (is there room in /run?)", self.path, error)
+            self._complain(f"{self.path} cannot be written: {error.strerror or error}")
             return
+        if self.problem:
+            log.info("%s is written again", self.path)
+            self.problem = ""
         self.saved = saved
         if self._rewriting is not None:
             self._meanwhile.append(line)
@@ -159,6 +197,12 @@ class StateFile:
             self._meanwhile = []
             rewriting = self._rewrite(saved)
             self._rewriting = asyncio.create_task(rewriting, name="write the state file")
+
+    def _complain(self, problem: str) -> None:
+        """Once, however often it is tried."""
+        if problem != self.problem:
+            log.error("%s; what happens now is forgotten by a restart (df /run)", problem)
+        self.problem = problem
 
     async def close(self) -> None:
         """Nobody writes any more when this returns."""
@@ -178,7 +222,7 @@ class StateFile:
             os.replace(fresh, self.path)
             self._grown = len(meanwhile)
         except OSError as error:
-            log.error("%s cannot be written anew: %s (is there room in /run?)", self.path, error)
+            self._complain(f"{self.path} cannot be written anew: {error.strerror or error}")
             self._grown = 0  # to be tried again when as much has changed once more
         finally:
             self._rewriting = None

@@ -1,11 +1,13 @@
 """What an agent leaves to the next one (saved.py) as JSON, and back.
 
-The file it is in, and when it is written, are statefile.py's. Reading raises KeyError, TypeError,
-ValueError or AttributeError where something else wrote it; who reads is on his guard.
+The file it is in, and when it is written, are statefile.py's. What is read is held against the
+types that its dataclasses declare (typed.py), so that no value of another type or size gets into
+the state; reading raises an exception of any kind where something else wrote the file.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from ipaddress import ip_address
 from itertools import groupby, islice
@@ -34,6 +36,7 @@ from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.state import Admission, Slot, State
 from xenlb.saved import Saved
+from xenlb.typed import checked
 
 SLICE = 64  # entries that are written as JSON at once: half a millisecond of a slow processor
 
@@ -119,7 +122,7 @@ def _verdicts(some: Iterable[tuple[Target, Health]]) -> list[Any]:
 def decode(found: dict[str, Any]) -> Saved:
     """A part that is not there is empty."""
     data: dict[str, Any] = dict.fromkeys(_parts(Saved()), ()) | found
-    guests = [_read_guest(item) for item in data["guests"]]
+    guests = [checked(_read_guest(item), Guest) for item in data["guests"]]
     server = _Servers()
     keys = _Services()
     servers: dict[tuple[ServiceKey, ServerKey], str] = {}
@@ -129,26 +132,33 @@ def decode(found: dict[str, Any]) -> Saved:
     admitted: dict[Slot, Admission] = {}
     for key, port, owner, at, ramp, quiesced, apart, addresses, *since in data["admitted"]:
         service, guest = keys[tuple(key)], _read_owner(owner)
-        quiet = since[0] if since else None  # older files have none
         admission = Admission(
-            at=float(at),
-            ramp=bool(ramp),
-            quiesced=bool(quiesced),
-            quiet=None if quiet is None else float(quiet),
+            at=at,
+            ramp=ramp,
+            quiesced=quiesced,
+            quiet=since[0] if since else None,  # older files have none
             apart=_read_verdicts(apart),
         )
+        checked(admission, Admission)
+        checked(guest, GuestId | None)
         for text in addresses:
             slot = Slot(owner=guest, service=service, server=server[text, port])
             admitted[slot] = admission
     health = _read_verdicts(data["verdicts"])
-    alarms = {keys[tuple(key)]: float(since) for key, since in data["alarms"]}
+    alarms = {keys[tuple(key)]: since for key, since in data["alarms"]}
+    addresses = frozenset((name, ip_address(text)) for name, text in data["addresses"])
+    if not all(re.fullmatch(r"[^\s/]{1,15}", name) for name, _ in addresses):
+        raise ValueError("not the name of an interface")
     return Saved(
         state=State(
-            guests={g.id: g for g in guests}, admitted=admitted, health=health, alarms=alarms
+            guests={g.id: g for g in guests},
+            admitted=admitted,
+            health=health,
+            alarms=checked(alarms, Mapping[AddressKey | MarkKey, float]),
         ),
         services=frozenset(keys[tuple(key)] for key in data["services"]),
         servers=servers,
-        addresses=frozenset((str(name), ip_address(text)) for name, text in data["addresses"]),
+        addresses=addresses,
         sysctls={str(name): str(value) for name, value in data["sysctls"]},
     )
 
@@ -167,10 +177,10 @@ def _read_key(item: tuple[Any, ...]) -> ServiceKey:
             return AddressKey(
                 protocol=Protocol(protocol),
                 address=_read_address(address),
-                port=int(port),
+                port=port,
             )
         case [family, mark]:
-            return MarkKey(family=Family(family), mark=int(mark))
+            return MarkKey(family=Family(family), mark=mark)
     raise ValueError(f"not a service: {item!r}")
 
 
@@ -189,7 +199,7 @@ class _Services(dict[tuple[str | int, ...], ServiceKey]):
     """By the key as it stands in the file, where each stands several times."""
 
     def __missing__(self, item: tuple[str | int, ...]) -> ServiceKey:
-        self[item] = key = _read_key(item)
+        self[item] = key = checked(_read_key(item), AddressKey | MarkKey)
         return key
 
 
@@ -198,7 +208,7 @@ class _Servers(dict[tuple[str, int], ServerKey]):
 
     def __missing__(self, item: tuple[str, int]) -> ServerKey:
         text, port = item
-        self[item] = key = ServerKey(address=_read_address(text), port=int(port))
+        self[item] = key = checked(ServerKey(address=_read_address(text), port=port), ServerKey)
         return key
 
 
@@ -212,7 +222,9 @@ def _read_owner(item: list[str] | None) -> GuestId | None:
 
 def _read_verdicts(items: list[list[Any]]) -> dict[Target, Health]:
     return {
-        _read_target(check, address, port, via): _read_health(verdict)
+        checked(_read_target(check, address, port, via), Target): checked(
+            _read_health(verdict), Health
+        )
         for check, address, port, via, *verdict in items
     }
 
@@ -236,13 +248,11 @@ def _read_target(check: Any, address: str, port: int, via: list[Any] | None) -> 
     return Target(
         check=checkjson.read(check),
         address=ip_address(address),
-        port=int(port),
+        port=port,
         vip=None if vip is None else ip_address(vip),
         tunnel=None
         if tunnel is None
-        else Tunnel(
-            type=TunnelType(tunnel[0]), port=int(tunnel[1]), checksum=TunnelChecksum(tunnel[2])
-        ),
+        else Tunnel(type=TunnelType(tunnel[0]), port=tunnel[1], checksum=TunnelChecksum(tunnel[2])),
     )
 
 
@@ -265,18 +275,15 @@ def _health(health: Health) -> list[Any]:
 def _read_health(item: list[Any]) -> Health:
     valid, up, since, detail, assumed, share, failures, held, changes = item
     return Health(
-        valid_from=float(valid),
-        up=None if up is None else bool(up),
-        since=float(since),
-        detail=str(detail),
-        assumed=bool(assumed),
-        share=None if share is None else float(share),
-        failures=int(failures),
-        held_until=float(held),
-        changes=tuple(
-            Change(at=float(at), up=bool(went_up), detail=str(said))
-            for at, went_up, said in changes
-        ),
+        valid_from=valid,
+        up=up,
+        since=since,
+        detail=detail,
+        assumed=assumed,
+        share=share,
+        failures=failures,
+        held_until=held,
+        changes=tuple(Change(at=at, up=went_up, detail=said) for at, went_up, said in changes),
     )
 
 
@@ -311,12 +318,12 @@ def _read_guest(item: dict[str, Any]) -> Guest:
     request = item["request"]
     return Guest(
         id=owner,
-        name=str(item["name"]),
+        name=item["name"],
         phase=Phase(item["phase"]),
         incarnation=item["incarnation"],
-        since=float(item["since"]),
-        booted=float(item["booted"]),
-        recheck=float(item["recheck"]),
+        since=item["since"],
+        booted=item["booted"],
+        recheck=item["recheck"],
         request=request and Request(ask=Ask(request[0]), at=request[1], deadline=request[2]),
         deaths=tuple(Death(incarnation=number, at=at) for number, at in item["deaths"]),
         drain=_read_drain(item["drain"]),

@@ -128,8 +128,8 @@ class Verbs:
 
     async def events(self, request: Request) -> AsyncIterator[object]:
         if request.get("follow"):
-            async for line in self._agent.journal.follow():
-                yield line
+            async for text in self._agent.journal.follow():
+                yield text
         else:
             for line in self._agent.journal.lines():
                 yield line
@@ -156,6 +156,7 @@ class Verbs:
         return {
             **report.guest(state, guest.id, wall=clock.wall),
             "serves": report.serves(state, guest, clock.now()),
+            "connected": guest.id.uri in state.links and state.links[guest.id.uri].connected,
             "holders": [
                 {"address": str(address), "connections": count}
                 for address, count in list(holders.items())[:HOLDERS]
@@ -168,6 +169,14 @@ class Verbs:
         then = request.get("then")
         if then not in {None, *draining.VERBS}:
             raise ControlError("after a drain comes poweroff, reboot or nothing", status=USAGE)
+        link = self._agent.state.links.get(guest.id.uri)
+        if then is not None and (link is None or not link.connected):
+            why = f": {link.reason}" if link is not None and link.reason else ""
+            raise ControlError(
+                f"libvirt {guest.id.uri} is not connected{why}; {guest.name} cannot be asked to"
+                " go, and nothing was done",
+                hint="systemctl status libvirtd; xenlb drain works without libvirt",
+            )
         event = DrainAsked(
             at=clock.now(),
             guest=guest.id,

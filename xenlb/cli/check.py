@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from xenlb.cli.options import Options, as_json, given
+from xenlb.cli.options import ANY_PATH, Options, as_json, given
 from xenlb.config import ConfigError, notes, read
 from xenlb.control.protocol import FAILED
 from xenlb.model.problem import Problem
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("file", type=ANY_PATH, required=False)
 @click.option(
     "--anywhere", is_flag=True, help="Do not look whether this host has what the file names."
 )

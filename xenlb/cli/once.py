@@ -36,14 +36,19 @@ def apply(options: Options, state: Path, *, as_json: bool) -> int:
 
 def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
     from xenlb import kept
+    from xenlb.control.lock import Lock, make_folder
     from xenlb.ipvs.errors import IpvsError, explain
     from xenlb.once import OnceError, run_once
 
     logs.set_up(verbose=options.verbose, level=logging.WARNING)
     # Nothing of a large table is garbage before the end; looking for it costs a third of the time.
     gc.disable()
+    lock = Lock(options.socket)
     try:
         settings = kept.load(options.config, beside=state, keep=change)
+        if change:  # beside an agent, each would undo what the other does
+            lock.take()
+            make_folder(state)
         once = run_once(settings, state_path=state, change=change)
     except ConfigError as error:
         raise invalid(error) from None
@@ -53,6 +58,7 @@ def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
         status = NOT_PERMITTED if error.errno in {EPERM, EACCES} else FAILED
         raise Failure(error.message, hint=error.hint, status=status) from error
     finally:
+        lock.release()
         gc.freeze()  # or the first collection, at the latest that of the exit, goes through it all
         gc.enable()
     failed = [(f"ipvsadm {failure.op}", explain(failure)) for failure in once.failed]

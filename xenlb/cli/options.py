@@ -28,11 +28,15 @@ class Options:
         return self.config.parent / "templates"
 
 
+# Whether a file may be read is found where it is read: who may not, is told so with status 5, and a
+# verb that needs no socket or state file does not ask for it.
+ANY_PATH = click.Path(path_type=Path, readable=False)
+
 given = click.make_pass_decorator(Options)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 state_file = click.option(
     "--state",
-    type=click.Path(path_type=Path),
+    type=ANY_PATH,
     default=STATE,
     envvar="XENLB_STATE",
     show_default=True,
@@ -40,7 +44,7 @@ state_file = click.option(
 )
 last_good_file = click.option(
     "--last-good",
-    type=click.Path(path_type=Path),
+    type=ANY_PATH,
     default=LAST_GOOD,
     envvar="XENLB_LAST_GOOD",
     show_default=True,
@@ -48,7 +52,7 @@ last_good_file = click.option(
 )
 key_file = click.option(
     "--key",
-    type=click.Path(path_type=Path),
+    type=ANY_PATH,
     default=KEY,
     envvar="XENLB_KEY",
     show_default=True,

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from xenlb import __version__
-from xenlb.cli.options import CONFIG, SOCKET, Failure, Options
+from xenlb.cli.options import ANY_PATH, CONFIG, SOCKET, Failure, Options
 from xenlb.control.protocol import FAILED, NOT_PERMITTED, USAGE, ControlError
 
 # verb → where its command is
@@ -56,7 +56,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=ANY_PATH,
     default=CONFIG,
     envvar="XENLB_CONFIG",
     show_default=True,
@@ -64,7 +64,7 @@ class Verbs(click.Group):
 )
 @click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    type=ANY_PATH,
     default=SOCKET,
     envvar="XENLB_SOCKET",
     show_default=True,

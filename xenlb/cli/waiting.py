@@ -116,6 +116,9 @@ class Waiter:
             case "guest stayed":
                 does = DOES.get(drain["then"], "go")
                 text = f"{name} did not {does} in time: it is put back into service"
+            case "not asked":
+                does = DOES.get(drain["then"], "go")
+                text = f"libvirt could not be asked to {does} {name} in time: it is back in service"
             case _:
                 text = f"{name} was put back into service meanwhile"
         raise Failure(text, hint=f"xenlb why {name}")
@@ -145,6 +148,8 @@ class Waiter:
                 f"libvirt refuses to {DOES[then]} {name}: {drain['failure']}",
                 hint=f"it stays out of service; xenlb undrain {name} puts it back",
             )
+        if not drain["asked"] and drain["outcome"] and not answer.get("connected", True):
+            self._progress.show(f"{name}: libvirt is not connected; it is asked again", "away")
         if drain["asked"]:
             self._once(f"{name} was asked to {DOES[then]}")
         if drain["asked"] and answer["request"]:

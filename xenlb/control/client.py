@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from xenlb.control.lock import holder
 from xenlb.control.protocol import NOT_PERMITTED, UNREACHABLE, ControlError
 
 START = "start it with: systemctl start xenlb"
@@ -30,6 +32,8 @@ def stream(
     """
     with _connect(path, patience) as connection:
         request = {"verb": verb, **arguments}
+        if patience is not None:
+            request["until"] = time.clock_gettime(time.CLOCK_BOOTTIME) + patience
         try:
             # An agent that refuses may have closed before it read all; its answer tells why.
             with contextlib.suppress(BrokenPipeError):
@@ -80,6 +84,12 @@ def _not_reached(path: Path, error: OSError) -> ControlError:
                 f"not permitted to use {path}",
                 hint="be root, or a member of the group libvirt to read",
                 status=NOT_PERMITTED,
+            )
+        case FileNotFoundError() | ConnectionRefusedError() if running := holder(path):
+            return ControlError(
+                f"the agent cannot be reached: it runs ({running}), but {path} was removed",
+                hint="the agent makes it anew within a few seconds: try again",
+                status=UNREACHABLE,
             )
         case FileNotFoundError():
             why = f"there is no {path}"

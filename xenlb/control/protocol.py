@@ -1,7 +1,8 @@
 """What goes over the control socket: one request a connection, newline-delimited JSON.
 
-The client sends one object, `{"verb": "status", …}`, at most REQUEST_LIMIT bytes long. The agent
-answers with one line, `{"ok": …}`, or, for verbs that go on, with `{"item": …}` lines and a
+The client sends one object, `{"verb": "status", …}`, at most REQUEST_LIMIT bytes long; `until` in
+it, in seconds of CLOCK_BOOTTIME, is when it stops waiting and wants nothing done any more. The
+agent answers with one line, `{"ok": …}`, or, for verbs that go on, with `{"item": …}` lines and a
 closing `{"ok": null}`; or with `{"error": {"message": …, "hint": …, "status": …}}`, where status
 is the exit status of the command. Imported by the client, so it imports next to nothing.
 """
@@ -14,6 +15,12 @@ USAGE = 2
 INVALID_CONFIGURATION = 3
 UNREACHABLE = 4
 NOT_PERMITTED = 5
+
+
+class Json(str):
+    """A value that is JSON already: made once, sent to many clients."""
+
+    __slots__ = ()
 
 
 class ControlError(Exception):

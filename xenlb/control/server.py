@@ -7,7 +7,6 @@ can hold the agent up.
 
 import asyncio
 import contextlib
-import fcntl
 import grp
 import json
 import logging
@@ -15,18 +14,21 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError
+from xenlb.control.lock import Lock
+from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError, Json
 
 log = logging.getLogger(__name__)
 
 # A client that has sent no request, or takes nothing of its answer, for so long is cut off.
 PATIENCE = 10.0
 CLIENTS = 64
+LOOK = 5.0  # seconds between two looks whether the socket is still there
 # An answer goes out in pieces of about this size; between two of them the loop runs on.
 PIECE = 64 * 1024
 
@@ -60,7 +62,8 @@ class ControlServer:
     """Serves `handlers` at the unix socket `path` while its context is entered.
 
     Entering raises ControlError when another agent serves there, OSError when the socket
-    cannot be made. `group` may read; where there is no such group, root alone.
+    cannot be made. `lock` may be held already. `group` may read; where there is no such group, root
+    alone.
     """
 
     def __init__(
@@ -70,30 +73,60 @@ class ControlServer:
         *,
         group: str = "libvirt",
         patience: float = PATIENCE,
+        look: float = LOOK,
+        lock: Lock | None = None,
     ) -> None:
         self.path = path
         self._handlers = handlers
         self._group = group
         self._patience = patience
-        self._lock: int | None = None
+        self._every = look
+        self._lock = lock or Lock(path)
         self._identity: tuple[int, int] | None = None
         self._server: asyncio.Server | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _only_agent(self.path)
+        self._lock.take()
         try:
-            listening = self._listen()
-            self._server = await asyncio.start_unix_server(
-                self._accepted, sock=listening, limit=REQUEST_LIMIT
-            )
+            await self._serve_here()
         except BaseException:
-            self._unlock()
+            self._lock.release()
             raise
+        self._looking = asyncio.create_task(self._look(), name="look at the control socket")
         return self
 
+    async def _serve_here(self) -> None:
+        listening = self._listen()
+        self._server = await asyncio.start_unix_server(
+            self._accepted, sock=listening, limit=REQUEST_LIMIT
+        )
+
+    async def _look(self) -> None:
+        """Makes the socket and its lock anew where they were removed (a cleaner of /run)."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(self._every)
+            try:
+                self._lock.take()
+                if _identity(self.path) == self._identity:
+                    continue
+                old = self._server
+                await self._serve_here()
+                if old is not None:
+                    old.close()
+                log.warning("%s was removed: it is made anew", self.path)
+                complaint = ""
+            except (OSError, ControlError) as error:
+                if str(error) != complaint:
+                    log.warning("%s was removed and cannot be made anew: %s", self.path, error)
+                complaint = str(error)
+
     async def __aexit__(self, *_: object) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
         if self._server is not None:
             self._server.close()
         for task in self._clients:
@@ -102,12 +135,7 @@ class ControlServer:
         with contextlib.suppress(OSError):
             if _identity(self.path) == self._identity:
                 self.path.unlink()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def _listen(self) -> socket.socket:
         """Made under another name and renamed: clients never see it with the wrong rights, and
@@ -121,6 +149,8 @@ class ControlServer:
             mask = os.umask(0o177)
             try:
                 listening.bind(os.fspath(new))
+            except OSError as error:  # it does not say of which file
+                raise OSError(error.errno, error.strerror, os.fspath(new)) from None
             finally:
                 os.umask(mask)
             self._let_group_in(new)
@@ -212,6 +242,8 @@ class ControlServer:
             )
         if handler.writes and peer.uid != 0:
             raise ControlError(f"only root may {verb}", hint="run it as root", status=NOT_PERMITTED)
+        if _too_late(request.pop("until", None)) and handler.writes:
+            raise ControlError(f"{verb} was asked for too long ago", hint="ask again")
         request["by"] = _by(peer, request.get("by"))
         try:
             answer = handler.call(request)
@@ -291,6 +323,8 @@ def _parts(value: object, depth: int = 4) -> Iterator[str]:
             yield ", " if n else "["
             yield from _parts(each, depth - 1)
         yield "]"
+    elif isinstance(value, Json):
+        yield value
     else:
         yield json.dumps(value)
 
@@ -299,6 +333,13 @@ async def _hung_up(reader: asyncio.StreamReader) -> None:
     """Returns at the end of what the client sends; there is nothing more to come."""
     while await reader.read(4096):
         pass
+
+
+def _too_late(until: object) -> bool:
+    """Has the client given up by now? An agent that hung must not do then what it was asked for
+    minutes ago. The clock is CLOCK_BOOTTIME, which both have."""
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return isinstance(until, int | float) and now > until
 
 
 def _by(peer: Peer, said: object) -> str:
@@ -310,28 +351,9 @@ def _by(peer: Peer, said: object) -> str:
     return "root"
 
 
-def _only_agent(path: Path) -> int:
-    """A lock that lives as long as this process; a second agent would undo what this one does."""
-    lock = os.open(
-        path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-    )
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
-    except BlockingIOError:
-        pid = os.pread(lock, 32, 0).decode(errors="replace").strip()
-        os.close(lock)
-        raise ControlError(
-            f"another agent runs, pid {pid}",
-            hint="there is one agent a host: systemctl status xenlb",
-        ) from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
 def _identity(path: Path) -> tuple[int, int] | None:
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
     return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None

@@ -22,6 +22,7 @@ losing the connection: session.py.
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -117,11 +118,20 @@ class LibvirtSource:
 
     async def shutdown(self, guest: GuestId) -> None:
         """Asks the guest to power off; raises Unreachable, CallFailed or Stuck."""
-        await self.ask(partial(listing.ask_shutdown, uuid=guest.uuid))
+        await self._order(listing.ask_shutdown, guest)
 
     async def reboot(self, guest: GuestId) -> None:
         """Asks the guest to reboot; raises Unreachable, CallFailed or Stuck."""
-        await self.ask(partial(listing.ask_reboot, uuid=guest.uuid))
+        await self._order(listing.ask_reboot, guest)
+
+    async def _order(self, ask: Callable[..., None], guest: GuestId) -> None:
+        """A thread that is stuck, in another call or while its connection is made, may go on when
+        this has long been given up: it must not ask the guest then."""
+        given_up = threading.Event()
+        try:
+            await self.ask(partial(ask, uuid=guest.uuid, given_up=given_up.is_set))
+        finally:
+            given_up.set()
 
     async def live_ids(self) -> frozenset[int]:
         """Ids of the domains that run or are paused; raises Unreachable, CallFailed or Stuck."""

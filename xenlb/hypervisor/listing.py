@@ -5,7 +5,7 @@ of libvirt-python, which has no types of its own. Events and connections: libvir
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,8 +179,8 @@ def live_ids(connection: Connection) -> frozenset[int]:
         return frozenset(domain.ID() for domain in connection.listAllDomains(flags))
 
 
-def ask_shutdown(connection: Connection, uuid: UUID) -> None:
-    """Asks the guest to power off; raises CallFailed."""
+def ask_shutdown(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
+    """Asks the guest to power off, unless that was `given_up`; raises CallFailed."""
     with asking():
         domain = connection.lookupByUUIDString(str(uuid))
         flags = 0
@@ -188,11 +188,12 @@ def ask_shutdown(connection: Connection, uuid: UUID) -> None:
             initctl = listens_to_initctl(domain.ID())
             signal = libvirt.VIR_DOMAIN_SHUTDOWN_SIGNAL
             flags = libvirt.VIR_DOMAIN_SHUTDOWN_INITCTL if initctl else signal
-        domain.shutdownFlags(flags)
+        if not given_up():
+            domain.shutdownFlags(flags)
 
 
-def ask_reboot(connection: Connection, uuid: UUID) -> None:
-    """Asks the guest to reboot; raises CallFailed."""
+def ask_reboot(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
+    """Asks the guest to reboot, unless that was `given_up`; raises CallFailed."""
     with asking():
         domain = connection.lookupByUUIDString(str(uuid))
         flags = 0
@@ -200,7 +201,8 @@ def ask_reboot(connection: Connection, uuid: UUID) -> None:
             initctl = listens_to_initctl(domain.ID())
             signal = libvirt.VIR_DOMAIN_REBOOT_SIGNAL
             flags = libvirt.VIR_DOMAIN_REBOOT_INITCTL if initctl else signal
-        domain.reboot(flags)
+        if not given_up():
+            domain.reboot(flags)
 
 
 def listens_to_initctl(controller: int) -> bool:

@@ -256,6 +256,11 @@ def next_deadline(state: State, now: float) -> float | None:
         for guest in state.guests.values()
         if guest.drain is not None and guest.drain.lasts and guest.drain.deadline is not None
     ]
+    times += [
+        guest.drain.expires
+        for guest in state.guests.values()
+        if guest.drain is not None and guest.drain.due and guest.drain.expires is not None
+    ]
     timed = timed_slots(state)
     for service in state.settings.services if timed else ():
         for candidate in state.candidates[service.name]:

@@ -11,9 +11,12 @@ DEADLINE   its time is up; what is left is told. Only where somebody drained it:
            that was asked to go still runs is the guest's own business (its hold, guestside/)
 GONE       the guest has gone, or boots anew
 UNDRAINED  an operator put it back into service
+UNASKED    libvirt could not be asked for what follows before the order's time was up
 STAYED     the guest did not go after all
 
-After EMPTY and DEADLINE the guest stays out of service, and `then` is asked of libvirt.
+After EMPTY and DEADLINE the guest stays out of service, and `then` is asked of libvirt. An order
+has an end, ASKING after its deadline: it is not carried out any later, when its reason has passed
+and its caller has gone.
 
 What is counted: with `until: established` the kernel's active connections, with `all` the inactive
 ones too (they may take minutes to time out). Of UDP the kernel has no notion of an end: an entry
@@ -32,6 +35,9 @@ from xenlb.model.events import Ask
 from xenlb.model.settings import DrainUntil, ServiceSettings
 
 SETTLED = 1.0  # seconds
+ASKING = (
+    30.0  # seconds after the deadline of a drain in which libvirt may be asked for what follows
+)
 
 Counts = Mapping[ServiceKey, Mapping[ServerKey, Counters]]
 
@@ -44,6 +50,7 @@ class Outcome(StrEnum):
     GONE = "guest gone"
     UNDRAINED = "undrained"
     STAYED = "guest stayed"
+    UNASKED = "not asked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,13 @@ class Drain:
     def due(self) -> bool:
         """Is it time to ask libvirt for what comes then?"""
         return self.then is not None and not self.lasts and not self.asked
+
+    @property
+    def expires(self) -> float | None:
+        """When what comes then is not asked any more; None: nothing is, or it was asked."""
+        if self.then is None or self.asked:
+            return None
+        return (self.since if self.deadline is None else self.deadline) + ASKING
 
     def text(self) -> str:
         """`drained by root`; `asked for poweroff` is nobody's in particular."""

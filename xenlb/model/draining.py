@@ -213,12 +213,15 @@ def lasting(state: State) -> bool:
     return any(guest.drain is not None and guest.drain.lasts for guest in state.guests.values())
 
 
-def due(state: State) -> Mapping[GuestId, Ask]:
+def due(state: State, at: float) -> Mapping[GuestId, Ask]:
     """What is to be asked of libvirt now: the guests whose drain is over, and for what."""
     return {
         key: guest.drain.then
         for key, guest in state.guests.items()
-        if guest.drain is not None and guest.drain.due and guest.drain.then is not None
+        if guest.drain is not None
+        and guest.drain.due
+        and guest.drain.then is not None
+        and at < (guest.drain.expires or 0.0)
     }
 
 
@@ -243,8 +246,23 @@ def tick(state: State, at: float) -> Step:
         if drain is not None and drain.lasts and (drain.deadline or inf) <= at:
             after = replace(after, drain=drains.ended(drain, Outcome.DEADLINE, at))
             notes.append(_ending(after, after.drain or drain, at))
+        drain = after.drain
+        if drain is not None and drain.due and (drain.expires or inf) <= at:
+            after = undrained(after, Outcome.UNASKED, at=at)
+            names |= names_of(state, guest)
+            notes.append(_unasked(after, drain))
         guests[key] = after
     return settled(state, replace(state, guests=guests), frozenset(names), at, *notes)
+
+
+def _unasked(guest: Guest, drain: Drain) -> Note:
+    assert drain.then is not None
+    assert drain.expires is not None
+    text = (
+        f"libvirt could not be asked for the {VERBS[drain.then]} in time: back into service,"
+        " and it is not asked any more"
+    )
+    return Note(at=drain.expires, guest=guest.id, text=text, warning=True)
 
 
 def _ignored(request: Request, after: Guest, at: float) -> Note:

@@ -1,9 +1,11 @@
 """Drains at work: what is left is counted, and libvirt asked when nothing is."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import libvirt
 import pytest
@@ -11,15 +13,19 @@ import pytest
 from tests.fakes.kernel import FakeKernel
 from tests.unit.agent.test_agent import KEY, XEN, agent_at_work, guest, key, listed, until
 from xenlb import clock, drains
+from xenlb.control.protocol import ControlError
 from xenlb.drains import Drains
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.listing import CallFailed, Unreachable
+from xenlb.hypervisor.threads import Stuck, in_thread
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.table import Counters
+from xenlb.model import drain as drain_module
 from xenlb.model.drain import Outcome
-from xenlb.model.events import Ask, Died, DrainAsked, GuestId, UndrainAsked
+from xenlb.model.events import Ask, Died, Disconnected, DrainAsked, GuestId, UndrainAsked
 from xenlb.model.guest import Guest
 from xenlb.model.state import State
+from xenlb.verbs import Verbs
 
 
 class FakeLibvirt:
@@ -148,6 +154,77 @@ def test_a_libvirt_that_is_away_is_waited_for(tmp_path: Path, quick: None) -> No
         assert len(bench.libvirt.asked) == 3
 
     Bench(tmp_path, Unreachable("away"), Unreachable("away")).play(story)
+
+
+def test_a_libvirt_that_is_away_for_too_long_is_not_asked_any_more(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain_module, "ASKING", 0.3)
+
+    async def story(bench: Bench) -> None:
+        await bench.drain(then=Ask.POWEROFF, within=0.1)
+        await until(lambda: bench.guest.drained is not None)
+        assert bench.guest.drained is not None
+        assert bench.guest.drained.end is Outcome.UNASKED
+        assert bench.desk.weights()["10.0.0.11"] == 1
+        told = bench.desk.told()
+        assert told.count("the shutdown waits for libvirt: away") == 1
+        assert "libvirt could not be asked for the shutdown in time: back into service" in told
+        bench.libvirt.troubles.clear()  # it is back
+        asked = len(bench.libvirt.asked)
+        await asyncio.sleep(0.1)
+        assert len(bench.libvirt.asked) == asked
+        assert bench.guest.request is None
+
+    Bench(tmp_path, *[Unreachable("away")] * 1000).play(story)
+
+
+def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
+    """A plain drain needs no libvirt."""
+
+    async def story(bench: Bench) -> None:
+        verbs = Verbs(bench.desk.agent, list)
+        lost = Disconnected(at=clock.now(), uri=XEN, reason="connection refused")
+        await bench.desk.say(lost)
+        for then in Ask.POWEROFF, Ask.REBOOT:
+            with pytest.raises(ControlError) as caught:
+                await verbs.drain({"guest": "mail1", "by": "root", "then": then.value})
+            assert f"libvirt {XEN} is not connected: connection refused" in str(caught.value)
+        assert bench.guest.drain is None
+        assert bench.desk.weights()["10.0.0.11"] == 1
+        await verbs.drain({"guest": "mail1", "by": "root"})
+        assert bench.desk.weights()["10.0.0.11"] == 0
+
+    Bench(tmp_path).play(story)
+
+
+def test_a_thread_that_was_left_behind_asks_no_guest() -> None:
+    """A call that waits for another one, or for its connection, and goes on when given up."""
+    asked: list[str] = []
+    go_on = threading.Event()
+
+    class Late(LibvirtSource):
+        async def ask(self, call: Callable[[Any], Any], *, limit: float | None = None) -> Any:
+            def wait() -> None:
+                go_on.wait()
+                call(connection)
+                ended.set()
+
+            return await in_thread(wait, limit=0.01)
+
+    domain = SimpleNamespace(
+        shutdownFlags=lambda _: asked.append("shutdown"), reboot=lambda _: asked.append("reboot")
+    )
+    connection = SimpleNamespace(lookupByUUIDString=lambda _: domain, getType=lambda: "Xen")
+    for name in ("shutdown", "reboot"):
+        go_on.clear()
+        ended = threading.Event()
+        source = Late(XEN, lambda _: None, clock.now)
+        with pytest.raises(Stuck):
+            asyncio.run(getattr(source, name)(guest(1)))
+        go_on.set()
+        assert ended.wait(10)
+    assert asked == []
 
 
 def test_what_libvirt_refuses_for_a_moment_is_asked_again(tmp_path: Path, quick: None) -> None:

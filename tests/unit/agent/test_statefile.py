@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import logging
+import os
+import re
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -268,6 +271,68 @@ def test_a_damaged_line_among_others_is_no_kill(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([first, second[:-9], *rest]))
     assert statefile.load(path) == Saved()
     assert (tmp_path / "state.broken").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda text: b"[" * 200_000, id="nested"),
+        pytest.param(lambda text: text + b"\n" + b"[" * 200_000, id="nested, in a line"),
+        pytest.param(lambda text: b"\xff\xfe", id="no text"),
+        pytest.param(lambda text: re.sub(rb'"since":[0-9.]+', b'"since":1e308', text), id="number"),
+        pytest.param(lambda text: re.sub(rb'"since":[0-9.]+', b'"since":NaN', text), id="NaN"),
+        pytest.param(lambda text: re.sub(rb'"uuid"|"id":\[[^]]*\]', b'"id":[]', text), id="short"),
+        pytest.param(lambda text: text.replace(b'"name":"', b'"name":7,"x":"'), id="type"),
+    ],
+)
+def test_no_damage_is_fatal(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.json"
+    statefile.save(path, saved())
+    damaged = damage(path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    assert statefile.read(path) == Saved()
+    assert path.read_bytes() == damaged, "who only reads changes nothing"
+    caplog.clear()
+    assert statefile.load(path) == Saved()
+    assert len(caplog.records) == 1
+    assert (tmp_path / "state.broken").read_bytes() == damaged
+    assert not path.exists()
+
+
+def test_what_is_no_file_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    os.mkfifo(path)
+    assert statefile.load(path) == Saved()
+    assert (tmp_path / "state.broken").is_fifo()
+
+
+def test_who_only_reads_leaves_a_file_of_an_earlier_boot(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    statefile.save(path, saved())
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "boot": "another"}))
+    assert statefile.read(path) == Saved()
+    assert path.exists()
+
+
+def test_a_full_disk_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.json"
+    file = statefile.StateFile(path)
+    file.save(saved())
+    with caplog.at_level(logging.INFO):
+        with room(path.stat().st_size + 20):
+            for number in range(1, 4):
+                file.save(told(number))
+        assert file.problem.startswith(f"{path} cannot be written: ")
+        assert len(caplog.records) == 1
+        file.save(told(4))
+        assert file.problem == ""
+        assert [record.getMessage() for record in caplog.records[1:]] == [
+            f"{path} is written again"
+        ]
 
 
 def test_no_room_for_a_line_leaves_none_and_the_next_says_it_too(tmp_path: Path) -> None:

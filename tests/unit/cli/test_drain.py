@@ -173,6 +173,18 @@ def test_ignored(xenlb: Xenlb, agent: SmallAgent) -> None:
     assert "mail2 did not reboot in time" in done.stderr
 
 
+def test_shutdown_while_libvirt_is_away(xenlb: Xenlb, agent: SmallAgent) -> None:
+    over = {"then": "poweroff", "outcome": "empty"}
+    agent.answers["drain"] = begun(then="poweroff")
+    agent.answers["progress"] = looks(
+        {**progress(**over), "connected": False}, ended(**over, end="not asked")
+    )
+    done = xenlb("shutdown", "mail2")
+    assert done.returncode == 1
+    assert "mail2: libvirt is not connected; it is asked again" in done.stdout
+    assert "libvirt could not be asked to shut down mail2 in time: it is back in" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("then", "said"),
     [(None, "the drain goes on"), ("poweroff", "drain and shutdown go on")],

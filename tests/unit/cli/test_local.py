@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,39 @@ def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -
     found = json.loads(xenlb("check", "--json", str(file)).stdout)["problems"]
     assert [(each["line"], each["column"]) for each in found] == [(5, 13), (6, 5), (7, 16)]
     assert all(each["message"] for each in found)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_rights_are_a_matter_of_status_5(tmp_path: Path) -> None:
+    """As a user outside the group: not wrong usage; and `check` needs no socket."""
+    file, socket_file = tmp_path / "xenlb.yaml", tmp_path / "control.sock"
+    file.write_text(GOOD)
+    file.chmod(0o644)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(socket_file))
+    socket_file.chmod(0o600)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    as_other = (
+        "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+        f" sys.path.insert(0, {os.getcwd()!r});"
+        " from xenlb.cli.root import run; sys.exit(run(sys.argv[1:]))"
+    )
+
+    def run(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", as_other, "--config", file, "--socket", socket_file, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = run("status")
+    assert (status, "a member of the group libvirt" in said) == (5, True), said
+    assert run("check")[0] == 0
+    listening.close()
 
 
 def test_check_looks_at_this_host(xenlb: Xenlb, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import grp
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from xenlb.control import client
+from xenlb.control.lock import Lock
 from xenlb.control.protocol import FAILED, NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError
 from xenlb.control.server import ControlServer, Handler
 
@@ -68,6 +70,55 @@ async def raw(path: Path, data: bytes, *, half_close: bool = False) -> dict[str,
     writer.transport.abort()
     answer: dict[str, object] = json.loads(line)
     return answer
+
+
+def test_a_socket_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    """And its lock; until then the client says what is the matter."""
+    folder = tmp_path / "run"
+    path = folder / "s"
+
+    async def back() -> None:
+        async with asyncio.timeout(20):
+            while not path.is_socket():
+                await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        async with ControlServer(path, HANDLERS, look=0.05):
+            path.unlink()
+            await back()
+            assert await ask(path, "echo")
+            shutil.rmtree(folder)
+            await back()
+            assert await ask(path, "echo")
+            with pytest.raises(ControlError, match="another xenlb works on the table"):
+                Lock(path).take()
+        async with ControlServer(path, HANDLERS, look=3600.0):
+            path.unlink()
+            with pytest.raises(ControlError) as caught:
+                await ask(path, "echo")
+            assert f"it runs (pid {os.getpid()}), but {path} was removed" in str(caught.value)
+        with pytest.raises(ControlError, match="there is no"):
+            await ask(path, "echo")
+
+    asyncio.run(main())
+
+
+def test_an_order_that_its_caller_has_given_up_is_refused(tmp_path: Path) -> None:
+    """As by an agent that hung; who only reads does no harm."""
+
+    async def main() -> None:
+        async with ControlServer(tmp_path / "s", HANDLERS):
+            late = {"until": 1.0}
+            answer = await raw(
+                tmp_path / "s", json.dumps({"verb": "write", **late}).encode() + b"\n"
+            )
+            assert "write was asked for too long ago" in str(answer["error"])
+            answer = await raw(
+                tmp_path / "s", json.dumps({"verb": "echo", **late}).encode() + b"\n"
+            )
+            assert "ok" in answer
+
+    asyncio.run(main())
 
 
 def test_one_answer(tmp_path: Path) -> None:
@@ -329,7 +380,9 @@ def test_a_second_agent_is_refused_and_a_killed_one_is_followed(tmp_path: Path) 
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == b"ready\n"
-        with pytest.raises(ControlError, match=f"another agent runs, pid {first.pid}"):
+        with pytest.raises(
+            ControlError, match=f"another xenlb works on the table, pid {first.pid}"
+        ):
             asyncio.run(second())
         assert client.call(path, "who") == "first", "the refused one broke nothing"
     finally:
