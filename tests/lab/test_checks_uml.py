@@ -6,7 +6,6 @@ The servers (servers.py) run in the lab's root, the probes through xenlb.health.
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from tests.lab.host import CHECKOUT, LabError, Process, venv_directory
 from tests.lab.needed import lacking
 from tests.lab.servers import ADDRESS, SERVERS, TLS
 from tests.lab.uml import UmlLab
+from tests.soak import often
 from tests.unit.health.certificates import EXPIRED, NAME
 from xenlb import checkjson
 from xenlb.model.checks import (
@@ -40,7 +40,7 @@ from xenlb.model.checks import (
 from xenlb.model.settings import Check
 
 # Of each question to a server; more than MariaDB's max_connect_errors there, which is 10.
-TIMES = 300 if os.environ.get("XENLB_SOAK") == "1" else 20
+TIMES = often(20, soak=300)
 # A busy lab is slow, above all with the handshakes of OpenSSL; only hanging servers take this long.
 TIMEOUT = 3.0
 TRUST = Tls(name=NAME, ca_file=f"{TLS}/ca.pem")
