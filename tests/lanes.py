@@ -18,7 +18,7 @@ def lane(nodeid: str) -> str:
     return "xen" if "xen" in path.stem.split("_") else "uml"
 
 
-# Several seconds each: the last one begun must be short.
+# Files that take several seconds; they start first, so that a short one ends the session.
 LONG = (
     "guestside/ways/test_delivery",
     "guestside/files/test_guest_script",
