@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
-# Several seconds each: the last one begun must be short.
+# Files that take several seconds; they start first, so that a short one ends the session.
 LONG = (
     "guestside/ways/test_delivery",
     "guestside/files/test_guest_script",

@@ -1,10 +1,9 @@
-"""How long a test may take with its fixtures: 60 s (setup.cfg), more in the labs. As long again
-for the end of the fixtures.
+"""Time limits of tests: 60 s (setup.cfg), more in the labs, fixtures included.
 
-pytest-timeout counts. Its own exception would not end every hang: Hypothesis takes it for a
-failure of the example, which it repeats without a limit, and asyncio stores it in a task that the
-test does not await. The exception here is none that they catch, and it comes again until it has
-ended the test.
+pytest-timeout starts the timer; this module replaces its exception. Hypothesis would take that one
+for a failing example and repeat the example without a limit. asyncio would store it in a task that
+the test does not await. TimeLimit is not caught by Hypothesis, and the timer raises it again until
+the test has ended. The teardown of fixtures has the same limit for itself.
 """
 
 import signal
@@ -43,7 +42,7 @@ SETTINGS = pytest.StashKey[Settings]()
 
 
 def limit(nodeid: str) -> int | None:
-    """In seconds; None where setup.cfg's counts."""
+    """Return the limit in seconds, or None where setup.cfg has it."""
     if "lab" not in PurePosixPath(nodeid.partition("::")[0]).parts:
         return None
     return XEN if lane(nodeid) == "xen" else USER_MODE_LINUX
@@ -57,10 +56,10 @@ def give_limits(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_timeout_set_timer(item: Timed, settings: Settings) -> bool:
-    """Called by pytest-timeout in place of its own."""
+    """Replace pytest-timeout's own timer."""
 
     def over(_signal: int, _frame: FrameType | None) -> None:
-        if _inside:  # else it would end pytest
+        if _inside:  # an exception elsewhere would end the session
             raise TimeLimit(f"not over within {settings.timeout:g} s")
 
     item.stash[SETTINGS] = settings
@@ -76,7 +75,7 @@ def pytest_timeout_cancel_timer(item: Timed) -> bool:
     return True
 
 
-# What is raised in these pytest catches: it makes the report.
+# True in setup, call and teardown, whose exceptions pytest reports.
 _inside = False
 
 
@@ -104,7 +103,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """The limit counts anew: for a test that failed pytest-timeout no longer counts."""
+    """Start the timer again: pytest-timeout stops it when a test has failed."""
     if (settings := item.stash.get(SETTINGS, None)) is not None:
         pytest_timeout_set_timer(item, settings)
     with _caught():

@@ -1,4 +1,4 @@
-"""The long forms: with XENLB_SOAK=1 properties try more examples, and loops leave none out."""
+"""Long forms: with XENLB_SOAK=1 properties try more examples and loops skip none."""
 
 import os
 

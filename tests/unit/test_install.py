@@ -145,11 +145,14 @@ def test_the_moved_command_works(staged: Path) -> None:
 def test_installing_again_keeps_the_configuration(staged: Path) -> None:
     before = tree(staged)
     config = staged / "etc/xenlb/xenlb.yaml"
+    ours = config.read_text()
     config.write_text("mine")
     extra = staged / "etc/xenlb/templates/mine"
     extra.write_text("mine")
     make("install", f"DESTDIR={staged}", f"PREFIX={PREFIX}")
     after = tree(staged)
+    config.write_text(ours)  # of the other tests of it
+    extra.unlink()
     assert after.pop("etc/xenlb/xenlb.yaml") == b"mine"
     assert after.pop("etc/xenlb/templates/mine") == b"mine"
     del before["etc/xenlb/xenlb.yaml"]

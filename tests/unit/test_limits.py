@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,17 +21,19 @@ class Short:
     stash: pytest.Stash = field(default_factory=pytest.Stash)
 
 
-@pytest.fixture
+@contextmanager
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A limit of 50 ms in place of this test's own."""
-    monkeypatch.setattr(limits, "AGAIN", 0.05)
+    """A limit of 50 ms in place of this test's own; half a second to end after it."""
+    monkeypatch.setattr(limits, "AGAIN", 0.5)
     handler, mine = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     item = Short()
     limits.pytest_timeout_set_timer(item, item)
-    yield
-    limits.pytest_timeout_cancel_timer(item)
-    signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, *mine)
+    try:
+        yield
+    finally:
+        limits.pytest_timeout_cancel_timer(item)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *mine)
 
 
 def thread() -> None:
@@ -71,9 +74,10 @@ def an_example(number: int) -> None:
 
 
 @pytest.mark.parametrize("wait", [thread, loop, another_task, an_example])
-@pytest.mark.usefixtures("short")
-def test_whatever_is_waited_for_it_ends(wait: Callable[[], None]) -> None:
-    with pytest.raises(limits.TimeLimit, match=r"not over within 0.05 s"):
+def test_whatever_is_waited_for_it_ends(
+    wait: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(limits.TimeLimit, match=r"not over within 0.05 s"), short(monkeypatch):
         wait()
 
 

@@ -1,9 +1,9 @@
-"""The command `xenlb` as a process, without the third of a second that its imports take.
+"""Run the command `xenlb` as a process, without the quarter of a second for its imports.
 
-A server process has imported all of xenlb. It forks for each command: the child has arguments,
-environment, folder, standard files and an exit of its own, and runs what `python -m xenlb.cli`
-runs. Only what is imported when is another: test_root.py looks at that in a process of its own, and
-those of the tests of terminals and of Ctrl-C are, too.
+A server process imports all of xenlb and forks for each command. The child has its own arguments,
+environment, folder, standard files and exit status, and runs what `python -m xenlb.cli` runs. Only
+the time of imports differs: test_root.py checks imports with real processes. Tests of terminals and
+of Ctrl-C use real processes too.
 """
 
 import atexit

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.lab.host import LabError
 from tests.lab.needed import lacking
+from tests.soak import often
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.guestside.files.guests import (
     FETCHED,
@@ -375,7 +376,7 @@ def test_hostile_lines(tmp_path: Path, shell: str) -> None:
         (guest.root / "bin/touch").symlink_to(tool("touch"))
 
         @settings(
-            max_examples=25,
+            max_examples=often(10, soak=100),
             deadline=None,
             database=None,
             suppress_health_check=[HealthCheck.function_scoped_fixture],

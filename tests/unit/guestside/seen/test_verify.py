@@ -58,10 +58,15 @@ NEEDS = compile_needs(
         place("192.0.2.13", "10.0.0.11"),
     ]
 )
+# Without the addresses that the kernel gives itself, tentative for seconds.
 GOOD = f"""
 ip link set lo up
 ip link add eth0 type veth peer name peer0
 ip link add eth1 type veth peer name peer1
+ip link set eth0 addrgenmode none
+ip link set peer0 addrgenmode none
+ip link set eth1 addrgenmode none
+ip link set peer1 addrgenmode none
 ip link set eth0 up
 ip link set peer0 up
 ip link set eth1 up

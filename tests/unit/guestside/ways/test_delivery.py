@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
+from tests.soak import SOAK, often
 from tests.unit.guestside.guesttree import GuestTree, expected, trees, wanted_sets
 from tests.unit.guestside.shells import SHELLS
 from tests.unit.guestside.ways.deliveries import (
@@ -169,7 +170,7 @@ def test_where_nothing_else_was_installed_one_reading_is_enough(near: Make, tmp_
         assert counting.readings == readings
 
 
-@settings(max_examples=6)
+@settings(max_examples=often(6, soak=60))
 @given(trees(), wanted_sets(), wanted_sets())
 def test_any_sequence_then_removal_leaves_the_tree_as_it_was(
     near: Make, tree: GuestTree, first: tuple[Wanted, ...], second: tuple[Wanted, ...]
@@ -225,7 +226,7 @@ def test_no_content_or_path_runs(
 
 @pytest.mark.parametrize("way", ["dash", "folder"])  # each operation is whole in any shell
 def test_broken_off_between_any_two_operations(way: str, tmp_path: Path) -> None:
-    """Here at every third; at every one in tests/unit/guestside/plan/test_install.py."""
+    """Here at every fifth; at every one in tests/unit/guestside/plan/test_install.py."""
     root = laid_out(tmp_path)
     with variant(way, tmp_path) as near:
         broken_off(root, near)
@@ -233,7 +234,7 @@ def test_broken_off_between_any_two_operations(way: str, tmp_path: Path) -> None
 
 def broken_off(root: Path, near: Make) -> None:
     before = seen(root)
-    for until in range(0, 20, 3):
+    for until in range(0, 20, 1 if SOAK else 5):
         apply(near(root), HOSTILE, until=until)
         apply(near(root), HOSTILE[:1], until=until)
         apply(near(root), HOSTILE)
