@@ -89,7 +89,7 @@ class Sources:
         self._sides.follow(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
             self._finder.interest(interesting(after))
-        if before.settings is not after.settings:
+        if before.settings is not after.settings or before.links.keys() != after.links.keys():
             self._reconfigure(after)
         elif len(before.admitted) != len(after.admitted):
             self._look_at_sysctls.set()  # of the interfaces by which servers are reached

@@ -52,6 +52,8 @@ def step(state: State, event: Event) -> Step:
     match event:
         case Configured(settings=settings, at=at):
             links = {uri: state.links.get(uri, Link(since=at)) for uri in settings.uris}
+            if not all(link.listed for link in links.values()):
+                links = {**state.links, **links}  # until those that replace them are there
             # Without a service that has guests there is no libvirt, for now: a drain is kept.
             guests = {
                 key: guest
@@ -235,6 +237,10 @@ def _listed(state: State, event: Listed) -> Step:
             guests[key] = guest
         else:
             notes.append(Note(at=event.at, guest=key, text="no longer known to libvirt"))
+    wanted = state.settings.uris
+    if all(links[uri].listed for uri in wanted):  # what is not wanted any more is replaced now
+        links = {uri: link for uri, link in links.items() if uri in wanted}
+        guests = {key: guest for key, guest in guests.items() if key.uri in links}
     changed = replace(state, links=links, guests=guests)
     return settled(state, changed, None, event.at, *notes)
 
