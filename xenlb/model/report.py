@@ -144,6 +144,7 @@ def _server(
         "reason": failure or stands.reason,
         "since": wall(stands.since) if stands.since else None,
         "deadline": None if stands.deadline is None else wall(stands.deadline),
+        "deadline_means": None if stands.deadline is None else stands.then,
         "drain_until": service.drain.until.value,
     }
 

@@ -129,7 +129,7 @@ def test_asking_the_agent_loads_next_to_nothing(verb: str, tmp_path: Path) -> No
     assert done.returncode == 4
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "xenlb.control.client" in loaded
-    heavy = {"asyncio", "rich", "yaml", "libvirt", "pyroute2", "watchdog", "logging"}
+    heavy = {"asyncio", "yaml", "libvirt", "pyroute2", "watchdog", "logging"}
     assert loaded & heavy == set()
     ours = {name.split(".")[1] for name in loaded if name.startswith("xenlb.")}
     assert ours == {"cli", "control"}
