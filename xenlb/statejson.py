@@ -32,7 +32,7 @@ from xenlb.model.events import Ask, GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
-from xenlb.model.state import Admission, Slot, State
+from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
 from xenlb.saved import Saved
 
 SLICE = 64  # entries that are written as JSON at once: half a millisecond of a slow processor
@@ -82,7 +82,7 @@ def _parts(saved: Saved) -> dict[str, tuple[Iterable[Any], Encoder]]:
         "verdicts": (state.health.items(), _verdicts),
         "alarms": (
             state.alarms.items(),
-            lambda some: [[_key(key), since] for key, since in some],
+            lambda some: [[_key(key), alarm.since, alarm.kind] for key, alarm in some],
         ),
     }
 
@@ -135,7 +135,10 @@ def decode(found: dict[str, Any]) -> Saved:
             slot = Slot(owner=guest, service=service, server=server[text, port])
             admitted[slot] = admission
     health = _read_verdicts(data["verdicts"])
-    alarms = {keys[tuple(key)]: float(since) for key, since in data["alarms"]}
+    alarms = {
+        keys[tuple(key)]: Alarm(kind=AlarmKind(kind), since=float(since))
+        for key, since, kind in data["alarms"]
+    }
     return Saved(
         state=State(
             guests={g.id: g for g in guests}, admitted=admitted, health=health, alarms=alarms

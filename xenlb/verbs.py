@@ -13,7 +13,7 @@ from xenlb.control.server import Handler
 from xenlb.ipvs import connections
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.table import IPAddress, Snapshot
-from xenlb.model import draining, evacuation, report
+from xenlb.model import alarm, draining, evacuation, report
 from xenlb.model.events import (
     Ask,
     DrainAllAsked,
@@ -28,6 +28,7 @@ from xenlb.model.settings import DrainUntil
 Request = Mapping[str, object]
 
 HOLDERS = 5  # clients that are named to one who waits for a drain
+LEFT = 5  # services that are named where a drain would leave them without enough servers
 
 
 class Verbs:
@@ -86,6 +87,7 @@ class Verbs:
                 "interface": state.settings.director.interface,
                 "problems": self._director_problems(),
             },
+            "alarms": report.alarms(state, now=clock.now(), wall=clock.wall),
             "services": self._services(snapshot, only=None if only is None else str(only)),
         }
 
@@ -166,6 +168,13 @@ class Verbs:
         then = request.get("then")
         if then not in {None, *draining.VERBS}:
             raise ControlError("after a drain comes poweroff, reboot or nothing", status=USAGE)
+        left = alarm.left_by(self._agent.state, guest.id, clock.now())
+        if left and request.get("force") is not True:
+            raise ControlError(
+                f"that would leave {' and '.join(left[:LEFT])}"
+                + (f" (and {len(left) - LEFT} more)" if len(left) > LEFT else ""),
+                hint="--force does it all the same",
+            )
         event = DrainAsked(
             at=clock.now(),
             guest=guest.id,

@@ -138,7 +138,8 @@ def state(answer: Answer) -> str:
             "starting: waiting for the first list of guests; until then nothing is removed from"
             " the table"
         )
-    return "in step"
+    alarms = len(answer.get("alarms", ()))
+    return "in step" + (f", {count(alarms, 'ALARM')}" if alarms else "")
 
 
 def totals(answer: Answer) -> str:

@@ -7,6 +7,7 @@ by `wall`, which turns the boot-time clock into ISO 8601 in UTC.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from xenlb.ipvs import text
 from xenlb.ipvs.table import (
     AddressKey,
     Counters,
@@ -77,7 +78,7 @@ def services(
                     "forwarding": service.forwarding.value,
                     "in_table": entry is not None,
                     "reason": failures.get((key, None), ""),
-                    "alarm": _alarm(state, service, key, wall),
+                    **_alarm(state, service, key, now=now, wall=wall),
                     "foreign_servers": len(foreign),
                     "servers": servers,
                 }
@@ -85,11 +86,31 @@ def services(
     return shown
 
 
-def _alarm(state: State, service: ServiceSettings, key: ServiceKey, wall: Wall) -> str | None:
-    since = state.alarms.get(key)
-    if since is None:
-        return None
-    return f"{alarm.said(state, service, key)}, since {wall(since)}"
+def _alarm(
+    state: State, service: ServiceSettings, key: ServiceKey, *, now: float, wall: Wall
+) -> dict[str, Any]:
+    it = state.alarms.get(key)
+    return {
+        "alarm": None if it is None else alarm.said(state, service, key, now),
+        "alarm_kind": None if it is None else it.kind.value,
+        "alarm_since": None if it is None else wall(it.since),
+    }
+
+
+def alarms(state: State, *, now: float, wall: Wall) -> list[dict[str, Any]]:
+    """Those of all services, for the header of `status`."""
+    return [
+        {
+            "service": service.name,
+            "address": text.place(key),
+            "kind": it.kind.value,
+            "text": alarm.said(state, service, key, now),
+            "since": wall(it.since),
+        }
+        for service in state.settings.services
+        for key in service.kernel_keys()
+        if (it := state.alarms.get(key)) is not None
+    ]
 
 
 def _key(key: ServiceKey) -> dict[str, Any]:
@@ -203,12 +224,12 @@ def serves(state: State, guest: Guest, now: float) -> bool:
     return phases <= {ServerPhase.SERVING} and guest.phase is Phase.UP
 
 
-def matching(state: State, text: str) -> tuple[Guest, ...]:
+def matching(state: State, name: str) -> tuple[Guest, ...]:
     """The guests meant by a name or a UUID, as an operator types it."""
     return tuple(
         guest
         for guest in state.guests.values()
-        if guest.name == text or str(guest.id.uuid) == text.lower()
+        if guest.name == name or str(guest.id.uuid) == name.lower()
     )
 
 

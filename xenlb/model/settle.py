@@ -49,24 +49,28 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
     if afresh:
         state = apart.begun(before, state, known, at)
     admitted = {} if afresh else dict(state.admitted)
-    alarms = {} if afresh else dict(state.alarms)
+    again = {key for service in services for key in service.kernel_keys()}
+    alarms = {} if afresh else {k: it for k, it in state.alarms.items() if k not in again}
     for service in services if not afresh else ():
         for candidate in before.candidates[service.name]:
-            alarms.pop(candidate.service, None)
             if candidate.slot is not None:
                 admitted.pop(candidate.slot, None)
     notes: list[Note] = []
     for service in services:
-        for key, them in groupby(state.candidates[service.name], key=lambda each: each.service):
+        for _, them in groupby(state.candidates[service.name], key=lambda each: each.service):
             found = tuple(them)
             state, back = _let_back(service, found, state, at)
             notes += back
-            here, short = _admitted(service, found, state, at)
-            admitted |= here
-            if short:
-                alarms[key] = state.alarms.get(key, at)
-    after = replace(state, admitted=admitted, alarms=alarms)
-    return Step(state=after, services=names, notes=tuple(notes))
+            admitted |= _admitted(service, found, state, at)
+    state = replace(state, admitted=admitted)
+    for service in services:
+        found_of = {key: list[Candidate]() for key in service.kernel_keys()}
+        for candidate in state.candidates[service.name]:
+            found_of[candidate.service].append(candidate)
+        for key, mine in found_of.items():
+            if (it := alarm.raised(service, key, tuple(mine), state, at)) is not None:
+                alarms[key] = it
+    return Step(state=replace(state, alarms=alarms), services=names, notes=tuple(notes))
 
 
 def settled(
@@ -180,9 +184,8 @@ def _moved(before: State, state: State, target: Target) -> bool:
 
 def _admitted(
     service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
-) -> tuple[dict[Slot, Admission], bool]:
-    """The servers that are in the table now, of one kernel service of this service; does it keep
-    some of them only because too much of its weight would leave?"""
+) -> dict[Slot, Admission]:
+    """The servers that are in the table now, of one kernel service of this service."""
     fresh = Admission(at=at, ramp=service.slow_start > 0)
     admitted: dict[Slot, Admission] = {}
     failing: list[tuple[Slot, Failing]] = []  # in the table, with their weight
@@ -234,7 +237,7 @@ def _admitted(
         for slot, entry in admitted.items():
             if entry is fresh:
                 admitted[slot] = replace(entry, ramp=False)
-    return admitted, len(leaving) < len(failing)
+    return admitted
 
 
 def _let_back(

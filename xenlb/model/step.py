@@ -282,9 +282,11 @@ def _probed(state: State, event: Probed) -> Step:
         after = changed.health[target]
     # Back where nobody else serves, though it is held back.
     news = news or (health.against < after.against and after.passes(target.check))
-    if (health.up, health.share) == (after.up, after.share) and not news:
-        return Step(state=changed)
     names = frozenset(state.asked[target])
+    if (health.up, health.share) == (after.up, after.share) and not news:
+        # With its first answer a check that fails may begin an alarm.
+        first = after.up is None and not health.detail
+        return settled(state, changed, names, event.at) if first else Step(state=changed)
     owner = state.owners.get(target.address)
     if after.up is health.up and (event.up or not news):
         if not _reweighs(state, changed, target):

@@ -107,6 +107,16 @@ class Desk:
             )
         )
 
+    def failing(self, address: str) -> list[Event]:
+        """Probes of one server that fail as often as it takes."""
+        at = clock.now()
+        return [
+            Probed(at=at, target=target, asked=at, up=False, detail="refused")
+            for target in self.agent.state.health
+            if str(target.address) == address
+            for _ in range(target.check.fall)
+        ]
+
     def weights(self) -> dict[str, int]:
         entry = self.kernel.read().table.entries.get(KEY)
         return {} if entry is None else {str(k.address): s.weight for k, s in entry.servers.items()}

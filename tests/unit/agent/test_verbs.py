@@ -1,0 +1,69 @@
+"""What the agent answers to a command: refusals, and what they say."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.kernel import FakeKernel
+from tests.unit.agent.test_agent import Desk, agent_at_work, listed
+from xenlb.control.protocol import ControlError
+from xenlb.verbs import Verbs
+
+
+def answers(desk: Desk) -> Verbs:
+    return Verbs(desk.agent, lambda: [])
+
+
+def asked(guest: str, **more: object) -> dict[str, object]:
+    return {"guest": guest, "by": "root", **more}
+
+
+async def settled(desk: Desk) -> None:
+    """Two guests and a host that serve."""
+    await desk.say(listed(mail1=5, mail2=4))
+    await desk.pass_checks()
+
+
+def test_a_drain_that_would_leave_no_serving_server_asks_for_force(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with agent_at_work(tmp_path, FakeKernel()) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            only = {"10.0.0.12": 1, "10.0.0.13": 1}
+            await verbs.drain(asked("mail1"))
+            assert desk.weights() == {"10.0.0.11": 0, **only}
+            await desk.say(*desk.failing("10.0.0.13"))
+            with pytest.raises(ControlError) as caught:
+                await verbs.drain(asked("mail2", then="reboot"))
+            assert caught.value.message == (
+                "that would leave mail (192.0.2.10:25/tcp) without a serving server"
+            )
+            assert "--force" in caught.value.hint
+            assert desk.weights()["10.0.0.12"] == 1, "nothing was done"
+            assert await alarms(verbs) == []
+            await verbs.drain(asked("mail2", force=True))
+            assert desk.weights()["10.0.0.12"] == 0
+            (told,) = await alarms(verbs)
+            assert (told["service"], told["address"], told["kind"], told["text"]) == (
+                "mail",
+                "192.0.2.10:25/tcp",
+                "down",
+                "no server serves: 1 failed, 2 draining",
+            )
+            await verbs.drain(asked("mail2"))  # it serves no client any more: nothing to lose
+            await verbs.undrain(asked("mail2"))
+            await desk.pass_checks()
+            assert await alarms(verbs) == []
+            assert desk.told().count("no server serves") == 1
+            assert desk.told().count("serves again") == 1
+
+    asyncio.run(story())
+
+
+async def alarms(verbs: Verbs) -> list[dict[str, Any]]:
+    said = await verbs.status({})
+    assert isinstance(said, dict)
+    found: list[dict[str, Any]] = said["alarms"]
+    return found
