@@ -23,6 +23,7 @@ from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteService
 from xenlb.ipvs.table import IPAddress, Snapshot, Table
 from xenlb.journal import Journal
+from xenlb.model.changes import Counts
 from xenlb.model.desired import desired, next_deadline
 from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, Probed, Tick
 from xenlb.model.settings import Settings, needed_uris
@@ -76,6 +77,8 @@ class Agent:
         )
         self.kernel_problem = "the kernel's table was not read yet"
         self._reader = reader or Kernel()  # another socket, for the thread that reads
+        # And one for each reader of counters: they may be several at a time.
+        self._counting: Callable[[], KernelTable] = Kernel if reader is None else lambda: reader
         self._queue: deque[Event] = deque()
         self._taken: list[tuple[Event, asyncio.Future[None]]] = []
         self._news = asyncio.Event()
@@ -96,23 +99,34 @@ class Agent:
             self._taken.append((event, taken))
         self._news.set()
 
-    def configure(self, settings: Settings) -> None:
+    def configure(
+        self,
+        settings: Settings,
+        counters: Counts | None = None,
+        taken: asyncio.Future[None] | None = None,
+    ) -> None:
         settings = replace(settings, uris=needed_uris(settings))
-        self.emit(Configured(at=clock.now(), settings=settings))
+        self.emit(Configured(at=clock.now(), settings=settings, counters=counters), taken)
 
     async def reload(self) -> tuple[str, ...]:
-        """Reads the configuration again; the problems, if it is refused."""
+        """Reads the configuration again; the problems, if it is refused. When this returns the
+        kernel has heard of what it changes, which stands in `state.changes`."""
         try:
             settings = await asyncio.to_thread(load, self.config)
         except ConfigError as error:
             self.emit(ConfigurationRefused(at=clock.now(), problems=error.problems))
             return tuple(str(problem) for problem in error.problems)
-        self.configure(settings)
+        counters = None
+        with suppress(IpvsError):
+            counters = (await self.counters()).counters
+        taken = asyncio.get_running_loop().create_future()
+        self.configure(settings, counters, taken)
+        await taken
         return ()
 
     async def counters(self) -> Snapshot:
         """A fresh read of the table with its counters; raises IpvsError."""
-        kernel = Kernel()
+        kernel = self._counting()
         try:
             return await asyncio.to_thread(kernel.read)
         finally:

@@ -5,20 +5,21 @@ to. asyncio and the sources are imported only where the configuration has guests
 configuration of plain hosts is applied in the time of its batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xenlb import clock, statefile
 from xenlb.ipvs import text
 from xenlb.ipvs.kernel import Kernel, KernelTable
-from xenlb.ipvs.op import Op, OpFailed
+from xenlb.ipvs.op import DeleteServer, DeleteService, Op, OpFailed
 from xenlb.ipvs.table import Table
+from xenlb.model import changes
 from xenlb.model.desired import desired
 from xenlb.model.events import Configured
 from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.step import step
-from xenlb.reconcile import Reconciler
+from xenlb.reconcile import Reconciler, place_of
 
 
 class OnceError(Exception):
@@ -33,11 +34,13 @@ class OnceError(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Once:
     """`ops`: the difference (planned) or what was done; `failed`: what the kernel refused;
-    `notes`: sentences for people, as foreign entries that are left alone."""
+    `notes`: sentences for people, as foreign entries that are left alone; `summary`: what the
+    operations change, in one line."""
 
     ops: tuple[Op, ...] = ()
     failed: tuple[OpFailed, ...] = ()
     notes: tuple[str, ...] = ()
+    summary: str = ""
 
 
 def run_once(
@@ -65,8 +68,9 @@ def run_once(
         grown = reconciler.claim(want, state.origins())
         ops = reconciler.plan(want, whole=True, removable=state.listed)
         notes = tuple(_foreign(reconciler, want))
+        said = _summary(ops, table, reconciler, settings) if ops else ""
         if not change:
-            return Once(ops=ops, notes=notes)
+            return Once(ops=ops, notes=notes, summary=said)
         save = replace(saved, state=state, services=frozenset(reconciler.services))
         # Hosts without a check that are ours and in the table, as many as before: it stands there.
         hosts = not (state.links or state.health or saved.state.guests or saved.state.health)
@@ -77,9 +81,18 @@ def run_once(
         if reconciler.release(want):
             save = replace(save, services=frozenset(reconciler.services))
             statefile.save(state_path, replace(save, servers=reconciler.servers))
-        return Once(ops=result.done, failed=result.failed, notes=notes)
+        return Once(ops=result.done, failed=result.failed, notes=notes, summary=said)
     finally:
         table.close()
+
+
+def _summary(
+    ops: Sequence[Op], table: KernelTable, reconciler: Reconciler, settings: Settings
+) -> str:
+    goes = {place_of(op)[0] for op in ops if isinstance(op, DeleteServer | DeleteService)}
+    have = Table(entries=reconciler.believed)
+    counts = table.read(goes).counters if goes else None
+    return changes.summary(ops, have, changes.names_of(settings.services), counts)
 
 
 def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:

@@ -82,6 +82,7 @@ class Verbs:
                 "file": str(agent.config),
                 "loaded": clock.wall(state.configured_at),
                 "problems": [str(problem) for problem in state.problems],
+                "changes": state.changes,
             },
             "director": {
                 "interface": state.settings.director.interface,
@@ -141,7 +142,7 @@ class Verbs:
                 "the configuration is refused, the last good one goes on:\n" + "\n".join(problems),
                 status=INVALID_CONFIGURATION,
             )
-        return {"reloaded": True}
+        return {"reloaded": True, "changes": self._agent.state.changes}
 
     async def progress(self, request: Request) -> object:
         """What one who waits for a drain wants to see: how far it is, and who holds on."""

@@ -63,10 +63,12 @@ def _pass(options: Options, state: Path, *, change: bool, as_json: bool) -> int:
                 {"operation": op, "message": why.message, "hint": why.hint} for op, why in failed
             ],
             "notes": list(once.notes),
+            "summary": once.summary,
         }
         click.echo(json.dumps(answer, indent=2))
     else:
-        _print(once.ops, failed, once.notes)
+        said = "changes" if change else "would change"
+        _print(once.ops, failed, (*once.notes, *([f"{said}: {once.summary}"] * bool(once.summary))))
     return FAILED if failed or (once.ops and not change) else 0
 
 

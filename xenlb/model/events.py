@@ -309,8 +309,11 @@ class SysctlsSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
+    """`counters`: of the table as it is, for what is said of connections; None: not known."""
+
     at: float
     settings: Settings
+    counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ here events are given to them, and settle.py draws the conclusion: who is let in
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import apart, draining, inside
+from xenlb.model import apart, configuring, draining, inside
 from xenlb.model.desired import shared
 from xenlb.model.events import (
     AddressesFound,
@@ -46,35 +46,16 @@ from xenlb.model.guest import Guest, Happening, Phase, hear
 from xenlb.model.health import judge
 from xenlb.model.members import RANKS, names_of
 from xenlb.model.settle import settled
-from xenlb.model.state import Link, Note, State, Step
+from xenlb.model.state import Note, State, Step
 
 
 def step(state: State, event: Event) -> Step:
     """Total: every event is taken in every state."""
     match event:
-        case Configured(settings=settings, at=at):
-            links = {uri: state.links.get(uri, Link(since=at)) for uri in settings.uris}
-            # Without a service that has guests there is no libvirt, for now: a drain is kept.
-            guests = {
-                key: guest
-                for key, guest in state.guests.items()
-                if key.uri in links or not settings.uris
-            }
-            known = replace(
-                state,
-                settings=settings,
-                problems=(),
-                configured_at=at,
-                links=links,
-                guests=guests,
-            )
-            return settled(state, known, None, at, Note(at=at, text="configuration loaded"))
-        case ConfigurationRefused(at=at, problems=problems):
-            text = f"configuration refused, the last good one goes on: {problems[0]}"
-            if len(problems) > 1:
-                text += f" (and {len(problems) - 1} more)"
-            note = Note(at=at, text=text, warning=True)
-            return Step(state=replace(state, problems=problems), notes=(note,))
+        case Configured():
+            return configuring.configured(state, event)
+        case ConfigurationRefused():
+            return configuring.refused(state, event)
         case Listed():
             return _listed(state, event)
         case Disconnected(at=at, uri=uri, reason=reason):

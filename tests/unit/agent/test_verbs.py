@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.kernel import FakeKernel
-from tests.unit.agent.test_agent import Desk, agent_at_work, listed
+from tests.unit.agent.test_agent import KEY, Desk, agent_at_work, key, listed
 from xenlb.control.protocol import ControlError
+from xenlb.ipvs.table import Counters
 from xenlb.verbs import Verbs
 
 
@@ -58,6 +59,47 @@ def test_a_drain_that_would_leave_no_serving_server_asks_for_force(tmp_path: Pat
             assert await alarms(verbs) == []
             assert desk.told().count("no server serves") == 1
             assert desk.told().count("serves again") == 1
+
+    asyncio.run(story())
+
+
+CONFIGURATION = """\
+director: {addresses: leave}
+libvirt: {uris: ["xen:///system"]}
+services:
+  mail:
+    address: 192.0.2.10
+    ports: [25]
+    servers: [{guest: mail1, address: 10.0.0.11}, {guest: mail2, address: 10.0.0.12, weight: 2}]
+"""
+
+
+def test_a_reload_says_what_it_changes_and_the_connections_on_what_goes(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            kernel.count(KEY, key(13), Counters(active_connections=14))
+            file = tmp_path / "xenlb.yaml"
+            file.write_text(CONFIGURATION)
+            said = await verbs.reload({})
+            changes = (
+                "mail (192.0.2.10:25/tcp): 1 server removed (10.0.0.13:25) with 14 connections,"
+                " weight 10.0.0.12:25 1 → 2 (1 service)"
+            )
+            assert said == {"reloaded": True, "changes": changes}
+            assert f"configuration loaded: {changes}" in desk.told()
+            kernel.count(KEY, key(12), Counters(active_connections=1))
+            file.write_text("services: {}")
+            said = await verbs.reload({})
+            assert isinstance(said, dict)
+            assert said["changes"].startswith(
+                "mail (192.0.2.10:25/tcp) removed with 2 servers and 1 connection (0 services)"
+            )
+            status = await verbs.status({})
+            assert isinstance(status, dict)
+            assert status["config"]["changes"] == said["changes"]
 
     asyncio.run(story())
 

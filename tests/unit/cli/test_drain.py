@@ -257,9 +257,9 @@ def test_undrain_all(xenlb: Xenlb, agent: SmallAgent) -> None:
 
 
 def test_reload(xenlb: Xenlb, agent: SmallAgent) -> None:
-    agent.answers["reload"] = {"reloaded": True}
+    agent.answers["reload"] = {"reloaded": True, "changes": "no change (1 service)"}
     done = xenlb("reload")
-    assert (done.returncode, done.stdout) == (0, "the configuration is read and in use\n")
+    assert (done.returncode, done.stdout) == (0, "configuration loaded: no change (1 service)\n")
     agent.answers["reload"] = ControlError("it is refused", status=INVALID_CONFIGURATION)
     done = xenlb("reload")
     assert (done.returncode, done.stderr) == (3, "xenlb: it is refused\n")
