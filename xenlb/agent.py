@@ -21,12 +21,13 @@ from xenlb.config import ConfigError, load
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteService
-from xenlb.ipvs.table import IPAddress, Snapshot, Table
+from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey, Snapshot, Table
 from xenlb.journal import Journal
-from xenlb.model.changes import Counts
+from xenlb.model.changes import Counts, names_of
 from xenlb.model.desired import desired, next_deadline
 from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, Probed, Tick
-from xenlb.model.settings import Settings, needed_uris
+from xenlb.model.remarks import foreign_server
+from xenlb.model.settings import ServiceSettings, Settings, needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step
 from xenlb.reconcile import Pass, Reconciler, surprised
@@ -87,6 +88,7 @@ class Agent:
         self._resync_at = 0.0
         self._owned = saved.services, saved.servers
         self._swept = False  # the whole table was brought in line after the last read
+        self._foreign: frozenset[tuple[ServiceKey, ServerKey]] = frozenset()  # as was told
         self._withheld = False  # services wait for a fresh read until they are removed
         self.round_at = clock.now()
 
@@ -282,6 +284,7 @@ class Agent:
         if self._withheld:
             ops = tuple(op for op in ops if not isinstance(op, DeleteService))
             self._resync_at = now
+        news = [] if snapshot is None else self._foreign_news(want)
         try:
             result = self.reconciler.execute(ops, now)
         except IpvsError as error:
@@ -295,7 +298,28 @@ class Agent:
             self.reconciler.forgive(ops)
             if self.reconciler.release(want):
                 self._note_owned()
-        return self._noted(result, heard=heard, drift=drift)
+        return news + self._noted(result, heard=heard, drift=drift)
+
+    def _foreign_news(self, want: Table) -> list[Note]:
+        """Servers of other tools in services of ours, each told once."""
+        before, self._foreign = self._foreign, self.reconciler.foreign(want).servers
+        names = names_of(self.state.settings.services)
+        return [
+            Note(at=clock.now(), text=foreign_server(names[key], key, server), warning=True)
+            for key, server in sorted(self._foreign - before, key=str)
+            if key in names
+        ]
+
+    def take_over(self, service: ServiceSettings, by: str) -> list[str]:
+        """Removes what other tools have put into a service; the journal's lines of it."""
+        self.note(f"service {service.name} is taken over by {by}", warning=True)
+        self.reconciler.take_over(service.kernel_keys())
+        self._note_owned()
+        self._save()
+        notes = self._apply(None, None)
+        for note in notes:
+            self.journal.write(note, self.state.guests)
+        return [note.text for note in notes]
 
     def _kernel_failed(self, error: IpvsError) -> None:
         if str(error) != self.kernel_problem:

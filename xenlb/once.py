@@ -5,7 +5,7 @@ to. asyncio and the sources are imported only where the configuration has guests
 configuration of plain hosts is applied in the time of its batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from xenlb.ipvs.table import Table
 from xenlb.model import changes
 from xenlb.model.desired import desired
 from xenlb.model.events import Configured
+from xenlb.model.near import near, quoted
+from xenlb.model.remarks import removal
 from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.step import step
 from xenlb.reconcile import Reconciler, place_of
@@ -44,9 +46,20 @@ class Once:
 
 
 def run_once(
-    settings: Settings, *, state_path: Path, change: bool, kernel: KernelTable | None = None
+    settings: Settings,
+    *,
+    state_path: Path,
+    change: bool,
+    take_over: Collection[str] = (),
+    kernel: KernelTable | None = None,
 ) -> Once:
-    """Plans, and applies with `change`. Raises OnceError, and IpvsError from the kernel."""
+    """Plans, and applies with `change`. `take_over`: services whose servers of other tools are
+    removed, too. Raises OnceError, and IpvsError from the kernel."""
+    if unknown := [name for name in take_over if name not in _names(settings)]:
+        raise OnceError(
+            f"there is no service {quoted(unknown[0])}",
+            near(unknown[0], _names(settings)) or "name one of the configuration",
+        )
     saved = statefile.read(state_path)
     settings = replace(settings, uris=needed_uris(settings))
     state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
@@ -64,6 +77,9 @@ def run_once(
             kernel=table, services=set(saved.services), servers=dict(saved.servers)
         )
         reconciler.absorb(table.read(counters=False))
+        for service in settings.services:
+            if service.name in take_over:
+                reconciler.take_over(service.kernel_keys())
         want = desired(settings.services, state, clock.now())
         grown = reconciler.claim(want, state.origins())
         ops = reconciler.plan(want, whole=True, removable=state.listed)
@@ -86,6 +102,10 @@ def run_once(
         table.close()
 
 
+def _names(settings: Settings) -> set[str]:
+    return {service.name for service in settings.services}
+
+
 def _summary(
     ops: Sequence[Op], table: KernelTable, reconciler: Reconciler, settings: Settings
 ) -> str:
@@ -102,5 +122,5 @@ def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:
     for key, server in foreign.servers:
         yield (
             f"the server {server.address} port {server.port} of {text.service_key(key)} is"
-            " another tool's and is left alone"
+            f" another tool's and is left alone; to remove it: {removal(key, server)}"
         )

@@ -8,7 +8,7 @@ finds changed behind our back is put back and reported as drift.
 
 import errno
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xenlb.ipvs.diff import Foreign, Owned, diff, foreign
@@ -87,6 +87,7 @@ class Reconciler:
     failures: dict[Place, Failure] = field(default_factory=dict)
     believed: dict[ServiceKey, Entry] = field(default_factory=dict)
     touched: set[ServiceKey] = field(default_factory=set)
+    passes: int = 0
 
     def absorb(self, snapshot: Snapshot) -> None:
         """Takes a full read for the truth, except for services changed since `touched` was emptied,
@@ -169,6 +170,7 @@ class Reconciler:
         due = [op for op in ops if self._is_due(op, now)] if self.failures else list(ops)
         if not due:
             return Pass()
+        self.passes += 1
         failed = self.kernel.apply(due)
         refused = {failure.op for failure in failed}
         done = [op for op in due if op not in refused] if failed else due
@@ -180,6 +182,32 @@ class Reconciler:
                 self.failures.pop(place_of(op), None)
         self._believe(done)
         return Pass(done=tuple(done), failed=failed)
+
+    def differences(self, have: Table) -> tuple[Op, ...]:
+        """What others have changed of ours in the table `have`, as the operations that repair it.
+
+        What the kernel has refused is not among them: it is not believed to be there.
+        """
+        if have.entries == self.believed:
+            return ()
+        ours = {
+            key: Entry(
+                service=entry.service,
+                servers={k: s for k, s in entry.servers.items() if (key, k) in self.servers},
+            )
+            for key, entry in self.believed.items()
+            if key in self.services
+        }
+        owned = Owned(services=self.services, servers=self.servers.keys())
+        return diff(Table(entries=ours), have, owned)
+
+    def take_over(self, keys: Iterable[ServiceKey]) -> None:
+        """Makes every server of these services ours, so that one that is not wanted is removed."""
+        for key in keys:
+            if (entry := self.believed.get(key)) is not None:
+                self.services.add(key)
+                for server in entry.servers:
+                    self.servers.setdefault((key, server), "")
 
     def _is_due(self, op: Op, now: float) -> bool:
         key, server = place_of(op)

@@ -12,6 +12,7 @@ from xenlb.control.protocol import INVALID_CONFIGURATION, USAGE, ControlError
 from xenlb.control.server import Handler
 from xenlb.ipvs import connections
 from xenlb.ipvs.errors import IpvsError
+from xenlb.ipvs.op import Op
 from xenlb.ipvs.table import IPAddress, Snapshot
 from xenlb.model import alarm, draining, evacuation, report
 from xenlb.model.events import (
@@ -23,11 +24,13 @@ from xenlb.model.events import (
     UndrainAsked,
 )
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.settings import DrainUntil
+from xenlb.model.near import near, quoted
+from xenlb.model.settings import DrainUntil, ServiceSettings
 
 Request = Mapping[str, object]
 
 HOLDERS = 5  # clients that are named to one who waits for a drain
+TRIES = 3  # to read a table that does not change meanwhile
 LEFT = 5  # services that are named where a drain would leave them without enough servers
 
 
@@ -50,19 +53,16 @@ class Verbs:
             "undrain": Handler(self.undrain, writes=True),
             "drain-all": Handler(self.drain_all, writes=True),
             "undrain-all": Handler(self.undrain_all, writes=True),
+            "take-over": Handler(self.take_over, writes=True),
         }
 
     async def status(self, request: Request) -> object:
         agent = self._agent
         state = agent.state
         only = request.get("service")
-        if only is not None and only not in {s.name for s in state.settings.services}:
-            raise ControlError(
-                f"there is no service “{str(only)[:64]}”",
-                hint="its name must stand under services: in the configuration",
-                status=USAGE,
-            )
-        snapshot = await self._snapshot()
+        if only is not None:
+            self._service(only)
+        snapshot, differences = await self._compared()
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -88,6 +88,11 @@ class Verbs:
                 "interface": state.settings.director.interface,
                 "problems": self._director_problems(),
             },
+            "differences": [f"ipvsadm {op}" for op in differences],
+            "refused": [
+                {"operation": f"ipvsadm {failure.op}", "reason": failure.reason}
+                for failure in agent.reconciler.failures.values()
+            ],
             "alarms": report.alarms(state, now=clock.now(), wall=clock.wall),
             "services": self._services(snapshot, only=None if only is None else str(only)),
         }
@@ -98,6 +103,22 @@ class Verbs:
             return await self._agent.counters()
         except IpvsError:
             return Snapshot(table=self._agent.table())
+
+    async def _compared(self) -> tuple[Snapshot, tuple[Op, ...]]:
+        """The table, and how it differs from what the agent has made of it; that is repaired at
+        once. Not compared is a table that was changed by the agent while it was read."""
+        agent = self._agent
+        for _ in range(TRIES):
+            passes = agent.reconciler.passes
+            snapshot = await self._snapshot()
+            if agent.kernel_problem or not agent.begun.is_set():
+                break
+            if passes == agent.reconciler.passes:
+                differences = agent.reconciler.differences(snapshot.table)
+                if differences:
+                    agent.resync()
+                return snapshot, differences
+        return snapshot, ()
 
     def _services(
         self, snapshot: Snapshot, *, only: str | None = None, of: GuestId | None = None
@@ -229,19 +250,35 @@ class Verbs:
         self._agent.emit(event, taken)
         await taken
 
+    async def take_over(self, request: Request) -> object:
+        service = self._service(request.get("service"))
+        return {"done": self._agent.take_over(service, str(request["by"]))}
+
+    def _service(self, name: object) -> ServiceSettings:
+        services = {service.name: service for service in self._agent.state.settings.services}
+        found = services.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise ControlError(
+                f"there is no service {quoted(str(name))}",
+                hint=near(str(name), services)
+                or "its name must stand under services: in the configuration",
+            )
+        return found
+
     def _guest(self, request: Request) -> Guest:
         text = request.get("guest")
         if not isinstance(text, str) or not text:
             raise ControlError("which guest?", hint="name it or give its UUID", status=USAGE)
         found = report.matching(self._agent.state, text)
         if not found:
+            names = {guest.name for guest in self._agent.state.guests.values()}
             raise ControlError(
-                f"no guest “{text[:64]}” is known here",
-                hint="virsh list --all shows the guests of this host",
+                f"no guest {quoted(text)} is known here",
+                hint=near(text, names) or "virsh list --all shows the guests of this host",
             )
         if len(found) > 1:
             raise ControlError(
-                f"several guests are called “{text[:64]}”",
+                f"several guests are called {quoted(text)}",
                 hint="give a UUID: " + ", ".join(describe(guest.id) for guest in found),
                 status=USAGE,
             )

@@ -22,7 +22,7 @@ def seconds(_: click.Context, __: click.Parameter, written: str | None) -> float
     number = written.rstrip("mhs")
     unit = UNITS.get(written[len(number) :])
     if unit is None or not number.isascii() or not number.isdigit():
-        raise click.BadParameter(f"“{written}” is no duration; write 500ms, 30s, 5m or 2h")
+        raise click.BadParameter(f"'{written}' is no duration; write 500ms, 30s, 5m or 2h")
     return int(number) * unit
 
 

@@ -17,6 +17,7 @@ NUMBERS = {3, 4, 5}
 DISPENSABLE = (5, 7, 6, 4, 3)
 GUEST_WIDTH = 18  # of a terminal; a pipe gets whole names
 LEAST_GUEST_WIDTH = 8
+MOST = 5  # operations that are shown
 PHASES = ("serving", "starting", "draining", "paused", "failed", "absent")
 
 ALARM = "alarm"
@@ -111,6 +112,13 @@ def _head(page: _Page, answer: Answer, now: float) -> None:
         page.add(f"ALARM {alarm['service']} {alarm['address']}{since}: {alarm['text']}", ALARM)
     if answer.get("kernel"):
         page.add(f"THE KERNEL'S TABLE IS OUT OF REACH: {answer['kernel']}", "trouble")
+    differences = answer.get("differences", ())
+    for operation in differences[:MOST]:
+        page.add(f"REPAIRED NOW: {operation}", "trouble")
+    if len(differences) > MOST:
+        page.add(f"REPAIRED NOW: {len(differences) - MOST} more", "trouble")
+    for no in answer.get("refused", ())[:MOST]:
+        page.add(f"REFUSED BY THE KERNEL: {no['operation']}: {no['reason']}", "trouble")
     for libvirt in answer["libvirt"]:
         connected = libvirt["connected"]
         why = f": {libvirt['reason']}" if libvirt.get("reason") else ""
@@ -138,8 +146,18 @@ def state(answer: Answer) -> str:
             "starting: waiting for the first list of guests; until then nothing is removed from"
             " the table"
         )
-    alarms = len(answer.get("alarms", ()))
-    return "in step" + (f", {count(alarms, 'ALARM')}" if alarms else "")
+    found, refused = len(answer.get("differences", ())), len(answer.get("refused", ()))
+    parts = []
+    if found:
+        parts.append(f"{count(found, 'difference')} found and being repaired")
+    if refused:
+        parts.append(f"{count(refused, 'operation')} refused by the kernel")
+    parts = [f"NOT IN STEP: {', '.join(parts)}" if parts else "in step"]
+    if alarms := len(answer.get("alarms", ())):
+        parts.append(count(alarms, "ALARM"))
+    if foreign := sum(service["foreign_servers"] for service in answer["services"]):
+        parts.append(count(foreign, "foreign server"))
+    return ", ".join(parts)
 
 
 def totals(answer: Answer) -> str:
@@ -185,6 +203,16 @@ def _remarks(service: Answer, now: float) -> list[tuple[str, str]]:
         said.append((f"ALARM{lasts}: {service['alarm']}", ALARM))
     if service.get("reason"):
         said.append((service["reason"], "trouble"))
+    for server in service.get("foreign", ()):
+        where = f"{host(server['address'])}:{server['port']}"
+        held = count(server["active_connections"], "connection")
+        said.append(
+            (
+                f"foreign server {where}, weight {server['weight']}, {held};"
+                f" to remove it: {server['remove']}",
+                "note",
+            )
+        )
     return said
 
 

@@ -16,7 +16,7 @@ from xenlb.ipvs.table import (
     ServiceKey,
     Table,
 )
-from xenlb.model import alarm
+from xenlb.model import alarm, remarks
 from xenlb.model.desired import ServerPhase, Standing, standing
 from xenlb.model.drain import Drain
 from xenlb.model.events import GuestId, Target
@@ -69,7 +69,7 @@ def services(
             if (sorry := service.sorry_key(key)) is not None:
                 known.add(sorry)
             entry = table.entries.get(key)
-            foreign = [] if entry is None else [s for s in entry.servers if s not in known]
+            foreign = remarks.foreign(key, entry, known, counters.get(key, {}))
             shown.append(
                 {
                     "name": service.name,
@@ -80,6 +80,7 @@ def services(
                     "reason": failures.get((key, None), ""),
                     **_alarm(state, service, key, now=now, wall=wall),
                     "foreign_servers": len(foreign),
+                    "foreign": foreign,
                     "servers": servers,
                 }
             )

@@ -1,15 +1,18 @@
 """What the agent answers to a command: refusals, and what they say."""
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.kernel import FakeKernel
-from tests.unit.agent.test_agent import KEY, Desk, agent_at_work, key, listed
+from tests.unit.agent.test_agent import KEY, Desk, agent_at_work, key, listed, until
+from xenlb.cli import statuslines
 from xenlb.control.protocol import ControlError
-from xenlb.ipvs.table import Counters
+from xenlb.ipvs.op import AddServer, DeleteServer
+from xenlb.ipvs.table import Counters, Forwarding, Server
 from xenlb.verbs import Verbs
 
 
@@ -102,6 +105,91 @@ def test_a_reload_says_what_it_changes_and_the_connections_on_what_goes(tmp_path
             assert status["config"]["changes"] == said["changes"]
 
     asyncio.run(story())
+
+
+def test_what_others_change_is_named_and_repaired_at_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            assert (await status(verbs))["differences"] == []
+            kernel.do(DeleteServer(service=KEY, key=key(11)))
+            told = await status(verbs)
+            assert told["differences"] == ["ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1"]
+            head = statuslines.plain(statuslines.lines(told, 0.0))
+            assert "NOT IN STEP: 1 difference found and being repaired" in head
+            assert "REPAIRED NOW: ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.11:25" in head
+            await until(lambda: "10.0.0.11" in desk.weights())
+            told = await status(verbs)
+            assert told["differences"] == []
+            assert statuslines.state(told) == "in step"
+
+    asyncio.run(story())
+
+
+def test_what_the_kernel_refuses_is_not_in_step(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        kernel.fail("-A -t 192.0.2.10:25 -s wlc", errno.ENOENT, times=99)
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5, mail2=4))
+            told = await status(answers(desk))
+            (refused,) = told["refused"]
+            assert refused["operation"] == "ipvsadm -A -t 192.0.2.10:25 -s wlc"
+            assert "wlc" in refused["reason"]
+            assert statuslines.state(told).startswith("NOT IN STEP: 1 operation refused")
+
+    asyncio.run(story())
+
+
+def test_a_foreign_server_is_named_with_the_line_that_removes_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            stranger = Server(key=key(77), forwarding=Forwarding.MASQUERADE, weight=3)
+            kernel.do(AddServer(service=KEY, server=stranger))
+            kernel.count(KEY, key(77), Counters(active_connections=5))
+            verbs = answers(desk)
+            told = await status(verbs)
+            removal = "ipvsadm -d -t 192.0.2.10:25 -r 10.0.0.77:25"
+            (service,) = told["services"]
+            assert service["foreign_servers"] == 1
+            assert service["foreign"] == [
+                {
+                    "address": "10.0.0.77",
+                    "port": 25,
+                    "weight": 3,
+                    "active_connections": 5,
+                    "remove": removal,
+                }
+            ]
+            shown = statuslines.plain(statuslines.lines(told, 0.0))
+            assert "in step, 1 foreign server" in shown
+            line = f"foreign server 10.0.0.77:25, weight 3, 5 connections; to remove it: {removal}"
+            assert line in shown
+            for _ in range(2):
+                reads = kernel.reads
+                desk.agent.resync()
+                await until(lambda before=reads: kernel.reads > before)  # type: ignore[misc]
+                await desk.say(listed(mail1=5, mail2=4))
+            assert desk.told().count(removal) == 1
+            with pytest.raises(ControlError, match="no service 'mial'") as caught:
+                await verbs.take_over({"service": "mial", "by": "root"})
+            assert caught.value.hint == "did you mean mail?"
+            done = await verbs.take_over({"service": "mail", "by": "root"})
+            assert done == {"done": [removal]}
+            assert "10.0.0.77" not in desk.weights()
+            assert "drift" not in desk.told()
+
+    asyncio.run(story())
+
+
+async def status(verbs: Verbs) -> dict[str, Any]:
+    said = await verbs.status({})
+    assert isinstance(said, dict)
+    return said
 
 
 async def alarms(verbs: Verbs) -> list[dict[str, Any]]:

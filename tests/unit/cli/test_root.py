@@ -45,8 +45,8 @@ def test_every_verb_has_help(xenlb: Xenlb, verb: str) -> None:
         (["--nonsense"], "No such option", "xenlb --help"),
         (["status", "--nonsense"], "No such option", "xenlb status --help"),
         (["why"], "Missing argument 'GUEST'", "xenlb why --help"),
-        (["drain", "mail1", "--timeout", "soon"], "“soon” is no duration", "xenlb drain --help"),
-        (["drain", "mail1", "--timeout", "3"], "“3” is no duration", "xenlb drain --help"),
+        (["drain", "mail1", "--timeout", "soon"], "'soon' is no duration", "xenlb drain --help"),
+        (["drain", "mail1", "--timeout", "3"], "'3' is no duration", "xenlb drain --help"),
     ],
 )
 def test_wrong_usage(xenlb: Xenlb, arguments: list[str], said: str, hint: str) -> None:
