@@ -66,7 +66,8 @@ class Agent:
         self.socket = socket
         self.changed: Callable[[State, State], None] = lambda before, after: None
         self.begun = asyncio.Event()
-        self.journal = Journal(wall=clock.wall)
+        history = self.state_file.with_name("events.jsonl")
+        self.journal = Journal(wall=clock.wall, file=history)
         saved = self._file.saved
         self.state = saved.state
         self.addresses = saved.addresses

@@ -93,6 +93,11 @@ class Verbs:
                 {"operation": f"ipvsadm {failure.op}", "reason": failure.reason}
                 for failure in agent.reconciler.failures.values()
             ],
+            "warnings": [
+                text if guest is None else f"guest {state.guests[guest].name}: {text}"
+                for guest, text in state.findings
+                if guest is None or guest in state.guests
+            ],
             "alarms": report.alarms(state, now=clock.now(), wall=clock.wall),
             "services": self._services(snapshot, only=None if only is None else str(only)),
         }
@@ -208,8 +213,10 @@ class Verbs:
 
     async def undrain(self, request: Request) -> object:
         guest = self._running(request)
+        was_out = draining.is_out(guest)
         event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
-        return await self._ask(event, guest.id)
+        answer = await self._ask(event, guest.id)
+        return {**answer, "changed": was_out}
 
     async def drain_all(self, request: Request) -> object:
         """Drains what may be drained now; tells how far each is, and who is kept in service."""
@@ -240,7 +247,7 @@ class Verbs:
                 names.append(guest.name)
         return {"guests": names}
 
-    async def _ask(self, event: Event, guest: GuestId) -> object:
+    async def _ask(self, event: Event, guest: GuestId) -> dict[str, Any]:
         await self._take(event)
         return report.guest(self._agent.state, guest, wall=clock.wall)
 
@@ -287,7 +294,7 @@ class Verbs:
     def _running(self, request: Request) -> Guest:
         guest = self._guest(request)
         if guest.phase is Phase.ABSENT:
-            raise ControlError(f"guest {guest.name} does not run: there is nothing to drain")
+            raise ControlError(f"guest {guest.name} is not running")
         return guest
 
 

@@ -63,7 +63,7 @@ def drain(
         answer = client.call(options.socket, "drain-all", timeout=timeout, by=_operator())
         assert isinstance(answer, dict)
         names = [each["guest"] for each in answer["guests"]]
-        click.echo(f"no new connections: {', '.join(names) or 'nobody'}")
+        click.echo(f"no new connections: {', '.join(names) or 'no guest'}")
         if not no_wait:
             Waiter(options.socket).all(answer, timeout=timeout, by=_operator())
         elif answer["kept"]:
@@ -114,8 +114,8 @@ def shutdown(
 ) -> None:
     """Drains GUEST, then asks it to shut down, and waits until it has stopped.
 
-    The agent does both; Ctrl-C ends the waiting alone. When its time is up, the guest is asked to
-    go in any case, and what is cut then is told.
+    The agent does both; Ctrl-C stops waiting, not the shutdown. After the drain's timeout the guest
+    is asked in any case; the connections that are cut then are counted.
     """
     _drain(options, guest, then="poweroff", timeout=timeout, force=force, no_wait=no_wait)
 
@@ -131,7 +131,7 @@ def reboot(
 ) -> None:
     """Drains GUEST, then asks it to reboot, and waits until it serves again.
 
-    The agent does it all; Ctrl-C ends the waiting alone.
+    The agent does it all; Ctrl-C stops waiting, not the reboot.
     """
     _drain(options, guest, then="reboot", timeout=timeout, force=force, no_wait=no_wait)
 
@@ -141,16 +141,17 @@ def reboot(
 @click.option("--all", "everybody", is_flag=True, help="Every guest that an operator has drained.")
 @given
 def undrain(options: Options, guest: str | None, *, everybody: bool) -> None:
-    """Puts GUEST back into service, also where it was asked to go and stays."""
+    """Puts GUEST back into service; also cancels a shutdown or reboot that the guest ignores."""
     _named_or_all(everybody != (guest is not None))
     if everybody:
         answer = client.call(options.socket, "undrain-all", by=_operator())
         assert isinstance(answer, dict)
-        click.echo(f"in service again: {', '.join(answer['guests']) or 'nobody was drained'}")
+        click.echo(f"in service again: {', '.join(answer['guests']) or 'no guest was drained'}")
         return
     answer = client.call(options.socket, "undrain", guest=guest, by=_operator())
     assert isinstance(answer, dict)
-    click.echo(f"{answer['guest']} is in service again")
+    again = "again" if answer.get("changed", True) else "already"
+    click.echo(f"{answer['guest']} is in service {again}")
 
 
 def _operator() -> str:

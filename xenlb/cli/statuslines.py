@@ -63,6 +63,8 @@ def lines(
         page.add(title(service), "title")
         for text, style in remarks:
             page.add(text, style, indent=2)
+        if (names := service.get("unverified")) and not only_trouble:
+            page.add(_unverified(names), "dim", indent=2)
         if rows:
             page.lines.append(_line(HEADER, columns, widths, "dim"))
         for server, row in rows:
@@ -133,6 +135,8 @@ def _head(page: _Page, answer: Answer, now: float) -> None:
         page.add(f"{config['file']} HAS PROBLEMS, the last good one is in use:", "trouble")
         for problem in config["problems"]:
             page.add(problem, "trouble", indent=2)
+    for text in answer.get("warnings", ()):
+        page.add(f"warning: {text}", "note")
     for text in answer.get("director", {}).get("problems", ()):
         page.add(f"DIRECTOR: {text}", "trouble")
 
@@ -203,6 +207,8 @@ def _remarks(service: Answer, now: float) -> list[tuple[str, str]]:
         said.append((f"ALARM{lasts}: {service['alarm']}", ALARM))
     if service.get("reason"):
         said.append((service["reason"], "trouble"))
+    if (sorry := service.get("sorry_server")) and (said_of := _sorry(sorry)):
+        said.append(said_of)
     for server in service.get("foreign", ()):
         where = f"{host(server['address'])}:{server['port']}"
         held = count(server["active_connections"], "connection")
@@ -214,6 +220,28 @@ def _remarks(service: Answer, now: float) -> list[tuple[str, str]]:
             )
         )
     return said
+
+
+def _unverified(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return (
+        f"not known to have the service address inside: {', '.join(names[:MOST])}{more}"
+        " (check: {via: vip} or guest-side: {on-boot: verify} shows it)"
+    )
+
+
+def _sorry(server: Answer) -> tuple[str, str] | None:
+    """None where it stands by, and nothing is wrong with it."""
+    name = f"sorry server {host(server['address'])}:{server['port']}"
+    if server["in_table"]:
+        held = count(server["active_connections"], "connection")
+        name += f", weight {server['weight']}, {held}"
+    if server["health"] == "down":
+        return f"{name}: its check fails: {server['detail']}", "trouble"
+    if server["in_table"]:
+        work = "takes new connections" if server["weight"] else "has connections left"
+        return f"{name}: {work}; health {server['health']}", "note"
+    return None
 
 
 # --- servers -------------------------------------------------------------------------------------
@@ -277,7 +305,7 @@ def _row(server: Answer, service: Answer, now: float) -> tuple[str, ...]:
 def note(server: Answer, now: float) -> str:
     """Why a server is not simply serving, "" where there is nothing to say."""
     if server["phase"] == "serving" and server["health"] == "up":
-        plain = server["weight"] == server["configured_weight"]
+        plain = 0 < server["weight"] == server["configured_weight"]
     else:
         plain = server["phase"] == "absent" and server["reason"] == "not running"
     if plain:

@@ -38,9 +38,17 @@ class Report:
 
     file: str
     found: dict[Problem, None] = field(default_factory=dict)
+    warned: list[Problem] = field(default_factory=list)
 
     def add(self, place: Place, message: str, hint: str) -> None:
-        problem = Problem(
+        self.found[self._problem(place, message, hint)] = None
+
+    def warn(self, place: Place, message: str, hint: str) -> None:
+        """What is allowed, and yet likely to be a mistake."""
+        self.warned.append(self._problem(place, message, hint))
+
+    def _problem(self, place: Place, message: str, hint: str) -> Problem:
+        return Problem(
             file=self.file,
             line=place.line,
             column=place.column,
@@ -48,7 +56,6 @@ class Report:
             message=message,
             hint=hint,
         )
-        self.found[problem] = None
 
     def problems(self) -> tuple[Problem, ...]:
         return tuple(sorted(self.found, key=lambda p: (p.line, p.column, p.path, p.message)))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from xenlb.ipvs import text
 from xenlb.ipvs.table import ServiceKey
 from xenlb.model.desired import ServerPhase, Standing, standing
-from xenlb.model.events import GuestId
-from xenlb.model.members import services_of
+from xenlb.model.events import GuestId, Probed
+from xenlb.model.members import services_of, sorry_target
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Alarm, AlarmKind, Candidate, Note, State
 
@@ -142,8 +142,36 @@ def said(state: State, service: ServiceSettings, key: ServiceKey, now: float) ->
         parts.append(f"{found.idle} with weight 0")
     others = ", ".join(parts) or "it has no server"
     if not found.serving:
-        return f"no server serves: {others}"
+        return f"no server serves: {others}{_sorry(state, service, key)}"
     return f"{_share(found)} of the weight serves (keep-in-service: {share}): {others}"
+
+
+def _sorry(state: State, service: ServiceSettings, key: ServiceKey) -> str:
+    """What takes the connections instead."""
+    sorry = service.sorry_key(key)
+    if sorry is None:
+        return ""
+    where = f"; the sorry server {text.endpoint(sorry.address, sorry.port)}"
+    failure = sorry_failure(state, service, key)
+    return f"{where} fails its check, too: {failure}" if failure else f"{where} takes their place"
+
+
+def sorry_failure(state: State, service: ServiceSettings, key: ServiceKey) -> str:
+    """What its check says; "" where it passes, has not answered yet, or there is none."""
+    target = sorry_target(service, key)
+    health = None if target is None else state.health.get(target)
+    return "" if health is None or health.up else health.detail
+
+
+def sorry_news(state: State, result: Probed) -> Iterator[Note]:
+    """A sorry server that fails from the beginning, which is no news of a server."""
+    for service in state.settings.services:
+        if service.name in state.asked[result.target]:
+            for key in service.kernel_keys():
+                if sorry_target(service, key) == result.target:
+                    said = f"service {service.name}: the sorry server fails its check"
+                    text = f"{said} {result.target}: {result.detail}"
+                    yield Note(at=result.at, text=text, warning=True)
 
 
 def _share(found: Measured) -> str:

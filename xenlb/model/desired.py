@@ -154,7 +154,9 @@ def _up(
             deadline=deadline,
             then=GROWS,
         )
-    if deadline is not None:
+    if candidate.weight == 0:
+        reason = "weight 0 is configured: it gets no new connections"
+    elif deadline is not None:
         reason = "slow start"
     elif weight != candidate.weight and share is not None:
         reason = f"its checks leave it {share * 100:.3g}% of its weight"

@@ -15,6 +15,7 @@ from xenlb.ipvs.table import (
     Forwarding,
     IPAddress,
     MarkKey,
+    Protocol,
     ServerKey,
     ServiceKey,
     family_of,
@@ -47,9 +48,8 @@ def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
 def _membership(
     service: ServiceSettings, name: str, uuid: UUID, metadata: tuple[MetadataService, ...]
 ) -> Membership | None:
-    """By the first entry of `servers` that means the guest; by its metadata, where allowed."""
-    text = str(uuid)
-    member = next((member for member in service.servers if member.matches(name, text)), None)
+    """By the entry of `servers` that means the guest; by its metadata, where allowed."""
+    member = _member(service, name, str(uuid))
     entry = None
     if service.from_metadata:
         entry = next((entry for entry in metadata if entry.name == service.name), None)
@@ -109,8 +109,13 @@ def addresses_of(state: State, guest: Guest) -> dict[str, IPAddress]:
 
 def side_of(service: ServiceSettings, name: str, uuid: UUID) -> GuestSide:
     """What a service says of the inside of the guest of that libvirt name."""
-    member = next((member for member in service.servers if member.matches(name, str(uuid))), None)
-    return _side(service, member)
+    return _side(service, _member(service, name, str(uuid)))
+
+
+def _member(service: ServiceSettings, name: str, uuid: str) -> Member | None:
+    """The entry that names the guest, wherever it stands; else the first that matches it."""
+    mine = [member for member in service.servers if member.matches(name, uuid)]
+    return next((member for member in mine if member.names(name, uuid)), mine[0] if mine else None)
 
 
 def _side(service: ServiceSettings, member: Member | None) -> GuestSide:
@@ -169,7 +174,7 @@ def candidates(
     for guest in state.guests.values():
         member = membership(service, guest)
         if member is not None:
-            address, why = _address(service, guest, member, owners)
+            address, why = _address(service, guest, member, owners, state)
             guests.append((guest.name, guest.id, member.weight, address, why))
     guests.sort(key=lambda found: found[:2])
     for key in service.kernel_keys():
@@ -187,14 +192,14 @@ def _address(
     guest: Guest,
     member: Membership,
     owners: Mapping[IPAddress, GuestId | None],
+    state: State,
 ) -> tuple[IPAddress | None, str]:
     why = "its address is not known yet"
     for found in (*member.written, *guest.found):
         if not _fits(service, found.address):
             why = f"its address {found.address} is not of the service's family"
         elif found.address in owners and owners[found.address] != guest.id:
-            owner = owners[found.address]
-            whose = "a configured host" if owner is None else f"guest {owner.uuid}"
+            whose = owner_name(owners[found.address], state)
             why = f"its address {found.address} ({found.source}) is refused: it is that of {whose}"
         else:
             return found.address, ""
@@ -202,6 +207,14 @@ def _address(
         refused = guest.refused[0]
         why = f"{refused.text} ({refused.source}) is refused: {refused.reason}"
     return None, why
+
+
+def owner_name(owner: GuestId | None, state: State) -> str:
+    """For messages: whose an address is."""
+    if owner is None:
+        return "a configured host"
+    guest = state.guests.get(owner)
+    return f"guest {owner.uuid if guest is None else guest.name}"
 
 
 def _fits(service: ServiceSettings, address: IPAddress) -> bool:
@@ -255,6 +268,21 @@ def _targets(service: ServiceSettings, key: ServiceKey, address: IPAddress) -> t
                 target = replace(target, vip=service.address, tunnel=service.tunnel)
             targets.append(target)
     return tuple(targets)
+
+
+def sorry_target(service: ServiceSettings, key: ServiceKey) -> Target | None:
+    """What is probed of the sorry server: a connection to it, as what it speaks need not be what
+    the servers speak. None without one, without checks, and where it is not reached by TCP."""
+    sorry = service.sorry_key(key)
+    tcp = isinstance(key, AddressKey) and key.protocol is Protocol.TCP
+    if sorry is None or not sorry.port or not tcp or not service.checks:
+        return None
+    first = service.checks[0]
+    check = Check(interval=first.interval, timeout=first.timeout, via_vip=first.via_vip)
+    target = Target(check=check, address=sorry.address, port=sorry.port)
+    if check.via_vip:
+        target = replace(target, vip=service.address, tunnel=service.tunnel)
+    return target
 
 
 def _probed_port(service: ServiceSettings, key: ServiceKey, check: Check) -> int | None:

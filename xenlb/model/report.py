@@ -16,13 +16,13 @@ from xenlb.ipvs.table import (
     ServiceKey,
     Table,
 )
-from xenlb.model import alarm, remarks
+from xenlb.model import alarm, findings, remarks
 from xenlb.model.desired import ServerPhase, Standing, standing
 from xenlb.model.drain import Drain
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health
-from xenlb.model.members import services_of
+from xenlb.model.members import owner_name, services_of
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, State
 
@@ -65,6 +65,8 @@ def services(
                 for candidate in mine
                 if of is None or candidate.owner == of
             ]
+            if of is None:
+                servers += remarks.unknown_members(state, service)
             known = {candidate.slot.server for candidate in mine if candidate.slot is not None}
             if (sorry := service.sorry_key(key)) is not None:
                 known.add(sorry)
@@ -81,6 +83,10 @@ def services(
                     **_alarm(state, service, key, now=now, wall=wall),
                     "foreign_servers": len(foreign),
                     "foreign": foreign,
+                    "sorry_server": remarks.sorry_server(
+                        state, service, key, entry, counters.get(key, {})
+                    ),
+                    "unverified": remarks.unverified(state, service, mine),
                     "servers": servers,
                 }
             )
@@ -238,7 +244,7 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
     """What `why` says of a guest itself; its servers and its journal stand beside it."""
     it = state.guests[guest_id]
     others = {
-        found.address: _name(state.owners[found.address], state)
+        found.address: owner_name(state.owners[found.address], state)
         for found in it.found
         if state.owners.get(found.address, it.id) != it.id
     }
@@ -276,7 +282,7 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
             for found in it.found
             if found.address in others
         ],
-        "metadata_problems": list(it.metadata_problems),
+        "metadata_problems": [*it.metadata_problems, *findings.of_metadata(state, it)],
         "inside": [
             {"service": found.service.name, "problem": found.problem or None} for found in it.sides
         ],
@@ -300,7 +306,3 @@ def _drain(drain: Drain, wall: Wall) -> dict[str, Any]:
         "end": None if drain.end is None else drain.end.value,
         "warnings": list(drain.warnings),
     }
-
-
-def _name(owner: GuestId | None, state: State) -> str:
-    return "a configured host" if owner is None else f"guest {state.guests[owner].name}"

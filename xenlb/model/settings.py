@@ -22,9 +22,12 @@ from xenlb.ipvs.table import (
     Tunnel,
 )
 from xenlb.model.checks import Asks, Tcp
+from xenlb.model.problem import Problem
 from xenlb.model.side import GuestSide
 
 IPNetwork = IPv4Network | IPv6Network
+
+PATTERN = frozenset("*?[")  # a name with one of these is a shell pattern
 
 # In the place of a URI: the libvirt that libvirt chooses itself.
 OWN_CHOICE = "default"
@@ -110,6 +113,14 @@ class Member:
     address: IPAddress | None = None
     weight: int | None = None
     side: GuestSide | None = None
+
+    @property
+    def is_pattern(self) -> bool:
+        return self.guest is not None and not PATTERN.isdisjoint(self.guest)
+
+    def names(self, name: str, uuid: str) -> bool:
+        """Is it exactly this guest's name or UUID?"""
+        return self.guest is not None and (self.guest == name or self.guest.lower() == uuid)
 
     def matches(self, name: str, uuid: str) -> bool:
         """Is this the guest of that libvirt name and UUID (lower case, with dashes)?"""
@@ -197,7 +208,8 @@ KEEPALIVE = 8.0
 class Settings:
     """A whole configuration. `uris` empty: libvirt's own default. `keepalive`: seconds that a
     libvirtd may say nothing. `networks`: where addresses that guests report may lie, besides the
-    networks of this host's interfaces. `listen`: where guests may say by TCP that they leave."""
+    networks of this host's interfaces. `listen`: where guests may say by TCP that they leave.
+    `warnings`: what is allowed and yet likely to be a mistake."""
 
     uris: tuple[str, ...] = ()
     keepalive: float = KEEPALIVE
@@ -205,6 +217,7 @@ class Settings:
     listen: tuple[IPAddress, int] | None = None
     director: Director = field(default_factory=Director)
     services: tuple[ServiceSettings, ...] = ()
+    warnings: tuple[Problem, ...] = field(default=(), compare=False)
 
     def service_addresses(self) -> frozenset[IPAddress]:
         return frozenset(s.address for s in self.services if s.address is not None)

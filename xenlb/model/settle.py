@@ -20,7 +20,7 @@ from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Failing, Health, Judged, free_to_leave
 from xenlb.model.inside import lacking
-from xenlb.model.members import candidates, claimed, claims, membership
+from xenlb.model.members import candidates, claimed, claims, membership, sorry_target
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
 
@@ -34,7 +34,7 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
     afresh = state.settings is not before.settings
     if afresh:
         names = None
-        state = _drawn(state, state.settings.services, claims(state))
+        state = _drawn(replace(state, asked={}), state.settings.services, claims(state))
     else:
         changed = _changed(before, state)
         if changed:
@@ -90,6 +90,7 @@ def _drawn(
     """The state with the candidates of these services drawn anew, and what is asked of them."""
     names = {service.name for service in state.settings.services}
     kept = {name: found for name, found in state.candidates.items() if name in names}
+    services = tuple(services)
     fresh = {service.name: tuple(candidates(service, state, owners)) for service in services}
     asked = dict(state.asked)
     for name in fresh.keys() | (state.candidates.keys() - names):
@@ -105,8 +106,18 @@ def _drawn(
             for target in candidate.targets:
                 by = asked.get(target, {})
                 asked[target] = {**by, name: (*by.get(name, ()), candidate)}
+    for service in services:
+        for sorry in _sorry_targets(service):
+            by = asked.get(sorry, {})
+            asked[sorry] = {**by, service.name: by.get(service.name, ())}
     asked = {target: by for target, by in asked.items() if by}
     return replace(state, owners=owners, candidates=kept | fresh, asked=asked)
+
+
+def _sorry_targets(service: ServiceSettings) -> list[Target]:
+    """They do not change without the settings, and nothing but what is said depends on them."""
+    found = (sorry_target(service, key) for key in service.kernel_keys())
+    return [target for target in found if target is not None]
 
 
 def _changed(before: State, state: State) -> tuple[Guest, ...]:
@@ -168,6 +179,8 @@ def _with_targets(
                 elif have.valid_from < recheck:
                     # What is known of it is void, its failures too; what happened has happened.
                     health[target] = Health(valid_from=max(at, recheck), changes=have.changes)
+        for sorry in _sorry_targets(service):
+            health.setdefault(sorry, Health(valid_from=at))
     if state.asked is not before.asked:
         health = {target: verdict for target, verdict in health.items() if target in state.asked}
     return replace(state, health=health)

@@ -82,17 +82,19 @@ _UNKNOWN = Health(valid_from=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`changes`: what the last configuration has changed. `amiss`: sysctls that are not as needed.
-    `owners`: whose an address is (None: a configured host's). `candidates`: who may serve, by
-    service name; `asked`: what is to be probed, and for whom, by service name, and `health` has
-    exactly these targets. `admitted`: who is in the table. `alarms`: of kernel services that serve
-    too little, or not at all. All six follow from the rest, drawn by settle.py.
+    """`changes`: what the last configuration has changed. `findings`: what does not fit together
+    (findings.py). `amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a
+    configured host's). `candidates`: who may serve, by service name; `asked`: what is to be probed,
+    and for whom, by service name, and `health` has exactly these targets. `admitted`: who is in the
+    table. `alarms`: of kernel services that serve too little, or not at all. The last six follow
+    from the rest, drawn by settle.py.
     """
 
     settings: Settings = field(default_factory=Settings)
     problems: tuple[Problem, ...] = ()
     configured_at: float = 0.0
     changes: str = ""
+    findings: tuple[tuple[GuestId | None, str], ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
     amiss: frozenset[str] = frozenset()

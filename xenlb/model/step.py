@@ -7,7 +7,7 @@ here events are given to them, and settle.py draws the conclusion: who is let in
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import apart, configuring, draining, inside
+from xenlb.model import alarm, apart, configuring, draining, findings, inside
 from xenlb.model.desired import shared
 from xenlb.model.events import (
     AddressesFound,
@@ -44,13 +44,20 @@ from xenlb.model.events import (
 from xenlb.model.found import Found
 from xenlb.model.guest import Guest, Happening, Phase, hear
 from xenlb.model.health import judge
-from xenlb.model.members import RANKS, names_of
+from xenlb.model.members import RANKS, names_of, owner_name
 from xenlb.model.settle import settled
 from xenlb.model.state import Note, State, Step
 
 
 def step(state: State, event: Event) -> Step:
     """Total: every event is taken in every state."""
+    result = _step(state, event)
+    if isinstance(event, Configured | Listed | Started | MetadataChanged | Undefined):
+        return findings.noted(state, result, event.at)
+    return result
+
+
+def _step(state: State, event: Event) -> Step:
     match event:
         case Configured():
             return configuring.configured(state, event)
@@ -66,7 +73,8 @@ def step(state: State, event: Event) -> Step:
                 **state.links,
                 uri: replace(link, connected=False, since=at, reason=reason),
             }
-            note = Note(at=at, text=f"libvirt {uri} is not connected: {reason}", warning=True)
+            text = f"libvirt {uri} is not connected: {reason}; its guests stay as they are"
+            note = Note(at=at, text=f"{text} (systemctl status libvirtd)", warning=True)
             return Step(state=replace(state, links=links), notes=(note,))
         case Probed():
             return _probed(state, event)
@@ -137,11 +145,16 @@ def _lived(state: State, event: LifeEvent) -> Step:
     if took or present:  # news of a former incarnation says nothing of this one's life
         heard = replace(heard, heard=event.at)
     changed = replace(state, guests={**state.guests, event.guest: heard})
-    late = "" if took or isinstance(event, Started) else ", which changes nothing"
+    late = "" if took or isinstance(event, Started) else _no_news(happening)
     note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
     notes = (note, *draining.endings(guest, heard, event.at))
     names = names_of(state, guest) | names_of(changed, heard)
     return settled(state, changed, names, event.at, *notes)
+
+
+def _no_news(happening: Happening) -> str:
+    """Of an event that comes late, or is of a domain that has gone."""
+    return ", as was known" if happening is Happening.GONE else ", without effect"
 
 
 def _brought_along(state: State, guest: Guest) -> tuple[Found, ...]:
@@ -266,8 +279,9 @@ def _probed(state: State, event: Probed) -> Step:
     names = frozenset(state.asked[target])
     if (health.up, health.share) == (after.up, after.share) and not news:
         # With its first answer a check that fails may begin an alarm.
-        first = after.up is None and not health.detail
-        return settled(state, changed, names, event.at) if first else Step(state=changed)
+        if after.up is not None or health.detail:
+            return Step(state=changed)
+        return settled(state, changed, names, event.at, *alarm.sorry_news(changed, event))
     owner = state.owners.get(target.address)
     if after.up is health.up and (event.up or not news):
         if not _reweighs(state, changed, target):
@@ -304,8 +318,10 @@ def _addresses(state: State, event: AddressesFound) -> Step:
     after = replace(guest, found=found, refused=event.refused)
     if after == guest:
         return Step(state=state)
+    changed = replace(state, guests={**state.guests, guest.id: after})
+    result = settled(state, changed, names_of(changed, after), event.at)
     notes = [
-        Note(at=event.at, guest=guest.id, text=f"address {item.address} ({item.source})")
+        _address_note(item, guest, result.state, event.at)
         for item in found
         if item not in guest.found
     ] + [
@@ -318,8 +334,16 @@ def _addresses(state: State, event: AddressesFound) -> Step:
         for item in event.refused
         if item not in guest.refused
     ]
-    changed = replace(state, guests={**state.guests, guest.id: after})
-    return settled(state, changed, names_of(changed, after), event.at, *notes)
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def _address_note(found: Found, guest: Guest, state: State, at: float) -> Note:
+    """Taken, or refused because it is another's."""
+    text = f"address {found.address} ({found.source})"
+    owner = state.owners.get(found.address, guest.id)
+    if owner != guest.id:
+        text += f" refused: it is that of {owner_name(owner, state)}"
+    return Note(at=at, guest=guest.id, text=text, warning=owner != guest.id)
 
 
 def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, ...]:

@@ -186,6 +186,28 @@ def test_a_foreign_server_is_named_with_the_line_that_removes_it(tmp_path: Path)
     asyncio.run(story())
 
 
+def test_undrain_of_a_guest_in_service_is_no_event(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with agent_at_work(tmp_path, FakeKernel()) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            for _ in range(2):
+                said = await verbs.undrain(asked("mail1"))
+                assert isinstance(said, dict)
+                assert said["changed"] is False
+            assert "undrained" not in desk.told()
+            await verbs.drain(asked("mail1"))
+            said = await verbs.undrain(asked("mail1"))
+            assert isinstance(said, dict)
+            assert said["changed"] is True
+            await desk.say(listed(mail1=None, mail2=4))
+            for verb in (verbs.undrain, verbs.drain):
+                with pytest.raises(ControlError, match="guest mail1 is not running"):
+                    await verb(asked("mail1"))
+
+    asyncio.run(story())
+
+
 async def status(verbs: Verbs) -> dict[str, Any]:
     said = await verbs.status({})
     assert isinstance(said, dict)

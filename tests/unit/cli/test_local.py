@@ -28,7 +28,11 @@ def test_check_of_a_good_file(xenlb: Xenlb, tmp_path: Path) -> None:
     file.write_text(GOOD)
     done = xenlb("check")
     assert (done.returncode, done.stdout) == (0, f"{file}: 1 service, no problem\n")
-    assert json.loads(xenlb("check", "--json").stdout) == {"file": str(file), "problems": []}
+    assert json.loads(xenlb("check", "--json").stdout) == {
+        "file": str(file),
+        "problems": [],
+        "warnings": [],
+    }
 
 
 def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -> None:
@@ -42,6 +46,28 @@ def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -
     found = json.loads(xenlb("check", "--json", str(file)).stdout)["problems"]
     assert [(each["line"], each["column"]) for each in found] == [(5, 13), (6, 5), (7, 16)]
     assert all(each["message"] for each in found)
+
+
+def test_check_warns_of_what_is_likely_a_mistake(xenlb: Xenlb, tmp_path: Path) -> None:
+    file = tmp_path / "xenlb.yaml"
+    plain = (
+        "director: {interface: eth0}\nservices:\n  mail:\n    {address: 192.0.2.10, ports: [25], "
+    )
+    cases = {
+        "servers: []}": "has no server",
+        "forwarding: gatewaying, servers: [{host: 10.0.0.5}]}": "lacks the service address",
+        "servers: [{guest: 'web*'}, {guest: web1, weight: 9}]}": "has precedence: weight 9",
+    }
+    for text, message in cases.items():
+        file.write_text(plain + text)
+        done = xenlb("check")
+        assert done.returncode == 0
+        warning, closing = done.stdout.splitlines()
+        assert warning.startswith(f"warning: {file}:3:3: services.mail: ")
+        assert message in warning
+        assert closing == f"{file}: 1 service, no problem"
+        (told,) = json.loads(xenlb("check", "--json").stdout)["warnings"]
+        assert (told["line"], told["path"]) == (3, "services.mail")
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply", "run"])

@@ -41,7 +41,7 @@ from xenlb.model.events import (
 )
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.inside import lacking
-from xenlb.model.members import membership
+from xenlb.model.members import membership, sorry_target
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.settle import settle
 from xenlb.model.state import AlarmKind, Candidate, Slot, State, Step
@@ -180,6 +180,10 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
             ):
                 by = asked.setdefault(target, {})
                 by[service.name] = (*by.get(service.name, ()), candidate)
+        for service in seen.state.settings.services:
+            for key in service.kernel_keys():
+                if (sorry := sorry_target(service, key)) is not None:
+                    asked.setdefault(sorry, {}).setdefault(service.name, ())
         assert seen.state.asked == asked
         assert set(seen.state.health) == set(asked)
 
