@@ -17,7 +17,7 @@ from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
 from xenlb.cli import layout
 
 TABLE = """\
-xenlb 0.1.0, pid 812, up 3h: in step
+xenlb 0.1.0, pid 812, up 3h: in step, 1 foreign server
 libvirt xen:///system connected for 3h
 libvirt xen+ssh://dom0b/system NOT CONNECTED for 40s: connection refused
 /etc/xenlb/xenlb.yaml HAS PROBLEMS, the last good one is in use:

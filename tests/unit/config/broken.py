@@ -1002,8 +1002,15 @@ services:
    ports: [25] #!
 -----
 services:
-  mail
-  other: x #!
+  mail #!
+  other: x
+-----
+services: {}
+director #!
+guests: {}
+-----
+services: {}
+guests: {listen: "7371"} #!
 -----
 services: %x #!
 -----
