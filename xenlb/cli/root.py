@@ -17,7 +17,6 @@ import click
 from xenlb import __version__
 from xenlb.cli.options import ANY_PATH, CONFIG, SOCKET, Failure, Options
 from xenlb.control.protocol import FAILED, NOT_PERMITTED, USAGE, ControlError
-from xenlb.model.near import near, quoted
 
 # verb → where its command is, and what `xenlb --help` says of it
 VERBS = {
@@ -59,6 +58,8 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from xenlb.model.near import near, quoted  # only for mistakes
+
             hint = near(args[0], VERBS)
             raise click.UsageError(
                 f"there is no verb {quoted(args[0])}" + (f"; {hint}" if hint else ""), ctx

@@ -298,12 +298,20 @@ def _syntax(error: yaml.MarkedYAMLError, file: str, text: str) -> Problem:
     return _problem(file, line, column, message, hint)
 
 
+_NO_COLON: Final = (
+    "mapping values are not allowed",
+    "could not find expected ':'",
+    "did not find expected key",
+    "expected <block end>",
+)
+
+
 def _without_colon(said: str, lines: list[str], line: int) -> tuple[int, str] | None:
     """The line, and the key in it, that lacks its colon: YAML notices it only at the next one."""
-    if "mapping values are not allowed" not in said and "could not find expected ':'" not in said:
+    if not any(words in said for words in _NO_COLON):
         return None
     for number in range(min(line, len(lines)) - 1, 0, -1):
-        text = lines[number - 1].strip()
+        text = lines[number - 1].partition(" #")[0].strip()
         if text and not text.startswith("#"):
             return (number, text) if re.fullmatch(r"[a-z][a-z0-9-]*", text) else None
     return None

@@ -1,5 +1,6 @@
 """What holds after every step, whatever was heard in whatever order."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -549,7 +550,9 @@ def an_alarm_is_told_once_when_it_begins_and_when_it_ends(life: Life) -> None:
         if seen.state.synced and not any(v.up is None for v in seen.state.health.values()):
             assert down == there - serving
         told = Counter(
-            note.warning for note in seen.result.notes if note.text.startswith("service ")
+            note.warning
+            for note in seen.result.notes
+            if re.match(r"service \w+ \([^)]*\): ", note.text)
         )
         was = {key: it.kind for key, it in seen.before.alarms.items()}
         assert told[True] == len(kinds.items() - was.items())
