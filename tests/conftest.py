@@ -28,7 +28,7 @@ from tests.limits import (  # noqa: F401 - hooks
     pytest_timeout_cancel_timer,
     pytest_timeout_set_timer,
 )
-from tests.soak import often
+from tests.soak import SOAK, often
 
 # Times say nothing on a busy machine.
 settings.register_profile(
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.is_relative_to(HERE / "lab"):
             item.add_marker("lab")
-    if os.environ.get("XENLB_SOAK") != "1":
+    if not SOAK:
         soak = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]

@@ -8,7 +8,8 @@ of its own.
 What each logs of a check, seen with the versions of Debian 12 at their default log level: nginx its
 line in the access log (and below the default level, which is error, one of info for a connection
 without a request: tls and tcp); Postfix that a client came and went, with its commands; Dovecot one
-line of info for a log-out without a log-in; the others nothing.
+line of info for a log-out without a log-in; MariaDB a warning for a log-in that it refuses;
+PgBouncer a line for each that comes and goes; the others nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ PACKAGES = (
     *("exim4-daemon-light", "postfix"),
     *("nginx", "dovecot-core", "dovecot-imapd", "dovecot-pop3d", "slapd"),
     *("mariadb-server-core", "postgresql-15", "redis-server", "redis-tools"),
+    *("apache2-bin", "bind9", "nsd", "dnsmasq-base", "unbound", "pgbouncer"),
+    *("bind9-libs", "libapr1", "libaprutil1", "libc-ares2", "libfstrm0", "liblmdb0"),
+    *("libmaxminddb0",),
     *("libaio1", "libatomic1", "libdb5.3", "libevent-2.1-7", "libexttextcat-2.0-0", "libicu72"),
     *("libgnutls-dane0", "libidn12", "libjemalloc2", "libldap-2.5-0", "libltdl7", "liblua5.4-0"),
     *("liblzf1", "libnsl2", "libnuma1", "libodbc2", "libpcre2-8-0", "libpq5", "libsasl2-2"),
     *("libsodium23", "libunbound8", "libunwind8", "liburing2", "libwrap0", "libxml2"),
 )
-USERS = ("Debian-exim", "postfix", "postdrop", "dovecot", "dovenull", "mysql", "pgsql")
+USERS = ("Debian-exim", "postfix", "postdrop", "dovecot", "dovenull", "mysql", "pgsql", "apache")
 ADDRESS = "10.0.0.1"
 HOME = "/run/lab/servers"
 TLS = f"{HOME}/tls"
@@ -98,6 +102,107 @@ http {{
         ssl_certificate {TLS}/expired.pem; ssl_certificate_key {TLS}/expired.key;
     }}
 }}
+"""
+APACHE = f"""\
+ServerRoot {HOME}/apache
+ServerName mail.example.org
+DefaultRuntimeDir {HOME}/apache
+PidFile {HOME}/apache/pid
+ErrorLog {HOME}/apache/error.log
+User apache
+Group apache
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
+StartServers 1
+MinSpareThreads 1
+ThreadsPerChild 4
+MaxRequestWorkers 16
+DocumentRoot {HOME}/apache/www
+Listen {ADDRESS}:8080
+Listen {ADDRESS}:8443
+<VirtualHost *:8443>
+    SSLEngine on
+    SSLCertificateFile {TLS}/good.pem
+    SSLCertificateKeyFile {TLS}/good.key
+</VirtualHost>
+"""
+ZONE = """\
+$TTL 3600
+@ SOA ns hostmaster 7 3600 600 86400 300
+@ NS ns
+ns A 192.0.2.53
+www A 192.0.2.80
+"""
+LOCALHOST = """\
+$TTL 3600
+@ SOA localhost. root.localhost. 2 3600 600 86400 300
+@ NS localhost.
+@ A 127.0.0.1
+"""
+BIND = f"""\
+options {{
+    directory "{HOME}/bind";
+    listen-on port 5301 {{ {ADDRESS}; }};
+    listen-on-v6 {{ none; }};
+    recursion no;
+    dnssec-validation no;
+    pid-file none;
+    session-keyfile "{HOME}/bind/session.key";
+}};
+controls {{}};
+zone "example.org" {{ type primary; file "{HOME}/bind/zone"; }};
+// As Debian's named.conf.default-zones has it, of which the check without a query makes use.
+zone "localhost" {{ type primary; file "{HOME}/bind/localhost"; }};
+"""
+NSD = f"""\
+server:
+    ip-address: {ADDRESS}@5302
+    server-count: 1
+    # By default 200 answers a second: the loops of the test are faster.
+    rrl-ratelimit: 0
+    username: ""
+    chroot: ""
+    zonesdir: "{HOME}/nsd"
+    database: ""
+    pidfile: "{HOME}/nsd/pid"
+    xfrdfile: "{HOME}/nsd/xfrd.state"
+    xfrdir: "{HOME}/nsd"
+    zonelistfile: "{HOME}/nsd/zone.list"
+    logfile: "{HOME}/nsd/log"
+remote-control:
+    control-enable: no
+zone:
+    name: example.org
+    zonefile: zone
+"""
+UNBOUND = f"""\
+server:
+    interface: {ADDRESS}@5304
+    access-control: 10.0.0.0/24 allow
+    username: ""
+    chroot: ""
+    directory: "{HOME}"
+    pidfile: ""
+    do-daemonize: no
+    use-syslog: no
+    verbosity: 1
+    module-config: "iterator"
+    local-zone: "example.org." static
+    local-data: "www.example.org. A 192.0.2.80"
+remote-control:
+    control-enable: no
+"""
+PGBOUNCER = f"""\
+[databases]
+postgres = host={ADDRESS} port=5432
+[pgbouncer]
+listen_addr = {ADDRESS}
+listen_port = 6432
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = {HOME}/pgbouncer/users
+logfile = {HOME}/pgbouncer/log
 """
 DOVECOT = f"""\
 protocols = imap pop3
@@ -171,6 +276,50 @@ def _nginx(lab: UmlLab) -> Process:
     return lab.spawn(["/usr/sbin/nginx", "-e", "stderr", "-c", f"{HOME}/nginx.conf"])
 
 
+def _apache(lab: UmlLab) -> Process:
+    lab.run(f"mkdir -p {HOME}/apache/www")
+    lab.write(f"{HOME}/apache/www/health", "all is well\n")
+    lab.write(f"{HOME}/apache/conf", APACHE)
+    return lab.spawn(["/usr/sbin/apache2", "-D", "FOREGROUND", "-f", f"{HOME}/apache/conf"])
+
+
+def _bind(lab: UmlLab) -> Process:
+    lab.run(f"mkdir -p {HOME}/bind")
+    lab.write(f"{HOME}/bind/zone", ZONE)
+    lab.write(f"{HOME}/bind/localhost", LOCALHOST)
+    lab.write(f"{HOME}/bind/conf", BIND)
+    command = ["/usr/sbin/named", "-g", "-n", "1", "-c", f"{HOME}/bind/conf"]
+    return lab.spawn(command, log=f"{HOME}/bind/log")
+
+
+def _nsd(lab: UmlLab) -> Process:
+    lab.run(f"mkdir -p {HOME}/nsd")
+    lab.write(f"{HOME}/nsd/zone", ZONE)
+    lab.write(f"{HOME}/nsd/conf", NSD)
+    return lab.spawn(["/usr/sbin/nsd", "-d", "-c", f"{HOME}/nsd/conf"])
+
+
+def _dnsmasq(lab: UmlLab) -> Process:
+    command = ["/usr/sbin/dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=5303"]
+    command += [f"--listen-address={ADDRESS}", "--bind-interfaces", "--no-resolv"]
+    command += ["--host-record=www.example.org,192.0.2.80", "--pid-file", "--user=root"]
+    return lab.spawn([*command, "--log-facility=-"], log=f"{HOME}/dnsmasq.log")
+
+
+def _unbound(lab: UmlLab) -> Process:
+    lab.write(f"{HOME}/unbound.conf", UNBOUND)
+    command = ["/usr/sbin/unbound", "-d", "-c", f"{HOME}/unbound.conf"]
+    return lab.spawn(command, log=f"{HOME}/unbound.log")
+
+
+def _pgbouncer(lab: UmlLab) -> Process:
+    lab.run(f"install -d -o pgsql {HOME}/pgbouncer")
+    lab.write(f"{HOME}/pgbouncer/users", '"pgsql" "secret"\n')
+    lab.write(f"{HOME}/pgbouncer/conf", PGBOUNCER)
+    who = ["setpriv", "--reuid=pgsql", "--regid=pgsql", "--clear-groups"]
+    return lab.spawn([*who, "/usr/sbin/pgbouncer", f"{HOME}/pgbouncer/conf"], cwd="/")
+
+
 def _dovecot(lab: UmlLab) -> Process:
     lab.write(f"{HOME}/dovecot.conf", DOVECOT)
     return lab.spawn(["/usr/sbin/dovecot", "-F", "-c", f"{HOME}/dovecot.conf"])
@@ -199,7 +348,7 @@ def _mariadb(lab: UmlLab) -> Process:
     lab.run(
         "(printf '%s;\\n' 'CREATE DATABASE mysql' 'USE mysql' 'SET @auth_root_socket=NULL';"
         " cd /usr/share/mysql; cat mysql_system_tables.sql mysql_system_tables_data.sql;"
-        " printf '%s;\\n' 'FLUSH PRIVILEGES' 'CREATE USER xenlb') |"
+        " printf '%s;\\n' 'FLUSH PRIVILEGES' 'CREATE USER monitor') |"
         f" {' '.join(server)} --bootstrap --silent-startup >{HOME}/mariadb-bootstrap.log 2>&1",
         timeout=120,
     )
@@ -280,7 +429,23 @@ SERVERS = {
     "slapd-expired": Server(
         start=_slapd("expired", f"ldaps://{ADDRESS}:637"), ready=637, logs="/dev/null"
     ),
-    "mariadb": Server(start=_mariadb, ready=3306, logs=f"{HOME}/mariadb.log"),
+    "mariadb": Server(
+        start=_mariadb,
+        ready=3306,
+        logs=f"{HOME}/mariadb.log",
+        usual=re.compile(r" \[Warning\] Access denied for user 'xenlb'@"),
+    ),
+    "apache": Server(start=_apache, ready=8443, logs=f"{HOME}/apache/error.log"),
+    "bind": Server(start=_bind, ready=5301, logs=f"{HOME}/bind/log"),
+    "nsd": Server(start=_nsd, ready=5302, logs=f"{HOME}/nsd/log"),
+    "dnsmasq": Server(start=_dnsmasq, ready=5303, logs=f"{HOME}/dnsmasq.log"),
+    "unbound": Server(start=_unbound, ready=5304, logs=f"{HOME}/unbound.log"),
+    "pgbouncer": Server(
+        start=_pgbouncer,
+        ready=6432,
+        logs=f"{HOME}/pgbouncer/log",
+        usual=re.compile(r" LOG (C-|stats: )"),
+    ),
     "postgresql": Server(start=_postgresql, ready=5432, logs=f"{HOME}/postgresql.log"),
     "redis": Server(start=_redis("good", 6379, 6380), ready=6379, logs=f"{HOME}/redis-good.log"),
     "redis-expired": Server(start=_redis("expired", 0, 6381), ready=6381, logs="/dev/null"),

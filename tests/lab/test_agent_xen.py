@@ -19,7 +19,6 @@ The tests are one story and run in this order. Its guests:
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,9 +32,9 @@ from tests.lab.netns import NetNs
 from tests.lab.timings import Figures, Observer, Seen
 from tests.lab.watched import Servers, parsed, shown
 from tests.lab.xen import Guest, XenLab
+from tests.soak import SOAK
 from xenlb.hypervisor.hooks import HookCall, parse
 
-SOAK = os.environ.get("XENLB_SOAK") == "1"
 SHUTDOWNS, DRAINS = (30, 30) if SOAK else (3, 3)
 HOOKS = "/run/xenlb/hooks"
 

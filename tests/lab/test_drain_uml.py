@@ -7,7 +7,6 @@ systemd and the hold; rounds.py has the same without a disturbance.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -19,6 +18,7 @@ from tests.lab.rounds import VIP, Stage
 from tests.lab.stages import uml_stage
 from tests.lab.uml import UmlLab
 from tests.lab.uml.debian import DebianGuest
+from tests.soak import SOAK
 
 SECONDS = 6  # that the connection in progress lasts
 
@@ -76,7 +76,6 @@ def restart_libvirtd(stage: Stage) -> None:
     stage.lab.restart_libvirtd(number=signal.SIGKILL)
 
 
-SOAK = os.environ.get("XENLB_SOAK") == "1"
 DISTURBANCES = {"agent killed": restart_agent, "libvirtd killed": restart_libvirtd}
 disturbed = pytest.mark.parametrize("disturb", DISTURBANCES.values(), ids=list(DISTURBANCES))
 

@@ -432,6 +432,7 @@ def test_removed_it_is_as_it_was(dom0: Dom0) -> None:
     assert dom0.bare.run(f"cat {conf}/arp_ignore {conf}/arp_announce").out.split() == ["0", "0"]
 
 
+@pytest.mark.soak
 def test_its_files_come_while_it_is_off(dom0: Dom0) -> None:
     """By its disk, mounted in Dom0. Nobody asks the agent to look inside: WITHOUT_BOOT."""
     off = ("bare", "--delivery", "rootfs")

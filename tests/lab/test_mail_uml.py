@@ -9,7 +9,6 @@ be in one mailbox, once; one whose session broke off may be in one, at most.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,9 @@ from tests.lab.needed import lacking
 from tests.lab.netns import NetNs
 from tests.lab.uml import UmlLab
 from tests.lab.watched import WatchedAgent
+from tests.soak import often
 
-MESSAGES = 1000 if os.environ.get("XENLB_SOAK") == "1" else 100
+MESSAGES = often(100, soak=1000)
 RATE = 5  # a second, at most: Exim starts a process for each session and one for each delivery
 CLIENTS = [f"192.0.2.{last}" for last in range(101, 141)]
 # forwarding → service address, port of the servers, first number of the guests' addresses

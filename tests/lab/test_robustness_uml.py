@@ -11,7 +11,6 @@ and a machine that is busy with something else must not fail the test.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import time
@@ -24,8 +23,8 @@ from tests.lab.agent import LabAgent
 from tests.lab.netns import NetNs
 from tests.lab.uml import UmlLab
 from tests.lab.uml.guests import LxcGuest
+from tests.soak import SOAK
 
-SOAK = os.environ.get("XENLB_SOAK") == "1"
 KILLS = 50 if SOAK else 12
 RESTARTS = 10 if SOAK else 3
 

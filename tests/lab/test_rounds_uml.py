@@ -7,15 +7,13 @@ side with what operators use without xenlb: `make bench ONLY=drain`.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.lab import rounds
 from tests.lab.stages import uml_stage
 from tests.lab.uml import UmlLab
+from tests.soak import SOAK
 
-SOAK = os.environ.get("XENLB_SOAK") == "1"
 ALL = {"virsh shutdown": 20, "poweroff inside": 10, "xenlb shutdown": 10, "virsh reboot": 10}
 ROUNDS = {
     "masquerade": ALL if SOAK else {**dict.fromkeys(ALL, 1), "virsh shutdown": 2},

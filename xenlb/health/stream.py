@@ -62,8 +62,9 @@ class Stream:
         self.target = target
         self.where = f"{target.address} port {target.port}"
         self._loop = asyncio.get_running_loop()
-        # The runner's timeout began a little earlier.
-        self._until = self._loop.time() + 0.9 * target.check.timeout
+        # A goodbye ends well before the runner's timeout, which would take the answer with it: a
+        # busy host may come to it late.
+        self._until = self._loop.time() + 0.75 * target.check.timeout
         self._connection = connection
         self._sealed: _Sealed | None = None
         self._unread = bytearray()
@@ -124,21 +125,12 @@ class Stream:
         if self._unread:
             raise self.unexpected(f"nothing after {after} but TLS", bytes(self._unread))
 
-    async def seal(self, tls: Tls) -> None:
+    async def seal(self, tls: Tls, made: _Sealed | None = None) -> None:
         """Shakes hands."""
-        try:
-            context = await context_of(tls)
-        except OSError as error:
-            raise NotAsked(_unreadable(tls, error)) from error
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        try:
-            layer = context.wrap_bio(incoming, outgoing, server_hostname=tls.name)
-        except ValueError as error:
-            raise NotAsked(f'"{tls.name}" cannot be a server\'s name in TLS') from error
-        sealed = _Sealed(layer=layer, incoming=incoming, outgoing=outgoing)
+        sealed = made or await _seal_of(tls)
         with waiting_for("TLS handshake"):
             try:
-                while not await self._step(sealed, layer.do_handshake):
+                while not await self._step(sealed, sealed.layer.do_handshake):
                     pass
             except ssl.SSLError as error:
                 if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
@@ -283,11 +275,13 @@ async def converse(
 ) -> Answer:
     """Connects, shakes hands if `tls` is set, and talks; closed whatever happens."""
     try:
+        # Before the server hears of it: where that fails, this host cannot ask.
+        made = None if tls is None else await _seal_of(tls)
         with unconnected(target.address, socket.SOCK_STREAM) as connection:
             stream = Stream(target, connection)
             await stream.connect()
             if tls is not None:
-                await stream.seal(tls)
+                await stream.seal(tls, made)
             return await talk(stream)
     except Unexpected as unexpected:
         return Answer(up=False, detail=str(unexpected))
@@ -301,6 +295,19 @@ async def converse(
         )
     except OSError as error:
         return failed(target, error)
+
+
+async def _seal_of(tls: Tls) -> _Sealed:
+    try:
+        context = await context_of(tls)
+    except OSError as error:
+        raise NotAsked(_unreadable(tls, error)) from error
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    try:
+        layer = context.wrap_bio(incoming, outgoing, server_hostname=tls.name)
+    except ValueError as error:
+        raise NotAsked(f'"{tls.name}" cannot be a server\'s name in TLS') from error
+    return _Sealed(layer=layer, incoming=incoming, outgoing=outgoing)
 
 
 def _unreadable(tls: Tls, error: OSError) -> str:

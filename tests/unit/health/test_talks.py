@@ -308,9 +308,9 @@ def test_cancelled_it_leaves_nothing_open(talk: Talk) -> None:
 
 def test_a_server_that_never_says_goodbye_is_up_all_the_same() -> None:
     for talk in TALKS.values():
-        answer, _ = answer_of(talk.asks, [*talk.script, Hang()], timeout=0.3)
+        answer, _ = answer_of(talk.asks, [*talk.script, Hang()], timeout=1.0)
         assert answer == up(talk.detail)
-    answer, _ = answer_of(Smtp(), [*SMTP_UP[:3], Hang()], timeout=0.3)
+    answer, _ = answer_of(Smtp(), [*SMTP_UP[:3], Hang()], timeout=1.0)
     assert answer == up("WHERE answers EHLO with 250")
 
 
