@@ -180,11 +180,11 @@ class Dom0:
         return {place.removesuffix(":80"): weight for place, (_, weight) in servers.items()}
 
     def entry(self, guest: Guest, service: str = "web") -> dict[str, Any] | None:
-        """What the status says of a guest."""
+        """What the status says of a guest that libvirt has."""
         for each in self.observer.status()["services"]:
             if each["name"] == service:
                 for server in each["servers"]:
-                    if server["guest"] == guest.name:
+                    if server["guest"] == guest.name and server["uuid"] is not None:
                         found: dict[str, Any] = server
                         return found
         return None
@@ -295,8 +295,8 @@ class Dom0:
             domain = f"(domain {domain_of(gone)})"
             stopped = self.observer.wait_journal(mark, f"{guest.name}: stopped: ", domain)
             first, second = sorted((gone, stopped), key=self.observer.seen.index)
-            assert not first.text.endswith(", without effect"), first.text
-            assert second.text.endswith(", without effect"), second.text
+            assert not first.text.endswith(", as was known"), first.text
+            assert second.text.endswith(", as was known"), second.text
             if first is gone:
                 self.figures.note("death: heard from xenstore → from libvirt", stopped.at - gone.at)
         self.dead.clear()
