@@ -91,7 +91,7 @@ class Agent:
         self._reading: asyncio.Task[None] | None = None
         self._resync_at = 0.0
         self._owned = saved.services, saved.servers
-        self.repairs: tuple[str, ...] = ()  # what the last read found changed by others
+        self.repairs: tuple[str, ...] = ()  # of what the last read found changed by others
         self._swept = False  # the whole table was brought in line after the last read
         self._foreign: frozenset[tuple[ServiceKey, ServerKey]] = frozenset()  # as was told
         self._withheld = False  # services wait for a fresh read until they are removed
@@ -295,7 +295,6 @@ class Agent:
         drift = frozenset[Op]()
         if snapshot is not None and self.begun.is_set() and not self._told_problem:
             drift = repairs(ops, thought, self.table())
-            self.repairs = tuple(f"ipvsadm {op}" for op in ops if op in drift)
         # A service takes all its servers along, and since the last read another tool may have put
         # one of its own there.
         if whole:
@@ -313,6 +312,8 @@ class Agent:
         except IpvsError as error:
             self._kernel_failed(error)
             return news
+        if snapshot is not None:
+            self.repairs = tuple(f"ipvsadm {op}" for op in result.done if op in drift)
         if not self.kernel_problem:
             self._told_problem = ""
         if surprised(result.failed):

@@ -153,12 +153,13 @@ def state(answer: Answer) -> str:
             " the table"
         )
     found, refused = len(answer.get("differences", ())), len(answer.get("refused", ()))
-    parts = ["in step"]
+    parts = []
     if refused:
-        parts = [f"NOT IN STEP: {count(refused, 'operation')} refused by the kernel"]
+        parts.append(f"NOT IN STEP: {count(refused, 'operation')} refused by the kernel")
     if found:
         was = "" if refused else "WAS NOT IN STEP: "
-        parts = [*parts[: bool(refused)], f"{was}{count(found, 'difference')} found and repaired"]
+        parts.append(f"{was}{count(found, 'difference')} found and repaired")
+    parts = parts or ["in step"]
     if alarms := len(answer.get("alarms", ())):
         parts.append(count(alarms, "ALARM"))
     if foreign := sum(service["foreign_servers"] for service in answer["services"]):

@@ -68,6 +68,6 @@ def _other_scheduler(service: ServiceSettings) -> Iterator[Advice]:
     if stand_in is not None:
         yield (
             f"scheduler {service.scheduler} refuses the clients of a server with weight 0, so"
-            f" {stand_in} schedules while there is one (during a drain, for example)",
-            "sh and mh go on by themselves",
+            f" {stand_in} schedules while there is one, as during a drain",
+            "sh and mh schedule all the time",
         )

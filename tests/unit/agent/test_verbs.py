@@ -143,6 +143,23 @@ def test_what_the_kernel_refuses_is_not_in_step(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_repair_that_the_kernel_refuses_is_none(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            for last in (11, 12):
+                kernel.do(DeleteServer(service=KEY, key=key(last)))
+            kernel.fail("-a -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1", errno.ENOMEM, times=99)
+            told = await status(answers(desk))
+            assert told["differences"] == ["ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.12:25 -m -w 1"]
+            assert statuslines.state(told).startswith(
+                "NOT IN STEP: 1 operation refused by the kernel, 1 difference found and repaired"
+            )
+
+    asyncio.run(story())
+
+
 def test_a_foreign_server_is_named_with_the_line_that_removes_it(tmp_path: Path) -> None:
     async def story() -> None:
         kernel = FakeKernel()
