@@ -365,6 +365,10 @@ def test_guests_join_when_they_serve_and_leave_when_they_go(
         {method.service: method.servers(*numbers) for method in METHODS.values()}
         for numbers in ((11,), (11, 12))
     )
+    for guest in (web1, web2):
+        if guest.alive():
+            guest.destroy()
+            guest.wait_gone()
     agent.use(config(EVERY))
     assert agent.kernel() == {method.service: {} for method in METHODS.values()}
     boot(web1)

@@ -11,6 +11,9 @@ from tests.lab import orderly
 from tests.lab.uml import UmlLab
 from tests.lab.uml.debian import DebianGuest
 
+# The lab's own guests; what xenlb does with such guests is in the other files.
+pytestmark = pytest.mark.soak
+
 VIP = "192.0.2.10"
 
 

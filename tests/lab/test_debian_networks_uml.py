@@ -15,6 +15,9 @@ from tests.lab.host import LabError
 from tests.lab.uml import UmlLab
 from tests.lab.uml.debian import DebianGuest
 
+# The lab's own guests; what xenlb does with such guests is in the other files.
+pytestmark = pytest.mark.soak
+
 OWN = "10.0.0.9"
 
 

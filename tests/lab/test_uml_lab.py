@@ -87,6 +87,7 @@ def spread(client: NetNs, target: str, **options: bool) -> dict[str, int]:
     return dict(summary["by_server"])
 
 
+@pytest.mark.soak
 def test_masquerade(uml: UmlLab, servers: list[ServerNs], client: NetNs, table: None) -> None:
     uml.run(
         f"ipvsadm -A -t {VIP}:80 -s rr; ipvsadm -A -u {VIP}:53 -s rr; "
@@ -103,6 +104,7 @@ def test_masquerade(uml: UmlLab, servers: list[ServerNs], client: NetNs, table: 
     assert spread(client, f"[{VIP6}]:80") == even
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("forwarding", ["gatewaying", "tunnel"])
 @pytest.mark.parametrize("where", ["bridge", "routed"])
 def test_direct_replies(uml: UmlLab, table: None, forwarding: str, where: str) -> None:
@@ -153,6 +155,7 @@ def test_a_container_lives_and_ends(uml: UmlLab, client: NetNs) -> None:
     assert "asked to stop" in guest.log()
 
 
+@pytest.mark.soak
 def test_a_container_may_start_late_and_ignore_a_shutdown(uml: UmlLab, client: NetNs) -> None:
     guest = uml.define_lxc_guest("deaf", "10.0.0.12", start_delay=4, ignore_shutdown=True)
     guest.start()
@@ -166,6 +169,7 @@ def test_a_container_may_start_late_and_ignore_a_shutdown(uml: UmlLab, client: N
     assert not guest.alive()
 
 
+@pytest.mark.soak
 def test_guests_survive_libvirtd(uml: UmlLab, client: NetNs) -> None:
     guest = uml.define_lxc_guest("web2", "10.0.0.13", metadata="<x xmlns='urn:xenlb:1'/>")
     guest.start()
@@ -178,6 +182,7 @@ def test_guests_survive_libvirtd(uml: UmlLab, client: NetNs) -> None:
     assert uml.run([*uml.virsh("qemu:///system"), "uri"]).out.strip() == "qemu:///system"
 
 
+@pytest.mark.soak
 def test_an_emulated_guest_tells_of_its_power_button(uml: UmlLab, client: NetNs) -> None:
     guest = uml.define_qemu_guest("machine", "10.0.0.15")
     command = [*uml.virsh("qemu:///system"), "qemu-monitor-event", "machine", "--loop"]
@@ -208,6 +213,7 @@ def second_lab() -> Iterator[UmlLab]:
         yield lab
 
 
+@pytest.mark.soak
 def test_two_labs_at_a_time(uml: UmlLab) -> None:
     with second_lab() as other:
         assert other.out("ip netns add only-here; ip netns") == "only-here\n"
