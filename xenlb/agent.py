@@ -16,23 +16,24 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from xenlb import clock
+from xenlb import clock, tabletold
 from xenlb.config import ConfigError
 from xenlb.configuration import Configuration
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteService, Op
-from xenlb.ipvs.table import IPAddress, Snapshot, Table
+from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey, Snapshot, Table
 from xenlb.journal import Journal
 from xenlb.model.desired import desired, next_deadline
-from xenlb.model.drain import Counts, connections
+from xenlb.model.drain import Counts
 from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, Probed, Tick
-from xenlb.model.settings import Settings, needed_uris
+from xenlb.model.settings import ServiceSettings, Settings, needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step
-from xenlb.reconcile import Pass, Reconciler, cut, repairs, surprised
+from xenlb.reconcile import Reconciler, repairs, surprised
 from xenlb.saved import Saved
 from xenlb.statefile import StateFile
+from xenlb.tablereads import TableReads
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class Agent:
         self.socket = socket
         self.changed: Callable[[State, State], None] = lambda before, after: None
         self.begun = asyncio.Event()
-        self.journal = Journal(wall=clock.wall)
+        history = self.state_file.with_name("events.jsonl")
+        self.journal = Journal(wall=clock.wall, file=history)
         saved = self._file.saved
         self.state = saved.state
         self.addresses = saved.addresses
@@ -81,7 +83,7 @@ class Agent:
         self.kernel_problem = "the kernel's table was not read yet"
         self._known = False  # the kernel's table was read once: it may be written from then on
         self._told_problem = ""  # the kernel's refusal that the journal has already
-        self._reader = reader or Kernel()  # another socket, for the thread that reads
+        self._reads = TableReads(reader or Kernel())
         self._queue: deque[Event] = deque()
         self._taken: list[tuple[Event, asyncio.Future[None]]] = []
         self._news = asyncio.Event()
@@ -89,12 +91,9 @@ class Agent:
         self._reading: asyncio.Task[None] | None = None
         self._resync_at = 0.0
         self._owned = saved.services, saved.servers
-        self.repairs: tuple[str, ...] = ()  # what the last read found changed by others
-        self._awaiting: list[asyncio.Future[Snapshot]] = []  # a read that has not begun yet
-        self._served: list[asyncio.Future[Snapshot]] = []  # the read that was made last
-        self._counters: Counts = {}  # of the last read that counted
-        self._reloaded = False  # a new configuration may remove servers and services
+        self.repairs: tuple[str, ...] = ()  # of what the last read found changed by others
         self._swept = False  # the whole table was brought in line after the last read
+        self._foreign: frozenset[tuple[ServiceKey, ServerKey]] = frozenset()  # as was told
         self._withheld = False  # services wait for a fresh read until they are removed
         self.round_at = clock.now()
         # When the state changes by itself. Reckoned from the time of the last round: from a later
@@ -110,13 +109,19 @@ class Agent:
             self._taken.append((event, taken))
         self._news.set()
 
-    def configure(self, settings: Settings) -> None:
+    def configure(
+        self,
+        settings: Settings,
+        counters: Counts | None = None,
+        taken: asyncio.Future[None] | None = None,
+    ) -> None:
         settings = replace(settings, uris=needed_uris(settings))
-        self.emit(Configured(at=clock.now(), settings=settings))
+        self.emit(Configured(at=clock.now(), settings=settings, counters=counters), taken)
 
     async def reload(self, *, ordered: bool = True) -> tuple[str, ...]:
-        """Reads the configuration again; the problems, if it is refused. Not `ordered`: it may be
-        that nothing has changed, or that the file is half written (configuration.py)."""
+        """Reads the configuration again; the problems, if it is refused. When this returns the
+        kernel has heard of what it changes, which stands in `state.changes`. Not `ordered`: it may
+        be that nothing has changed, or that the file is half written (configuration.py)."""
         configuration = self.configuration
         try:
             loaded = await (configuration.read() if ordered else configuration.read_calmly())
@@ -126,10 +131,13 @@ class Agent:
             return tuple(str(problem) for problem in error.problems)
         known = configuration.in_use
         if ordered or self.state.problems or known is None or known.data != loaded.data:
-            with suppress(IpvsError):  # it tells of itself; what is cut is not counted then
-                await self.reread()
-            self.configure(loaded.settings)
+            counters = None
+            with suppress(IpvsError):  # it tells of itself; connections are not counted then
+                counters = (await self.reread()).counters
+            taken = asyncio.get_running_loop().create_future()
+            self.configure(loaded.settings, counters, taken)
             await configuration.use(loaded)
+            await taken
         return ()
 
     async def reread(self) -> Snapshot:
@@ -137,8 +145,7 @@ class Agent:
 
         All that ask while a read is under way share the next one.
         """
-        done: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
-        self._awaiting.append(done)
+        done = self._reads.ask()
         self._news.set()
         return await done
 
@@ -181,11 +188,9 @@ class Agent:
         finally:
             if self._reading is not None:
                 self._reading.cancel()
-            for waiting in (*self._awaiting, *self._served):
-                waiting.cancel()
             self._save()
             self.reconciler.kernel.close()
-            self._reader.close()
+            self._reads.close()
             await self._file.close()
 
     async def _wait(self) -> None:
@@ -224,7 +229,6 @@ class Agent:
                 taken += 1
             result = step(self.state, event)
             self.state = result.state
-            self._reloaded = self._reloaded or isinstance(event, Configured)
             heard = min(heard, event.at)
             notes += result.notes
             names = None if names is None or result.services is None else names | result.services
@@ -235,7 +239,7 @@ class Agent:
         self._save()
         self._answer_taken()
         if self._reading is None:
-            self._answer_served()
+            self._reads.answer(self.table())
         guests = {**self.state.guests, **before.guests}
         for note in notes:
             self.journal.write(note, guests)
@@ -265,13 +269,6 @@ class Agent:
             elif not taken.done():
                 taken.set_result(None)
 
-    def _answer_served(self) -> None:
-        """Gives the table, as it is after the repair, to those who have waited for the read."""
-        served, self._served = self._served, []
-        for each in served:
-            if not each.done():
-                each.set_result(Snapshot(table=self.table(), counters=self._counters))
-
     def _apply(self, names: Collection[str] | None, heard: float | None) -> list[Note]:
         """Gives the kernel what follows from the state, for the named services or for all."""
         now = clock.now()
@@ -298,7 +295,6 @@ class Agent:
         drift = frozenset[Op]()
         if snapshot is not None and self.begun.is_set() and not self._told_problem:
             drift = repairs(ops, thought, self.table())
-            self.repairs = tuple(f"ipvsadm {op}" for op in ops if op in drift)
         # A service takes all its servers along, and since the last read another tool may have put
         # one of its own there.
         if whole:
@@ -307,11 +303,17 @@ class Agent:
         if self._withheld:
             ops = tuple(op for op in ops if not isinstance(op, DeleteService))
             self._resync_soon()
+        news = []
+        if snapshot is not None:
+            told, self._foreign = self._foreign, self.reconciler.foreign(want).servers
+            news = tabletold.foreign(self._foreign - told, self.state.settings.services, now)
         try:
             result = self.reconciler.execute(ops, now)
         except IpvsError as error:
             self._kernel_failed(error)
-            return []
+            return news
+        if snapshot is not None:
+            self.repairs = tuple(f"ipvsadm {op}" for op in result.done if op in drift)
         if not self.kernel_problem:
             self._told_problem = ""
         if surprised(result.failed):
@@ -322,13 +324,23 @@ class Agent:
             self.reconciler.forgive(ops)
             if self.reconciler.release(want):
                 self._note_owned()
-        notes = self._noted(result, heard=heard, drift=drift)
-        self._reloaded = self._reloaded and self._withheld
-        return notes
+        took = None if heard is None else clock.now() - heard
+        return news + tabletold.of_pass(result, self.reconciler, drift, clock.now(), took)
 
     def _resync_soon(self) -> None:
         if not self.kernel_problem:  # else its time is set
             self._resync_at = clock.now()
+
+    def take_over(self, service: ServiceSettings, by: str) -> list[str]:
+        """Removes what other tools have put into a service; the journal's lines of it."""
+        self.note(f"service {service.name} is taken over by {by}", warning=True)
+        self.reconciler.take_over(service.kernel_keys())
+        self._note_owned()
+        self._save()
+        notes = self._apply(None, None)
+        for note in notes:
+            self.journal.write(note, self.state.guests)
+        return [note.text for note in notes]
 
     def _kernel_failed(self, error: IpvsError) -> None:
         """A read or a write. The table is believed to be as it was, and written all the same: what
@@ -341,50 +353,24 @@ class Agent:
         self.begun.set()
         self._swept = False
 
-    def _noted(self, result: Pass, *, heard: float | None, drift: Collection[Op]) -> list[Note]:
-        now = clock.now()
-        took = "" if heard is None else f" ({(now - heard) * 1000:.1f} ms after the event)"
-        notes = []
-        for op in result.done:
-            left = cut(op, self._counters) if self._reloaded else 0
-            text = f"ipvsadm {op}" + (f" cuts {connections(left)}" if left else "")
-            if op in drift:
-                notes.append(Note(at=now, text=f"drift repaired: {text}", warning=True))
-            else:
-                notes.append(Note(at=now, text=f"{text}{took}", warning=bool(left)))
-        for failed in result.failed:
-            failure = self.reconciler.failure_of(failed.op)
-            if failure is not None and failure.attempts == 1:
-                text = f"ipvsadm {failed.op} failed: {failure.reason}"
-                notes.append(Note(at=now, text=text, warning=True))
-        return notes
-
     # --- upkeep: full reads, the state file ------------------------------------------------------
 
     def _upkeep(self) -> None:
         now = clock.now()
-        if (now >= self._resync_at or self._awaiting) and self._reading is None:
+        if (now >= self._resync_at or self._reads.wanted) and self._reading is None:
             self._resync_at = now + RESYNC
             self.reconciler.touched.clear()
             self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
 
     async def _read(self) -> None:
         """Reads the table in a thread; the owner takes it in its next round."""
-        self._served, self._awaiting = self._awaiting, []
-        counters = bool(self._served) or self._reloaded
         try:
-            snapshot = await asyncio.to_thread(self._reader.read, counters=counters)
-            self._snapshot = snapshot
-            if counters:
-                self._counters = snapshot.counters
+            self._snapshot = await self._reads.read()
             if self.kernel_problem:
                 log.debug("the kernel's table was read")
             self.kernel_problem = ""
         except IpvsError as error:
             self._kernel_failed(error)
-            for waiting in self._served:
-                if not waiting.done():
-                    waiting.set_exception(error)
         finally:
             self._reading = None
             self._news.set()

@@ -77,6 +77,7 @@ class Daemon:
                 sources.start()
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                self._agent.note("stopped; table and service addresses stay as they are")
                 self._notifier.stopping()
                 self._watcher.stop()
                 await sources.stop()

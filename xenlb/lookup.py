@@ -14,6 +14,7 @@ from xenlb import clock
 from xenlb.control import client
 from xenlb.control.protocol import ControlError
 from xenlb.ipvs.table import IPAddress
+from xenlb.model.near import quoted
 from xenlb.model.settings import OWN_CHOICE, ServiceSettings, Settings
 
 
@@ -86,12 +87,12 @@ def by_libvirt(settings: Settings, text: str) -> Found:
             )
         case ():
             raise ControlError(
-                f"no guest “{text[:64]}” is known here",
+                f"no guest {quoted(text)} is known here",
                 hint="virsh list --all shows the guests of this host",
             )
         case _:
             raise ControlError(
-                f"several guests are called “{text[:64]}”",
+                f"several guests are called {quoted(text)}",
                 hint="give a UUID: " + ", ".join(f"{g.id.uuid} ({g.id.uri})" for g in guests),
             )
 

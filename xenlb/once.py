@@ -5,7 +5,7 @@ to. asyncio and the sources are imported only where the configuration has guests
 configuration of plain hosts is applied in the time of its batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from xenlb.ipvs import text
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteServer, DeleteService, Op, OpFailed
 from xenlb.ipvs.table import Table
+from xenlb.model import changes
 from xenlb.model.desired import desired
-from xenlb.model.drain import connections
 from xenlb.model.events import Configured
+from xenlb.model.near import near, quoted
+from xenlb.model.remarks import removal
 from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.step import step
-from xenlb.reconcile import Reconciler, cut, place_of
+from xenlb.reconcile import Reconciler, place_of
 
 
 class OnceError(Exception):
@@ -34,17 +36,30 @@ class OnceError(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Once:
     """`ops`: the difference (planned) or what was done; `failed`: what the kernel refused;
-    `notes`: sentences for people, as foreign entries that are left alone."""
+    `notes`: sentences for people, as foreign entries that are left alone; `summary`: what the
+    operations change, in one line."""
 
     ops: tuple[Op, ...] = ()
     failed: tuple[OpFailed, ...] = ()
     notes: tuple[str, ...] = ()
+    summary: str = ""
 
 
 def run_once(
-    settings: Settings, *, state_path: Path, change: bool, kernel: KernelTable | None = None
+    settings: Settings,
+    *,
+    state_path: Path,
+    change: bool,
+    take_over: Collection[str] = (),
+    kernel: KernelTable | None = None,
 ) -> Once:
-    """Plans, and applies with `change`. Raises OnceError, and IpvsError from the kernel."""
+    """Plans, and applies with `change`. `take_over`: services whose servers of other tools are
+    removed, too. Raises OnceError, and IpvsError from the kernel."""
+    if unknown := [name for name in take_over if name not in _names(settings)]:
+        raise OnceError(
+            f"there is no service {quoted(unknown[0])}",
+            near(unknown[0], _names(settings)) or "name one of the configuration",
+        )
     saved = (statefile.load if change else statefile.read)(state_path)
     settings = replace(settings, uris=needed_uris(settings))
     state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
@@ -62,12 +77,16 @@ def run_once(
             kernel=table, services=set(saved.services), servers=dict(saved.servers)
         )
         reconciler.absorb(table.read(counters=False))
+        for service in settings.services:
+            if service.name in take_over:
+                reconciler.take_over(service.kernel_keys())
         want = desired(settings.services, state, clock.now())
         grown = reconciler.claim(want, state.origins())
         ops = reconciler.plan(want, whole=True, removable=state.listed)
-        notes = (*_foreign(reconciler, want), *_cut(table, ops))
+        notes = tuple(_foreign(reconciler, want))
+        said = _summary(ops, table, reconciler, settings) if ops else ""
         if not change:
-            return Once(ops=ops, notes=notes)
+            return Once(ops=ops, notes=notes, summary=said)
         save = replace(saved, state=state, services=frozenset(reconciler.services))
         # Hosts without a check that are ours and in the table, as many as before: it stands there.
         hosts = not (state.links or state.health or saved.state.guests or saved.state.health)
@@ -78,17 +97,22 @@ def run_once(
         if reconciler.release(want):
             save = replace(save, services=frozenset(reconciler.services))
             statefile.save(state_path, replace(save, servers=reconciler.servers))
-        return Once(ops=result.done, failed=result.failed, notes=notes)
+        return Once(ops=result.done, failed=result.failed, notes=notes, summary=said)
     finally:
         table.close()
 
 
-def _cut(table: KernelTable, ops: Iterable[Op]) -> Iterable[str]:
-    removals = [op for op in ops if isinstance(op, DeleteService | DeleteServer)]
-    counters = table.read({place_of(op)[0] for op in removals}).counters if removals else {}
-    for op in removals:
-        if left := cut(op, counters):
-            yield f"ipvsadm {op} cuts {connections(left)}"
+def _names(settings: Settings) -> set[str]:
+    return {service.name for service in settings.services}
+
+
+def _summary(
+    ops: Sequence[Op], table: KernelTable, reconciler: Reconciler, settings: Settings
+) -> str:
+    goes = {place_of(op)[0] for op in ops if isinstance(op, DeleteServer | DeleteService)}
+    have = Table(entries=reconciler.believed)
+    counts = table.read(goes).counters if goes else None
+    return changes.summary(ops, have, changes.names_of(settings.services), counts)
 
 
 def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:
@@ -98,5 +122,5 @@ def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:
     for key, server in foreign.servers:
         yield (
             f"the server {server.address} port {server.port} of {text.service_key(key)} is"
-            " another tool's and is left alone"
+            f" another tool's and is left alone; to remove it: {removal(key, server)}"
         )

@@ -25,7 +25,6 @@ from xenlb.ipvs.op import (
     SetService,
 )
 from xenlb.ipvs.table import (
-    Counters,
     Entry,
     Server,
     ServerKey,
@@ -93,16 +92,6 @@ def repairs(ops: Iterable[Op], thought: Table, found: Table) -> frozenset[Op]:
         return entry.service if server is None else entry.servers.get(server)
 
     return frozenset(op for op in ops if at(thought, op) != at(found, op))
-
-
-def cut(op: Op, counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]]) -> int:
-    """How many established connections a removal cuts, by these counters; 0: it is none."""
-    match op:
-        case DeleteService(key=key):
-            return sum(count.active_connections for count in counters.get(key, {}).values())
-        case DeleteServer(service=key, key=server) if server in counters.get(key, {}):
-            return counters[key][server].active_connections
-    return 0
 
 
 @dataclass(slots=True)
@@ -212,6 +201,14 @@ class Reconciler:
                 self.failures.pop(place_of(op), None)
         self._believe(done)
         return Pass(done=tuple(done), failed=failed)
+
+    def take_over(self, keys: Iterable[ServiceKey]) -> None:
+        """Makes every server of these services ours, so that one that is not wanted is removed."""
+        for key in keys:
+            if (entry := self.believed.get(key)) is not None:
+                self.services.add(key)
+                for server in entry.servers:
+                    self.servers.setdefault((key, server), "")
 
     def _is_due(self, op: Op, now: float) -> bool:
         key, server = place_of(op)

@@ -32,7 +32,7 @@ from xenlb.saved import Change, Saved, change, changed
 
 log = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SMALLEST = 64 * 1024  # bytes of changes for which nothing is written anew
 

@@ -34,7 +34,7 @@ from xenlb.model.events import Ask, GuestId, MetadataService, Target
 from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
-from xenlb.model.state import Admission, Slot, State
+from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
 from xenlb.saved import Saved
 from xenlb.typed import checked
 
@@ -85,7 +85,7 @@ def _parts(saved: Saved) -> dict[str, tuple[Iterable[Any], Encoder]]:
         "verdicts": (state.health.items(), _verdicts),
         "alarms": (
             state.alarms.items(),
-            lambda some: [[_key(key), since] for key, since in some],
+            lambda some: [[_key(key), alarm.since, alarm.kind] for key, alarm in some],
         ),
     }
 
@@ -145,7 +145,10 @@ def decode(found: dict[str, Any]) -> Saved:
             slot = Slot(owner=guest, service=service, server=server[text, port])
             admitted[slot] = admission
     health = _read_verdicts(data["verdicts"])
-    alarms = {keys[tuple(key)]: since for key, since in data["alarms"]}
+    alarms = {
+        keys[tuple(key)]: Alarm(kind=AlarmKind(kind), since=since)
+        for key, since, kind in data["alarms"]
+    }
     addresses = frozenset((name, ip_address(text)) for name, text in data["addresses"])
     if not all(re.fullmatch(r"[^\s/]{1,15}", name) for name, _ in addresses):
         raise ValueError("not the name of an interface")
@@ -154,7 +157,7 @@ def decode(found: dict[str, Any]) -> Saved:
             guests={g.id: g for g in guests},
             admitted=admitted,
             health=health,
-            alarms=checked(alarms, Mapping[AddressKey | MarkKey, float]),
+            alarms=checked(alarms, Mapping[AddressKey | MarkKey, Alarm]),
         ),
         services=frozenset(keys[tuple(key)] for key in data["services"]),
         servers=servers,

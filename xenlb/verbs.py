@@ -13,7 +13,7 @@ from xenlb.control.server import Handler
 from xenlb.ipvs import connections
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.table import IPAddress, Snapshot
-from xenlb.model import draining, evacuation, report
+from xenlb.model import alarm, draining, evacuation, report
 from xenlb.model.events import (
     Ask,
     DrainAllAsked,
@@ -23,11 +23,13 @@ from xenlb.model.events import (
     UndrainAsked,
 )
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.settings import DrainUntil
+from xenlb.model.near import near, quoted
+from xenlb.model.settings import DrainUntil, ServiceSettings
 
 Request = Mapping[str, object]
 
 HOLDERS = 5  # clients that are named to one who waits for a drain
+LEFT = 5  # services that are named where a drain would leave them without enough servers
 
 
 class Verbs:
@@ -49,18 +51,15 @@ class Verbs:
             "undrain": Handler(self.undrain, writes=True),
             "drain-all": Handler(self.drain_all, writes=True),
             "undrain-all": Handler(self.undrain_all, writes=True),
+            "take-over": Handler(self.take_over, writes=True),
         }
 
     async def status(self, request: Request) -> object:
         agent = self._agent
         state = agent.state
         only = request.get("service")
-        if only is not None and only not in {s.name for s in state.settings.services}:
-            raise ControlError(
-                f"there is no service “{str(only)[:64]}”",
-                hint="its name must stand under services: in the configuration",
-                status=USAGE,
-            )
+        if only is not None:
+            self._service(only)
         snapshot = await self._snapshot()
         return {
             "version": __version__,
@@ -68,7 +67,6 @@ class Verbs:
             "started": clock.wall(self._started),
             "synced": state.synced and not agent.kernel_problem,
             "kernel": agent.kernel_problem or None,
-            "repaired": list(agent.repairs),
             "libvirt": [
                 {
                     "uri": uri,
@@ -83,11 +81,23 @@ class Verbs:
                 "loaded": clock.wall(state.configured_at),
                 "problems": [str(problem) for problem in state.problems],
                 "last_good_since": agent.configuration.last_good_since or None,
+                "changes": state.changes,
             },
             "director": {
                 "interface": state.settings.director.interface,
                 "problems": self._director_problems(),
             },
+            "differences": list(agent.repairs),
+            "refused": [
+                {"operation": f"ipvsadm {failure.op}", "reason": failure.reason}
+                for failure in agent.reconciler.failures.values()
+            ],
+            "warnings": [
+                text if guest is None else f"guest {state.guests[guest].name}: {text}"
+                for guest, text in state.findings
+                if guest is None or guest in state.guests
+            ],
+            "alarms": report.alarms(state, now=clock.now(), wall=clock.wall),
             "services": self._services(snapshot, only=None if only is None else str(only)),
         }
 
@@ -141,7 +151,7 @@ class Verbs:
                 "the configuration is refused, the last good one goes on:\n" + "\n".join(problems),
                 status=INVALID_CONFIGURATION,
             )
-        return {"reloaded": True}
+        return {"reloaded": True, "changes": self._agent.state.changes}
 
     async def progress(self, request: Request) -> object:
         """What one who waits for a drain wants to see: how far it is, and who holds on."""
@@ -177,6 +187,13 @@ class Verbs:
                 " go, and nothing was done",
                 hint="systemctl status libvirtd; xenlb drain works without libvirt",
             )
+        left = alarm.left_by(self._agent.state, guest.id, clock.now())
+        if left and request.get("force") is not True:
+            raise ControlError(
+                f"that would leave {' and '.join(left[:LEFT])}"
+                + (f" (and {len(left) - LEFT} more)" if len(left) > LEFT else ""),
+                hint="--force does it all the same",
+            )
         event = DrainAsked(
             at=clock.now(),
             guest=guest.id,
@@ -188,8 +205,10 @@ class Verbs:
 
     async def undrain(self, request: Request) -> object:
         guest = self._running(request)
+        was_out = draining.is_out(guest)
         event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
-        return await self._ask(event, guest.id)
+        answer = await self._ask(event, guest.id)
+        return {**answer, "changed": was_out}
 
     async def drain_all(self, request: Request) -> object:
         """Drains what may be drained now; tells how far each is, and who is kept in service."""
@@ -220,7 +239,7 @@ class Verbs:
                 names.append(guest.name)
         return {"guests": names}
 
-    async def _ask(self, event: Event, guest: GuestId) -> object:
+    async def _ask(self, event: Event, guest: GuestId) -> dict[str, Any]:
         await self._take(event)
         return report.guest(self._agent.state, guest, wall=clock.wall)
 
@@ -230,19 +249,36 @@ class Verbs:
         self._agent.emit(event, taken)
         await taken
 
+    async def take_over(self, request: Request) -> object:
+        service = self._service(request.get("service"))
+        await self._snapshot()  # what has come since the last read is removed, too
+        return {"done": self._agent.take_over(service, str(request["by"]))}
+
+    def _service(self, name: object) -> ServiceSettings:
+        services = {service.name: service for service in self._agent.state.settings.services}
+        found = services.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise ControlError(
+                f"there is no service {quoted(str(name))}",
+                hint=near(str(name), services)
+                or "its name must stand under services: in the configuration",
+            )
+        return found
+
     def _guest(self, request: Request) -> Guest:
         text = request.get("guest")
         if not isinstance(text, str) or not text:
             raise ControlError("which guest?", hint="name it or give its UUID", status=USAGE)
         found = report.matching(self._agent.state, text)
         if not found:
+            names = {guest.name for guest in self._agent.state.guests.values()}
             raise ControlError(
-                f"no guest “{text[:64]}” is known here",
-                hint="virsh list --all shows the guests of this host",
+                f"no guest {quoted(text)} is known here",
+                hint=near(text, names) or "virsh list --all shows the guests of this host",
             )
         if len(found) > 1:
             raise ControlError(
-                f"several guests are called “{text[:64]}”",
+                f"several guests are called {quoted(text)}",
                 hint="give a UUID: " + ", ".join(describe(guest.id) for guest in found),
                 status=USAGE,
             )
@@ -251,7 +287,7 @@ class Verbs:
     def _running(self, request: Request) -> Guest:
         guest = self._guest(request)
         if guest.phase is Phase.ABSENT:
-            raise ControlError(f"guest {guest.name} does not run: there is nothing to drain")
+            raise ControlError(f"guest {guest.name} is not running")
         return guest
 
 

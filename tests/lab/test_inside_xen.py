@@ -372,7 +372,7 @@ def test_an_operator_commands_a_guest_that_configures_itself(dom0: Dom0) -> None
     messages = [each["message"] for each in found["differences"]]
     assert messages == [
         "it was given other settings than it needs now",
-        "its report is not understood: “nonsense”",
+        "its report is not understood: 'nonsense'",
     ]
     planned = dom0.guest("plan", "made", "--json", check=False)
     settings = json.loads(planned.out)["settings"]

@@ -239,7 +239,7 @@ class Player:
         """`NAME TEXT` of a service, as status says it without the time; `NAME -`: none."""
         (service,) = (each for each in self.state.settings.services if each.name == name)
         keys = [key for key in service.kernel_keys() if key in self.state.alarms]
-        said = [alarm.said(self.state, service, key) for key in keys]
+        said = [alarm.said(self.state, service, key, self.now) for key in keys]
         return [f"alarm {name} {each}" for each in said or ["-"]]
 
     def _note(self, note: Note) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xenlb.cli.options import ANY_PATH, Options, as_json, given
-from xenlb.config import ConfigError, notes, read
+from xenlb.config import ConfigError, read
 from xenlb.control.protocol import FAILED
 from xenlb.model.problem import Problem
 
@@ -23,26 +23,29 @@ def check(options: Options, file: Path | None, *, anywhere: bool, as_json: bool)
     """Validates the configuration (or FILE) and prints every problem of it.
 
     A problem is also an interface, a program, a user or a file that it names and this host has not.
+    What is allowed and yet likely to be a mistake is a warning; the exit status is of the problems
+    alone.
     """
     file = file or options.config
     problems: tuple[Problem, ...] = ()
-    said: tuple[str, ...] = ()
+    warnings: tuple[Problem, ...] = ()
     services = 0
     try:
         loaded = read(file)
-        services, said = len(loaded.settings.services), notes(loaded.settings)
+        services, warnings = len(loaded.settings.services), loaded.settings.warnings
         problems = () if anywhere else loaded.lacking()
     except ConfigError as error:
         problems = error.problems
     if as_json:
         found = [asdict(problem) for problem in problems]
-        answer = {"file": str(file), "problems": found} | ({"notes": list(said)} if said else {})
+        warned = [asdict(warning) for warning in warnings]
+        answer = {"file": str(file), "problems": found, "warnings": warned}
         click.echo(json.dumps(answer, indent=2))
     elif problems:
         for problem in problems:
             click.echo(problem)
     else:
+        for warning in warnings:
+            click.echo(f"warning: {warning}")
         click.echo(f"{file}: {services} service{'s' * (services != 1)}, no problem")
-        for note in said:
-            click.echo(f"note: {note}")
     return FAILED if problems else 0

@@ -23,7 +23,7 @@ def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
         server["guest"]
         for service in answer["services"]
         for server in service["servers"]
-        if server["guest"]
+        if server["guest"] and server.get("uuid", "") is not None  # a row without one is no guest
     }
     return sorted(name for name in names if name.startswith(incomplete))
 

@@ -1,116 +1,13 @@
-"""How `status` and `why` look: the agent's answer as lines of text, within 80 columns.
+"""How `why` and `events` look, and what all answers have in common: times, counts, addresses.
 
-Pure: no terminal, no colours (terminal.py), the time is an argument.
+Pure: no terminal, no colours, the time is an argument. `status` is in statuslines.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 Answer = Mapping[str, Any]
-
-HEADER = ("guest", "address", "phase", "weight", "act", "inact", "health", "since")
-NUMBERS = {3, 4, 5}
-GUEST_WIDTH = 18
-
-
-def text(answer: Answer, now: float) -> str:
-    """The whole table; `now` is the wall clock, in seconds."""
-    lines = head(answer, now)
-    services = answer["services"]
-    tables = [[row(server, service, now) for server in service["servers"]] for service in services]
-    rows = [HEADER, *(cells for table in tables for cells in table)]
-    widths = [max(len(cells[n]) for cells in rows) for n in range(len(HEADER))]
-    for service, table in zip(services, tables, strict=True):
-        lines += ["", title(service)]
-        if service.get("alarm"):
-            lines.append(f"  ALARM: {service['alarm']}")
-        if table:
-            lines.append("  " + _line(HEADER, widths))
-        for server, cells in zip(service["servers"], table, strict=True):
-            lines.append("  " + _line(cells, widths))
-            if said := note(server, now):
-                lines.append(f"    {said}")
-    return "\n".join(lines)
-
-
-def head(answer: Answer, now: float) -> list[str]:
-    """The agent itself: is it in step, what does it hear, does it like its configuration?"""
-    synced = "in step" if answer["synced"] else "not everything was listed yet: nothing is removed"
-    lines = [
-        f"xenlb {answer['version']}, pid {answer['pid']},"
-        f" up {age(answer['started'], now)}: {synced}"
-    ]
-    if answer.get("kernel"):
-        lines.append(f"THE KERNEL'S TABLE IS OUT OF REACH: {answer['kernel']}")
-    for libvirt in answer["libvirt"]:
-        state = "connected" if libvirt["connected"] else "NOT CONNECTED"
-        why = f": {libvirt['reason']}" if libvirt.get("reason") else ""
-        since = f" for {age(libvirt['since'], now)}" if libvirt.get("since") else ""
-        lines.append(f"libvirt {libvirt['uri'] or '(default)'} {state}{since}{why}")
-    config = answer["config"]
-    if config["problems"]:
-        since = config.get("last_good_since")  # it was read from disk, after a restart
-        of = f" (in use since {since})" if since else ""
-        lines.append(f"{config['file']} HAS PROBLEMS, the last good one{of} is in use:")
-        lines += [f"  {problem}" for problem in config["problems"]]
-    lines += [f"ADDRESSES: {said}" for said in answer.get("director", {}).get("problems", ())]
-    return lines
-
-
-def title(service: Answer) -> str:
-    """`mail  192.0.2.10:25/tcp  lblc  gatewaying  1 foreign server`"""
-    if service["fwmark"] is None:
-        address = f"{_host(service['address'])}:{service['port']}/{service['protocol']}"
-    else:
-        address = f"fwmark {service['fwmark']}"
-        if service.get("family") == "inet6":
-            address += " inet6"
-    parts = [service["name"], address, service["scheduler"], service["forwarding"]]
-    if count := service["foreign_servers"]:
-        parts.append(f"{count} foreign server{'s' * (count != 1)}")
-    if not service.get("in_table", True):
-        parts.append("NOT IN THE TABLE")
-    if service.get("reason"):
-        parts.append(service["reason"])
-    if not service["servers"]:
-        parts.append("no servers")
-    return "  ".join(parts)
-
-
-def row(server: Answer, service: Answer, now: float) -> tuple[str, ...]:
-    """The cells of one server, in the order of HEADER."""
-    guest = str(server["guest"] or "(host)")
-    address = _host(server["address"]) if server["address"] else "-"
-    if server["address"] and server["port"] != service["port"]:
-        address += f":{server['port']}"
-    weight, configured = server["weight"], server["configured_weight"]
-    return (
-        guest if len(guest) <= GUEST_WIDTH else guest[: GUEST_WIDTH - 1] + "…",
-        address,
-        server["phase"],
-        "-"
-        if not server["in_table"]
-        else str(weight)
-        if weight == configured
-        else f"{weight}/{configured}",
-        str(server["active_connections"]) if server["in_table"] else "-",
-        str(server["inactive_connections"]) if server["in_table"] else "-",
-        server["health"],
-        age(server["since"], now),
-    )
-
-
-def note(server: Answer, now: float) -> str:
-    """Why a server is not simply serving, "" where there is nothing to say."""
-    if server["phase"] == "serving" and server["health"] == "up":
-        plain = server["weight"] == server["configured_weight"]
-    else:
-        plain = server["phase"] == "absent" and server["reason"] == "not running"
-    if plain:
-        return ""
-    left = f", {until(server['deadline'], now)} left" if server["deadline"] else ""
-    return f"{server['reason']}{left}"
 
 
 def why(answer: Answer, now: float) -> str:
@@ -144,7 +41,7 @@ def why(answer: Answer, now: float) -> str:
     servers = answer.get("servers", ())
     lines += ["", "servers" if servers else "in no service"]
     for server in servers:
-        place = f"{_host(server['address'])}:{server['port']}" if server["address"] else "-"
+        place = f"{host(server['address'])}:{server['port']}" if server["address"] else "-"
         weight = (
             f"weight {server['weight']} of {server['configured_weight']}"
             if server["in_table"]
@@ -196,9 +93,14 @@ def _drain(drain: Answer, now: float) -> str:
     return ", ".join(parts)
 
 
-def connections(count: int) -> str:
+def connections(number: int) -> str:
     """`1 connection`, `2 connections`"""
-    return f"{count} connection{'s' * (count != 1)}"
+    return count(number, "connection")
+
+
+def count(number: int, thing: str) -> str:
+    """`1 server`, `2 servers`"""
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def event(entry: Answer) -> str:
@@ -231,12 +133,5 @@ def _length(seconds: float) -> str:
     return f"{whole}s"
 
 
-def _host(address: str) -> str:
+def host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(
-        f"{cell:>{width}}" if n in NUMBERS else f"{cell:<{width}}"
-        for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ).rstrip()

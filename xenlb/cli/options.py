@@ -40,7 +40,7 @@ state_file = click.option(
     default=STATE,
     envvar="XENLB_STATE",
     show_default=True,
-    help="Where the agent keeps what it must not forget.",
+    help="The agent's state file.",
 )
 last_good_file = click.option(
     "--last-good",
@@ -56,7 +56,7 @@ key_file = click.option(
     default=KEY,
     envvar="XENLB_KEY",
     show_default=True,
-    help="By what the agent knows its guests; made when first needed.",
+    help="File with the agent's secret key (created on first use).",
 )
 
 

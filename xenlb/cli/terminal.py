@@ -1,67 +1,80 @@
-"""`status` on a terminal: the table of layout.py in colours, once or every second."""
+"""`status` on a terminal: the lines of statuslines.py in colours, once or every second."""
 
+import os
+import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+import click
 
-from xenlb.cli import layout
+from xenlb.cli import statuslines
+from xenlb.cli.layout import Answer
+from xenlb.cli.statuslines import Line
 from xenlb.control.protocol import ControlError
 
-COLOURS = {
-    "serving": "green",
-    "starting": "cyan",
-    "draining": "yellow",
-    "paused": "yellow",
-    "failed": "red",
-    "absent": "dim",
-    "up": "green",
-    "down": "red",
-    "unknown": "dim",
-}
-ALARMING = ("NOT CONNECTED", "PROBLEMS", "OUT OF REACH", "ADDRESSES")
+ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other screen, without a cursor
+HOME, END_OF_LINE, END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-def show(answer: layout.Answer) -> None:
-    Console(highlight=False).print(_picture(answer, time.time()))
+def show(answer: Answer, *, only_trouble: bool) -> None:
+    """On a terminal in its width and in colours, else as plain text."""
+    now = time.time()
+    if not sys.stdout.isatty():
+        click.echo(statuslines.plain(statuslines.lines(answer, now, only_trouble=only_trouble)))
+        return
+    width = shutil.get_terminal_size().columns
+    page = statuslines.lines(answer, now, width=width, only_trouble=only_trouble)
+    click.echo("\n".join(_coloured(page)), color=True)
 
 
-def watch(ask: Callable[[], layout.Answer]) -> None:
+def watch(ask: Callable[[], Answer], *, only_trouble: bool) -> None:
     """Shows it every second until Ctrl-C; an agent that restarts is waited for."""
-    with Live(_picture(ask(), time.time()), screen=True, auto_refresh=False) as live:
+    answer = ask()  # where there is no agent to begin with, the command fails
+    if not sys.stdout.isatty():
         while True:
+            show(answer, only_trouble=only_trouble)
+            click.echo()
+            sys.stdout.flush()
             time.sleep(1)
-            picture: RenderableType
+            answer = ask()
+    click.echo(ENTER, nl=False, color=True)
+    try:
+        while True:
             try:
-                picture = _picture(ask(), time.time())
+                _paint(ask(), only_trouble=only_trouble)
             except ControlError as error:
-                picture = Text(f"{error.message}\n  {error.hint}", style="red")
-            live.update(picture, refresh=True)
+                _put([((error.message, "trouble"),), ((f"  {error.hint}", "trouble"),)])
+            time.sleep(1)
+    finally:
+        click.echo(LEAVE, nl=False, color=True)
 
 
-def _picture(answer: layout.Answer, now: float) -> RenderableType:
-    parts: list[RenderableType] = [
-        Text(line, style="red" if any(word in line for word in ALARMING) else "")
-        for line in layout.head(answer, now)
+def _paint(answer: Answer, *, only_trouble: bool) -> None:
+    """What fits on the screen: all, else what needs attention, and how much is not shown."""
+    width, height = shutil.get_terminal_size()
+    page = statuslines.lines(answer, time.time(), width=width, only_trouble=only_trouble)
+    if len(page) > height and not only_trouble:
+        page = statuslines.lines(answer, time.time(), width=width, only_trouble=True)
+        page.append((("(only what needs attention is shown; the rest does not fit)", "dim"),))
+    if len(page) > height:
+        hidden = len(page) - height + 1
+        page[height - 1 :] = [((f"({hidden} more lines; name a service to see its own)", "dim"),)]
+    _put(page)
+
+
+def _put(page: Iterable[Line]) -> None:
+    shown = "\r\n".join(line + END_OF_LINE for line in _coloured(page))
+    click.echo(HOME + shown + END_OF_SCREEN, nl=False, color=True)
+    sys.stdout.flush()
+
+
+def _coloured(page: Iterable[Line]) -> list[str]:
+    styles = {} if os.environ.get("NO_COLOR") else statuslines.STYLES
+    return [
+        "".join(
+            click.style(text, **styles[style]) if style in styles and text.strip() else text
+            for text, style in line
+        )
+        for line in page
     ]
-    for service in answer["services"]:
-        parts += [Text(), Text(layout.title(service), style="bold")]
-        if service["servers"]:
-            parts.append(_table(service, now))
-    return Group(*parts)
-
-
-def _table(service: layout.Answer, now: float) -> Table:
-    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
-    for n, name in enumerate(layout.HEADER):
-        table.add_column(name, justify="right" if n in layout.NUMBERS else "left", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for server in service["servers"]:
-        cells = [
-            Text(cell, style=COLOURS.get(cell, "")) for cell in layout.row(server, service, now)
-        ]
-        table.add_row(*cells, Text(layout.note(server, now), style="yellow"))
-    return table

@@ -94,7 +94,7 @@ class Waiter:
             what = {"poweroff": "drain and shutdown go on", "reboot": "drain and reboot go on"}
             click.echo(
                 f"\n{begun['guest']}: {what.get(then, 'the drain goes on')};"
-                f" xenlb undrain {begun['guest']} takes it back",
+                f" to cancel: xenlb undrain {begun['guest']}",
                 err=True,
             )
             raise
@@ -136,11 +136,11 @@ class Waiter:
                 self._once(f"{name} is drained")
             case _ if then is None:
                 raise Failure(
-                    f"{name} still has {connections(left)}, and its time is up",
+                    f"the drain of {name} timed out with {connections(left)} left",
                     hint="it stays out of service; xenlb drain --timeout gives it longer",
                 )
             case _:
-                self._once(f"{name} still has {connections(left)}, and its time is up")
+                self._once(f"the drain of {name} timed out with {connections(left)} left")
         if then is None:
             return False
         if drain["failure"]:
@@ -185,13 +185,27 @@ class Waiter:
                 # Those that were kept go when the others are done: nothing more will take over.
                 rest = not open_ones
                 answer = self._ask("drain-all", timeout=timeout, by=by, rest=rest)
-            self._progress.say("every guest of this host is drained")
+            self._over(answer)
         except KeyboardInterrupt:
             self._progress.end()
-            click.echo("\nthe drains go on; xenlb undrain --all takes them back", err=True)
+            click.echo("\nthe drains go on; to cancel: xenlb undrain --all", err=True)
             raise
         finally:
             self._progress.end()
+
+    def _over(self, answer: Answer) -> None:
+        """The end, as that of one drain: a failure where connections are left."""
+        left = [
+            f"{guest['guest']} ({connections(guest['drain']['connections_left'])})"
+            for guest in answer["guests"]
+            if guest["drain"]["outcome"] == "deadline" and guest["drain"]["connections_left"]
+        ]
+        if left:
+            raise Failure(
+                f"timed out with connections left: {', '.join(left)}",
+                hint="they stay out of service; xenlb drain --all --timeout gives them longer",
+            )
+        self._progress.say("every guest of this host is drained")
 
 
 def _left(answer: Answer, drain: Answer) -> str:
@@ -217,7 +231,7 @@ def _is_open(guest: Answer) -> bool:
 def _outcome(drain: Answer) -> str:
     if drain["outcome"] == "empty":
         return "drained"
-    return f"its time is up with {connections(drain['connections_left'] or 0)} left"
+    return f"timed out with {connections(drain['connections_left'] or 0)} left"
 
 
 def _of_all(open_ones: Sequence[Answer], kept: Sequence[str]) -> tuple[str, str]:
@@ -225,5 +239,5 @@ def _of_all(open_ones: Sequence[Answer], kept: Sequence[str]) -> tuple[str, str]
     many = f"{len(open_ones)} guests drain" if len(open_ones) != 1 else "1 guest drains"
     parts = [f"{many}, {connections(left)}"] if open_ones else []
     if kept:
-        parts.append(f"{len(kept)} kept in service until they have: {', '.join(kept[:5])}")
+        parts.append(f"{len(kept)} kept in service meanwhile: {', '.join(kept[:5])}")
     return "; ".join(parts), f"{len(open_ones)} {left // 10} {len(kept)}"

@@ -3,9 +3,8 @@
 watch.py, which tells of changes of the file, is imported by who needs it: it loads watchdog.
 """
 
-from xenlb.config.advice import notes
 from xenlb.config.loader import Loaded, load, loaded, parse, read
 from xenlb.config.nodes import decode
 from xenlb.model.problem import ConfigError
 
-__all__ = ["ConfigError", "Loaded", "decode", "load", "loaded", "notes", "parse", "read"]
+__all__ = ["ConfigError", "Loaded", "decode", "load", "loaded", "parse", "read"]

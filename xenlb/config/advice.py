@@ -1,24 +1,73 @@
-"""What `check` says of a valid configuration: consequences that its author may not expect.
-
-Problems, which make a configuration invalid, are the work of rules.py.
-"""
+"""What is allowed and yet likely to be a mistake in a service: the warnings of `check`."""
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
+from xenlb.ipvs.table import Forwarding
 from xenlb.model.desired import STAND_IN
-from xenlb.model.settings import ServiceSettings, Settings
+from xenlb.model.settings import Member, ServiceSettings
+from xenlb.model.side import OnBoot
+
+Advice = tuple[str, str]  # what is odd, and what to do about it
 
 
-def notes(settings: Settings) -> tuple[str, ...]:
-    """One sentence each, in the order of the services."""
-    return tuple(note for service in settings.services for note in _of(service))
+def advice(service: ServiceSettings) -> Iterator[Advice]:
+    yield from _no_server(service)
+    yield from _named_twice(service)
+    yield from _inside_unknown(service)
+    yield from _other_scheduler(service)
 
 
-def _of(service: ServiceSettings) -> Iterator[str]:
+def _no_server(service: ServiceSettings) -> Iterator[Advice]:
+    if not service.servers and not service.from_metadata:
+        yield "has no server", "add servers: [{guest: NAME}], or from-metadata: true"
+
+
+def _named_twice(service: ServiceSettings) -> Iterator[Advice]:
+    """A guest that an entry names and another one's pattern matches, with other weights."""
+    patterns = [member for member in service.servers if member.is_pattern]
+    for member in service.servers:
+        if member.guest is None or member.is_pattern:
+            continue
+        for pattern in patterns:
+            assert pattern.guest is not None
+            if not fnmatchcase(member.guest, pattern.guest):
+                continue
+            own, other = _weight(member, service), _weight(pattern, service)
+            if own != other:
+                yield (
+                    f"guest {member.guest} is named with weight {own} and also matches"
+                    f" '{pattern.guest}' with weight {other}",
+                    f"the name has precedence: weight {own}",
+                )
+
+
+def _weight(member: Member, service: ServiceSettings) -> int:
+    return service.weight if member.weight is None else member.weight
+
+
+def _inside_unknown(service: ServiceSettings) -> Iterator[Advice]:
+    """A server without the service address answers its own address, and no client."""
+    if service.forwarding not in {Forwarding.GATEWAYING, Forwarding.TUNNEL}:
+        return
+    if any(check.via_vip for check in service.checks):
+        return
+    sides = [service.side if m.side is None else m.side for m in service.servers if m.host is None]
+    hosts = any(member.host is not None for member in service.servers)
+    if hosts or service.side.on_boot is OnBoot.OFF or any(s.on_boot is OnBoot.OFF for s in sides):
+        yield (
+            f"with {service.forwarding} a server that lacks the service address passes its checks,"
+            " as they go to its own address, and its clients get no answer",
+            "add via: vip to a check, or guest-side: {on-boot: verify, delivery: …} for guests",
+        )
+
+
+def _other_scheduler(service: ServiceSettings) -> Iterator[Advice]:
+    """A consequence that its author may not expect."""
     stand_in = STAND_IN.get(service.scheduler)
     if stand_in is not None:
         yield (
-            f"service {service.name}: scheduler {service.scheduler} refuses the clients of a server"
-            f" with weight 0, so {stand_in} schedules while there is one (during a drain, for"
-            " example)"
+            f"scheduler {service.scheduler} refuses the clients of a server with weight 0, so"
+            f" {stand_in} schedules while there is one, as during a drain",
+            "sh and mh schedule all the time",
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from xenlb.config import host, service, values
+from xenlb.config.advice import advice
 from xenlb.config.draft import Draft
 from xenlb.config.host import Need, NeedKind
 from xenlb.config.nodes import LARGEST_FILE, compose, decode
@@ -150,13 +151,18 @@ def _settings(root: Cursor, report: Report) -> Settings | None:
     servers_are_no_vips(drafts, report)
     if report.found:
         return None
+    services = tuple(settings_of(draft) for draft in drafts)
+    for draft, settings in zip(drafts, services, strict=True):
+        for message, hint in advice(settings):
+            report.warn(draft.place, message, hint)
     return Settings(
         uris=uris,
         keepalive=keepalive,
         networks=networks,
         listen=listen,
         director=director,
-        services=tuple(settings_of(draft) for draft in drafts),
+        services=services,
+        warnings=tuple(report.warned),
     )
 
 

@@ -286,10 +286,35 @@ def _syntax(error: yaml.MarkedYAMLError, file: str, text: str) -> Problem:
     lines = _BREAK.split(text)
     if line <= len(lines) and re.search(r":\s+\[[0-9a-fA-F:.]+\]:[0-9]", lines[line - 1]):
         hint = "an IPv6 address with a port goes into quotes: '[2001:db8::99]:25'"
+    if (keyless := _without_colon(said, lines, line)) is not None:
+        number, key = keyless
+        indent = len(lines[number - 1]) - len(lines[number - 1].lstrip())
+        return _problem(
+            file, number, indent + 1, f"no colon follows the key '{key[:60]}'", f"write {key[:60]}:"
+        )
     message = f"not valid YAML: {error.problem or 'cannot be read'}"
     if error.context and error.context_mark and error.context_mark.line + 1 != line:
         message += f" {error.context} that begins in line {error.context_mark.line + 1}"
     return _problem(file, line, column, message, hint)
+
+
+_NO_COLON: Final = (
+    "mapping values are not allowed",
+    "could not find expected ':'",
+    "did not find expected key",
+    "expected <block end>",
+)
+
+
+def _without_colon(said: str, lines: list[str], line: int) -> tuple[int, str] | None:
+    """The line, and the key in it, that lacks its colon: YAML notices it only at the next one."""
+    if not any(words in said for words in _NO_COLON):
+        return None
+    for number in range(min(line, len(lines)) - 1, 0, -1):
+        text = lines[number - 1].partition(" #")[0].strip()
+        if text and not text.startswith("#"):
+            return (number, text) if re.fullmatch(r"[a-z][a-z0-9-]*", text) else None
+    return None
 
 
 def _name(character: str) -> str:

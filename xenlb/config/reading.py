@@ -41,9 +41,14 @@ class Report:
     file: str
     found: dict[Problem, None] = field(default_factory=dict)
     needs: dict[Need, Place] = field(default_factory=dict)
+    warned: list[Problem] = field(default_factory=list)
 
     def add(self, place: Place, message: str, hint: str) -> None:
         self.found[self.problem(place, message, hint)] = None
+
+    def warn(self, place: Place, message: str, hint: str) -> None:
+        """What is allowed, and yet likely to be a mistake."""
+        self.warned.append(self.problem(place, message, hint))
 
     def problem(self, place: Place, message: str, hint: str) -> Problem:
         return Problem(

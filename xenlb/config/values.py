@@ -160,9 +160,14 @@ def port(text: str) -> Port:
     number, slash, protocol = text.partition("/")
     names = tuple(member.value for member in Protocol)
     if slash and protocol not in names:
+        near = get_close_matches(protocol.lower(), names, n=1, cutoff=0.8)
         raise Wrong(
-            f"{quoted(protocol)} is not a protocol of IPVS", hint=did_you_mean(protocol, names)
+            f"{quoted(protocol)} is not a protocol of IPVS",
+            hint=f"did you mean {near[0]}?" if near else "write 25, 25/tcp, 53/udp or 2905/sctp",
         )
+    if re.fullmatch(r"[0-9]+ *(-|\.\.) *[0-9]+", number):
+        hint = "list them, or use fwmark: and let a firewall rule mark the range"
+        raise Wrong(f"{quoted(text)} is a range, and a service takes single ports", hint=hint)
     try:
         value = whole_number(number, least=0, most=65535)
     except Wrong as wrong:
@@ -267,6 +272,9 @@ def endpoint(text: str) -> tuple[IPAddress, int | None]:
 
 def listening(text: str) -> tuple[IPAddress, int]:
     """ADDRESS:PORT, where this host listens."""
+    if text.isascii() and text.isdigit():
+        hint = f"write the address at which the guests reach this host: 10.0.0.1:{text[:5]}"
+        raise Wrong(f"{quoted(text)} has no address", hint=hint)
     result, number = endpoint(text)
     if number is None:
         where = f"'[{result}]:7371'" if isinstance(result, IPv6Address) else f"{result}:7371"

@@ -236,7 +236,7 @@ class ControlServer:
         handler = self._handlers.get(verb)
         if handler is None:
             raise ControlError(
-                f"this agent does not know the request “{verb[:64]}”",
+                f"this agent does not know the request '{verb[:64]}'",
                 hint="the agent is of another version; restart it: systemctl restart xenlb",
                 status=USAGE,
             )

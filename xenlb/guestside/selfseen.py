@@ -85,7 +85,7 @@ class Seen:
                 )
             case Report.BROKEN:
                 yield Difference(
-                    message=f"its report is not understood: “{visible(self.word or '')}”",
+                    message=f"its report is not understood: '{visible(self.word or '')}'",
                     hint="data/xenlb-guest should have 16 hexadecimal digits and ok or failed;"
                     " who else writes there?",
                 )

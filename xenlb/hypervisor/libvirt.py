@@ -202,10 +202,5 @@ class LibvirtSource:
             log.debug("libvirt %s: %s", self.uri, reason)
             return
         self._told = True
-        log.warning(
-            "libvirt %s cannot be reached: %s; its guests are left as they are until it answers"
-            " (is libvirtd running? systemctl status libvirtd)",
-            self.uri,
-            reason,
-        )
+        log.debug("libvirt %s cannot be reached: %s", self.uri, reason)
         self._emit(Disconnected(at=self._clock(), uri=self.uri, reason=reason))

@@ -68,6 +68,13 @@ def service_key(key: ServiceKey) -> str:
     return f"-f {key.mark}" if key.family == "inet" else f"-f {key.mark} -6"
 
 
+def place(key: ServiceKey) -> str:
+    """For people: `192.0.2.10:25/tcp`, `fwmark 7`, `fwmark 7 inet6`."""
+    if isinstance(key, AddressKey):
+        return f"{endpoint(key.address, key.port)}/{key.protocol}"
+    return f"fwmark {key.mark}" if key.family == "inet" else f"fwmark {key.mark} {key.family}"
+
+
 def service(value: Service) -> str:
     """A service with all its options: `-t 192.0.2.10:25 -s sh -p 300 -b sh-fallback`."""
     return f"{service_key(value.key)}{_service_options(value, every_flag=True)}"

@@ -21,11 +21,16 @@ from xenlb.model.events import Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, Judged
 from xenlb.model.inside import lacking
+from xenlb.model.members import services_of
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Admission, Candidate, Slot, State
 
 # Seconds: a large weight does not make thousands of steps, each of which is a round of the owner.
 SHORTEST_STEP = 0.1
+
+# What comes at a deadline, followed by "in 40s".
+RETURNS = "may return"
+GROWS = "gets more weight"
 
 
 class ServerPhase(StrEnum):
@@ -41,13 +46,15 @@ class ServerPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Where a server stands. `weight` None: not in the table. `deadline`: when that may change."""
+    """Where a server stands. `weight` None: not in the table. `deadline`: when that may change, and
+    `then` what comes at that time."""
 
     phase: ServerPhase
     weight: int | None
     reason: str
     since: float
     deadline: float | None = None
+    then: str = ""
 
 
 def standing(candidate: Candidate, service: ServiceSettings, state: State, now: float) -> Standing:
@@ -66,28 +73,35 @@ def standing(candidate: Candidate, service: ServiceSettings, state: State, now: 
                     phase=ServerPhase.PAUSED, weight=quiet, reason="paused", since=guest.since
                 )
             case Phase.LEAVING | Phase.SUSPENDING:
-                return _leaving(guest, quiet)
+                return _leaving(guest, quiet, _places(guest, state))
         if guest.drain is not None:
             return Standing(
                 phase=ServerPhase.DRAINING,
                 weight=quiet,
-                reason=guest.drain.text() + guest.drain.progress(),
+                reason=guest.drain.text() + guest.drain.progress(_places(guest, state)),
                 since=guest.drain.since,
                 deadline=guest.drain.deadline if guest.drain.lasts else None,
+                then="the drain ends at the latest",
             )
     since = 0.0 if guest is None else guest.since
     return _up(candidate, service, state, now, admission=admission, since=since)
 
 
-def _leaving(guest: Guest, quiet: int | None) -> Standing:
+def _places(guest: Guest, state: State) -> int:
+    """In how many kernel services a guest serves, or would."""
+    return sum(len(service.kernel_keys()) for service in services_of(state, guest))
+
+
+def _leaving(guest: Guest, quiet: int | None, places: int) -> Standing:
     request, drain = guest.request, guest.drain
     reason = "asked to go" if request is None else request.text()
     return Standing(
         phase=ServerPhase.DRAINING,
         weight=quiet,
-        reason=reason if drain is None else reason + drain.progress(),
+        reason=reason if drain is None else reason + drain.progress(places),
         since=guest.since,
         deadline=None if request is None else request.deadline,
+        then="back in service, unless it goes,",
     )
 
 
@@ -139,6 +153,7 @@ def _up(
             reason=reason,
             since=since,
             deadline=held,
+            then=RETURNS,
         )
     share = None if health is None else health.share
     weight, deadline = _ramped(shared(candidate.weight, health), service, admission, now)
@@ -149,8 +164,11 @@ def _up(
             reason=f"{reason}; kept for keep-in-service",
             since=since,
             deadline=deadline,
+            then=GROWS,
         )
-    if deadline is not None:
+    if candidate.weight == 0:
+        reason = "weight 0 is configured: it gets no new connections"
+    elif deadline is not None:
         reason = "slow start"
     elif weight != candidate.weight and share is not None:
         reason = f"its checks leave it {share * 100:.3g}% of its weight"
@@ -160,6 +178,7 @@ def _up(
         reason=reason,
         since=since,
         deadline=deadline,
+        then=GROWS,
     )
 
 
@@ -192,6 +211,7 @@ def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: 
             reason=reason,
             since=judged[1].since,
             deadline=held,
+            then=RETURNS,
         )
     detail = candidate.why
     if not detail and judged is not None:

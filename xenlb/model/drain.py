@@ -100,20 +100,22 @@ class Drain:
         """`drained by root`; `asked for poweroff` is nobody's in particular."""
         return f"{self.reason} by {self.by}" if self.by else self.reason
 
-    def progress(self) -> str:
-        """What is said behind its reason; "" before the first count."""
+    def progress(self, places: int) -> str:
+        """What is said behind its reason; "" before the first count. `places`: in how many kernel
+        services its guest serves; what is counted is the guest's connections in all of them."""
+        total = f" in its {places} services" if places > 1 else ""
         if self.failure:
             return f"; libvirt refuses: {self.failure}"
         match self.outcome:
             case Outcome.EMPTY:
                 return ", empty"
             case Outcome.DEADLINE:
-                with_left = f" with {connections(self.left)} left" if self.left else ""
-                return f", its time is up{with_left}"
+                with_left = f" with {connections(self.left)} left{total}" if self.left else ""
+                return f", timed out{with_left}"
         if not self.left:
             return ""
         why = f"; {self.warnings[0]}" if self.warnings else ""
-        return f", {connections(self.left)} left{why}"
+        return f", {connections(self.left)} left{total}{why}"
 
 
 def connections(count: int) -> str:

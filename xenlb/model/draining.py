@@ -117,10 +117,16 @@ def _drained(state: State, guest: Guest, event: DrainAsked) -> tuple[State, tupl
     return replace(state, guests=guests), tuple(notes)
 
 
+def is_out(guest: Guest) -> bool:
+    """Is it drained, or about to go, so that it can be put back into service?"""
+    going = guest.phase in {Phase.LEAVING, Phase.SUSPENDING}
+    return guest.phase is not Phase.ABSENT and (guest.drain is not None or going)
+
+
 def undrain(state: State, event: UndrainAsked) -> Step:
     """Also takes back that it was asked to go: who says so knows that it stays."""
     guest = state.guests.get(event.guest)
-    if guest is None or guest.phase is Phase.ABSENT:
+    if guest is None or not is_out(guest):
         return Step(state=state)
     after = undrained(guest, Outcome.UNDRAINED, at=event.at)
     if guest.request is not None:

@@ -1,8 +1,7 @@
 """Everything the agent can hear, as a closed union of frozen values.
 
-Sources (hypervisor, health, config, control) make them; `model.step` folds them into the state.
-`at` is in seconds on the host's boot-time clock (CLOCK_BOOTTIME): it counts on while the agent is
-away and never jumps. Nothing here decides anything.
+`model.step` folds them into the state. `at` is in seconds on the host's boot-time clock
+(CLOCK_BOOTTIME): it counts on while the agent is away and never jumps.
 """
 
 from collections.abc import Mapping
@@ -144,8 +143,7 @@ class Stays:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Died:
-    """A domain is gone from the hypervisor (xenstore @releaseDomain, QMP SHUTDOWN), which libvirt
-    tells seconds later."""
+    """A domain is gone from the hypervisor (xenstore @releaseDomain, QMP SHUTDOWN)."""
 
     at: float
     guest: GuestId
@@ -309,8 +307,11 @@ class SysctlsSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
+    """`counters` of the table as it is, for what is said of it; None: not known."""
+
     at: float
     settings: Settings
+    counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from xenlb.ipvs.table import (
     Forwarding,
     IPAddress,
     MarkKey,
+    Protocol,
     ServerKey,
     ServiceKey,
     family_of,
@@ -50,7 +51,7 @@ def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
 def _membership(
     service: ServiceSettings, name: str, uuid: UUID, metadata: tuple[MetadataService, ...]
 ) -> Membership | None:
-    """By an entry of `servers`; by its metadata, where allowed."""
+    """By the entry of `servers` that means the guest; by its metadata, where allowed."""
     member = _entry(service, name, uuid)
     entry = None
     if service.from_metadata:
@@ -116,7 +117,7 @@ def side_of(service: ServiceSettings, name: str, uuid: UUID) -> GuestSide:
 
 
 def _entry(service: ServiceSettings, name: str, uuid: UUID) -> Member | None:
-    """The first entry of `servers` that is the guest's own; else the first whose pattern fits."""
+    """The entry that names the guest, wherever it stands; else the first whose pattern fits."""
     text = str(uuid)
     mine = [member for member in service.servers if member.matches(name, text)]
     return next((member for member in mine if member.names(name, text)), mine[0] if mine else None)
@@ -175,7 +176,7 @@ def candidates(
     for guest in state.guests.values():
         member = membership(service, guest)
         if member is not None:
-            addresses, why = _addresses(service, guest, member, owners)
+            addresses, why = _addresses(service, guest, member, owners, state)
             at = {
                 address: tuple(
                     _candidate(service, key, guest.id, address, weight=member.weight)
@@ -208,6 +209,7 @@ def _addresses(
     guest: Guest,
     member: Membership,
     owners: Mapping[IPAddress, GuestId | None],
+    state: State,
 ) -> tuple[tuple[IPAddress, ...], str]:
     """The addresses that the guest's server may have, best first; if there is none, why. One that
     is written is the only one."""
@@ -217,8 +219,7 @@ def _addresses(
         if not _fits(service, found.address):
             why = f"its address {found.address} is not of the service's family"
         elif found.address in owners and owners[found.address] != guest.id:
-            owner = owners[found.address]
-            whose = "a configured host" if owner is None else f"guest {owner.uuid}"
+            whose = owner_name(owners[found.address], state)
             why = f"its address {found.address} ({found.source}) is refused: it is that of {whose}"
         elif found.source in {Source.CONFIGURATION, Source.METADATA}:
             return (found.address,), ""
@@ -230,6 +231,14 @@ def _addresses(
         refused = guest.refused[0]
         why = f"{refused.text} ({refused.source}) is refused: {refused.reason}"
     return choice.ranked(usable, guest), why
+
+
+def owner_name(owner: GuestId | None, state: State) -> str:
+    """For messages: whose an address is."""
+    if owner is None:
+        return "a configured host"
+    guest = state.guests.get(owner)
+    return f"guest {owner.uuid if guest is None else guest.name}"
 
 
 def _fits(service: ServiceSettings, address: IPAddress) -> bool:
@@ -285,6 +294,21 @@ def _targets(service: ServiceSettings, key: ServiceKey, address: IPAddress) -> t
                 target = replace(target, vip=service.address, tunnel=service.tunnel)
             targets.append(target)
     return tuple(targets)
+
+
+def sorry_target(service: ServiceSettings, key: ServiceKey) -> Target | None:
+    """What is probed of the sorry server: a connection to it, as what it speaks need not be what
+    the servers speak. None without one, without checks, and where it is not reached by TCP."""
+    sorry = service.sorry_key(key)
+    tcp = isinstance(key, AddressKey) and key.protocol is Protocol.TCP
+    if sorry is None or not sorry.port or not tcp or not service.checks:
+        return None
+    first = service.checks[0]
+    check = Check(interval=first.interval, timeout=first.timeout, via_vip=first.via_vip)
+    target = Target(check=check, address=sorry.address, port=sorry.port)
+    if check.via_vip:
+        target = replace(target, vip=service.address, tunnel=service.tunnel)
+    return target
 
 
 def _probed_port(service: ServiceSettings, key: ServiceKey, check: Check) -> int | None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from xenlb.model import apart, choice
+from xenlb.model import alarm, apart, choice
 from xenlb.model.desired import shared
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import judge
@@ -44,9 +44,12 @@ def _judged(state: State, event: Probed) -> Step:
         after = changed.health[target]
     # Back where nobody else serves, though it is held back.
     news = news or (health.against < after.against and after.passes(target.check))
-    if (health.up, health.share) == (after.up, after.share) and not news:
-        return Step(state=changed)
     names = frozenset(state.asked[target])
+    if (health.up, health.share) == (after.up, after.share) and not news:
+        # With its first answer a check that fails may begin an alarm.
+        if after.up is not None or health.detail:
+            return Step(state=changed)
+        return settled(state, changed, names, event.at, *alarm.sorry_news(changed, event))
     owner = state.owners.get(target.address)
     if after.up is health.up and (event.up or not news):
         if not _reweighs(state, changed, target):

@@ -7,6 +7,7 @@ by `wall`, which turns the boot-time clock into ISO 8601 in UTC.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from xenlb.ipvs import text
 from xenlb.ipvs.table import (
     AddressKey,
     Counters,
@@ -15,13 +16,13 @@ from xenlb.ipvs.table import (
     ServiceKey,
     Table,
 )
-from xenlb.model import alarm
+from xenlb.model import alarm, findings, remarks
 from xenlb.model.desired import ServerPhase, Standing, standing
 from xenlb.model.drain import Drain
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health
-from xenlb.model.members import services_of
+from xenlb.model.members import owner_name, services_of
 from xenlb.model.settings import Member, ServiceSettings
 from xenlb.model.state import Candidate, State
 
@@ -64,11 +65,13 @@ def services(
                 for candidate in mine
                 if of is None or candidate.owner == of
             ]
+            if of is None:
+                servers += remarks.unknown_members(state, service)
             known = {candidate.slot.server for candidate in mine if candidate.slot is not None}
             if (sorry := service.sorry_key(key)) is not None:
                 known.add(sorry)
             entry = table.entries.get(key)
-            foreign = [] if entry is None else [s for s in entry.servers if s not in known]
+            foreign = remarks.foreign(key, entry, known, counters.get(key, {}))
             shown.append(
                 {
                     "name": service.name,
@@ -77,19 +80,44 @@ def services(
                     "forwarding": service.forwarding.value,
                     "in_table": entry is not None,
                     "reason": failures.get((key, None), ""),
-                    "alarm": _alarm(state, service, key, wall),
+                    **_alarm(state, service, key, now=now, wall=wall),
                     "foreign_servers": len(foreign),
+                    "foreign": foreign,
+                    "sorry_server": remarks.sorry_server(
+                        state, service, key, entry, counters.get(key, {})
+                    ),
+                    "unverified": remarks.unverified(state, service, mine),
                     "servers": servers,
                 }
             )
     return shown
 
 
-def _alarm(state: State, service: ServiceSettings, key: ServiceKey, wall: Wall) -> str | None:
-    since = state.alarms.get(key)
-    if since is None:
-        return None
-    return f"{alarm.said(state, service, key)}, since {wall(since)}"
+def _alarm(
+    state: State, service: ServiceSettings, key: ServiceKey, *, now: float, wall: Wall
+) -> dict[str, Any]:
+    it = state.alarms.get(key)
+    return {
+        "alarm": None if it is None else alarm.said(state, service, key, now),
+        "alarm_kind": None if it is None else it.kind.value,
+        "alarm_since": None if it is None else wall(it.since),
+    }
+
+
+def alarms(state: State, *, now: float, wall: Wall) -> list[dict[str, Any]]:
+    """Those of all services, for the header of `status`."""
+    return [
+        {
+            "service": service.name,
+            "address": text.place(key),
+            "kind": it.kind.value,
+            "text": alarm.said(state, service, key, now),
+            "since": wall(it.since),
+        }
+        for service in state.settings.services
+        for key in service.kernel_keys()
+        if (it := state.alarms.get(key)) is not None
+    ]
 
 
 def _key(key: ServiceKey) -> dict[str, Any]:
@@ -144,6 +172,7 @@ def _server(
         "reason": failure or stands.reason,
         "since": wall(stands.since) if stands.since else None,
         "deadline": None if stands.deadline is None else wall(stands.deadline),
+        "deadline_means": None if stands.deadline is None else stands.then,
         "drain_until": service.drain.until.value,
     }
 
@@ -202,9 +231,9 @@ def serves(state: State, guest: Guest, now: float) -> bool:
     return phases <= {ServerPhase.SERVING} and guest.phase is Phase.UP
 
 
-def matching(state: State, text: str) -> tuple[Guest, ...]:
+def matching(state: State, name: str) -> tuple[Guest, ...]:
     """The guests meant by a name or a UUID, as an operator types it."""
-    meant = Member(guest=text)
+    meant = Member(guest=name)
     return tuple(
         guest for guest in state.guests.values() if meant.names(guest.name, str(guest.id.uuid))
     )
@@ -214,7 +243,7 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
     """What `why` says of a guest itself; its servers and its journal stand beside it."""
     it = state.guests[guest_id]
     others = {
-        found.address: _name(state.owners[found.address], state)
+        found.address: owner_name(state.owners[found.address], state)
         for found in it.found
         if state.owners.get(found.address, it.id) != it.id
     }
@@ -252,7 +281,7 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
             for found in it.found
             if found.address in others
         ],
-        "metadata_problems": list(it.metadata_problems),
+        "metadata_problems": [*it.metadata_problems, *findings.of_metadata(state, it)],
         "inside": [
             {"service": found.service.name, "problem": found.problem or None} for found in it.sides
         ],
@@ -276,7 +305,3 @@ def _drain(drain: Drain, wall: Wall) -> dict[str, Any]:
         "end": None if drain.end is None else drain.end.value,
         "warnings": list(drain.warnings),
     }
-
-
-def _name(owner: GuestId | None, state: State) -> str:
-    return "a configured host" if owner is None else f"guest {state.guests[owner].name}"

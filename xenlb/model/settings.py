@@ -25,9 +25,12 @@ from xenlb.ipvs.table import (
     Tunnel,
 )
 from xenlb.model.checks import Asks, Tcp
+from xenlb.model.problem import Problem
 from xenlb.model.side import GuestSide
 
 IPNetwork = IPv4Network | IPv6Network
+
+PATTERN = frozenset("*?[")  # a name with one of these is a shell pattern
 
 # In the place of a URI: the libvirt that libvirt chooses itself.
 OWN_CHOICE = "default"
@@ -126,6 +129,15 @@ class Member:
     side: GuestSide | None = None
     network: IPNetwork | None = None
 
+    @property
+    def is_pattern(self) -> bool:
+        """Has it wildcards? The name of a guest may have the same characters (`names` knows)."""
+        return (
+            self.guest is not None
+            and uuid_text(self.guest) is None
+            and not PATTERN.isdisjoint(self.guest)
+        )
+
     def names(self, name: str, uuid: str) -> bool:
         """Whether this is exactly the guest of that libvirt name and UUID, not one of a pattern."""
         if self.guest is None:
@@ -219,7 +231,8 @@ KEEPALIVE = 8.0
 class Settings:
     """A whole configuration. `uris` empty: libvirt's own default. `keepalive`: seconds that a
     libvirtd may say nothing. `networks`: where addresses that guests report may lie, besides the
-    networks of this host's interfaces. `listen`: where guests may say by TCP that they leave."""
+    networks of this host's interfaces. `listen`: where guests may say by TCP that they leave.
+    `warnings`: what is allowed and yet likely to be a mistake."""
 
     uris: tuple[str, ...] = ()
     keepalive: float = KEEPALIVE
@@ -227,6 +240,7 @@ class Settings:
     listen: tuple[IPAddress, int] | None = None
     director: Director = field(default_factory=Director)
     services: tuple[ServiceSettings, ...] = ()
+    warnings: tuple[Problem, ...] = field(default=(), compare=False)
 
     def service_addresses(self) -> frozenset[IPAddress]:
         return frozenset(s.address for s in self.services if s.address is not None)

@@ -20,7 +20,7 @@ from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Failing, Health, Judged, free_to_leave
 from xenlb.model.inside import lacking
-from xenlb.model.members import candidates, claimed, claims, membership
+from xenlb.model.members import candidates, claimed, claims, membership, sorry_target
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
 
@@ -34,7 +34,7 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
     afresh = state.settings is not before.settings
     if afresh:
         names = None
-        state = _drawn(state, state.settings.services, claims(state))
+        state = _drawn(replace(state, asked={}), state.settings.services, claims(state))
     else:
         changed = _changed(before, state)
         owners = claims(state) if changed else state.owners
@@ -54,24 +54,28 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
     if afresh:
         state = apart.begun(before, state, known, at)
     admitted = {} if afresh else dict(state.admitted)
-    alarms = {} if afresh else dict(state.alarms)
+    again = {key for service in services for key in service.kernel_keys()}
+    alarms = {} if afresh else {k: it for k, it in state.alarms.items() if k not in again}
     for service in services if not afresh else ():
         for candidate in before.candidates[service.name]:
-            alarms.pop(candidate.service, None)
             if candidate.slot is not None:
                 admitted.pop(candidate.slot, None)
     notes: list[Note] = []
     for service in services:
-        for key, them in groupby(state.candidates[service.name], key=lambda each: each.service):
+        for _, them in groupby(state.candidates[service.name], key=lambda each: each.service):
             found = tuple(them)
             state, back = _let_back(service, found, state, at)
             notes += back
-            here, short = _admitted(service, found, state, at)
-            admitted |= here
-            if short:
-                alarms[key] = state.alarms.get(key, at)
-    after = replace(state, admitted=admitted, alarms=alarms)
-    return Step(state=after, services=names, notes=tuple(notes))
+            admitted |= _admitted(service, found, state, at)
+    state = replace(state, admitted=admitted)
+    for service in services:
+        found_of = {key: list[Candidate]() for key in service.kernel_keys()}
+        for candidate in state.candidates[service.name]:
+            found_of[candidate.service].append(candidate)
+        for key, mine in found_of.items():
+            if (it := alarm.raised(service, key, tuple(mine), state, at)) is not None:
+                alarms[key] = it
+    return Step(state=replace(state, alarms=alarms), services=names, notes=tuple(notes))
 
 
 def settled(
@@ -91,6 +95,7 @@ def _drawn(
     """The state with the candidates of these services drawn anew, and what is asked of them."""
     names = {service.name for service in state.settings.services}
     kept = {name: found for name, found in state.candidates.items() if name in names}
+    services = tuple(services)
     fresh = {service.name: tuple(candidates(service, state, owners)) for service in services}
     asked = dict(state.asked)
     for name in fresh.keys() | (state.candidates.keys() - names):
@@ -99,12 +104,15 @@ def _drawn(
                 for target in each.targets:
                     if name in asked.get(target, ()):
                         asked[target] = {n: who for n, who in asked[target].items() if n != name}
-    for service in state.settings.services:
-        for candidate in fresh.get(service.name, ()):
+    for service in services:
+        for candidate in fresh[service.name]:
             for each in _probed(candidate, service, state):
                 for target in each.targets:
                     by = asked.get(target, {})
                     asked[target] = {**by, service.name: (*by.get(service.name, ()), each)}
+        for sorry in _sorry_targets(service):
+            by = asked.get(sorry, {})
+            asked[sorry] = {**by, service.name: by.get(service.name, ())}
     asked = {target: by for target, by in asked.items() if by}
     return replace(state, owners=owners, candidates=kept | fresh, asked=asked)
 
@@ -118,6 +126,12 @@ def _probed(candidate: Candidate, service: ServiceSettings, state: State) -> tup
     if verdict is None or verdict.up:
         return (candidate,)
     return candidate, *candidate.others
+
+
+def _sorry_targets(service: ServiceSettings) -> list[Target]:
+    """They do not change without the settings, and nothing but what is said depends on them."""
+    found = (sorry_target(service, key) for key in service.kernel_keys())
+    return [target for target in found if target is not None]
 
 
 def _changed(before: State, state: State) -> tuple[Guest, ...]:
@@ -180,6 +194,8 @@ def _with_targets(
                 elif have.valid_from < recheck:
                     # What is known of it is void, its failures too; what happened has happened.
                     health[target] = Health(valid_from=max(at, recheck), changes=have.changes)
+        for sorry in _sorry_targets(service):
+            health.setdefault(sorry, Health(valid_from=at))
     if state.asked is not before.asked:
         health = {target: verdict for target, verdict in health.items() if target in state.asked}
     return replace(state, health=health)
@@ -196,9 +212,8 @@ def _moved(before: State, state: State, target: Target) -> bool:
 
 def _admitted(
     service: ServiceSettings, found: Iterable[Candidate], state: State, at: float
-) -> tuple[dict[Slot, Admission], bool]:
-    """The servers that are in the table now, of one kernel service of this service; does it keep
-    some of them only because too much of its weight would leave?"""
+) -> dict[Slot, Admission]:
+    """The servers that are in the table now, of one kernel service of this service."""
     fresh = Admission(at=at, ramp=service.slow_start > 0)
     admitted: dict[Slot, Admission] = {}
     failing: list[tuple[Slot, Failing]] = []  # in the table, with their weight
@@ -255,7 +270,7 @@ def _admitted(
         for slot, entry in admitted.items():
             if entry is fresh:
                 admitted[slot] = replace(entry, ramp=False)
-    return admitted, len(leaving) < len(failing)
+    return admitted
 
 
 def _quieted(entry: Admission, at: float) -> Admission:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
@@ -64,21 +65,40 @@ class Link:
     reason: str = ""
 
 
+class AlarmKind(StrEnum):
+    """The worst first."""
+
+    DOWN = "down"  # no server serves
+    KEPT = "kept"  # failing servers stay, because too much of the weight would leave
+    BELOW = "below"  # less of the weight serves than keep-in-service wants
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Of a kernel service. `since` does not change with the kind."""
+
+    kind: AlarmKind
+    since: float
+
+
 _UNKNOWN = Health(valid_from=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a configured
-    host's). `candidates`: who may serve, by service name; `asked`: what is to be probed, and for
-    whom, by service name, and `health` has exactly these targets. `admitted`: who is in the table.
-    `alarms`: of which kernel services keep-in-service keeps failing servers, and since when. All
-    six follow from the rest, drawn by settle.py.
+    """`changes`: what the last configuration has changed. `findings`: what does not fit together
+    (findings.py). `amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a
+    configured host's). `candidates`: who may serve, by service name; `asked`: what is to be probed,
+    and for whom, by service name, and `health` has exactly these targets. `admitted`: who is in the
+    table. `alarms`: of kernel services that serve too little, or not at all. The last six follow
+    from the rest, drawn by settle.py.
     """
 
     settings: Settings = field(default_factory=Settings)
     problems: tuple[Problem, ...] = ()
     configured_at: float = 0.0
+    changes: str = ""
+    findings: tuple[tuple[GuestId | None, str], ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
     amiss: frozenset[str] = frozenset()
@@ -87,7 +107,7 @@ class State:
     asked: Mapping[Target, Mapping[str, tuple[Candidate, ...]]] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
     admitted: Mapping[Slot, Admission] = field(default_factory=dict)
-    alarms: Mapping[ServiceKey, float] = field(default_factory=dict)
+    alarms: Mapping[ServiceKey, Alarm] = field(default_factory=dict)
 
     @property
     def synced(self) -> bool:

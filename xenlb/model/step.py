@@ -8,7 +8,7 @@ is let in, who has left.
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import draining, inside, probing
+from xenlb.model import configuring, draining, findings, inside, probing
 from xenlb.model.events import (
     AddressesFound,
     Ask,
@@ -42,39 +42,25 @@ from xenlb.model.events import (
 )
 from xenlb.model.found import RANKS, Found
 from xenlb.model.guest import Guest, Happening, Phase, hear
-from xenlb.model.members import names_of
+from xenlb.model.members import names_of, owner_name
 from xenlb.model.settle import settled
-from xenlb.model.state import Link, Note, State, Step
+from xenlb.model.state import Note, State, Step
 
 
 def step(state: State, event: Event) -> Step:
     """Total: every event is taken in every state."""
+    result = _step(state, event)
+    if isinstance(event, Configured | Listed | Started | MetadataChanged | Undefined):
+        return findings.noted(state, result, event.at)
+    return result
+
+
+def _step(state: State, event: Event) -> Step:
     match event:
-        case Configured(settings=settings, at=at):
-            links = {uri: state.links.get(uri, Link(since=at)) for uri in settings.uris}
-            if not all(link.listed for link in links.values()):
-                links = {**state.links, **links}  # until those that replace them are there
-            # Without a service that has guests there is no libvirt, for now: a drain is kept.
-            guests = {
-                key: guest
-                for key, guest in state.guests.items()
-                if key.uri in links or not settings.uris
-            }
-            known = replace(
-                state,
-                settings=settings,
-                problems=(),
-                configured_at=at,
-                links=links,
-                guests=guests,
-            )
-            return settled(state, known, None, at, Note(at=at, text="configuration loaded"))
-        case ConfigurationRefused(at=at, problems=problems):
-            text = f"configuration refused, the last good one goes on: {problems[0]}"
-            if len(problems) > 1:
-                text += f" (and {len(problems) - 1} more)"
-            note = Note(at=at, text=text, warning=True)
-            return Step(state=replace(state, problems=problems), notes=(note,))
+        case Configured():
+            return configuring.configured(state, event)
+        case ConfigurationRefused():
+            return configuring.refused(state, event)
         case Listed():
             return _listed(state, event)
         case Disconnected(at=at, uri=uri, reason=reason):
@@ -85,7 +71,8 @@ def step(state: State, event: Event) -> Step:
                 **state.links,
                 uri: replace(link, connected=False, since=at, reason=reason),
             }
-            note = Note(at=at, text=f"libvirt {uri} is not connected: {reason}", warning=True)
+            text = f"libvirt {uri} is not connected: {reason}; its guests stay as they are"
+            note = Note(at=at, text=f"{text} (systemctl status libvirtd)", warning=True)
             return Step(state=replace(state, links=links), notes=(note,))
         case Probed():
             return probing.probed(state, event)
@@ -156,11 +143,16 @@ def _lived(state: State, event: LifeEvent) -> Step:
     if took or present:  # news of a former incarnation says nothing of this one's life
         heard = replace(heard, heard=event.at)
     changed = replace(state, guests={**state.guests, event.guest: heard})
-    late = "" if took or isinstance(event, Started) else ", which changes nothing"
+    late = "" if took or isinstance(event, Started) else _no_news(happening)
     note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
     notes = (note, *draining.endings(guest, heard, event.at))
     names = names_of(state, guest) | names_of(changed, heard)
     return settled(state, changed, names, event.at, *notes)
+
+
+def _no_news(happening: Happening) -> str:
+    """Of an event that comes late, or is of a domain that has gone."""
+    return ", as was known" if happening is Happening.GONE else ", without effect"
 
 
 def _brought_along(state: State, guest: Guest) -> tuple[Found, ...]:
@@ -279,8 +271,10 @@ def _addresses(state: State, event: AddressesFound) -> Step:
     after = replace(guest, found=found, refused=event.refused)
     if after == guest:
         return Step(state=state)
+    changed = replace(state, guests={**state.guests, guest.id: after})
+    result = settled(state, changed, names_of(changed, after), event.at)
     notes = [
-        Note(at=event.at, guest=guest.id, text=f"address {item.address} ({item.source})")
+        _address_note(item, guest, result.state, event.at)
         for item in found
         if item not in guest.found
     ] + [
@@ -293,8 +287,16 @@ def _addresses(state: State, event: AddressesFound) -> Step:
         for item in event.refused
         if item not in guest.refused
     ]
-    changed = replace(state, guests={**state.guests, guest.id: after})
-    return settled(state, changed, names_of(changed, after), event.at, *notes)
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def _address_note(found: Found, guest: Guest, state: State, at: float) -> Note:
+    """Taken, or refused because it is another's."""
+    text = f"address {found.address} ({found.source})"
+    owner = state.owners.get(found.address, guest.id)
+    if owner != guest.id:
+        text += f" refused: it is that of {owner_name(owner, state)}"
+    return Note(at=at, guest=guest.id, text=text, warning=owner != guest.id)
 
 
 def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, ...]:

@@ -116,6 +116,16 @@ class Desk:
             )
         )
 
+    def failing(self, address: str) -> list[Event]:
+        """Probes of one server that fail as often as it takes."""
+        at = clock.now()
+        return [
+            Probed(at=at, target=target, asked=at, up=False, detail="refused")
+            for target in self.agent.state.health
+            if str(target.address) == address
+            for _ in range(target.check.fall)
+        ]
+
     def weights(self, service: ServiceSettings = SERVICE) -> dict[str, int]:
         entry = self.kernel.read().table.entries.get(service.kernel_keys()[0])
         return {} if entry is None else {str(k.address): s.weight for k, s in entry.servers.items()}
@@ -338,7 +348,13 @@ def test_a_reload_repairs_and_says_how_many_connections_it_cuts(tmp_path: Path) 
             (tmp_path / "xenlb.yaml").write_text("services: {}\n")
             assert await desk.agent.reload() == ()
             await until(lambda: not kernel.read().table.entries)
-            await until(lambda: "ipvsadm -D -t 192.0.2.10:25 cuts 7 connections" in desk.told())
+            removed = "mail (192.0.2.10:25/tcp) removed with 3 servers and 7 connections"
+            (told,) = (
+                line
+                for line in desk.agent.journal.lines()
+                if line["text"].startswith(f"configuration loaded: {removed}")
+            )
+            assert told["level"] == "warning"
 
     asyncio.run(story())
 

@@ -1,30 +1,108 @@
-"""The journal: what followers get, and that a line is made JSON once for all of them."""
+"""The journal: what followers get, and what outlives the agent, within bounds."""
 
 import asyncio
 import json
+from pathlib import Path
+from uuid import UUID
 
-from xenlb import journal as journal_module
+import pytest
+
+from xenlb import journal
 from xenlb.journal import Journal
+from xenlb.model.events import GuestId
+from xenlb.model.guest import Guest
 from xenlb.model.state import Note
 
+MAIL = GuestId(uri="xen:///system", uuid=UUID(int=1))
+GUESTS = {MAIL: Guest(id=MAIL, name="mail1")}
 
-def write(journal: Journal, *numbers: int) -> None:
+
+def begun(file: Path) -> Journal:
+    return Journal(wall=str, file=file)
+
+
+def write(it: Journal, *texts: str, guest: GuestId | None = MAIL) -> None:
+    for at, text in enumerate(texts):
+        it.write(Note(at=at, text=text, guest=guest, warning=True), GUESTS)
+
+
+def test_a_restarted_agent_knows_what_happened(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    first = begun(file)
+    write(first, "asked for poweroff", "gone")
+    write(first, "configuration loaded", guest=None)
+    second = begun(file)
+    assert second.lines() == first.lines()
+    write(second, "started")
+    assert [line["text"] for line in begun(file).lines(MAIL)] == [
+        "asked for poweroff",
+        "gone",
+        "started",
+    ]
+    assert [line["number"] for line in second.lines()] == [1, 2, 3, 4]
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "LARGEST", 1000)
+    file = tmp_path / "events.jsonl"
+    it = begun(file)
+    write(it, *(f"event {number}" for number in range(200)))
+    assert sum(each.stat().st_size for each in tmp_path.iterdir()) < 2500
+    assert [each["text"] for each in begun(file).lines()][-1] == "event 199"
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\n[1]", b"\n{", b"\n\xff\xfe", b'\n{"number": "x"}', b"\n" + b"[" * 100_000]
+)
+def test_a_damaged_line_costs_itself_alone(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "events.jsonl"
+    write(begun(file), "one")
+    with file.open("ab") as stream:
+        stream.write(damage)
+    second = begun(file)
+    write(second, "two")
+    assert [line["text"] for line in begun(file).lines()] == ["one", "two"]
+
+
+def test_a_file_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    it = begun(tmp_path / "none" / "events.jsonl")
+    write(it, "one")
+    assert [line["text"] for line in it.lines()] == ["one"]
+
+
+def test_a_follower_gets_what_a_former_agent_wrote(tmp_path: Path) -> None:
+    async def story() -> None:
+        file = tmp_path / "events.jsonl"
+        write(begun(file), "asked for poweroff", "gone")
+        second = begun(file)
+        follower = second.follow()
+        texts = [json.loads(await anext(follower))["text"] for _ in range(2)]
+        write(second, "started")
+        texts.append(json.loads(await anext(follower))["text"])
+        assert texts == ["asked for poweroff", "gone", "started"]
+        await follower.aclose()
+
+    asyncio.run(story())
+
+
+def numbered(it: Journal, *numbers: int) -> None:
     for number in numbers:
-        journal.write(Note(at=float(number), text=str(number)), {})
+        it.write(Note(at=float(number), text=str(number)), {})
 
 
 def test_followers_get_every_line_in_order() -> None:
     async def story() -> None:
-        journal = Journal(wall=str)
-        write(journal, 1, 2)
-        one, other = journal.follow(), journal.follow()
+        it = Journal(wall=str)
+        numbered(it, 1, 2)
+        one, other = it.follow(), it.follow()
         first = [await anext(one), await anext(one)]
-        write(journal, 3)
+        numbered(it, 3)
         first.append(await anext(one))
         assert [json.loads(line)["text"] for line in first] == ["1", "2", "3"]
         second = [await anext(other) for _ in range(3)]
         assert all(a is b for a, b in zip(first, second, strict=True)), "made once for all"
-        assert [json.loads(line) for line in first] == journal.lines()
+        assert [json.loads(line) for line in first] == it.lines()
         await one.aclose()
         await other.aclose()
 
@@ -33,11 +111,11 @@ def test_followers_get_every_line_in_order() -> None:
 
 def test_a_slow_follower_loses_what_is_not_kept_any_more() -> None:
     async def story() -> None:
-        journal = Journal(wall=str)
-        write(journal, 1)
-        slow = journal.follow()
+        it = Journal(wall=str)
+        numbered(it, 1)
+        slow = it.follow()
         await anext(slow)
-        write(journal, *range(2, journal_module.KEPT + 10))
+        numbered(it, *range(2, journal.KEPT + 10))
         assert json.loads(await anext(slow))["text"] == "10"
         await slow.aclose()
 

@@ -113,6 +113,8 @@ def test_a_plan_says_how_many_connections_its_removals_cut(tmp_path: Path) -> No
         kernel.count(KEY, server, Counters(active_connections=count, inactive_connections=9))
     one = Settings(services=(replace(SERVICE, servers=HOSTS[:1]),))
     plan = run_once(one, state_path=state, change=False, kernel=kernel)
-    assert plan.notes == ("ipvsadm -d -t 192.0.2.10:25 -r 10.0.0.12:25 cuts 3 connections",)
+    where = "mail (192.0.2.10:25/tcp)"
+    assert plan.summary == f"{where}: 1 server removed (10.0.0.12:25) with 3 connections"
     plan = run_once(Settings(), state_path=state, change=False, kernel=kernel)
-    assert plan.notes == ("ipvsadm -D -t 192.0.2.10:25 cuts 7 connections",)
+    place = "192.0.2.10:25/tcp"
+    assert plan.summary == f"{place} removed with 2 servers and 7 connections"

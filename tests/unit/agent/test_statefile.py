@@ -25,7 +25,7 @@ from xenlb.model.found import Found, Source
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
-from xenlb.model.state import Admission, Slot, State
+from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
 from xenlb.saved import Saved
 
 ME = GuestId(uri="xen:///system", uuid=UUID(int=7))
@@ -78,7 +78,7 @@ def saved() -> Saved:
                     changes=(Change(at=2.5, up=False, detail="refused"),),
                 )
             },
-            alarms={MARK: 7.0},
+            alarms={MARK: Alarm(kind=AlarmKind.DOWN, since=7.0)},
         ),
         services=frozenset({KEY, MARK}),
         servers={(KEY, SERVER): "xen:///system", (MARK, SERVER): ""},
@@ -174,7 +174,7 @@ def told(number: int, *, by: str = "root") -> Saved:
             guests={guest: Guest(id=guest, name=f"g{number}", drain=drain)},
             admitted={Slot(owner=guest, service=KEY, server=here): Admission(at=number)},
             health={target: Health(valid_from=0.0, up=True)},
-            alarms={KEY: 1.0 * number},
+            alarms={KEY: Alarm(kind=AlarmKind.BELOW, since=1.0 * number)},
         ),
         services=frozenset({KEY}),
         servers={(KEY, here): ME.uri},

@@ -73,6 +73,7 @@ def status() -> dict[str, Any]:
                         weight=0,
                         reason="asked for poweroff",
                         deadline=ago(seconds=-61),
+                        deadline_means="back in service, unless it goes,",
                     ),
                     server(
                         "a-guest-with-a-rather-long-name",

@@ -61,7 +61,7 @@ def test_says_why_it_does_not_empty(xenlb: Xenlb, agent: SmallAgent) -> None:
     done = xenlb("drain", "mail2")
     assert done.returncode == 1
     assert done.stdout.count("its persistent clients still come") == 1
-    assert "mail2 still has 3 connections, and its time is up" in done.stderr
+    assert "the drain of mail2 timed out with 3 connections left" in done.stderr
     assert "it stays out of service" in done.stderr
 
 
@@ -136,7 +136,7 @@ def test_shutdown_when_its_time_is_up(xenlb: Xenlb, agent: SmallAgent) -> None:
     done = xenlb("shutdown", "mail2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == [
-        "mail2 still has 2 connections, and its time is up",
+        "the drain of mail2 timed out with 2 connections left",
         "mail2 has stopped",
     ]
 
@@ -204,7 +204,7 @@ def test_ctrl_c_ends_the_waiting_alone(then: str | None, said: str, agent: Small
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert f"mail2: {said}; xenlb undrain mail2 takes it back" in told
+    assert f"mail2: {said}; to cancel: xenlb undrain mail2" in told
     assert [r["verb"] for r in agent.requests if r["verb"] != "progress"] == ["drain"]
 
 
@@ -233,15 +233,15 @@ def test_drain_all_in_waves(xenlb: Xenlb, agent: SmallAgent) -> None:
         first, done_first, {"guests": [progress(outcome="empty"), second], "kept": []}, last
     )
     done = xenlb("drain", "--all", "--timeout", "30s")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, "as that of one guest ends"
+    assert "timed out with connections left: mail3 (1 connection)" in done.stderr
     assert done.stdout.splitlines() == [
         "no new connections: mail2",
-        "1 guest drains, 4 connections; 1 kept in service until they have: mail3",
+        "1 guest drains, 4 connections; 1 kept in service meanwhile: mail3",
         "mail2: drained",
-        "1 kept in service until they have: mail3",
+        "1 kept in service meanwhile: mail3",
         "1 guest drains, 0 connections",
-        "mail3: its time is up with 1 connection left",
-        "every guest of this host is drained",
+        "mail3: timed out with 1 connection left",
     ]
     assert [bool(r.get("rest")) for r in agent.requests] == [False, False, True, False]
     assert {r["timeout"] for r in agent.requests} == {30.0}
@@ -260,6 +260,8 @@ def test_undrain(xenlb: Xenlb, agent: SmallAgent) -> None:
     assert (done.returncode, done.stdout) == (0, "mail2 is in service again\n")
     assert agent.requests[0]["guest"] == "mail2"
     assert agent.requests[0]["by"] in {"alice (sudo)", f"uid {os.getuid()}"}
+    agent.answers["undrain"] = answers.why() | {"changed": False}
+    assert xenlb("undrain", "mail2").stdout == "mail2 is in service already\n"
 
 
 def test_undrain_all(xenlb: Xenlb, agent: SmallAgent) -> None:
@@ -269,9 +271,9 @@ def test_undrain_all(xenlb: Xenlb, agent: SmallAgent) -> None:
 
 
 def test_reload(xenlb: Xenlb, agent: SmallAgent) -> None:
-    agent.answers["reload"] = {"reloaded": True}
+    agent.answers["reload"] = {"reloaded": True, "changes": "no change (1 service)"}
     done = xenlb("reload")
-    assert (done.returncode, done.stdout) == (0, "the configuration is read and in use\n")
+    assert (done.returncode, done.stdout) == (0, "configuration loaded: no change (1 service)\n")
     agent.answers["reload"] = ControlError("it is refused", status=INVALID_CONFIGURATION)
     done = xenlb("reload")
     assert (done.returncode, done.stderr) == (3, "xenlb: it is refused\n")

@@ -126,11 +126,11 @@ def test_a_guest_of_no_service(agent: SmallAgent, xenlb: Xenlb) -> None:
 
 
 def test_an_unknown_guest(agent: SmallAgent, xenlb: Xenlb) -> None:
-    agent.answers["why"] = ControlError("no guest “x” is known here", hint="virsh list")
+    agent.answers["why"] = ControlError("no guest 'x' is known here", hint="virsh list")
     done = xenlb("guest", "render", "x")
     assert (done.returncode, done.stderr) == (
         1,
-        "xenlb: no guest “x” is known here\n  virsh list\n",
+        "xenlb: no guest 'x' is known here\n  virsh list\n",
     )
 
 
@@ -143,7 +143,7 @@ def test_without_an_agent_libvirt_is_asked(xenlb: Xenlb, tmp_path: Path) -> None
     assert "\nwatch=192.0.2.10 25\n" in text
     done = xenlb("guest", "render", "nobody", **of(tmp_path))
     assert done.returncode == 1
-    assert "no guest “nobody” is known here" in done.stderr
+    assert "no guest 'nobody' is known here" in done.stderr
 
 
 def test_wrong_usage_and_configuration(xenlb: Xenlb, config: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ SAYS: dict[str, tuple[Callable[[str], str | None], str]] = {
     "failed": (lambda number: f"{number} failed", "it could not do all that it was given"),
     "missing": (lambda _: None, "it has reported nothing of itself"),
     "old": (lambda _: "0123456789abcdef ok", "it has not taken up what it was given last"),
-    "broken": (lambda n: f"{n} ok\n\x1b[2J" * 99, "its report is not understood: “"),
+    "broken": (lambda n: f"{n} ok\n\x1b[2J" * 99, "its report is not understood: '"),
 }
 
 

@@ -30,18 +30,11 @@ def test_check_of_a_good_file(xenlb: Xenlb, tmp_path: Path) -> None:
     file.write_text(GOOD)
     done = xenlb("check")
     assert (done.returncode, done.stdout) == (0, f"{file}: 1 service, no problem\n")
-    assert json.loads(xenlb("check", "--json").stdout) == {"file": str(file), "problems": []}
-
-
-def test_check_notes_what_a_scheduler_cannot_do(xenlb: Xenlb, tmp_path: Path) -> None:
-    file = tmp_path / "xenlb.yaml"
-    file.write_text(GOOD.replace("check: none", "check: none\n    scheduler: dh"))
-    done = xenlb("check")
-    first, note = done.stdout.splitlines()
-    assert (done.returncode, first) == (0, f"{file}: 1 service, no problem")
-    assert note.startswith("note: service mail: scheduler dh refuses")
-    (same,) = json.loads(xenlb("check", "--json").stdout)["notes"]
-    assert note == f"note: {same}"
+    assert json.loads(xenlb("check", "--json").stdout) == {
+        "file": str(file),
+        "problems": [],
+        "warnings": [],
+    }
 
 
 def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -> None:
@@ -107,6 +100,29 @@ def test_check_of_a_pipe_does_not_wait_for_it(xenlb: Xenlb, tmp_path: Path) -> N
     done = xenlb("check", str(tmp_path / "pipe"))
     assert done.returncode == 1
     assert "is not a regular file" in done.stdout
+
+
+def test_check_warns_of_what_is_likely_a_mistake(xenlb: Xenlb, tmp_path: Path) -> None:
+    file = tmp_path / "xenlb.yaml"
+    plain = (
+        "director: {addresses: leave}\nservices:\n  mail:\n    {address: 192.0.2.10, ports: [25], "
+    )
+    cases = {
+        "servers: []}": "has no server",
+        "forwarding: gatewaying, servers: [{host: 10.0.0.5}]}": "lacks the service address",
+        "scheduler: dh, servers: [{host: 10.0.0.5}]}": "dh refuses the clients of a server",
+        "servers: [{guest: 'web*'}, {guest: web1, weight: 9}]}": "has precedence: weight 9",
+    }
+    for text, message in cases.items():
+        file.write_text(plain + text)
+        done = xenlb("check")
+        assert done.returncode == 0
+        warning, closing = done.stdout.splitlines()
+        assert warning.startswith(f"warning: {file}:3:3: services.mail: ")
+        assert message in warning
+        assert closing == f"{file}: 1 service, no problem"
+        (told,) = json.loads(xenlb("check", "--json").stdout)["warnings"]
+        assert (told["line"], told["path"]) == (3, "services.mail")
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply", "run"])

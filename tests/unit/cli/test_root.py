@@ -1,5 +1,6 @@
 """Options, usage, exit statuses: what every verb has in common."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
 from xenlb import __version__
-from xenlb.cli.root import VERBS
+from xenlb.cli.root import VERBS, hoisted
 from xenlb.control.protocol import NOT_PERMITTED, ControlError
 
 
@@ -41,12 +42,13 @@ def test_every_verb_has_help(xenlb: Xenlb, verb: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said", "hint"),
     [
-        (["nonsense"], "No such command 'nonsense'", "xenlb --help"),
+        (["nonsense"], "there is no verb 'nonsense'", "xenlb --help"),
+        (["undrian", "mail1"], "there is no verb 'undrian'; did you mean undrain?", "xenlb --help"),
         (["--nonsense"], "No such option", "xenlb --help"),
         (["status", "--nonsense"], "No such option", "xenlb status --help"),
         (["why"], "Missing argument 'GUEST'", "xenlb why --help"),
-        (["drain", "mail1", "--timeout", "soon"], "“soon” is no duration", "xenlb drain --help"),
-        (["drain", "mail1", "--timeout", "3"], "“3” is no duration", "xenlb drain --help"),
+        (["drain", "mail1", "--timeout", "soon"], "'soon' is no duration", "xenlb drain --help"),
+        (["drain", "mail1", "--timeout", "3"], "'3' is no duration", "xenlb drain --help"),
     ],
 )
 def test_wrong_usage(xenlb: Xenlb, arguments: list[str], said: str, hint: str) -> None:
@@ -57,6 +59,40 @@ def test_wrong_usage(xenlb: Xenlb, arguments: list[str], said: str, hint: str) -
     assert sentence.startswith("xenlb: ")
     assert said in sentence
     assert follows == f"  see {hint}"
+
+
+def test_help_cuts_no_summary_and_a_group_alone_is_help(xenlb: Xenlb) -> None:
+    out = xenlb("--help").stdout
+    assert all(verb in out for verb in VERBS)
+    assert "…" not in out
+    assert "..." not in out.split("Commands:")[1]
+    done = xenlb("guest")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: xenlb guest")
+
+
+def test_options_of_the_command_are_taken_behind_the_verb(
+    xenlb: Xenlb, agent: SmallAgent, tmp_path: Path
+) -> None:
+    agent.answers["why"] = ControlError("no such guest")
+    away = str(tmp_path / "away")
+    for options in (["--socket", away], [f"--socket={away}"]):
+        assert xenlb("why", "mail1", *options).returncode == 4
+        assert f"there is no {away}" in xenlb("why", *options, "mail1").stderr
+    file = tmp_path / "other.yaml"
+    file.write_text("services: {}")
+    assert xenlb("check", "--config", str(file)).stdout.startswith(str(file))
+    assert hoisted(["x", "--", "--config", "y"]) == ["x", "--", "--config", "y"]
+
+
+def test_an_error_is_json_where_json_was_asked_for(xenlb: Xenlb, tmp_path: Path) -> None:
+    done = xenlb("status", "--json")
+    assert done.returncode == 4
+    error = json.loads(done.stdout)["error"]
+    assert error["status"] == 4
+    assert error["message"].startswith("the agent cannot be reached")
+    assert error["hint"] == "start it with: systemctl start xenlb"
+    assert done.stderr.startswith("xenlb: the agent cannot be reached"), "people read it, too"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +165,7 @@ def test_asking_the_agent_loads_next_to_nothing(verb: str, tmp_path: Path) -> No
     assert done.returncode == 4
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "xenlb.control.client" in loaded
-    heavy = {"asyncio", "rich", "yaml", "libvirt", "pyroute2", "watchdog", "logging"}
+    heavy = {"asyncio", "yaml", "libvirt", "pyroute2", "watchdog", "logging"}
     assert loaded & heavy == set()
     ours = {name.split(".")[1] for name in loaded if name.startswith("xenlb.")}
     assert ours == {"cli", "control"}

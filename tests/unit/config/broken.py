@@ -1008,8 +1008,15 @@ services:
    ports: [25] #!
 -----
 services:
-  mail
-  other: x #!
+  mail #!
+  other: x
+-----
+services: {}
+director #!
+guests: {}
+-----
+services: {}
+guests: {listen: "7371"} #!
 -----
 services: %x #!
 -----

@@ -490,6 +490,10 @@ def test_a_default_with_meaning_is_used() -> None:
          " (write 10)"),
         ("ports: [22:30]", "4:13: services.mail.ports[0]: '22:30' is one number of base 60 to YAML"
          " (write one plain number)"),
+        ("ports: [1000-2000]", "4:13: services.mail.ports[0]: '1000-2000' is a range, and a service"
+         " takes single ports (list them, or use fwmark: and let a firewall rule mark the range)"),
+        ("ports: [25/smtp]", "4:13: services.mail.ports[0]: 'smtp' is not a protocol of IPVS"
+         " (write 25, 25/tcp, 53/udp or 2905/sctp)"),
         ("one-packet: yes", "4:17: services.mail.one-packet: 'yes' is neither true nor false"
          " (write true)"),
         ("weight: '1'", "4:13: services.mail.weight: '1' is in quotes, but a number is expected"

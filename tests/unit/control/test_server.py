@@ -151,7 +151,7 @@ def test_items_as_they_come(tmp_path: Path) -> None:
     [
         ("refuse", "there is no such guest", FAILED),
         ("stumble", "the agent failed to answer", FAILED),
-        ("nonsense", "does not know the request “nonsense”", USAGE),
+        ("nonsense", "does not know the request 'nonsense'", USAGE),
     ],
 )
 def test_errors_reach_the_client(tmp_path: Path, verb: str, message: str, status: int) -> None:

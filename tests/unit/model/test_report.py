@@ -5,10 +5,11 @@ from ipaddress import ip_address
 from typing import Any
 from uuid import UUID
 
-from xenlb.ipvs.table import Table
+from xenlb.ipvs.table import Counters, Forwarding, ServerKey, Table
 from xenlb.model import report
 from xenlb.model.checks import Agent, Http
-from xenlb.model.events import Configured, GuestId, Probed, Started
+from xenlb.model.desired import desired
+from xenlb.model.events import Configured, Described, GuestId, Listed, Power, Probed, Started
 from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
@@ -76,8 +77,9 @@ def test_status_names_the_check_that_fails_and_says_what_is_kept_and_since_when(
         state = probed(state, at, address, up=False)
     service = shown(state)
     assert service["alarm"] == (
-        "2 of 2 servers fail, 1 of them is kept in service (keep-in-service: 50%), since 21.0"
+        "2 of 2 servers fail, 1 of them is kept in service (keep-in-service: 50%)"
     )
+    assert (service["alarm_kind"], service["alarm_since"]) == ("down", "21.0"), "none passes"
     first, second = service["servers"]
     assert (first["phase"], first["health"], first["since"]) == ("failed", "down", "20.0")
     assert first["reason"] == ("check http 10.0.0.11:80 fails: expected status 200-399, got 503")
@@ -136,3 +138,55 @@ def test_why_tells_of_each_server_what_counts_for_it() -> None:
         ("unknown", "unknown"),
     ]
     assert said["relay"]["phase"] == "serving"
+
+
+def test_a_sorry_server_at_work_is_shown_with_its_check() -> None:
+    service = replace(SERVICE, sorry_server=(ip_address("10.0.0.99"), 0))
+    state = step(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
+    key, sorry = service.kernel_keys()[0], ServerKey(address=ip_address("10.0.0.99"), port=80)
+    table = desired(state.settings.services, state, 2.0)
+    counters = {key: {sorry: Counters(active_connections=4)}}
+    told = {"failures": {}, "now": 30.0, "wall": str}
+
+    def sorry_server() -> dict[str, Any]:
+        (shown,) = report.services(state, table, counters, **told)  # type: ignore[arg-type]
+        found: dict[str, Any] = shown["sorry_server"]
+        return found
+
+    at_work = {"address": "10.0.0.99", "port": 80, "in_table": True, "weight": 1}
+    assert sorry_server() == {
+        **at_work,
+        "active_connections": 4,
+        "health": "unknown",
+        "detail": "",
+    }
+    state = probed(state, 5.0, "10.0.0.99", up=True)
+    assert sorry_server()["health"] == "up"
+
+
+def test_a_guest_that_no_libvirt_has_is_a_row() -> None:
+    service = replace(SERVICE, servers=(Member(guest="mien"), Member(guest="none*", weight=3)))
+    settings = Settings(uris=(MINE.uri,), services=(service,))
+    state = step(State(), Configured(at=1.0, settings=settings)).state
+    assert shown(state)["servers"] == [], "before the guests were listed nothing is known"
+    off = Described(guest=MINE, name="mine", power=Power.OFF)
+    state = step(state, Listed(at=2.0, asked=2.0, uri=MINE.uri, guests=(off,))).state
+    told = [(it["guest"], it["phase"], it["reason"]) for it in shown(state)["servers"]]
+    assert told == [
+        ("mien", "absent", "no libvirt has a guest of this name; did you mean mine?"),
+        ("none*", "absent", "no libvirt has a guest that matches"),
+    ]
+
+
+def test_servers_whose_inside_is_not_known_are_named() -> None:
+    """With gatewaying a check of a server's own address passes without the service address."""
+    gatewaying = replace(SERVICE, forwarding=Forwarding.GATEWAYING, checks=(HTTP,))
+    for service, expected in (
+        (gatewaying, ["10.0.0.11"]),
+        (replace(gatewaying, checks=(replace(HTTP, via_vip=True),)), []),
+        (replace(SERVICE, checks=(HTTP,)), []),
+    ):
+        state = step(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
+        target = next(t for t in state.health if t.address == ip_address("10.0.0.11"))
+        event = Probed(at=2.0, target=target, asked=2.0, up=True, detail="status 200")
+        assert shown(step(state, event).state)["unverified"] == expected

@@ -1,5 +1,6 @@
 """What holds after every step, whatever was heard in whatever order."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,10 +43,10 @@ from xenlb.model.events import (
 )
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.inside import lacking
-from xenlb.model.members import membership
+from xenlb.model.members import membership, sorry_target
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.settle import settle
-from xenlb.model.state import Candidate, Slot, State, Step
+from xenlb.model.state import AlarmKind, Candidate, Slot, State, Step
 from xenlb.model.step import step
 from xenlb.saved import Saved
 
@@ -193,6 +194,10 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
                 for target in each.targets:
                     by = asked.setdefault(target, {})
                     by[service.name] = (*by.get(service.name, ()), each)
+        for service in seen.state.settings.services:
+            for key in service.kernel_keys():
+                if (sorry := sorry_target(service, key)) is not None:
+                    asked.setdefault(sorry, {}).setdefault(service.name, ())
         assert seen.state.asked == asked
         assert set(seen.state.health) == set(asked)
 
@@ -526,21 +531,34 @@ def shares_are_within_their_bounds(life: Life) -> None:
 
 
 def an_alarm_is_told_once_when_it_begins_and_when_it_ends(life: Life) -> None:
+    """Whatever the cause: no server that serves is an alarm, and so is one that fails and stays."""
     for seen in life:
-        keeping = set()
+        kept, serving = set(), set()
         for service, candidate, slot, _ in servers(seen.state):
             stands = standing(candidate, service, seen.state, seen.at)
             if stands.reason.endswith("kept for keep-in-service"):
-                keeping.add(slot.service)
-        assert set(seen.state.alarms) == keeping
-        told = Counter(
-            note.warning for note in seen.result.notes if note.text.startswith("service ")
-        )
+                kept.add(slot.service)
+            if stands.phase is ServerPhase.SERVING and stands.weight:
+                serving.add(slot.service)
         there = {key for s in seen.state.settings.services for key in s.kernel_keys()}
-        assert told[True] == len(keeping - set(seen.before.alarms))
-        assert told[False] == len((set(seen.before.alarms) - keeping) & there)
-        for key, since in seen.state.alarms.items():
-            assert since == seen.before.alarms.get(key, seen.at)
+        kinds = {key: it.kind for key, it in seen.state.alarms.items()}
+        assert kinds.keys() <= there
+        assert {key for key, kind in kinds.items() if kind is AlarmKind.KEPT} == kept & serving
+        down = {key for key, kind in kinds.items() if kind is AlarmKind.DOWN}
+        assert down <= there - serving
+        assert seen.before.alarms.keys() & (there - serving) <= down, "what lasts, lasts"
+        if seen.state.synced and not any(v.up is None for v in seen.state.health.values()):
+            assert down == there - serving
+        told = Counter(
+            note.warning
+            for note in seen.result.notes
+            if re.match(r"service \w+ \([^)]*\): ", note.text)
+        )
+        was = {key: it.kind for key, it in seen.before.alarms.items()}
+        assert told[True] == len(kinds.items() - was.items())
+        assert told[False] == len((was.keys() - kinds.keys()) & there)
+        for key, it in seen.state.alarms.items():
+            assert it.since == (seen.before.alarms[key].since if key in was else seen.at)
 
 
 def a_ramp_only_rises_and_ends(life: Life) -> None:

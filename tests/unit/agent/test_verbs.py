@@ -1,0 +1,238 @@
+"""What the agent answers to a command: refusals, and what they say."""
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.kernel import FakeKernel
+from tests.unit.agent.test_agent import KEY, Desk, agent_at_work, key, listed, until
+from xenlb.cli import statuslines
+from xenlb.control.protocol import ControlError
+from xenlb.ipvs.op import AddServer, DeleteServer
+from xenlb.ipvs.table import Counters, Forwarding, Server
+from xenlb.verbs import Verbs
+
+
+def answers(desk: Desk) -> Verbs:
+    return Verbs(desk.agent, lambda: [])
+
+
+def asked(guest: str, **more: object) -> dict[str, object]:
+    return {"guest": guest, "by": "root", **more}
+
+
+async def settled(desk: Desk) -> None:
+    """Two guests and a host that serve."""
+    await desk.say(listed(mail1=5, mail2=4))
+    await desk.pass_checks()
+
+
+def test_a_drain_that_would_leave_no_serving_server_asks_for_force(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with agent_at_work(tmp_path, FakeKernel()) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            only = {"10.0.0.12": 1, "10.0.0.13": 1}
+            await verbs.drain(asked("mail1"))
+            assert desk.weights() == {"10.0.0.11": 0, **only}
+            await desk.say(*desk.failing("10.0.0.13"))
+            with pytest.raises(ControlError) as caught:
+                await verbs.drain(asked("mail2", then="reboot"))
+            assert caught.value.message == (
+                "that would leave mail (192.0.2.10:25/tcp) without a serving server"
+            )
+            assert "--force" in caught.value.hint
+            assert desk.weights()["10.0.0.12"] == 1, "nothing was done"
+            assert await alarms(verbs) == []
+            await verbs.drain(asked("mail2", force=True))
+            assert desk.weights()["10.0.0.12"] == 0
+            (told,) = await alarms(verbs)
+            assert (told["service"], told["address"], told["kind"], told["text"]) == (
+                "mail",
+                "192.0.2.10:25/tcp",
+                "down",
+                "no server serves: 1 failed, 2 draining",
+            )
+            await verbs.drain(asked("mail2"))  # it serves no client any more: nothing to lose
+            await verbs.undrain(asked("mail2"))
+            await desk.pass_checks()
+            assert await alarms(verbs) == []
+            assert desk.told().count("no server serves") == 1
+            assert desk.told().count("serves again") == 1
+
+    asyncio.run(story())
+
+
+CONFIGURATION = """\
+director: {addresses: leave}
+libvirt: {uris: ["xen:///system"]}
+services:
+  mail:
+    address: 192.0.2.10
+    ports: [25]
+    servers: [{guest: mail1, address: 10.0.0.11}, {guest: mail2, address: 10.0.0.12, weight: 2}]
+"""
+
+
+def test_a_reload_says_what_it_changes_and_the_connections_on_what_goes(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            kernel.count(KEY, key(13), Counters(active_connections=14))
+            file = tmp_path / "xenlb.yaml"
+            file.write_text(CONFIGURATION)
+            said = await verbs.reload({})
+            changes = (
+                "mail (192.0.2.10:25/tcp): 1 server removed (10.0.0.13:25) with 14 connections,"
+                " weight 10.0.0.12:25 1 → 2 (1 service)"
+            )
+            assert said == {"reloaded": True, "changes": changes}
+            assert f"configuration loaded: {changes}" in desk.told()
+            kernel.count(KEY, key(12), Counters(active_connections=1))
+            file.write_text("services: {}")
+            said = await verbs.reload({})
+            assert isinstance(said, dict)
+            assert said["changes"].startswith(
+                "mail (192.0.2.10:25/tcp) removed with 2 servers and 1 connection (0 services)"
+            )
+            status = await verbs.status({})
+            assert isinstance(status, dict)
+            assert status["config"]["changes"] == said["changes"]
+
+    asyncio.run(story())
+
+
+def test_what_others_change_is_named_and_repaired_at_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            assert (await status(verbs))["differences"] == []
+            kernel.do(DeleteServer(service=KEY, key=key(11)))
+            told = await status(verbs)
+            assert told["differences"] == ["ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1"]
+            head = statuslines.plain(statuslines.lines(told, 0.0))
+            assert "WAS NOT IN STEP: 1 difference found and repaired" in head
+            assert "REPAIRED NOW: ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.11:25" in head
+            assert "10.0.0.11" in desk.weights()
+            told = await status(verbs)
+            assert told["differences"] == []
+            assert statuslines.state(told) == "in step"
+
+    asyncio.run(story())
+
+
+def test_what_the_kernel_refuses_is_not_in_step(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        kernel.fail("-A -t 192.0.2.10:25 -s wlc", errno.ENOENT, times=99)
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await desk.say(listed(mail1=5, mail2=4))
+            told = await status(answers(desk))
+            (refused,) = told["refused"]
+            assert refused["operation"] == "ipvsadm -A -t 192.0.2.10:25 -s wlc"
+            assert "wlc" in refused["reason"]
+            assert statuslines.state(told).startswith("NOT IN STEP: 1 operation refused")
+
+    asyncio.run(story())
+
+
+def test_a_repair_that_the_kernel_refuses_is_none(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            for last in (11, 12):
+                kernel.do(DeleteServer(service=KEY, key=key(last)))
+            kernel.fail("-a -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1", errno.ENOMEM, times=99)
+            told = await status(answers(desk))
+            assert told["differences"] == ["ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.12:25 -m -w 1"]
+            assert statuslines.state(told).startswith(
+                "NOT IN STEP: 1 operation refused by the kernel, 1 difference found and repaired"
+            )
+
+    asyncio.run(story())
+
+
+def test_a_foreign_server_is_named_with_the_line_that_removes_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        kernel = FakeKernel()
+        async with agent_at_work(tmp_path, kernel) as desk:
+            await settled(desk)
+            stranger = Server(key=key(77), forwarding=Forwarding.MASQUERADE, weight=3)
+            kernel.do(AddServer(service=KEY, server=stranger))
+            kernel.count(KEY, key(77), Counters(active_connections=5))
+            verbs = answers(desk)
+            told = await status(verbs)
+            removal = "ipvsadm -d -t 192.0.2.10:25 -r 10.0.0.77:25"
+            (service,) = told["services"]
+            assert service["foreign_servers"] == 1
+            assert service["foreign"] == [
+                {
+                    "address": "10.0.0.77",
+                    "port": 25,
+                    "weight": 3,
+                    "active_connections": 5,
+                    "remove": removal,
+                }
+            ]
+            shown = statuslines.plain(statuslines.lines(told, 0.0))
+            assert "in step, 1 foreign server" in shown
+            line = f"foreign server 10.0.0.77:25, weight 3, 5 connections; to remove it: {removal}"
+            assert line in shown
+            for _ in range(2):
+                reads = kernel.reads
+                desk.agent.resync()
+                await until(lambda before=reads: kernel.reads > before)  # type: ignore[misc]
+                await desk.say(listed(mail1=5, mail2=4))
+            assert desk.told().count(removal) == 1
+            with pytest.raises(ControlError, match="no service 'mial'") as caught:
+                await verbs.take_over({"service": "mial", "by": "root"})
+            assert caught.value.hint == "did you mean mail?"
+            done = await verbs.take_over({"service": "mail", "by": "root"})
+            assert done == {"done": [removal]}
+            assert "10.0.0.77" not in desk.weights()
+            assert "drift" not in desk.told()
+
+    asyncio.run(story())
+
+
+def test_undrain_of_a_guest_in_service_is_no_event(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with agent_at_work(tmp_path, FakeKernel()) as desk:
+            await settled(desk)
+            verbs = answers(desk)
+            for _ in range(2):
+                said = await verbs.undrain(asked("mail1"))
+                assert isinstance(said, dict)
+                assert said["changed"] is False
+            assert "undrained" not in desk.told()
+            await verbs.drain(asked("mail1"))
+            said = await verbs.undrain(asked("mail1"))
+            assert isinstance(said, dict)
+            assert said["changed"] is True
+            await desk.say(listed(mail1=None, mail2=4))
+            for verb in (verbs.undrain, verbs.drain):
+                with pytest.raises(ControlError, match="guest mail1 is not running"):
+                    await verb(asked("mail1"))
+
+    asyncio.run(story())
+
+
+async def status(verbs: Verbs) -> dict[str, Any]:
+    said = await verbs.status({})
+    assert isinstance(said, dict)
+    return said
+
+
+async def alarms(verbs: Verbs) -> list[dict[str, Any]]:
+    said = await verbs.status({})
+    assert isinstance(said, dict)
+    found: list[dict[str, Any]] = said["alarms"]
+    return found
