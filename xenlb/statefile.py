@@ -33,6 +33,7 @@ from xenlb.saved import Change, Saved, change, changed
 log = logging.getLogger(__name__)
 
 VERSION = 7
+READ = (6, VERSION)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SMALLEST = 64 * 1024  # bytes of changes for which nothing is written anew
 
@@ -104,7 +105,7 @@ def _bytes(path: Path) -> bytes:
 def _decoded(text: bytes) -> tuple[Saved, int]:
     first, *lines = text.split(b"\n")
     data = json.loads(first)
-    if not isinstance(data, dict) or data.get("version") != VERSION:
+    if not isinstance(data, dict) or data.get("version") not in READ:
         raise _Unusable("it is not of this version")
     if data.get("boot") != _boot_id():
         raise _Outdated

@@ -146,8 +146,9 @@ def decode(found: dict[str, Any]) -> Saved:
             admitted[slot] = admission
     health = _read_verdicts(data["verdicts"])
     alarms = {
-        keys[tuple(key)]: Alarm(kind=AlarmKind(kind), since=since)
-        for key, since, kind in data["alarms"]
+        # Version 6 knew one kind.
+        keys[tuple(key)]: Alarm(kind=AlarmKind(kind[0] if kind else AlarmKind.KEPT), since=since)
+        for key, since, *kind in data["alarms"]
     }
     addresses = frozenset((name, ip_address(text)) for name, text in data["addresses"])
     if not all(re.fullmatch(r"[^\s/]{1,15}", name) for name, _ in addresses):

@@ -456,3 +456,18 @@ def test_a_disk_that_fails_leaves_the_file_and_is_tried_again(
         assert lines(path) < 20
 
     asyncio.run(story())
+
+
+def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """As version 6 wrote it for the Saved of these tests, less what version 7 has besides."""
+    before = json.loads(Path(__file__).with_name("state-version-6.json").read_text())
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(before | {"boot": statefile.BOOT_ID.read_text().strip()}))
+    found, today = statefile.load(path), saved()
+    assert found.state.guests[ME].drain == today.state.guests[ME].drain
+    assert found.state.guests[ME].request == today.state.guests[ME].request
+    assert found.state.health == today.state.health
+    assert found.state.admitted.keys() == today.state.admitted.keys()
+    assert found.state.alarms == {MARK: Alarm(kind=AlarmKind.KEPT, since=7.0)}
+    assert (found.services, found.servers) == (today.services, today.servers)
+    assert (found.addresses, found.sysctls) == (today.addresses, today.sysctls)

@@ -103,6 +103,7 @@ def xenlb(forks: Forks, tmp_path: Path) -> Xenlb:
                 "XENLB_SOCKET": str(tmp_path / "control.sock"),
                 "XENLB_CONFIG": str(tmp_path / "xenlb.yaml"),
                 "XENLB_STATE": str(tmp_path / "state.json"),
+                "XENLB_LAST_GOOD": str(tmp_path / "last-good.yaml"),
                 **environment,
             },
         )
