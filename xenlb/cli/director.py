@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from xenlb.cli.options import Options, given
+from xenlb.cli.options import Group, Options, given
 from xenlb.cli.render import SYSTEMS, check_place, write, written
 
 
-@click.group()
+@click.group(cls=Group)
 def director() -> None:
     """What this host needs itself, where the agent does not own the service addresses."""
 

@@ -13,7 +13,7 @@ import click
 
 from xenlb.cli import logs
 from xenlb.cli.guests import named
-from xenlb.cli.options import Failure, Options, as_json, given, key_file
+from xenlb.cli.options import Failure, Group, Options, as_json, given, key_file
 from xenlb.cli.render import image, render
 from xenlb.control.protocol import FAILED
 
@@ -82,7 +82,7 @@ def reached(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-@click.group()
+@click.group(cls=Group)
 def guest() -> None:
     """What xenlb has inside a guest."""
 

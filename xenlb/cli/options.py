@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from xenlb.control.protocol import FAILED
+from xenlb.control.protocol import FAILED, USAGE
 
 CONFIG = "/etc/xenlb/xenlb.yaml"
 SOCKET = "/run/xenlb/control.sock"
@@ -26,6 +26,19 @@ class Options:
     def templates(self) -> Path:
         """Beside the configuration: /etc/xenlb/templates, unless that is another."""
         return self.config.parent / "templates"
+
+
+class Group(click.Group):
+    """A verb with verbs of its own; without one of them it prints its help, and ends with 2.
+
+    click before 8.2 ends with 0 then.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(USAGE)
+        return super().parse_args(ctx, args)
 
 
 # Whether a file may be read is found where it is read: who may not, is told so with status 5, and a

@@ -125,10 +125,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 Error = dict[str, str]
-# A group without a verb; click before 8.2 prints the help itself, and ends.
-NO_ARGUMENTS: tuple[type[click.UsageError], ...] = tuple(
-    error for name, error in vars(click.exceptions).items() if name == "NoArgsIsHelpError"
-)
 
 
 def _run(arguments: Sequence[str]) -> tuple[int, Error | None]:
@@ -143,9 +139,6 @@ def _run(arguments: Sequence[str]) -> tuple[int, Error | None]:
         sys.stdout.flush()
         status = result if isinstance(result, int) else 0
         return status if arguments else USAGE, None
-    except NO_ARGUMENTS as error:
-        click.echo(error.format_message(), err=True)
-        return USAGE, None
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "xenlb"
         return complain(error.format_message(), hint=f"see {command} --help", status=USAGE)
