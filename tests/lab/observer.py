@@ -130,13 +130,17 @@ def ask(verb: str, **more: object) -> Iterator[dict[str, object]]:
 
 
 def agent() -> None:
-    """The agent's journal; of each agent that runs, from its first line."""
+    """The agent's journal, each line once: an agent begins with those of the one before."""
+    told: set[tuple[str, ...]] = set()
     while True:
         for answer in ask("events", follow=True):
             item = answer.get("item")
             if isinstance(item, dict):
                 kept = {key: item[key] for key in ("time", "text", "guest", "level")}
-                say("agent", None, **kept)
+                line = tuple(map(str, kept.values()))
+                if line not in told:
+                    told.add(line)
+                    say("agent", None, **kept)
         time.sleep(0.1)
 
 

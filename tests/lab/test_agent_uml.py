@@ -118,7 +118,7 @@ def web2(lab: UmlLab) -> LxcGuest:
     return define(lab, "web2", 12)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def both(web1: LxcGuest, web2: LxcGuest) -> tuple[LxcGuest, LxcGuest]:
     """The two guests, running."""
     for guest in (web1, web2):
