@@ -111,7 +111,7 @@ class Configuration:
         return loaded
 
     async def read_calmly(self) -> Loaded:
-        """As read(), after a change that nobody has ordered to be taken up."""
+        """As read(), after a change of the file without an order to reload."""
         loaded = await self.read()
         while self.in_use is not None and (cut := losses(self.in_use.settings, loaded.settings)):
             log.warning(

@@ -1,4 +1,4 @@
-"""Tells when the configuration file has changed, once nobody writes to it any more.
+"""Tells when the configuration file has changed, once no process writes to it any more.
 
 Watches folders, not the file: editors and package managers put a new file in its place, and a
 symbolic link on the way to it (as in a Kubernetes volume) may come to lead elsewhere. inotify only

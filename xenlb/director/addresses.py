@@ -258,7 +258,7 @@ class ServiceAddresses:
         }
 
     async def _remove_unwanted(self, route: Any, goal: _Goal) -> dict[IPAddress, str]:
-        """Takes away what we added and nobody wants now; gives the addresses that resist.
+        """Removes what we added and no service wants now; gives the addresses that resist.
 
         An address that is wanted on another interface stays until it is there: a name that is
         wrong, or an interface that is down, must not end the service.

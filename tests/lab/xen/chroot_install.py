@@ -36,7 +36,7 @@ PLATFORMS = (
     "manylinux_2_17_x86_64",
     "manylinux2014_x86_64",
 )
-# $1 the wheel's requirement
+# $1 the root, %s the requirement of the wheel
 BUILD = """\
 chroot "$1" python3 -m venv /build
 chroot "$1" /build/bin/python -m pip wheel --quiet --no-index --find-links /wheels --no-deps \\
