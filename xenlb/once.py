@@ -76,7 +76,9 @@ def run_once(
         reconciler = Reconciler(
             kernel=table, services=set(saved.services), servers=dict(saved.servers)
         )
-        reconciler.absorb(table.read(counters=False))
+        # Connections are only of interest where a sorry server may wait for its last one.
+        sorry = any(service.sorry_server is not None for service in settings.services)
+        reconciler.absorb(table.read(counters=sorry))
         for service in settings.services:
             if service.name in take_over:
                 reconciler.take_over(service.kernel_keys())

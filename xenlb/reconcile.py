@@ -9,7 +9,7 @@ finds changed behind our back is put back and reported as drift.
 import errno
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xenlb.ipvs.diff import Foreign, Owned, diff, foreign
 from xenlb.ipvs.errors import explain
@@ -25,6 +25,7 @@ from xenlb.ipvs.op import (
     SetService,
 )
 from xenlb.ipvs.table import (
+    Counters,
     Entry,
     Server,
     ServerKey,
@@ -108,11 +109,15 @@ class Reconciler:
     failures: dict[Place, Failure] = field(default_factory=dict)
     believed: dict[ServiceKey, Entry] = field(default_factory=dict)
     touched: set[ServiceKey] = field(default_factory=set)
+    counted: dict[ServiceKey, Mapping[ServerKey, Counters]] = field(default_factory=dict)
 
     def absorb(self, snapshot: Snapshot) -> None:
         """Takes a full read for the truth, except for services changed since `touched` was emptied,
         which was when the reading began."""
         fresh = dict(snapshot.table.entries)
+        self.counted = {
+            key: counts for key, counts in snapshot.counters.items() if key not in self.touched
+        }
         for key in self.touched:
             fresh.pop(key, None)
             if key in self.believed:
@@ -127,7 +132,22 @@ class Reconciler:
         server of that libvirt URI may be removed yet.
         """
         have = Table(entries=self.believed if whole else self._part(want))
-        return diff(want, have, self._owned(want, whole=whole, removable=removable))
+        owned = self._owned(want, whole=whole, removable=removable)
+        return diff(want, have, replace(owned, idle=self._idle(want)))
+
+    def _idle(self, want: Table) -> frozenset[tuple[ServiceKey, ServerKey]]:
+        """Of the servers that are leaving, those that have weight 0 and had no connection when the
+        table was last read. A connection whose handshake is under way is an inactive one."""
+        found = set()
+        for key, entry in want.entries.items():
+            for server in entry.leaving:
+                there = self.believed[key].servers.get(server) if key in self.believed else None
+                counts = self.counted.get(key, {}).get(server)
+                if there is None or there.weight > 0 or counts is None:
+                    continue
+                if counts.active_connections + counts.inactive_connections == 0:
+                    found.add((key, server))
+        return frozenset(found)
 
     def _part(self, want: Table) -> dict[ServiceKey, Entry]:
         return {key: self.believed[key] for key in want.entries if key in self.believed}
@@ -193,7 +213,9 @@ class Reconciler:
         failed = self.kernel.apply(due)
         refused = {failure.op for failure in failed}
         done = [op for op in due if op not in refused] if failed else due
-        self.touched.update(place_of(op)[0] for op in due)
+        for key in {place_of(op)[0] for op in due}:
+            self.touched.add(key)
+            self.counted.pop(key, None)  # counted before
         for failure in failed:
             self._fail(failure, now)
         if self.failures:

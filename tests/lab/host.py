@@ -66,10 +66,17 @@ def last_lines(text: str, count: int = 25) -> str:
     return "\n".join(text.splitlines()[-count:])
 
 
+# How a kernel's complaint begins; a panic comes some lines after it.
+COMPLAINT = re.compile(
+    r"Oops:|BUG:|kernel BUG at|general protection|invalid opcode|traps:|Kernel panic|Panic on CPU"
+)
+
+
 def console_end(text: str) -> str:
-    """The lines of a console that matter: from a kernel panic on, or the last."""
-    start = text.find("Kernel panic")
-    return "\n".join(text[start:].splitlines()[:25]) if start >= 0 else last_lines(text)
+    """The lines of a console that matter: those of its first complaint and panic, or the last."""
+    lines = text.splitlines()
+    first = next((n for n, line in enumerate(lines) if COMPLAINT.search(line)), None)
+    return last_lines(text) if first is None else "\n".join(lines[first : first + 60])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

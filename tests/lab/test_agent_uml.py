@@ -274,6 +274,45 @@ def test_udp_flows_leave_a_drained_guest(
     agent.wait_kernel(service, servers)
 
 
+LONG_REQUEST = """
+import os, socket, struct, sys, time
+with socket.create_connection((sys.argv[1], 80), 20) as asking:
+    print("open", flush=True)
+    while not os.path.exists("/run/lab/go-on"):
+        time.sleep(0.05)
+    asking.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    print(b"".join(iter(lambda: asking.recv(4096), b"")).decode(), flush=True)
+    # With a reset, for the kernel keeps what has ended in order for two minutes.
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+"""
+
+
+def test_the_sorry_server_keeps_its_connections_to_their_end(
+    lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, ...]
+) -> None:
+    """web2 is the sorry server of web1. A request begins at it, and ends after web1 is back."""
+    agent.use(config(web("sorry-server: 10.0.0.12:8080", servers="[{guest: web1}]")))
+    agent.wait_kernel(WEB, masqueraded(web1=1))
+    agent.xenlb("drain", "web1", "--force")
+    agent.wait_kernel(WEB, masqueraded(web1=0, web2=1))
+    lab.write("/run/lab/long-request.py", LONG_REQUEST)
+    asking = client.spawn(["/usr/bin/python3", "/run/lab/long-request.py", VIP])
+    lab.wait_until(lambda: "open" in asking.log(), 20, "the connection to the sorry server")
+    agent.xenlb("undrain", "web1")
+    agent.wait_kernel(WEB, masqueraded(web1=1, web2=0))
+    agent.status()  # has the table read
+    assert agent.servers_of(WEB) == masqueraded(web1=1, web2=0)
+    lab.run("touch /run/lab/go-on")
+    asking.wait()
+    assert "web2" in asking.log()
+    lab.wait_until(
+        lambda: agent.status() and agent.servers_of(WEB) == masqueraded(web1=1),
+        60,
+        "the sorry server to leave",
+        every=1,
+    )
+
+
 # Every method, at once ----------------------------------------------------------------------------
 
 

@@ -55,6 +55,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         ("other_agent", "1"),
         ("stop", "0 success"),
         ("kept", "address state"),
+        ("last_good", "active 1"),
         ("wrong_configuration", "failed 3 0"),
         ("exec_check", "False /bin/sh says CRITICAL: 65534 0 0"),
         ("exec_check_hangs", "ended"),

@@ -75,6 +75,10 @@ class WatchedAgent(LabAgent):
         super().__init__(lab, config)
         self._loaded = ""
 
+    def configure(self, config: str) -> None:
+        super().configure(config)
+        self._given = config
+
     def status(self) -> dict[str, Any]:
         answer = self.lab.run(["/usr/bin/python3", "-IS", "-c", ASK, SOCKET]).out
         status: dict[str, Any] = json.loads(answer)["ok"]
@@ -85,7 +89,10 @@ class WatchedAgent(LabAgent):
         self._loaded = self.status()["config"]["loaded"]
 
     def use(self, config: str) -> None:
-        """A new configuration, which the running agent has taken when this returns."""
+        """A configuration, which the running agent has taken when this returns. One that says
+        what the last one said changes nothing, and is not loaded anew."""
+        if config == self._given:
+            return
         before, problems = self._loaded, self.status()["config"]["problems"]
         self.configure(config)
 

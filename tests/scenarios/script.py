@@ -158,15 +158,32 @@ class Player:
         self.now = now
         done: list[str] = []
         notes: list[Note] = []
-        for event in self._events(verb, words, line.block):
-            result = step(self.state, event)
-            self.state = result.state
-            notes += result.notes
-            done += self._apply(result.services)
+        if verb == "read":
+            done += self._apply(None, self._idle(words))
+        else:
+            for event in self._events(verb, words, line.block):
+                result = step(self.state, event)
+                self.state = result.state
+                notes += result.notes
+                done += self._apply(result.services)
         self._compare(line, done, notes)
 
-    def _apply(self, names: frozenset[str] | None) -> list[str]:
-        """What the agent does after a step: the lines of the operations."""
+    def _idle(self, words: list[str]) -> frozenset[tuple[ServiceKey, ServerKey]]:
+        """`ADDRESS …`: servers with connections. All others with weight 0 have none."""
+        return frozenset(
+            (key, server)
+            for key, entry in self.table.entries.items()
+            for server, it in entry.servers.items()
+            if it.weight == 0 and str(server.address) not in words
+        )
+
+    def _apply(
+        self,
+        names: frozenset[str] | None,
+        idle: frozenset[tuple[ServiceKey, ServerKey]] = frozenset(),
+    ) -> list[str]:
+        """What the agent does after a step, or after a read of the table that has found servers
+        without connections: the lines of the operations."""
         services = self.state.settings.services
         whole = desired(services, self.state, self.now)
         if names is None:
@@ -184,7 +201,9 @@ class Player:
             if self.state.listed(self.origins.get((key, server), ""))
         }
         self.origins |= self.state.origins()
-        owned = Owned(services=frozenset(self.table.entries), servers=frozenset(removable))
+        owned = Owned(
+            services=frozenset(self.table.entries), servers=frozenset(removable), idle=idle
+        )
         ops = diff(self.want, self.table, owned)
         self.table = _applied(self.table, ops)
         return [f"ipvsadm {op}" for op in ops]

@@ -73,8 +73,8 @@ def hold(
     way = tell_by(found.uri) if tell is None else tell
     if must_tell and way is Tell.TCP and settings.listen is None:
         raise Failure(
-            f"guest {found.name} has no way to tell that it leaves",
-            hint='let it: guests: {listen: "ADDRESS:7371"}; or take --tell none',
+            f"guest {found.name} cannot report its shutdown to this host",
+            hint='add  guests: {listen: "ADDRESS:7371"}  to the configuration, or use --tell none',
         )
     if tell is None:
         way = tell_where_heard(found.uri, settings.listen)

@@ -161,7 +161,9 @@ def _run(arguments: Sequence[str]) -> tuple[int, Error | None]:
             traceback.print_exc()
         return complain(
             f"an error in xenlb itself: {type(error).__name__}: {error}",
-            hint="" if options.verbose else "xenlb --verbose … shows where; please report it",
+            hint=""
+            if options.verbose
+            else "please report it, with the output of xenlb --verbose …",
         )
 
 
@@ -171,7 +173,8 @@ def _system(error: OSError, *, verbose: int) -> tuple[int, Error]:
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
     if error.errno in {errno.EPERM, errno.EACCES}:
         return complain(what, hint="run it as root", status=NOT_PERMITTED)
-    return complain(what, hint="" if verbose else "xenlb --verbose … shows where")
+    known = verbose or error.filename
+    return complain(what, hint="" if known else "xenlb --verbose … shows the call that failed")
 
 
 def complain(message: str, *, hint: str = "", status: int = FAILED) -> tuple[int, Error]:

@@ -131,6 +131,7 @@ def _port(draft: Draft, check: CheckDraft, report: Report) -> None:
         or not needs_port(check)
         or draft.placed_ports.bad
         or not (draft.placed_ports.given or draft.fwmark.given)
+        or (draft.address.given and draft.fwmark.given)  # which it is must be said first
     ):
         return
     protocols = protocols_of(check.asks_class())

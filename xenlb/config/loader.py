@@ -240,7 +240,7 @@ def _director(top: dict[str, Cursor], drafts: list[Draft], root: Cursor) -> Dire
         not interface.given
         and addresses.value is AddressPolicy.MANAGE
         and not addresses.bad
-        and any(draft.address.given for draft in drafts)
+        and any(draft.address.given and not draft.fwmark.given for draft in drafts)
     ):
         at = (section or root).place
         root.report.add(

@@ -65,6 +65,7 @@ FORWARDING_ELSEWHERE: Final = {
 }
 MOST_WEIGHT: Final = 65535
 U32: Final = 2**32 - 1
+THRESHOLD: Final = 2**31 - 1  # Linux 6.12 refuses more
 
 
 def read(name: str, place: Place, fields: Fields) -> Draft:
@@ -88,8 +89,8 @@ def read(name: str, place: Place, fields: Fields) -> Draft:
         tunnel=_tunnel(fields),
         server_port=fields.read("server-port", _port_number, None),
         weight=fields.read("weight", _weight, 1),
-        upper_threshold=fields.read("upper-threshold", lambda c: c.whole_number(0, U32), 0),
-        lower_threshold=fields.read("lower-threshold", lambda c: c.whole_number(0, U32), 0),
+        upper_threshold=fields.read("upper-threshold", lambda c: c.whole_number(0, THRESHOLD), 0),
+        lower_threshold=fields.read("lower-threshold", lambda c: c.whole_number(0, THRESHOLD), 0),
         check=checks.read(fields),
         flush=fields.read("flush", Cursor.true_or_false, False),
         on_failure=fields.read("on-failure", lambda c: c.choice(OnFailure), OnFailure.REMOVE),

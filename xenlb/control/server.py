@@ -179,7 +179,7 @@ class ControlServer:
             await self._serve(reader, writer)
         except (_Gone, OSError, asyncio.CancelledError) as error:
             # Cancelled only by __aexit__, which waits for the end and needs no exception.
-            log.debug("a client of the control socket was left: %r", error)
+            log.debug("a client of the control socket was left: %s", type(error).__name__)
             writer.transport.abort()
         finally:
             self._clients.discard(task)

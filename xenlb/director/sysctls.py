@@ -147,8 +147,7 @@ def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> It
     yield Need(
         name=f"{VS}.expire_nodest_conn",
         value=1,
-        why="connections of a server that is gone end with a reset, and a client's port that one"
-        " of them used works again at once",
+        why="so that connections to a removed server are reset, not left hanging",
         scope=Scope.IPVS,
     )
     if any(service.persistence is not None for service in services):
@@ -167,8 +166,8 @@ def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> It
             name=f"{VS}.conn_reuse_mode",
             value=3 if direct else 1,
             also=(3,),
-            why="a client's port that is used again is scheduled anew"
-            + (", which with gatewaying or tunnels needs 3" if direct else ""),
+            why=("needed for draining with gatewaying or tunnels: " if direct else "so that ")
+            + "a reused client port gets a new server",
             scope=Scope.IPVS,
         )
     else:
@@ -199,8 +198,8 @@ def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[Need]:
     an address of this host itself: martians. The kernel takes the maximum of `all` and the
     interface for rp_filter, and either for accept_local."""
     why = (
-        "with gatewaying or tunnels, answers of guests whose gateway is this host come from the"
-        " service address, and are dropped otherwise"
+        "replies from guests that use this host as gateway would be dropped: their source is the"
+        " service address"
     )
     values = {"net.ipv4.conf.all.rp_filter": 0} if interfaces else {}
     for interface in interfaces:

@@ -64,8 +64,10 @@ class Survey:
         plan = self.look.plan
         if not plan.changes_guest or (self.seen is not None and not self.look.installed):
             return ()
-        paths = ", ".join(f"/{path}" for path in plan.paths)
-        return (Difference(message=f"files are not as they should be: {paths}", hint=APPLY),)
+        count = len(plan.paths)
+        shown = ", ".join(f"/{path}" for path in plan.paths[:3]) + ", …" * (count > 3)
+        files = "1 file or folder is" if count == 1 else f"{count} files or folders are"
+        return (Difference(message=f"{files} missing or different: {shown}", hint=APPLY),)
 
 
 def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:

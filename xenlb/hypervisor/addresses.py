@@ -194,7 +194,12 @@ class AddressFinder:
         if (found, refused) == (search.found, search.refused):
             return
         search.found, search.refused = found, refused
-        log.debug("%s: found %s, refused %s", search.guest, found, refused)
+        log.debug(
+            "guest %s: addresses found: %s; refused: %s",
+            search.guest,
+            ", ".join(map(str, found)) or "none",
+            ", ".join(map(str, refused)) or "none",
+        )
         self._emit(
             AddressesFound(
                 at=self._clock(),

@@ -1,8 +1,9 @@
 """The operations that lead from the table that is to the table that should be. Pure.
 
 Theory of operation. Every service of `want` is ours. Of what is in `have` and not in `want`, only
-what `owned` names is removed, and a service only when no server of another tool would go with
-it. All the rest is foreign: never touched, told by `foreign`.
+what `owned` names is removed: a server that is leaving, when it has no connection; a service, when
+no server of another tool would go with it. All the rest is foreign: never touched, told by
+`foreign`.
 
 The operations are in phases: add services, set services, add servers, raise weights (and change
 anything else of a server), lower weights, remove servers, remove services. So whatever prefix
@@ -36,10 +37,12 @@ from xenlb.ipvs.table import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owned:
-    """What is recorded as put into the kernel by us."""
+    """What is recorded as put into the kernel by us; `idle`, servers with weight 0 that have no
+    connection left."""
 
     services: Set[ServiceKey] = frozenset()
     servers: Set[tuple[ServiceKey, ServerKey]] = frozenset()
+    idle: Set[tuple[ServiceKey, ServerKey]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +75,21 @@ def diff(want: Table, have: Table, owned: Owned) -> tuple[Op, ...]:
         if servers == entry.servers:
             continue
         for server_key, server in entry.servers.items():
-            now = servers.get(server_key)
-            if now is None:
+            there_now = servers.get(server_key)
+            if there_now is None:
                 add_servers.append(AddServer(service=key, server=server))
-            elif now is not server and not same_server(server, now):
-                lower = server.weight < now.weight
+            elif there_now is not server and not same_server(server, there_now):
+                lower = server.weight < there_now.weight
                 change = SetServer(service=key, server=server)
                 (lower_weights if lower else raise_weights).append(change)
-        remove_servers.extend(
-            DeleteServer(service=key, key=server_key)
-            for server_key in servers
-            if server_key not in entry.servers and (key, server_key) in owned.servers
-        )
+        for server_key, now in servers.items():
+            place = (key, server_key)
+            if server_key in entry.servers or place not in owned.servers:
+                continue
+            if server_key not in entry.leaving or place in owned.idle:
+                remove_servers.append(DeleteServer(service=key, key=server_key))
+            elif now.weight > 0:
+                lower_weights.append(SetServer(service=key, server=replace(now, weight=0)))
 
     for key, entry in have.entries.items():
         if key in want.entries:

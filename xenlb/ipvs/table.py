@@ -209,10 +209,12 @@ class Counters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A service with its servers."""
+    """A service with its servers. Wanted, it may also name servers that are `leaving`: those keep
+    their connections, with weight 0, until these have ended."""
 
     service: Service
     servers: Mapping[ServerKey, Server] = field(default_factory=dict)
+    leaving: frozenset[ServerKey] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,7 +142,7 @@ def _up(
         if verdict.up:
             reason = f"check {target} has not answered yet" if verdict.assumed else "check passed"
             if now < verdict.held_until:
-                reason += "; not held back, as nobody else served"
+                reason += "; not held back, as no other server was up"
         else:
             reason, held = _failure(target, verdict, now)
     up = health is None or bool(health.up)
@@ -161,7 +161,7 @@ def _up(
         return Standing(
             phase=ServerPhase.FAILED,
             weight=weight,
-            reason=f"{reason}; kept for keep-in-service",
+            reason=f"{reason}; still in service only because of keep-in-service",
             since=since,
             deadline=deadline,
             then=GROWS,
@@ -310,21 +310,21 @@ def desired(services: Iterable[ServiceSettings], state: State, now: float) -> Ta
                     service, candidate.slot.server, weight
                 )
         for key, own in servers.items():
-            members = _with_sorry(service, key, own)
-            entries[key] = Entry(
-                service=service_of(service, key, members.values()), servers=members
-            )
+            entries[key] = _entry(service, key, own)
     return Table(entries=entries)
 
 
-def _with_sorry(
-    service: ServiceSettings, key: ServiceKey, servers: dict[ServerKey, Server]
-) -> dict[ServerKey, Server]:
-    """The sorry server takes new connections as long as no other server does."""
-    sorry = service.sorry_key(key)
-    if sorry is None or any(server.weight > 0 for server in servers.values()):
-        return servers
-    return {sorry: server_of(service, sorry, 1)} | servers  # one of them that drains keeps 0
+def _entry(service: ServiceSettings, key: ServiceKey, servers: dict[ServerKey, Server]) -> Entry:
+    """With the sorry server, which takes new connections as long as no other server does. Then it
+    leaves: when its connections have ended, or at once if they are UDP's, which have no end."""
+    leaving = frozenset[ServerKey]()
+    if (sorry := service.sorry_key(key)) is not None:
+        if not any(server.weight > 0 for server in servers.values()):
+            servers = {sorry: server_of(service, sorry, 1)} | servers  # one that drains keeps 0
+        elif not is_udp(key):
+            leaving = frozenset({sorry} - servers.keys())
+    quiet = bool(leaving) or any(server.weight == 0 for server in servers.values())
+    return Entry(service=service_of(service, key, quiet=quiet), servers=servers, leaving=leaving)
 
 
 # Schedulers that hash a client to a server and refuse the client while that server has weight 0,
@@ -334,10 +334,11 @@ FALLBACK = {"sh": SchedulerFlags.ONE, "mh": SchedulerFlags.ONE}
 STAND_IN = {"dh": "lblc"}
 
 
-def service_of(service: ServiceSettings, key: ServiceKey, servers: Iterable[Server]) -> Service:
-    """The kernel service, such that each client of a server with weight 0 gets another server."""
+def service_of(service: ServiceSettings, key: ServiceKey, *, quiet: bool = False) -> Service:
+    """The kernel service; `quiet`: a server may have weight 0, and each of its clients gets
+    another server."""
     scheduler = service.scheduler
-    if scheduler in STAND_IN and any(server.weight == 0 for server in servers):
+    if quiet and scheduler in STAND_IN:
         scheduler = STAND_IN[scheduler]
     return Service(
         key=key,

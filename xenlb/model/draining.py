@@ -80,7 +80,10 @@ def _ending(guest: Guest, drain: Drain, at: float) -> Note:
     left = drain.left or 0
     cut = drain.outcome in {Outcome.DEADLINE, Outcome.GONE} and left > 0
     with_left = f" with {connections(left)} left" if left else ""
-    text = f"drain over after {lasted:.1f} s: {drain.outcome}{with_left}"
+    if drain.outcome is Outcome.DEADLINE:
+        text = f"drain timed out after {lasted:.1f} s{with_left}"
+    else:
+        text = f"drain ended after {lasted:.1f} s: {drain.outcome}{with_left}"
     return Note(at=at, guest=guest.id, text=text, warning=cut)
 
 

@@ -32,6 +32,9 @@ class Found:
     address: IPAddress
     source: Source
 
+    def __str__(self) -> str:
+        return f"{self.address} ({self.source})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
@@ -40,3 +43,6 @@ class Refused:
     text: str
     source: Source
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source}): {self.reason}"

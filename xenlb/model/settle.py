@@ -309,7 +309,7 @@ def _let_back(
     health = dict(state.health)
     for entry in back.values():
         health |= {target: replace(health[target], apart=True) for target in entry.apart}
-    why = f"is not held back from {service.name} any longer, as nobody else serves there"
+    why = f"is not held back from {service.name} any longer, as no other server serves there"
     notes = [
         Note(
             at=at,

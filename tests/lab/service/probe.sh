@@ -61,6 +61,10 @@ say stop "$? $(show Result)"
 say kept "$(has_address && echo address) $(test -s /run/xenlb/state.json && echo state)"
 
 echo 'surplus: 1' >>/etc/xenlb/xenlb.yaml
+systemctl start xenlb
+say last_good "$(show ActiveState) $($xenlb status --json | grep -c '"last_good_since": "2')"
+systemctl stop xenlb
+rm /var/lib/xenlb/last-good.yaml
 systemctl start xenlb 2>/dev/null
 sleep 2
 say wrong_configuration "$(show ActiveState) $(show ExecMainStatus) $(show NRestarts)"

@@ -1,12 +1,14 @@
 """The reconciler against the strict fake kernel: ownership, drift, failures and their retries."""
 
 import errno
+from dataclasses import replace
 from ipaddress import ip_address
 
 from tests.fakes.kernel import FakeKernel
 from xenlb.ipvs.op import AddServer, AddService, DeleteServer, SetServer
 from xenlb.ipvs.table import (
     AddressKey,
+    Counters,
     Entry,
     Forwarding,
     Protocol,
@@ -160,3 +162,29 @@ def test_what_is_gone_and_not_wanted_is_released() -> None:
     assert reconciler.servers == {}
     assert reconciler.services == {KEY}
     assert not reconciler.release(table())
+
+
+def test_a_leaving_server_goes_when_its_connections_have_ended() -> None:
+    """It has weight 0 until a read of the table that began after that finds none."""
+    kernel = FakeKernel()
+    reconciler = Reconciler(kernel)
+    sorry, real = server(99), server(11)
+    bring(reconciler, table(sorry))
+    reconciler.absorb(kernel.read())  # no connection: that was before the next ones
+    entry = table(real).entries[KEY]
+    want = Table(entries={KEY: replace(entry, leaving=frozenset({sorry.key}))})
+    changed = [line.partition(" -m")[0] for line in bring(reconciler, want)]
+    assert changed == [
+        "-a -t 192.0.2.10:25 -r 10.0.0.11:25",
+        "-e -t 192.0.2.10:25 -r 10.0.0.99:25",
+    ]
+    assert bring(reconciler, want) == []
+    for left in (Counters(active_connections=1), Counters(inactive_connections=1)):
+        kernel.count(KEY, sorry.key, left)
+        reconciler.touched.clear()
+        reconciler.absorb(kernel.read())
+        assert bring(reconciler, want) == []
+        assert reconciler.foreign(want).servers == frozenset()
+    kernel.count(KEY, sorry.key, Counters())
+    reconciler.absorb(kernel.read())
+    assert bring(reconciler, want) == ["-d -t 192.0.2.10:25 -r 10.0.0.99:25"]

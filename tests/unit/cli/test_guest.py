@@ -114,7 +114,9 @@ def test_nothing_listens(agent: SmallAgent, xenlb: Xenlb, config: Path) -> None:
     agent.answers["why"] = {**answers.why(), "uri": "lxc:///"}
     done = xenlb("guest", "render", "mail2")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[0] == "xenlb: guest mail2 has no way to tell that it leaves"
+    assert (
+        done.stderr.splitlines()[0] == "xenlb: guest mail2 cannot report its shutdown to this host"
+    )
     assert "guests: {listen:" in done.stderr
 
 

@@ -108,12 +108,12 @@ weight: null
 weight: true
 weight: 99999999999999999999999999999999999999
 upper-threshold: -1
-upper-threshold: 4294967296
+upper-threshold: 2147483648
 upper-threshold: '5'
 upper-threshold: many
 upper-threshold: null
 lower-threshold: -1
-lower-threshold: 4294967296
+lower-threshold: 2147483648
 lower-threshold: 0.5
 lower-threshold: null
 check: tcp

@@ -490,6 +490,8 @@ def test_a_default_with_meaning_is_used() -> None:
          " (write 10)"),
         ("ports: [22:30]", "4:13: services.mail.ports[0]: '22:30' is one number of base 60 to YAML"
          " (write one plain number)"),
+        ("fwmark: 7", "4:13: services.mail.fwmark: address and fwmark exclude each other"
+         " (remove one, or make two services)"),
         ("ports: [1000-2000]", "4:13: services.mail.ports[0]: '1000-2000' is a range, and a service"
          " takes single ports (list them, or use fwmark: and let a firewall rule mark the range)"),
         ("ports: [25/smtp]", "4:13: services.mail.ports[0]: 'smtp' is not a protocol of IPVS"

@@ -185,7 +185,7 @@ def test_ipvs_sets_those_of_ipvs_and_reports_the_rest(
         ("net.ipv4.vs.conn_reuse_mode", 1),
     ]
     assert [record.message for record in caplog.records] == [str(c) for c in outcome.changes]
-    assert caplog.records[0].message.startswith("net.ipv4.vs.expire_nodest_conn: 0 → 1 (conn")
+    assert caplog.records[0].message.startswith("net.ipv4.vs.expire_nodest_conn: 0 → 1 (so that")
     assert [(f.name, f.have, f.want, f.fix) for f in outcome.findings] == [
         ("net.ipv4.ip_forward", 0, 1, "sysctl -w net.ipv4.ip_forward=1"),
         (

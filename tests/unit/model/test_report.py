@@ -83,7 +83,7 @@ def test_status_names_the_check_that_fails_and_says_what_is_kept_and_since_when(
     first, second = service["servers"]
     assert (first["phase"], first["health"], first["since"]) == ("failed", "down", "20.0")
     assert first["reason"] == ("check http 10.0.0.11:80 fails: expected status 200-399, got 503")
-    assert second["reason"].endswith("got 503; kept for keep-in-service")
+    assert second["reason"].endswith("got 503; still in service only because of keep-in-service")
     assert "checks" not in first  # a long status is long enough
 
 

@@ -536,7 +536,7 @@ def an_alarm_is_told_once_when_it_begins_and_when_it_ends(life: Life) -> None:
         kept, serving = set(), set()
         for service, candidate, slot, _ in servers(seen.state):
             stands = standing(candidate, service, seen.state, seen.at)
-            if stands.reason.endswith("kept for keep-in-service"):
+            if stands.reason.endswith("still in service only because of keep-in-service"):
                 kept.add(slot.service)
             if stands.phase is ServerPhase.SERVING and stands.weight:
                 serving.add(slot.service)
@@ -691,14 +691,14 @@ def test_the_stories_reach_what_they_are_about() -> None:
         "starting 0",
         "absent none",
         "slow start",
-        "kept for keep-in-service",
+        "still in service only because of keep-in-service",
         "waits for a check to pass again",
         "drained by root",
         "no check",
         "its checks leave it 50% of its weight",
         "its checks leave it 0% of its weight",
         "held back",
-        "not held back, as nobody else served",
+        "not held back, as no other server was up",
         "not answered yet",
     ):
         assert reached[word] > 0, (word, reached)

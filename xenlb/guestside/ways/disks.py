@@ -12,7 +12,7 @@ from xenlb.guestside.ways.offline import Disk, Place, RootFolder
 from xenlb.hypervisor.xmltext import Malformed, parse
 
 MOST_DISKS = 16
-MOUNT = "mount its root file system on this host and name that folder"
+MOUNT = "mount its root file system on this host and give --root DIR"
 _FORMAT = re.compile(r"[a-z0-9-]{1,16}", re.ASCII)
 
 

@@ -60,7 +60,7 @@ async def reach(where: Whereabouts) -> Reached:
         case None:
             raise DeliveryError(
                 f"the configuration does not say how to reach into {where.name}",
-                hint="set guest-side: delivery: to ssh, agent or rootfs",
+                hint="add  guest-side: {delivery: ssh}  to its service (or agent, rootfs)",
             )
         case Delivery.SSH:
             channel = Ssh(_destination(where))
