@@ -9,7 +9,7 @@ What each logs of a check, seen with the versions of Debian 12 at their default 
 line in the access log (and below the default level, which is error, one of info for a connection
 without a request: tls and tcp); Postfix that a client came and went, with its commands; Dovecot one
 line of info for a log-out without a log-in; MariaDB a warning for a log-in that it refuses;
-PgBouncer a line for each that comes and goes; the others nothing.
+Courier and PgBouncer a line for each that comes and goes; the others nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ PACKAGES = (
     *("nginx", "dovecot-core", "dovecot-imapd", "dovecot-pop3d", "slapd"),
     *("mariadb-server-core", "postgresql-15", "redis-server", "redis-tools"),
     *("apache2-bin", "bind9", "nsd", "dnsmasq-base", "unbound", "pgbouncer"),
+    *("courier-imap", "courier-pop", "courier-base", "courier-authlib"),
+    *("sphinxsearch", "nutcracker"),
     *("bind9-libs", "libapr1", "libaprutil1", "libc-ares2", "libfstrm0", "liblmdb0"),
-    *("libmaxminddb0",),
+    *("libcourier-unicode4", "libmariadb3", "libmaxminddb0", "libre2-9"),
     *("libaio1", "libatomic1", "libdb5.3", "libevent-2.1-7", "libexttextcat-2.0-0", "libicu72"),
     *("libgnutls-dane0", "libidn12", "libjemalloc2", "libldap-2.5-0", "libltdl7", "liblua5.4-0"),
     *("liblzf1", "libnsl2", "libnuma1", "libodbc2", "libpcre2-8-0", "libpq5", "libsasl2-2"),
@@ -226,6 +228,29 @@ userdb {{
   args = uid=dovecot gid=dovecot home={HOME}
 }}
 """
+SPHINX = f"""\
+index empty
+{{
+    type = rt
+    path = {HOME}/sphinx/empty
+    rt_field = text
+    rt_attr_uint = number
+}}
+searchd
+{{
+    listen = {ADDRESS}:9306:mysql41
+    log = {HOME}/sphinx/log
+    pid_file = {HOME}/sphinx/pid
+    binlog_path =
+}}
+"""
+NUTCRACKER = f"""\
+pool:
+  listen: {ADDRESS}:22121
+  redis: true
+  servers:
+    - {ADDRESS}:6379:1
+"""
 SLAPD = """\
 pidfile {home}/slapd-{certificate}.pid
 TLSCertificateFile {tls}/{certificate}.pem
@@ -325,6 +350,34 @@ def _dovecot(lab: UmlLab) -> Process:
     return lab.spawn(["/usr/sbin/dovecot", "-F", "-c", f"{HOME}/dovecot.conf"])
 
 
+def _courier(protocol: str, port: int, login: str, daemon: str) -> Callable[[UmlLab], Process]:
+    """Without a log-in it needs none of Courier's other daemons."""
+
+    def start(lab: UmlLab) -> Process:
+        command = ["/usr/sbin/couriertcpd", f"-address={ADDRESS}", "-nodnslookup"]
+        command += ["-noidentlookup", "-maxprocs=40", "-maxperip=40", str(port), login, daemon]
+        capability = {"IMAP_CAPABILITY": "IMAP4rev1", "IMAP_STARTTLS": "NO"}
+        return lab.spawn(
+            [*command, "Maildir"], log=f"{HOME}/courier-{protocol}.log", env=capability
+        )
+
+    return start
+
+
+def _sphinx(lab: UmlLab) -> Process:
+    """A search engine that speaks MySQL's protocol."""
+    lab.run(f"mkdir -p {HOME}/sphinx")
+    lab.write(f"{HOME}/sphinx/conf", SPHINX)
+    return lab.spawn(["/usr/bin/searchd", "--nodetach", "--config", f"{HOME}/sphinx/conf"])
+
+
+def _nutcracker(lab: UmlLab) -> Process:
+    """A proxy for redis, which answers PING itself."""
+    lab.write(f"{HOME}/nutcracker.yaml", NUTCRACKER)
+    command = ["/usr/sbin/nutcracker", "-c", f"{HOME}/nutcracker.yaml", "-a", ADDRESS]
+    return lab.spawn([*command, "-o", f"{HOME}/nutcracker.log"])
+
+
 def _slapd(certificate: str, addresses: str) -> Callable[[UmlLab], Process]:
     def start(lab: UmlLab) -> Process:
         path = f"{HOME}/slapd-{certificate}.conf"
@@ -395,6 +448,9 @@ def _redis(certificate: str, port: int, tls_port: int) -> Callable[[UmlLab], Pro
     return start
 
 
+COURIER = "/usr/lib/courier/courier"
+COMES_AND_GOES = re.compile(r"^(DEBUG: (Connection|Disconnected)|INFO: LOGOUT), ip=")
+
 SERVERS = {
     "exim": Server(start=_exim, ready=465, logs=f"{HOME}/exim/*log"),
     "postfix": Server(
@@ -421,6 +477,20 @@ SERVERS = {
             r"-login: Info: Disconnected: Aborted login by logging out \(no auth attempts "
         ),
     ),
+    "courier-imap": Server(
+        start=_courier("imap", 1143, f"{COURIER}/imaplogin", "/usr/bin/imapd"),
+        ready=1143,
+        logs=f"{HOME}/courier-imap.log",
+        usual=COMES_AND_GOES,
+    ),
+    "courier-pop": Server(
+        start=_courier("pop", 1110, f"{COURIER}/courierpop3login", f"{COURIER}/courierpop3d"),
+        ready=1110,
+        logs=f"{HOME}/courier-pop.log",
+        usual=COMES_AND_GOES,
+    ),
+    "sphinx": Server(start=_sphinx, ready=9306, logs=f"{HOME}/sphinx/log"),
+    "nutcracker": Server(start=_nutcracker, ready=22121, logs=f"{HOME}/nutcracker.log"),
     "slapd": Server(
         start=_slapd("good", f"ldap://{ADDRESS} ldaps://{ADDRESS}"),
         ready=636,

@@ -108,6 +108,17 @@ UP: dict[str, list[Question]] = {
         Question(asks=Pop3(starttls=TRUST), port=110, up="WHERE greets"),
         Question(asks=Pop3(tls=TRUST), port=995, up="WHERE greets"),
     ],
+    "courier-imap": [Question(asks=Imap(), port=1143, up="WHERE greets", waits="greeting")],
+    "courier-pop": [Question(asks=Pop3(), port=1110, up="WHERE greets", waits="greeting")],
+    "sphinx": [
+        Question(asks=Mysql(), port=9306, up="WHERE lets xenlb in", waits="greeting"),
+        Question(asks=Mysql(user="monitor"), port=9306, up="WHERE lets monitor in"),
+    ],
+    "nutcracker": [
+        Question(
+            asks=Redis(), port=22121, up="WHERE answers PING with PONG", waits="answer to PING"
+        ),
+    ],
     "slapd": [
         Question(asks=Ldap(), port=389, up="WHERE lets in", waits="answer to a bind"),
         Question(asks=Ldap(tls=TRUST), port=636, up="WHERE lets in"),
