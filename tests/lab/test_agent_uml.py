@@ -224,7 +224,10 @@ for last in range(100, 108):
 """
 
 
-@pytest.mark.parametrize("scheduler", ["sh", "mh", "dh", "lblc"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["sh", "dh", *(pytest.param(name, marks=pytest.mark.soak) for name in ("mh", "lblc"))],
+)
 def test_a_drain_refuses_no_client_of_a_hash_scheduler(
     scheduler: str, lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, ...]
 ) -> None:
@@ -643,14 +646,14 @@ def test_a_changed_configuration_takes_effect_at_once(
         (web(servers=each), masqueraded(web1=3, web2=65535)),
         (web(scheduler="wlc"), BOTH),
     ):
-        agent.use(config(services))
+        agent.use_by_itself(config(services))
         agent.wait_kernel(WEB, servers)
         assert agent.agree() == {WEB: servers}
     # Broken, then whole again: the last good one goes on meanwhile.
     agent.configure(config(web(scheduler="none-such")))
     lab.wait_until(lambda: agent.status()["config"]["problems"], 30, "the problem to be told")
     assert agent.servers_of(WEB) == BOTH
-    agent.use(config(web()))
+    agent.use_by_itself(config(web()))
     assert agent.agree() == {WEB: BOTH}
     summary = load.stop()
     print(f"{summary['sent']} requests during 4 reloads, {summary['failed']} failed")

@@ -75,6 +75,7 @@ def test_answers_of_guests_behind_this_host(uml: UmlLab) -> None:
     assert uml.text(f"{VS}/expire_nodest_conn") == "1\n"
 
 
+@pytest.mark.soak
 def test_unit_tests_of_both_rooms_on_this_kernel(uml: UmlLab) -> None:
     """They run in name spaces of their own; here with another kernel, and none may be skipped."""
     command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3"]

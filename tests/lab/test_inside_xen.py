@@ -2,7 +2,7 @@
 put there, under systemd and its restrictions.
 
 The tests are one story and run in this order, because each boot of a Debian costs the emulator up
-to a minute. Its guests:
+to a minute; `make soak` tells all of it. Its guests:
 
     bare   Debian with ifupdown, defined without anything of xenlb; reached by ssh; in three
            services
@@ -250,7 +250,6 @@ def test_a_bare_guest_gets_its_inside_and_only_then_weight(dom0: Dom0) -> None:
 
 def test_an_operator_sees_that_nothing_is_to_be_done(dom0: Dom0) -> None:
     dom0.share_ssh()
-    dom0.tree_now("applied")  # for the end of its reboot
     # It verifies too; the commands one by one are in test_inside_uml.py.
     assert dom0.guest("plan", "bare").out == ""
 
@@ -302,6 +301,7 @@ def test_a_guest_cannot_write_its_own_settings(dom0: Dom0) -> None:
     assert wrote.strip() == "16 b'EACCES\\x00'"
 
 
+@pytest.mark.soak
 def test_marks_bring_replies_back_and_leave_the_guests_own_connections_alone(dom0: Dom0) -> None:
     """Its replies go by its default gateway, which drops them, until they have marks."""
     dom0.wait_weight(MARKED, MADE)
@@ -340,6 +340,7 @@ def mac_of(where: XenLab | Client, interface: str) -> str:
     return str(link["address"])
 
 
+@pytest.mark.soak
 def test_an_edit_reaches_a_running_guest_without_anybody_logging_in(dom0: Dom0) -> None:
     dom0.agent.configure(WITH_LATE)
     dom0.wait_weight(LATE, MADE)
@@ -349,6 +350,7 @@ def test_an_edit_reaches_a_running_guest_without_anybody_logging_in(dom0: Dom0) 
         dom0.lab.run(["ssh", "-o", "BatchMode=yes", f"root@{MADE}", "true"], timeout=60)
 
 
+@pytest.mark.soak
 def test_an_operator_commands_a_guest_that_configures_itself(dom0: Dom0) -> None:
     place = f"/local/domain/{dom0.made.domid()}/vm-data/xenlb"
     hold = dom0.made.run("cat /etc/xenlb-hold.conf").out
@@ -391,6 +393,7 @@ def test_an_operator_commands_a_guest_that_configures_itself(dom0: Dom0) -> None
 # Reboots and an end -------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_it_outlives_its_interface(dom0: Dom0) -> None:
     again = "{ ifdown eth0 && ifup eth0; } >/root/again 2>&1 </dev/null; echo $? >/root/status"
     # The way to the guest's shell goes by eth0.
@@ -406,8 +409,9 @@ def test_it_outlives_its_interface(dom0: Dom0) -> None:
         assert dom0.routed.fetch(f"{vip}:80") == "bare"
 
 
+@pytest.mark.soak
 def test_it_outlives_a_reboot(dom0: Dom0) -> None:
-    files, _ = dom0.tree("applied")
+    files, _ = dom0.tree_now("applied")
     marks = len(dom0.log("bare"))
     domid = dom0.bare.domid()
     dom0.bare.reboot()
@@ -421,6 +425,7 @@ def test_it_outlives_a_reboot(dom0: Dom0) -> None:
     assert dom0.tree_now("rebooted")[0] == files
 
 
+@pytest.mark.soak
 def test_removed_it_is_as_it_was(dom0: Dom0) -> None:
     dom0.agent.configure(WITHOUT_BOOT)
     dom0.share_ssh()

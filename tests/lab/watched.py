@@ -12,18 +12,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tests.lab.agent import SOCKET, LabAgent
-from tests.lab.host import LabError, LabHost
+from tests.lab.host import LabError
 
 # Service as ipvsadm names it ("-t 192.0.2.10:80", "-f 7") → server → (-m|-g|-i, weight).
 Servers = dict[str, tuple[str, int]]
 Shown = dict[str, Servers]
 
 ASK = """
-import socket, sys
+import json, socket, sys
 s = socket.socket(socket.AF_UNIX)
-s.settimeout(20)
+s.settimeout(60)
 s.connect(sys.argv[1])
-s.sendall(b'{"verb": "status"}\\n')
+s.sendall(json.dumps({"verb": sys.argv[2]}).encode() + b"\\n")
 sys.stdout.write(s.makefile().readline())
 """
 
@@ -71,39 +71,33 @@ def place(address: str, port: int) -> str:
 class WatchedAgent(LabAgent):
     """See the module's docstring."""
 
-    def __init__(self, lab: LabHost, config: str) -> None:
-        super().__init__(lab, config)
-        self._loaded = ""
-
-    def configure(self, config: str) -> None:
-        super().configure(config)
-        self._given = config
+    def _ask(self, verb: str) -> dict[str, Any]:
+        answer = self.lab.run(["/usr/bin/python3", "-IS", "-c", ASK, SOCKET, verb], timeout=90).out
+        said: dict[str, Any] = json.loads(answer)
+        if "ok" not in said:
+            raise LabError(f"the agent does not {verb}: {said}")
+        ok: dict[str, Any] = said["ok"]
+        return ok
 
     def status(self) -> dict[str, Any]:
-        answer = self.lab.run(["/usr/bin/python3", "-IS", "-c", ASK, SOCKET]).out
-        status: dict[str, Any] = json.loads(answer)["ok"]
-        return status
-
-    def wait_ready(self, timeout: float = 60) -> None:
-        super().wait_ready(timeout)
-        self._loaded = self.status()["config"]["loaded"]
+        return self._ask("status")
 
     def use(self, config: str) -> None:
-        """A configuration, which the running agent has taken when this returns. One that says
-        what the last one said changes nothing, and is not loaded anew."""
-        if config == self._given:
-            return
-        before, problems = self._loaded, self.status()["config"]["problems"]
+        """A new configuration, of which the kernel has heard when this returns.
+
+        By the order to reload: a file that changes by itself and removes a service is taken up
+        seconds later.
+        """
         self.configure(config)
+        self._ask("reload")
 
-        def loaded() -> bool:
-            heard = self.status()["config"]
-            if heard["problems"] and heard["problems"] != problems:
-                raise LabError("the configuration is refused: " + "\n".join(heard["problems"]))
-            self._loaded = heard["loaded"]
-            return bool(self._loaded != before)
-
-        self.lab.wait_until(loaded, 30, "the agent to load its new configuration")
+    def use_by_itself(self, config: str) -> None:
+        """The same, by the change of the file alone."""
+        before = self.status()["config"]["loaded"]
+        self.configure(config)
+        self.lab.wait_until(
+            lambda: self.status()["config"]["loaded"] != before, 30, "the file to be taken up"
+        )
 
     def kernel(self) -> Shown:
         return parsed(self.table())
