@@ -365,7 +365,7 @@ class Agent:
     async def _read(self) -> None:
         """Reads the table in a thread; the owner takes it in its next round."""
         try:
-            self._snapshot = await self._reads.read()
+            self._snapshot = await self._reads.read(counters=bool(self.reconciler.leaving))
             if self.kernel_problem:
                 log.debug("the kernel's table was read")
             self.kernel_problem = ""

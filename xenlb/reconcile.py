@@ -101,6 +101,7 @@ class Reconciler:
 
     `services` and `servers` are ours; the value of a server is the libvirt URI of its guest, ""
     for a host. They are written down (statefile.py) before the kernel hears of a new one.
+    `leaving`: services with a server that waits for its last connection, which reads must count.
     """
 
     kernel: KernelTable
@@ -110,6 +111,7 @@ class Reconciler:
     believed: dict[ServiceKey, Entry] = field(default_factory=dict)
     touched: set[ServiceKey] = field(default_factory=set)
     counted: dict[ServiceKey, Mapping[ServerKey, Counters]] = field(default_factory=dict)
+    leaving: set[ServiceKey] = field(default_factory=set)
 
     def absorb(self, snapshot: Snapshot) -> None:
         """Takes a full read for the truth, except for services changed since `touched` was emptied,
@@ -140,10 +142,14 @@ class Reconciler:
         table was last read. A connection whose handshake is under way is an inactive one."""
         found = set()
         for key, entry in want.entries.items():
+            self.leaving.discard(key)
             for server in entry.leaving:
                 there = self.believed[key].servers.get(server) if key in self.believed else None
+                if there is None:
+                    continue
+                self.leaving.add(key)
                 counts = self.counted.get(key, {}).get(server)
-                if there is None or there.weight > 0 or counts is None:
+                if there.weight > 0 or counts is None:
                     continue
                 if counts.active_connections + counts.inactive_connections == 0:
                     found.add((key, server))

@@ -29,10 +29,11 @@ class TableReads:
         self._awaiting.append(done)
         return done
 
-    async def read(self) -> Snapshot:
-        """Raises IpvsError, also to those who have waited for this read."""
+    async def read(self, *, counters: bool) -> Snapshot:
+        """With counters also where somebody waits for this read. Raises IpvsError, also to those
+        who do."""
         self._served, self._awaiting = self._awaiting, []
-        counters = bool(self._served)
+        counters = counters or bool(self._served)
         try:
             snapshot = await asyncio.to_thread(self._kernel.read, counters=counters)
         except IpvsError as error:

@@ -295,7 +295,7 @@ def test_the_sorry_server_keeps_its_connections_to_their_end(
 ) -> None:
     """web2 is the sorry server of web1. A request begins at it, and ends after web1 is back."""
     agent.use(config(web("sorry-server: 10.0.0.12:8080", servers="[{guest: web1}]")))
-    agent.wait_kernel(WEB, masqueraded(web1=1))
+    agent.wait_kernel(WEB, masqueraded(web1=1))  # the sorry server has left
     agent.xenlb("drain", "web1", "--force")
     agent.wait_kernel(WEB, masqueraded(web1=0, web2=1))
     lab.write("/run/lab/long-request.py", LONG_REQUEST)

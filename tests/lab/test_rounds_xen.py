@@ -1,8 +1,8 @@
 """The same rounds as test_rounds_uml.py with Xen guests, in the Dom0 of the Xen lab.
 
-A round takes a minute in the emulator: `make soak` plays all, `make test` one, the end that only the
-guest tells of. A shutdown by libvirt under load is in test_other_release_xen.py, and the other ways
-are played in User-mode Linux.
+A round takes a minute in the emulator: `make soak` plays all, `make test` one, the end that only
+the guest tells of. A shutdown by libvirt under load is in test_other_release_xen.py, and the other
+ways are played in User-mode Linux.
 """
 
 from __future__ import annotations

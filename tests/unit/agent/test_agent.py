@@ -285,6 +285,30 @@ def test_drift_is_repaired_and_told(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_the_sorry_server_leaves_by_a_read_that_counts_its_connections(tmp_path: Path) -> None:
+    service = replace(SERVICE, sorry_server=(ip_address("10.0.0.99"), 0))
+
+    async def story() -> None:
+        kernel = FakeKernel()
+        settings = replace(SETTINGS, services=(service,))
+        async with agent_at_work(tmp_path, kernel, settings) as desk:
+            await desk.say(listed(mail1=5))
+            await until(lambda: desk.weights() == {"10.0.0.99": 1})
+            kernel.count(KEY, key(99), Counters(active_connections=1))
+            await desk.pass_checks()
+            serving = {"10.0.0.11": 1, "10.0.0.13": 1}
+            assert desk.weights() == {**serving, "10.0.0.99": 0}
+            reads = kernel.reads
+            desk.agent.resync()
+            await until(lambda: kernel.reads > reads)
+            assert desk.weights() == {**serving, "10.0.0.99": 0}
+            kernel.count(KEY, key(99), Counters())
+            desk.agent.resync()
+            await until(lambda: desk.weights() == serving)
+
+    asyncio.run(story())
+
+
 def test_a_read_that_is_asked_for_repairs_at_once_and_names_what_others_changed(
     tmp_path: Path,
 ) -> None:
