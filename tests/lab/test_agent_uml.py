@@ -469,6 +469,7 @@ def test_every_server_gets_its_share(
     assert spread(client, f"{MARKED}:443", 10) == even
 
 
+@pytest.mark.soak
 def test_sctp(
     lab: UmlLab, client: NetNs, agent: WatchedAgent, both: tuple[LxcGuest, LxcGuest]
 ) -> None:

@@ -32,10 +32,9 @@ from tests.lab.netns import NetNs
 from tests.lab.timings import Figures, Observer, Seen
 from tests.lab.watched import Servers, parsed, shown
 from tests.lab.xen import Guest, XenLab
-from tests.soak import SOAK
 from xenlb.hypervisor.hooks import HookCall, parse
 
-SHUTDOWNS, DRAINS = (30, 30) if SOAK else (3, 3)
+SHUTDOWNS = DRAINS = 30
 HOOKS = "/run/xenlb/hooks"
 
 WEB, DEAF, CLUB = "192.0.2.10", "192.0.2.11", "192.0.2.12"
@@ -744,6 +743,7 @@ def test_a_shutdown_that_is_ignored_ends_with_the_grace(dom0: Dom0) -> None:
     dom0.expect(deaf, "serving", 1, vip=DEAF, service="deaf")
 
 
+@pytest.mark.soak
 def test_requests_to_shut_down_and_drains_many_times(dom0: Dom0) -> None:
     deaf = [dom0.guests["deaf1"], dom0.guests["deaf2"]]
     for guest in deaf:

@@ -40,7 +40,7 @@ from xenlb.model.checks import (
 from xenlb.model.settings import Check
 
 # Of each question to a server; more than MariaDB's max_connect_errors there, which is 10.
-TIMES = often(20, soak=300)
+TIMES = often(12, soak=300)
 # A busy lab is slow, above all with the handshakes of OpenSSL; only hanging servers take this long.
 TIMEOUT = 3.0
 TRUST = Tls(name=NAME, ca_file=f"{TLS}/ca.pem")

@@ -135,7 +135,13 @@ TUNNELS: dict[str, tuple[str, str, Tunnel | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", TUNNELS)
+QUICK = ("ipip", "gre", "gue", "6-in-4")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak) for kind in TUNNELS],
+)
 def test_tunnels(uml: UmlLab, client: NetNs, server: ServerNs, kind: str) -> None:
     vip, own, tunnel, how = TUNNELS[kind]
     settings = compiled(vip, own, tunnel=tunnel)
