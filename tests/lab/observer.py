@@ -70,6 +70,9 @@ def kernel() -> None:
     if enable.exists():
         enable.write_text("0")
     (TRACING / "trace_clock").write_text("boot")
+    # The names of processes, which a probe of the scheduler's records, are not read. To patch the
+    # scheduler of a running kernel is what the emulator does worst (debian/releases.py).
+    (TRACING / "options/record-cmd").write_text("0")
     (TRACING / "kprobe_events").write_text(PROBES)
     begun = now()
     enable.write_text("1")

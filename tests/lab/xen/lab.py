@@ -31,7 +31,7 @@ from tests.lab.xen.guests import MEMORY_MIB, Guest, domain_xml, words
 # Measured: 11-14 s on an idle machine of two slow cores, 120 s with seven other jobs on them.
 BOOT_TIMEOUT = 400.0
 XEN_OPTIONS = (
-    "dom0_mem=1G,max:1G dom0_max_vcpus=2 console=com1 com1=115200,8n1 noreboot=1 spec-ctrl=no "
+    "dom0_mem=1G,max:1G console=com1 com1=115200,8n1 noreboot=1 spec-ctrl=no "
     "xpti=0 ucode=no no-watchdog loglvl=warning guest_loglvl=warning"
 )
 DOM0_OPTIONS = (
@@ -189,7 +189,8 @@ class XenLab(DebianGuests[DebianGuest]):
             *("-smp", "2", "-m", str(self.memory_mib)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
             *("-serial", f"file:{comma(self._directory)}/console"),
-            *("-kernel", str(self.image.hypervisor), "-append", XEN_OPTIONS),
+            *("-kernel", str(self.image.hypervisor), "-append"),
+            f"{XEN_OPTIONS} dom0_max_vcpus={self.release.dom0_cpus}",
             "-initrd",
             f"{comma(self.image.kernel)} {DOM0_OPTIONS},{comma(self.image.initramfs)}",
             *("-drive", f"file={comma(self.image.disk)},id=d0,snapshot=on,{disk}"),
