@@ -24,6 +24,8 @@ from tests.unit.agent.test_agent import (
 )
 from xenlb import clock, looking, sides
 from xenlb.guestside import selfmade, turns
+from xenlb.guestside.ways import reach
+from xenlb.guestside.ways.identity import Identity
 from xenlb.hypervisor import vmdata
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import Forwarding
@@ -94,11 +96,16 @@ class Bench:
         return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].sides)
 
 
+async def identity_of(where: reach.Whereabouts) -> Identity:
+    return Identity(uuid=where.uuid)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sides, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(sides, "BOOTING", 0.0)
     monkeypatch.setattr(selfmade, "ANSWER", 0.1)
+    monkeypatch.setattr(reach, "identity_of", identity_of)  # there is no libvirt
 
 
 def test_weight_comes_with_the_guests_answer(tmp_path: Path, quick: None) -> None:
