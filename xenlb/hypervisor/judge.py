@@ -68,12 +68,14 @@ def judge(candidate: str | bytes, source: Source, context: Context) -> Found | R
         candidate = candidate[: LONGEST + 1].decode("ascii", errors="replace")
 
     def refused(reason: str) -> Refused:
-        return Refused(text=harmless(candidate, LONGEST), source=source, reason=reason)
+        return Refused(text=text, source=source, reason=reason)
 
+    text = harmless(candidate, LONGEST)
     try:
         address = parse(candidate)
     except NoAddress as error:
         return refused(str(error))
+    text = str(address)  # so that the model knows it again
     if reason := refusal(address, context.host, context.taken):
         return refused(reason)
     if not source.trusted:

@@ -270,7 +270,9 @@ def _addresses(state: State, event: AddressesFound) -> Step:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
         return Step(state=state)
-    found = _kept(guest.found, event.found)
+    refused = {item.text for item in event.refused}
+    before = tuple(item for item in guest.found if str(item.address) not in refused)
+    found = _kept(before, event.found)
     after = replace(guest, found=found, refused=event.refused)
     if after == guest:
         return Step(state=state)

@@ -55,8 +55,8 @@ def taken(*texts: str) -> Taken:
 class Running:
     """A finder beside a libvirt and a xenstore source."""
 
-    def __init__(self, folder: Path, domain: Any) -> None:
-        self.host = HOST
+    def __init__(self, folder: Path, domain: Any, host: HostView = HOST) -> None:
+        self.host = host
         self.guest = GuestId(uri=URI, uuid=UUID(domain.UUIDString()))
         self.found: list[AddressesFound] = []
         self.hosts: list[Host] = []
@@ -182,16 +182,13 @@ def test_flood_of_reports_is_cut(short: Path, without: Any) -> None:
 
 
 def test_neighbour_of_the_guests_mac(short: Path, without: Any) -> None:
+    both = {
+        MAC: (ip_address("10.0.0.11"), ip_address("fe80::1")),
+        OTHER: (ip_address("10.0.0.12"),),
+    }
+
     async def main() -> None:
-        async with Running(short, without) as it:
-            it.host = HostView(
-                own=HOST.own,
-                networks=HOST.networks,
-                neighbours={
-                    MAC: (ip_address("10.0.0.11"), ip_address("fe80::1")),
-                    OTHER: (ip_address("10.0.0.12"),),
-                },
-            )
+        async with Running(short, without, replace(HOST, neighbours=both)) as it:
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == [("10.0.0.11", Source.NEIGHBOUR)]
             # The table forgets an idle neighbour; that is no reason to lose it.
@@ -306,9 +303,10 @@ def test_watch_of_neighbours_and_addresses_opens_and_closes() -> None:
 def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without: Any) -> None:
     """Not in another network of this host, not at a machine that is no guest, and no gateway."""
 
+    host = replace(HOST, neighbours={OTHER: (ip_address("10.0.0.77"),)})
+
     async def main() -> None:
-        async with Running(short, without) as it:
-            it.host = replace(HOST, neighbours={OTHER: (ip_address("10.0.0.77"),)})
+        async with Running(short, without, host) as it:
             lies = ("10.99.0.5", "10.0.0.254", "10.0.0.77")
             for number, text in enumerate(lies):
                 it.daemon.write(f"/local/domain/4/attr/vif/0/ipv4/{number}", text)
@@ -328,12 +326,10 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
 
 
 def test_the_model_is_told_of_the_host_s_network(short: Path, without: Any) -> None:
+    seen = {OTHER: (ip_address("10.0.0.77"),), MAC: (ip_address("10.0.0.11"),)}
+
     async def main() -> None:
-        async with Running(short, without) as it:
-            it.host = replace(
-                HOST,
-                neighbours={OTHER: (ip_address("10.0.0.77"),), MAC: (ip_address("10.0.0.11"),)},
-            )
+        async with Running(short, without, replace(HOST, neighbours=seen)) as it:
             it.finder.context(taken(), (), [ip_address("10.0.0.77"), ip_address("10.0.0.11")])
             it.finder.interest({it.guest: 4})
             stranger = frozenset({ip_address("10.0.0.77")})

@@ -81,6 +81,12 @@ def test_refused_from_every_source(text: str, reason: str, source: Source) -> No
     assert verdict.source is source
 
 
+def test_a_refused_address_is_told_in_its_usual_notation() -> None:
+    verdict = judge("2001:DB8:0:1::1", Source.REPORTED, CONTEXT)
+    assert isinstance(verdict, Refused)
+    assert verdict.text == "2001:db8:0:1::1"
+
+
 @pytest.mark.parametrize("text", ["10.0.1.11", "192.168.1.1", "2001:db8:0:1::1", "8.8.8.8"])
 def test_outside_only_where_the_host_says_so(text: str) -> None:
     for source in FORGEABLE:
