@@ -59,6 +59,7 @@ class _Search:
     macs: frozenset[str] = frozenset()
     carriers: frozenset[str] | None = None
     problem: str = ""
+    asked: set[IPAddress] = field(default_factory=set)
     said: dict[Source, tuple[str, ...]] = field(default_factory=dict)
     found: tuple[Found, ...] = ()
     refused: tuple[Refused, ...] = ()
@@ -236,18 +237,18 @@ class AddressFinder:
         if search.problem:
             text, source = "the domain's XML", Source.INTERFACE_XML
             refused += (Refused(text=text, source=source, reason=search.problem),)
+        said = {each.address for each in found if each.source is Source.REPORTED}
+        if self._sight.find_out(said, search.asked):
+            search.wake.set()
+            return
         given = [each.address for each in found]
         given += [ip_address(each.text) for each in refused if each.reason == STRANGER]
         self._sight.nudge(given[:MOST], search.macs)
         if (found, refused) == (search.found, search.refused):
             return
         search.found, search.refused = found, refused
-        log.debug(
-            "guest %s: addresses found: %s; refused: %s",
-            search.guest,
-            ", ".join(map(str, found)) or "none",
-            ", ".join(map(str, refused)) or "none",
-        )
+        told = [*map(str, found), *(f"refused {each}" for each in refused)]
+        log.debug("guest %s: addresses: %s", search.guest, ", ".join(told) or "none")
         self._emit(
             AddressesFound(
                 at=self._clock(),

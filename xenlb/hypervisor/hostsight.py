@@ -15,6 +15,7 @@ from xenlb.model.judge import Host, HostSeen
 
 SHORTEST = 0.1  # seconds between two readings
 CALL = 10.0  # seconds
+MOST_ASKED = 16  # addresses of a guest in a boot
 
 
 class HostSight:
@@ -78,6 +79,18 @@ class HostSight:
         if host != self._told:
             self._told = host
             self._emit(HostSeen(at=self._clock(), host=host))
+
+    def find_out(self, addresses: Collection[IPAddress], asked: set[IPAddress]) -> bool:
+        """Has the kernel find out who has the addresses that a guest reports and of which nothing
+        is seen yet: each once, by what was `asked` for that guest, and not more than so many. True:
+        an answer is on its way, and a report that it contradicts is better not believed till then.
+        """
+        new = [each for each in addresses if each not in self._having and each not in asked]
+        new = new[: MOST_ASKED - len(asked)]
+        asked.update(new)
+        for address in new:
+            self._nudge(address)
+        return bool(new)
 
     def nudge(self, addresses: Iterable[IPAddress], macs: Collection[str]) -> None:
         """The neighbour table remembers machines that are gone: has the kernel look again where it

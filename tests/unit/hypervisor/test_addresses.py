@@ -1,7 +1,7 @@
 """Finding guests' addresses, with libvirt's test driver and a fake xenstored."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
@@ -17,6 +17,7 @@ from xenlb.hypervisor import addresses, hostnet
 from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.domainxml import Interface
 from xenlb.hypervisor.hostnet import HostView
+from xenlb.hypervisor.hostsight import MOST_ASKED, HostSight
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.hypervisor.xmltext import Malformed
@@ -61,6 +62,7 @@ class Running:
         self.found: list[AddressesFound] = []
         self.hosts: list[Host] = []
         self.nudged: list[IPAddress] = []
+        self.nudge: Callable[[IPAddress], None] = self.nudged.append
         self.daemon = FakeXenstored(str(folder / "socket"))
         self.libvirt = LibvirtSource(URI, self._emit, clock)
         self.xenstore = XenstoreSource(URI, self._emit, clock, socket_path=self.daemon.path)
@@ -70,7 +72,7 @@ class Running:
             {URI: self.libvirt},
             {URI: self.xenstore},
             look=lambda: self.host,
-            nudge=self.nudged.append,
+            nudge=self._nudge,
         )
         self.finder.context(taken("10.0.0.100"), ())
         self.tasks: list[asyncio.Task[None]] = []
@@ -83,6 +85,9 @@ class Running:
                 self.hosts.append(event.host)
             case _:
                 pass
+
+    def _nudge(self, address: IPAddress) -> None:
+        self.nudge(address)
 
     async def __aenter__(self) -> "Running":
         await self.daemon.start()
@@ -323,6 +328,40 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
             assert await it.seen(2) == [("10.0.0.77", Source.REPORTED)]
 
     run(main)
+
+
+def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
+    short: Path, without: Any
+) -> None:
+    """A router of which the neighbour table knows nothing yet is no server for a moment, either."""
+
+    async def main() -> None:
+        async with Running(short, without) as it:
+
+            def nudge(address: IPAddress) -> None:
+                it.nudged.append(address)
+                if address == ip_address("10.0.0.77"):
+                    it.host = replace(HOST, neighbours={OTHER: (address,)})
+
+            it.nudge = nudge
+            base = "/local/domain/4/attr/vif/0/ipv4"
+            it.daemon.write(f"{base}/0", "10.0.0.77")
+            it.daemon.write(f"{base}/1", "10.0.0.11")
+            it.finder.interest({it.guest: 4})
+            assert await it.seen(1) == [("10.0.0.11", Source.REPORTED)]
+            assert STRANGER in [each.reason for each in it.found[0].refused]
+            assert it.nudged.count(ip_address("10.0.0.11")) == 1
+
+    run(main)
+
+
+def test_a_guest_that_reports_ever_other_addresses_is_asked_after_for_a_while_only() -> None:
+    nudged: list[IPAddress] = []
+    sight = HostSight(lambda event: None, clock, lambda: HOST, nudged.append)
+    asked: set[IPAddress] = set()
+    waits = [sight.find_out([ip_address(f"10.0.0.{n}")], asked) for n in range(1, 200)]
+    assert waits == [True] * MOST_ASKED + [False] * (199 - MOST_ASKED)
+    assert len(nudged) == MOST_ASKED
 
 
 def test_the_model_is_told_of_the_host_s_network(short: Path, without: Any) -> None:
