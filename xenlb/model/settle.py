@@ -254,7 +254,7 @@ def _admitted(
         if up:
             staying += weight
             if before.quiesced:
-                admitted[slot] = fresh
+                admitted[slot] = fresh if weight else replace(fresh, quiet=0.0)
             else:
                 serve = serve or weight > 0
         elif up is False and verdict is not None and not before.quiesced:
