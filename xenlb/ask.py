@@ -15,9 +15,11 @@ from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.lookup import AskFailed
 from xenlb.model.events import Disconnected, Event
+from xenlb.model.judge import taken_by
+from xenlb.model.members import needs_address, services_of
 from xenlb.model.state import State
 from xenlb.model.step import step
-from xenlb.sources import interesting, is_local_xen
+from xenlb.sources import interesting, is_local_xen, written
 
 LISTING = 20.0  # seconds
 ADDRESSES = 3.0  # the neighbour table and leases know at once, a guest's agent within a second
@@ -81,7 +83,7 @@ class _Asker:
         try:
             await self._until_listed()
             settings = self.state.settings
-            finder.context(settings.service_addresses(), settings.networks)
+            finder.context(taken_by(settings.services), settings.networks, written(self.state))
             finder.interest(interesting(self.state))
             await self.until(self._addresses_known, ADDRESSES)
             if probe is Probing.ALL:
@@ -91,7 +93,11 @@ class _Asker:
         return self.state
 
     def _addresses_known(self) -> bool:
-        return all(self.state.guests[key].found for key in interesting(self.state))
+        return all(
+            guest.found
+            for guest in (self.state.guests[key] for key in interesting(self.state))
+            if any(needs_address(each, guest) for each in services_of(self.state, guest))
+        )
 
     def _answered(self, health: HealthRunner) -> bool:
         """Has every target a verdict, or failed as often as would take it out of service?"""

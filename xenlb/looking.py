@@ -21,9 +21,9 @@ from xenlb.model.events import GuestId, Verdict
 from xenlb.model.side import Delivery
 from xenlb.sides import Wish
 
-# An operator who is at work in the guest may take minutes; it is tried again, and others wait for
-# their look meanwhile.
-PATIENCE = 10.0  # seconds
+# An operator who is at work in the guest may take minutes; it is tried again. Well below
+# sides.IN_TIME: the guest itself is not late then.
+PATIENCE = 5.0  # seconds
 
 
 class NotSeen(Exception):

@@ -3,11 +3,17 @@
 When a guest boots, and when its services change, it is reached by its delivery; what is found, for
 each of its services, goes to the model, which lets it in or not (model/inside.py). Tried again
 until all is in place. How one look is made: looking.py.
+
+A guest may take a look and never end it, so a place among the looks is lent for a short time. A
+look that takes longer gives its place back and goes on in the slow lane, where that guest stays,
+whatever it boots, until a look at it ends in time. It is looked at ever less often; other guests
+do not wait for it. A guest that configures itself takes no place: its answer costs nothing.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,13 +25,15 @@ from xenlb.model.events import GuestId, SideSeen, Verdict
 from xenlb.model.guest import Phase
 from xenlb.model.members import membership, services_of
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.side import OnBoot
+from xenlb.model.side import Delivery, OnBoot
 from xenlb.model.state import State
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 4  # guests; each takes a few connections and, on the host, a process each
+AT_ONCE = 4  # guests, in each lane; each takes a few connections and, on the host, a process each
+IN_TIME = 10.0  # seconds of a look; most take one or two
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds
+SLOW_PAUSE, LONGEST_SLOW_PAUSE = 30.0, 900.0  # seconds, after looks that were not in time
 BOOTING = 60.0  # seconds in which a guest that cannot be reached is no news
 
 
@@ -38,6 +46,14 @@ class Wish:
     services: tuple[ServiceSettings, ...]
     addresses: tuple[tuple[str, IPAddress], ...]
     apply: bool
+    configures_itself: bool = False
+
+
+def pause_after(looks: int, late: int) -> float:
+    """Seconds until the next look, after that many and, of them, so many in a row not in time."""
+    if late:
+        return min(SLOW_PAUSE * 2.0 ** min(late - 1, 10), LONGEST_SLOW_PAUSE)
+    return min(FIRST_PAUSE * 2.0 ** min(looks - 1, 10), LONGEST_PAUSE)
 
 
 class Sides:
@@ -48,7 +64,9 @@ class Sides:
         self._xenstores = xenstores
         self._wishes: dict[GuestId, Wish] = {}
         self._tasks: dict[GuestId, asyncio.Task[None]] = {}
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._quick, self._slow = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE)
+        self.late: dict[GuestId, int] = {}  # looks in a row that were not in time
+        self._pauses: dict[GuestId, asyncio.Event] = {}
         self._news = asyncio.Event()
 
     def follow(self, before: State, state: State) -> None:
@@ -57,7 +75,11 @@ class Sides:
             return
         wishes = _wishes(state)
         if wishes != self._wishes:
+            for guest, pause in self._pauses.items():
+                if wishes.get(guest) != self._wishes.get(guest):
+                    pause.set()
             self._wishes = wishes
+            self.late = {guest: late for guest, late in self.late.items() if guest in state.guests}
             self._news.set()
 
     async def run(self) -> None:
@@ -88,10 +110,11 @@ class Sides:
 
     async def _look(self, guest: GuestId, wish: Wish) -> None:
         """Until all is in place, or something else is wished."""
-        pause = FIRST_PAUSE
+        looks = 0
         while self._wishes.get(guest) == wish:
-            async with self._at_once:
-                verdicts = await self._verdicts(guest, wish)
+            look = self._verdicts if wish.configures_itself else self._in_a_place
+            verdicts = await look(guest, wish)
+            looks += 1
             if self._wishes.get(guest) != wish:
                 return
             if verdicts is not None:
@@ -101,8 +124,41 @@ class Sides:
                 self._agent.emit(seen)
                 if not any(verdict.problem for verdict in verdicts):
                     return
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            await self._pause(guest, pause_after(looks, self.late.get(guest, 0)))
+
+    async def _pause(self, guest: GuestId, seconds: float) -> None:
+        """At most so long; something else that is wished ends it."""
+        self._pauses[guest] = asyncio.Event()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._pauses[guest].wait()
+        finally:
+            del self._pauses[guest]
+
+    async def _in_a_place(self, guest: GuestId, wish: Wish) -> tuple[Verdict, ...] | None:
+        """In a place of its lane; None also where the look was given up for want of one."""
+        lane = self._slow if guest in self.late else self._quick
+        await lane.acquire()
+        look = asyncio.create_task(self._verdicts(guest, wish), name=f"look into {guest}")
+        try:
+            await asyncio.wait({look}, timeout=IN_TIME)
+            if look.done():
+                self.late.pop(guest, None)
+                return look.result()
+            self.late[guest] = self.late.get(guest, 0) + 1
+            if lane is self._quick:
+                if self._slow.locked():
+                    log.debug("guest %s: the look is not in time and is given up", guest)
+                    return None
+                await self._slow.acquire()  # at once, as it is free
+                lane.release()
+                lane = self._slow
+            return await look
+        finally:
+            look.cancel()
+            await asyncio.wait({look})
+            lane.release()
 
     async def _verdicts(self, guest: GuestId, wish: Wish) -> tuple[Verdict, ...] | None:
         """None: nothing can be said, which is no news of a guest that boots."""
@@ -133,9 +189,10 @@ def _wishes(state: State) -> dict[GuestId, Wish]:
     for guest in state.guests.values():
         if guest.phase is not Phase.UP:
             continue
-        on_boot = {
-            member.side.on_boot for service in asking if (member := membership(service, guest))
-        }
+        sides = [
+            member.side for service in asking if (member := membership(service, guest)) is not None
+        ]
+        on_boot = {side.on_boot for side in sides}
         if on_boot - {OnBoot.OFF}:
             wishes[guest.id] = Wish(
                 booted=guest.booted,
@@ -143,6 +200,7 @@ def _wishes(state: State) -> dict[GuestId, Wish]:
                 services=services_of(state, guest),
                 addresses=tuple(addresses.get(guest.id, {}).items()),
                 apply=OnBoot.APPLY in on_boot,
+                configures_itself=all(side.delivery is Delivery.XENSTORE for side in sides),
             )
     return wishes
 

@@ -22,11 +22,12 @@ from xenlb.hypervisor.addresses import AddressFinder
 from xenlb.hypervisor.hooks import HookCall, HookSource
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
-from xenlb.ipvs.table import Forwarding
+from xenlb.ipvs.table import Forwarding, IPAddress
 from xenlb.model.evacuation import is_local
 from xenlb.model.events import Ask, Asked, Died, Event, GuestId, Stays, SysctlsSeen
 from xenlb.model.guest import Phase
-from xenlb.model.members import needs_address, services_of
+from xenlb.model.judge import taken_by
+from xenlb.model.members import is_judged, services_of
 from xenlb.model.settings import OWN_CHOICE, AddressPolicy
 from xenlb.model.state import State
 from xenlb.sides import Sides
@@ -89,6 +90,8 @@ class Sources:
         self._sides.follow(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
             self._finder.interest(interesting(after))
+            settings = after.settings
+            self._finder.context(taken_by(settings.services), settings.networks, written(after))
         if before.settings is not after.settings or before.links.keys() != after.links.keys():
             self._reconfigure(after)
         elif len(before.admitted) != len(after.admitted):
@@ -97,7 +100,6 @@ class Sources:
     def _reconfigure(self, state: State) -> None:
         director = state.settings.director
         wanted = state.settings.service_addresses()
-        self._finder.context(wanted, state.settings.networks)
         if director.addresses is AddressPolicy.MANAGE:
             self._addresses.want(director.interface, wanted)
         else:
@@ -255,13 +257,23 @@ async def _relist(source: LibvirtSource) -> None:
 
 
 def interesting(state: State) -> dict[GuestId, int | None]:
-    """Guests that run and whose address nobody has written down, with their domain ids."""
+    """Guests that run and whose address is not in the configuration, with their domain ids."""
     return {
         guest.id: guest.incarnation
         for guest in state.guests.values()
         if guest.phase is not Phase.ABSENT
-        and any(needs_address(service, guest) for service in services_of(state, guest))
+        and any(is_judged(service, guest) for service in services_of(state, guest))
     }
+
+
+def written(state: State) -> frozenset[IPAddress]:
+    """The addresses that the metadata of guests gives."""
+    return frozenset(
+        entry.address
+        for guest in state.guests.values()
+        for entry in guest.metadata
+        if entry.address is not None
+    )
 
 
 def is_local_xen(uri: str, capabilities: Path = XEN_CAPABILITIES) -> bool:

@@ -307,6 +307,8 @@ def _guest(guest: Guest) -> dict[str, Any]:
         "drained": _drain(guest.drained),
         "found": [[str(found.address), found.source.value] for found in guest.found],
         "given_up": sorted(str(address) for address in guest.given_up),
+        "reserved": sorted(str(address) for address in guest.reserved),
+        "reserved_until": guest.reserved_until,
         # A guest that joined by its metadata is a member before libvirt has been asked again.
         "metadata": [
             [entry.name, entry.weight, entry.address and str(entry.address)]
@@ -337,6 +339,9 @@ def _read_guest(item: dict[str, Any]) -> Guest:
             for address, source in item["found"]
         ),
         given_up=frozenset(ip_address(text) for text in item.get("given_up", ())),
+        reserved=frozenset(ip_address(text) for text in item.get("reserved", ())),
+        # What waits without an end would wait for ever.
+        reserved_until=item.get("reserved_until", 0.0 if item.get("reserved") else None),
         metadata=tuple(
             MetadataService(name=name, weight=weight, address=address and ip_address(address))
             for name, weight, address in item["metadata"]

@@ -16,7 +16,6 @@ import logging
 import signal
 import sys
 import time
-from ipaddress import IPv4Network, IPv6Network
 from uuid import UUID
 
 from xenlb.hypervisor.addresses import AddressFinder
@@ -24,6 +23,7 @@ from xenlb.hypervisor.hooks import HookCall, HookSource
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.model.events import Died, GuestId, HypervisorEvent, Listed, Started, Stopped
+from xenlb.model.judge import Taken
 
 NAMES: dict[UUID, str] = {}
 RUNNING: dict[GuestId, int | None] = {}
@@ -85,7 +85,7 @@ async def main(uri: str, *, hooks: bool) -> None:
     xenstore = XenstoreSource(uri, emit, clock, find_dead=libvirt.find_dead)
     on_xen = uri.startswith("xen:")
     finder = AddressFinder(emit, clock, {uri: libvirt}, {uri: xenstore} if on_xen else {})
-    finder.context((), (IPv4Network("203.0.113.0/24"), IPv6Network("2001:db8::/32")))
+    finder.context(Taken(), ())
     sources = [libvirt.run, finder.run, *([xenstore.run] if on_xen else [])]
     if hooks:
         sources.append(HookSource("/run/xenlb/hooks", hook).run)

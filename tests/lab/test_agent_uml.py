@@ -622,13 +622,20 @@ def test_guests_join_and_leave_by_their_metadata(
     for entry, servers in (
         ("<service name='web' weight='2'/>", masqueraded(web1=1, web2=2)),
         ("<service name='web' weight='5'/>", masqueraded(web1=1, web2=5)),
-        ("<service name='web' weight='70000'/>", None),
+        ("<service name='web' weight='70000'/>", "70000"),
+        (f"<service name='web' address='{VIP}'/>", "it is a service address"),
+        ("<service name='web' address='10.0.0.1'/>", "it is an address of this host"),
         ("<service name='web' address='10.0.0.12'/>", BOTH),
         ("", masqueraded(web1=1)),
     ):
         web2.set_metadata(f"<services>{entry}</services>")
-        if servers is None:  # refused, and told
-            lab.wait_until(lambda: "70000" in agent.xenlb("why", "web2").out, 20, "the complaint")
+        if isinstance(servers, str):  # refused, and told
+            complaint: str = servers
+
+            def told(complaint: str = complaint) -> bool:
+                return complaint in agent.xenlb("why", "web2").out
+
+            lab.wait_until(told, 20, f"the complaint {complaint}")
             continue
         agent.wait_kernel(WEB, servers)
         assert agent.agree() == {WEB: servers}

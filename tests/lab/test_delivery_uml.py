@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.lab.agent import LabAgent
 from tests.lab.host import CHECKOUT, venv_directory
 from tests.lab.uml import UmlLab, qemu_image
 from tests.lab.uml.debian import DebianGuest
-from tests.lab.uml.guests import Guest
+from tests.lab.uml.guests import Guest, QemuGuest
 from tests.lab.unpacked import program
 
 UNIT = "[Service]\nType=oneshot\nExecStart=/usr/bin/touch /run/delivered\n"
@@ -86,6 +87,13 @@ def test_a_guest_that_runs_by_ssh(guest: DebianGuest) -> None:
         assert "delivered" in guest.run("cat /etc/hosts").out
         assert guest.run("cat /etc/issue; stat -c %a /etc/issue").out.split() == ["another", "600"]
         assert guest.run("systemctl is-enabled delivered").out.strip() == "enabled"
+        # Another guest is said to have that address: nothing of it gets into this one.
+        other = guest.lab.define_qemu_guest("other", guest.address, mac="52:54:00:00:99:99")
+        hosts = guest.run("cat /etc/hosts").out
+        answer = deliver(other, "ssh", [{"path": "etc/hosts", "text": "of the other\n"}])
+        assert answer["error"].startswith(f"the machine at {guest.address} is not other (it has ")
+        assert guest.run("cat /etc/hosts").out == hosts
+        other.virsh("undefine", "other")
     finally:
         guest.destroy()
     deliver(guest, "rootfs", [])  # what was brought in by one way goes out by another
@@ -93,6 +101,51 @@ def test_a_guest_that_runs_by_ssh(guest: DebianGuest) -> None:
 
 
 SLOW = 180.0  # seconds; the guest's processor is emulated
+AGENT_CONFIG = """
+libvirt: {uris: ["lxc:///system", "qemu:///system"]}
+director: {interface: front0}
+services:
+  web:
+    address: 192.0.2.10
+    ports: [80]
+    check: none
+    forwarding: masquerade
+    servers: [{guest: q1}, {guest: deb1}]
+"""
+
+
+def lies_by_its_guest_agent(uml: UmlLab, liar: QemuGuest, victim: DebianGuest) -> None:
+    """A guest that says by its agent that it has another's address does not get it."""
+    victim.start()
+    victim.wait_serving()
+    agent = LabAgent(uml, AGENT_CONFIG)
+    agent.start()
+    try:
+        agent.wait_serving("deb1", "q1", timeout=SLOW)
+        # Whoever of them answers: this host knows who it is, and does not ask again.
+        mac = victim.run("cat /sys/class/net/eth0/address").out.strip()
+        entry = [victim.address, "dev", "br0"]
+        uml.run(["ip", "neigh", "replace", *entry, "lladdr", mac, "nud", "permanent"])
+        liar.run(f"ip addr add {victim.address}/32 dev eth0")
+
+        def refused() -> bool:
+            found = agent.why("q1")["refused_addresses"]
+            reasons = {each["address"]: each["reason"] for each in found}
+            return reasons.get(victim.address) == "it is that of guest deb1"
+
+        uml.wait_until(refused, SLOW, "the lie to be heard and refused", every=1)
+        told = [line["text"] for line in agent.events() if "does not get it" in line["text"]]
+        assert any(victim.address in text and "q1" in text for text in told), told
+        servers = agent.servers("web")
+        assert servers["deb1"]["address"] == victim.address
+        assert servers["deb1"]["phase"] == servers["q1"]["phase"] == "serving"
+        assert servers["q1"]["address"] == liar.address
+        liar.run(f"ip addr del {victim.address}/32 dev eth0")
+        uml.run(["ip", "neigh", "del", *entry])
+    finally:
+        agent.stop()
+        uml.run("ipvsadm -C; rm -f /run/xenlb/state.json")
+        victim.destroy()
 
 
 def test_a_guest_that_runs_by_its_guest_agent(uml: UmlLab, guest: DebianGuest) -> None:
@@ -116,6 +169,7 @@ def test_a_guest_that_runs_by_its_guest_agent(uml: UmlLab, guest: DebianGuest) -
     assert deliver(machine, "agent", [])["again"] == []
     assert machine.run(listing, check=False).out == before
     assert machine.run("ls / /tmp").out.count("canary") == 0
+    lies_by_its_guest_agent(uml, machine, guest)
     machine.run("killall qemu-ga")
     assert "is not connected" in deliver(machine, "agent", FILES)["error"]
     machine.destroy()

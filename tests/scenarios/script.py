@@ -64,6 +64,7 @@ from xenlb.model.events import (
     Verdict,
 )
 from xenlb.model.found import Found, Refused, Source
+from xenlb.model.judge import Host, HostSeen
 from xenlb.model.settings import needed_uris
 from xenlb.model.state import Note, State
 from xenlb.model.step import step
@@ -295,6 +296,8 @@ class Player:
                 return [DrainAllAsked(at=at, by=by, rest=words[1:] == ["rest"])]
             case "count":
                 return [self._counted(words)]
+            case "host":
+                return [HostSeen(at=at, host=_host(words))]
         guest = self._guest(words.pop(0))
         options = dict(word.split("=", 1) for word in words if "=" in word)
         flags = [word for word in words if "=" not in word]
@@ -498,6 +501,17 @@ def _joins(word: str) -> MetadataService:
         weight=int(weight) if weight else None,
         address=ip_address(address) if address else None,
     )
+
+
+def _host(words: Sequence[str]) -> Host:
+    """`own=ADDRESS,… gateway=ADDRESS,… stranger=ADDRESS,…`"""
+    given = {name: addresses.split(",") for name, addresses in (w.split("=") for w in words)}
+    own, gateways, strangers = (
+        frozenset(map(ip_address, given.pop(name, ()))) for name in ("own", "gateway", "stranger")
+    )
+    if given:
+        raise ValueError(f"host {given}")
+    return Host(own=own, gateways=gateways, strangers=strangers)
 
 
 def _addresses(

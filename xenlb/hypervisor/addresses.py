@@ -1,12 +1,12 @@
 """Finds the addresses of running guests that nobody has written down for us.
 
-Sources, best first: <ip address=…> in the interface's XML, the DHCP lease of a libvirt network,
-what the guest itself reports (xenstore, QEMU agent), the neighbour table by the MAC addresses of
-its interfaces. All are asked each time; judge.py says which answers may be used, and the model
-takes the first. While nothing usable is known a guest is looked at every second, then every ten;
-a neighbour that appears wakes it at once. A source that falls silent keeps its last word while
-the guest runs: the neighbour table forgets who is idle, leases run out, agents restart, and none
-of that is a reason to take a server out.
+Sources, best first: <ip address=…> in the interface's XML, the DHCP lease of a libvirt network, the
+neighbour table by the MAC addresses of its interfaces, what the guest itself reports (xenstore,
+QEMU agent). All are asked each time; judge.py says which answers may be used, and the model whose
+they are and which is taken. While nothing usable is known a guest is looked at every second, then
+every ten; a neighbour that appears wakes it at once. A source that falls silent keeps its last word
+while the guest runs: the neighbour table forgets who is idle, leases run out, agents restart, and
+none of that is a reason to take a server out.
 
 A guest may report whatever it likes: it is cut, counted, and written down with ascii() only.
 """
@@ -17,31 +17,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from uuid import UUID
 
 import libvirt
 
 from xenlb.hypervisor.domainxml import Interface, interfaces
-from xenlb.hypervisor.hostnet import HostView, NeighbourWatch, look
+from xenlb.hypervisor.hostnet import HostView, NeighbourWatch, carriers, look, nudge
+from xenlb.hypervisor.hostsight import SHORTEST, HostSight
 from xenlb.hypervisor.judge import Context, judge_all
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.listing import CallFailed, Connection, Domain, Unreachable, asking
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.threads import Stuck
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.hypervisor.xenstore_client import Refused as XenstoreRefused
 from xenlb.hypervisor.xenstore_client import Unavailable
 from xenlb.hypervisor.xmltext import Malformed
 from xenlb.ipvs.table import IPAddress
+from xenlb.model.evacuation import is_local
 from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
 from xenlb.model.found import Found, Refused, Source
+from xenlb.model.judge import STRANGER, Taken
 from xenlb.model.settings import IPNetwork
 
 log = logging.getLogger(__name__)
 
 # Seconds.
 SEARCHING, SETTLED = 1.0, 10.0
-SHORTEST = 0.1  # between two looks that neighbours asked for
-CALL, AGENT = 10.0, 1.0
+AGENT = 1.0
 MOST = 16  # texts of one source
 AT_ONCE, AGENTS_AT_ONCE = 2, 1  # questions to libvirt, and through it to guests' agents
 
@@ -52,7 +55,11 @@ class _Search:
 
     guest: GuestId
     incarnation: int | None
+    looked_at: bool = False
     macs: frozenset[str] = frozenset()
+    carriers: frozenset[str] | None = None
+    problem: str = ""
+    asked: set[IPAddress] = field(default_factory=set)
     said: dict[Source, tuple[str, ...]] = field(default_factory=dict)
     found: tuple[Found, ...] = ()
     refused: tuple[Refused, ...] = ()
@@ -68,8 +75,13 @@ class _Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
+    """`carriers`: this host's interfaces by which the guest is reached; None: of another host they
+    are not known. `problem`: why its XML tells nothing."""
+
     interfaces: tuple[Interface, ...] = ()
     leases: tuple[str, ...] = ()
+    carriers: frozenset[str] | None = None
+    problem: str = ""
 
 
 class AddressFinder:
@@ -86,23 +98,23 @@ class AddressFinder:
         xenstores: Mapping[str, XenstoreSource],
         *,
         look: Callable[[], HostView] = look,
+        nudge: Callable[[IPAddress], None] = nudge,
     ) -> None:
         self._emit = emit
         self._clock = clock
         self._libvirts = libvirts
         self._xenstores = xenstores
-        self._look_at_host = look
         self._searches: dict[GuestId, _Search] = {}
-        self._services: frozenset[IPAddress] = frozenset()
-        self._networks: tuple[IPNetwork, ...] = ()
+        self._taken = Taken()
+        self._within: tuple[IPNetwork, ...] = ()
+        self._sight = HostSight(emit, clock, look, nudge)
+        self._host_soon = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._watch: NeighbourWatch | None = None
         # A guest that starts holds up every question about it, an agent that hangs its own, and
         # there are only so many connections to ask on (connections.CALLS).
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._agents = asyncio.Semaphore(AGENTS_AT_ONCE)
-        self._looking = asyncio.Lock()
-        self._view: tuple[float, HostView] | None = None
 
     def interest(self, guests: Mapping[GuestId, int | None]) -> None:
         """Which guests to look for, with the incarnation each has now. Cheap to call again."""
@@ -117,12 +129,13 @@ class AddressFinder:
             self._begin(search)
 
     def context(
-        self, service_addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]
+        self, taken: Taken, within: Iterable[IPNetwork], written: Iterable[IPAddress] = ()
     ) -> None:
-        """What the configuration adds to the judgement."""
-        services, configured = frozenset(service_addresses), tuple(networks)
-        if (services, configured) != (self._services, self._networks):
-            self._services, self._networks = services, configured
+        """What the configuration adds to the judgement; `written`: addresses of metadata, which the
+        model judges by what is seen of the host."""
+        now = (taken, tuple(within), frozenset(written))
+        if now != (self._taken, self._within, self._sight.written):
+            self._taken, self._within, self._sight.written = now
             self._look_soon(None)
 
     async def run(self) -> None:
@@ -136,7 +149,7 @@ class AddressFinder:
             async with asyncio.TaskGroup() as self._group:
                 for search in self._searches.values():
                     self._begin(search)
-                await asyncio.get_running_loop().create_future()
+                await self._follow_host()
         finally:
             self._group = None
             self._watch.close()
@@ -163,16 +176,37 @@ class AddressFinder:
     def _look_soon(self, mac: str | None) -> None:
         """At every guest, or at the one with that MAC address if it is still searched for: the
         entries of one that is known change all the time (reachable, stale, probe)."""
+        if mac is None:
+            self._host_soon.set()
         for search in self._searches.values():
             if mac is None or (mac in search.macs and not search.found):
                 search.wake.set()
+
+    async def _follow_host(self) -> None:
+        """Tells the model of this host's network, now and whenever it has changed."""
+        while True:
+            self._host_soon.clear()
+            with suppress(OSError, Stuck):  # told where a guest is looked at
+                self._tell_host(await self._sight.view())
+            await asyncio.sleep(SHORTEST)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLED):
+                    await self._host_soon.wait()
+
+    def _tell_host(self, view: HostView) -> None:
+        complete = all(search.looked_at for search in self._searches.values())
+        self._sight.tell(view, self._known(), complete=complete)
+
+    def _known(self) -> frozenset[str]:
+        """The MAC addresses of the guests that were looked at."""
+        return frozenset(mac for search in self._searches.values() for mac in search.macs)
 
     async def _follow(self, search: _Search) -> None:
         while True:
             search.wake.clear()
             await self._look(search)
             if self._watch is not None:
-                self._watch.follow(frozenset(m for s in self._searches.values() for m in s.macs))
+                self._watch.follow(self._known())
             await asyncio.sleep(SHORTEST)
             with suppress(TimeoutError):
                 async with asyncio.timeout(SETTLED if search.found else SEARCHING):
@@ -180,26 +214,41 @@ class AddressFinder:
 
     async def _look(self, search: _Search) -> None:
         try:
-            host = await self._host()
+            host = await self._sight.view()
         except (OSError, Stuck) as error:
             log.warning("this host's addresses and neighbours cannot be read: %s", error)
             return
         if not await self._ask_sources(search, host):
             return
+        self._tell_host(host)
         context = Context(
-            networks=(*host.networks, *self._networks), own=host.own, services=self._services
+            host=self._sight.judged_by(host, self._known()),
+            taken=self._taken,
+            networks=tuple(
+                network
+                for name, networks in host.networks.items()
+                if search.carriers is None or name in search.carriers
+                for network in networks
+            ),
+            within=self._within,
         )
         candidates = [(text, source) for source, texts in search.said.items() for text in texts]
         found, refused = judge_all(candidates, context)
+        if search.problem:
+            text, source = "the domain's XML", Source.INTERFACE_XML
+            refused += (Refused(text=text, source=source, reason=search.problem),)
+        said = {each.address for each in found if each.source is Source.REPORTED}
+        if self._sight.find_out(said, search.asked):
+            search.wake.set()
+            return
+        given = [each.address for each in found]
+        given += [ip_address(each.text) for each in refused if each.reason == STRANGER]
+        self._sight.nudge(given[:MOST], search.macs)
         if (found, refused) == (search.found, search.refused):
             return
         search.found, search.refused = found, refused
-        log.debug(
-            "guest %s: addresses found: %s; refused: %s",
-            search.guest,
-            ", ".join(map(str, found)) or "none",
-            ", ".join(map(str, refused)) or "none",
-        )
+        told = [*map(str, found), *(f"refused {each}" for each in refused)]
+        log.debug("guest %s: addresses: %s", search.guest, ", ".join(told) or "none")
         self._emit(
             AddressesFound(
                 at=self._clock(),
@@ -210,15 +259,6 @@ class AddressFinder:
             )
         )
 
-    async def _host(self) -> HostView:
-        """One reading of the tables serves all who look at about the same time."""
-        wanted = self._clock()
-        async with self._looking:
-            if self._view is None or self._view[0] < wanted - SHORTEST:
-                begun = self._clock()
-                self._view = (begun, await in_thread(self._look_at_host, limit=CALL))
-            return self._view[1]
-
     async def _ask_sources(self, search: _Search, host: HostView) -> bool:
         """Into `said`; False where libvirt cannot be asked, which tells nothing of the guest."""
         guest = search.guest
@@ -227,11 +267,13 @@ class AddressFinder:
             return False
         try:
             async with self._slots:
-                seen = await source.ask(partial(_look_at, uuid=guest.uuid), limit=None)
+                look = partial(_look_at, uuid=guest.uuid, local=is_local(guest.uri))
+                seen = await source.ask(look, limit=None)
         except (Unreachable, CallFailed, Stuck) as error:
             log.debug("%s: its XML cannot be read: %s", guest, error)
             return False
         search.macs = frozenset(each.mac for each in seen.interfaces if each.mac is not None)
+        search.looked_at, search.carriers, search.problem = True, seen.carriers, seen.problem
         search.said[Source.INTERFACE_XML] = tuple(
             text for each in seen.interfaces for text in each.addresses
         )
@@ -247,14 +289,10 @@ class AddressFinder:
             for address in host.neighbours.get(mac, ())
             if not address.is_link_local  # each IPv6 neighbour has one; nothing to tell of it
         ]
-        others = {
-            str(address)
-            for mac, addresses in host.neighbours.items()
-            if mac not in search.macs
-            for address in addresses
-        }
         kept = search.said.get(Source.NEIGHBOUR, ())
-        search.said[Source.NEIGHBOUR] = tuple(text for text in kept if text not in others)
+        search.said[Source.NEIGHBOUR] = tuple(
+            text for text in kept if not self._sight.is_elsewhere(ip_address(text), search.macs)
+        )
         search.keep(Source.NEIGHBOUR, texts)
 
     async def _reported(self, search: _Search, source: LibvirtSource) -> Sequence[str]:
@@ -296,20 +334,24 @@ def _heed(task: "asyncio.Task[list[str]]") -> None:
 # --- calls of libvirt, in a thread ---------------------------------------------------------------
 
 
-def _look_at(connection: Connection, uuid: UUID) -> _Seen:
-    """Interfaces and leases; raises CallFailed."""
+def _look_at(connection: Connection, uuid: UUID, *, local: bool) -> _Seen:
+    """Interfaces and leases; raises CallFailed. `local`: is it a guest of this host?"""
     with asking():
         domain = connection.lookupByUUIDString(str(uuid))
         try:
             found = interfaces(domain.XMLDesc(0))
         except Malformed as error:
-            log.debug("%s: %s", uuid, error)
-            return _Seen()
+            return _Seen(problem=str(error), carriers=frozenset())
     leases = _texts(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
     if len(leases) > 1:  # of one MAC address, perhaps, by two client identifiers
         expiry = _expiry(connection, found)
         leases.sort(key=lambda text: -expiry.get(text, 0))
-    return _Seen(interfaces=found, leases=tuple(leases))
+    devices = [device for each in found for device in each.devices]
+    return _Seen(
+        interfaces=found,
+        leases=tuple(leases),
+        carriers=carriers(devices) if local else None,
+    )
 
 
 def _expiry(connection: Connection, found: Iterable[Interface]) -> dict[str, int]:

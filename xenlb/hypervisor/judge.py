@@ -1,17 +1,18 @@
-"""PURE. Which address may be used as a guest's, and why not.
+"""PURE. Which text of a source is an address that a guest may have, and why not.
 
-Two questions stand apart: is the text an address that a server can have (`parse`), and may this
-source give this address here (`judge`). Whether another guest has it already is seen by the
-model, which knows all guests.
+Three questions stand apart: is the text an address that a server can have (`parse`), may any guest
+have it (model/judge.py), and does it lie where the guest's own network cards are. Which of several
+guests has it is seen by the model, which knows all guests (model/claims.py).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from xenlb.hypervisor.xmltext import harmless
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.found import Found, Refused, Source
+from xenlb.model.judge import Host, Taken, refusal
 from xenlb.model.settings import IPNetwork
 
 LONGEST = 64
@@ -25,13 +26,14 @@ class NoAddress(ValueError):
 class Context:
     """What an address is held against.
 
-    `networks`: of this host's interfaces and of the configuration; `own`: addresses of this host;
-    `services`: service addresses.
+    `networks`: of this host's interfaces on which the guest's network cards are; `within`: those
+    of the configuration, which narrow that; none: they do not.
     """
 
+    host: Host = field(default_factory=Host)
+    taken: Taken = field(default_factory=Taken)
     networks: tuple[IPNetwork, ...] = ()
-    own: frozenset[IPAddress] = frozenset()
-    services: frozenset[IPAddress] = frozenset()
+    within: tuple[IPNetwork, ...] = ()
 
 
 def parse(text: str) -> IPAddress:
@@ -66,22 +68,26 @@ def judge(candidate: str | bytes, source: Source, context: Context) -> Found | R
         candidate = candidate[: LONGEST + 1].decode("ascii", errors="replace")
 
     def refused(reason: str) -> Refused:
-        return Refused(text=harmless(candidate, LONGEST), source=source, reason=reason)
+        return Refused(text=text, source=source, reason=reason)
 
+    text = harmless(candidate, LONGEST)
     try:
         address = parse(candidate)
     except NoAddress as error:
         return refused(str(error))
-    if address in context.services:
-        return refused("it is a service address")
-    if address in context.own:
-        return refused("it is an address of this host")
+    text = str(address)  # so that the model knows it again
+    if reason := refusal(address, context.host, context.taken):
+        return refused(reason)
     if not source.trusted:
         inside = [n for n in context.networks if n.version == address.version and address in n]
         if not inside:
-            return refused("it lies in no network of this host or of the configuration")
+            return refused("it lies in no network of this host's interfaces that carry the guest")
         if any(_edge(address, network) for network in inside):
             return refused("it is the network's own or its broadcast address")
+        if context.within and not any(
+            n.version == address.version and address in n for n in context.within
+        ):
+            return refused("it lies in none of guests.networks")
     return Found(address=address, source=source)
 
 

@@ -269,8 +269,9 @@ def timed_slots(state: State) -> Mapping[Slot, Admission]:
 
 def next_deadline(state: State, now: float) -> float | None:
     """When something changes by itself after `now`: a grace or a drain ends, a ramp takes its next
-    step, a UDP server leaves."""
-    times = [g.request.deadline for g in state.guests.values() if g.request is not None]
+    step, a UDP server leaves, an address waits no longer for its guest."""
+    times = [g.reserved_until for g in state.guests.values() if g.reserved_until is not None]
+    times += [g.request.deadline for g in state.guests.values() if g.request is not None]
     times += [
         guest.drain.deadline
         for guest in state.guests.values()

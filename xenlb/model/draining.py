@@ -9,6 +9,7 @@ from math import inf
 
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model import drain as drains
+from xenlb.model.claims import over
 from xenlb.model.desired import timed_slots
 from xenlb.model.drain import Drain, Outcome, connections, hindrances
 from xenlb.model.evacuation import free_to_go
@@ -235,7 +236,7 @@ def due(state: State, at: float) -> Mapping[GuestId, Ask]:
 
 
 def tick(state: State, at: float) -> Step:
-    """Deadlines that have come: of requests, of drains, of slow starts, of UDP."""
+    """Deadlines that have come: of requests, drains, slow starts, UDP, reserved addresses."""
     guests = dict(state.guests)
     notes: list[Note] = []
     timed = {slot.service for slot in timed_slots(state)}
@@ -260,7 +261,7 @@ def tick(state: State, at: float) -> Step:
             after = undrained(after, Outcome.UNASKED, at=at)
             names |= names_of(state, guest)
             notes.append(_unasked(after, drain))
-        guests[key] = after
+        guests[key] = over(after, at)
     return settled(state, replace(state, guests=guests), frozenset(names), at, *notes)
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey, Tunnel
 from xenlb.model.found import Found, Refused
+from xenlb.model.judge import HostSeen
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Check, ServiceSettings, Settings
 
@@ -89,10 +90,8 @@ class Described:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """Every domain of one libvirt, after (re)connecting or at a resync.
-
-    `asked` is when the listing began: it tells nothing of what came later.
-    """
+    """Every domain of one libvirt, after (re)connecting or at a resync. `asked` is when the listing
+    began: it tells nothing of what came later."""
 
     at: float
     uri: str
@@ -210,8 +209,8 @@ class MetadataChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressesFound:
-    """What the sources give for a running guest now, in the order of `Source`; replaces what they
-    gave before, in each family that they give anything in. Sent again whenever it changes."""
+    """What the sources give for a running guest, in the order of `Source`, whenever it changes. It
+    replaces what they gave before, in each family of which there is anything."""
 
     at: float
     guest: GuestId
@@ -383,6 +382,7 @@ HypervisorEvent = (
     | Undefined
     | MetadataChanged
     | AddressesFound
+    | HostSeen
 )
 Event = (
     HypervisorEvent

@@ -8,8 +8,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from xenlb.model.events import GuestId
+from xenlb.model.found import Found, Source
 from xenlb.model.guest import Guest
-from xenlb.model.members import names_of
+from xenlb.model.members import names_of, refused_metadata
 from xenlb.model.near import near, quoted
 from xenlb.model.settings import Member, ServiceSettings, uuid_text
 from xenlb.model.state import Note, State, Step
@@ -40,7 +41,7 @@ def unknown(state: State, service: ServiceSettings) -> Iterator[tuple[Member, st
 
 
 def of_metadata(state: State, guest: Guest) -> list[str]:
-    """The services that a guest's metadata names in vain."""
+    """The services that a guest's metadata names in vain, and addresses that no guest may have."""
     if not guest.metadata:
         return []
     services = {service.name: service for service in state.settings.services}
@@ -48,6 +49,10 @@ def of_metadata(state: State, guest: Guest) -> list[str]:
     said = []
     for entry in guest.metadata:
         if entry.name in mine:
+            if entry.address is not None:
+                given = Found(address=entry.address, source=Source.METADATA)
+                if reason := refused_metadata(given, state):
+                    said.append(f"its metadata gives the address {entry.address}: {reason}")
             continue
         if entry.name in services:
             said.append(

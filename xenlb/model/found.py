@@ -7,18 +7,25 @@ from xenlb.ipvs.table import IPAddress
 
 
 class Source(StrEnum):
-    """Where an address of a guest comes from, best first; the last three the guest can forge."""
+    """Where an address of a guest comes from, best first.
+
+    The first three are written on the host. The next three are the host's own evidence: a lease or
+    a neighbour with a MAC address of the domain's XML, and what the guest served with before its
+    boot. A guest that ranks lower never gets such an address of another; that a guest says it is
+    the least.
+    """
 
     CONFIGURATION = "configuration"
     METADATA = "metadata"
     INTERFACE_XML = "interface xml"
     LEASE = "dhcp lease"
-    REPORTED = "reported by the guest"
     NEIGHBOUR = "neighbour table"
+    SERVED = "served before its boot"
+    REPORTED = "reported by the guest"
 
     @property
     def trusted(self) -> bool:
-        """Was it written on the host? A lease is given by the host, but asked for by the guest."""
+        """Was it written on the host? What the host sees, a guest can bring about."""
         return self in {Source.CONFIGURATION, Source.METADATA, Source.INTERFACE_XML}
 
 

@@ -117,7 +117,9 @@ class Guest:
     was last heard of: a listing begun before that is older news. `deaths`: those of the last
     minute, of any of its incarnations. `drain`: why it is out of service, if it is; `drained`: the
     last one that ended, with how. `given_up`: its addresses that failed in this boot while another
-    one passed. `sides`: what was found inside it in this boot.
+    one passed. `reserved`: the addresses that it served with before it went or booted, for which it
+    is waited until `reserved_until`. `told`: what was said of its addresses in this boot. `sides`:
+    what was found inside it in this boot.
     """
 
     id: GuestId
@@ -136,6 +138,9 @@ class Guest:
     found: tuple[Found, ...] = ()
     refused: tuple[Refused, ...] = ()
     given_up: frozenset[IPAddress] = frozenset()
+    reserved: frozenset[IPAddress] = frozenset()
+    reserved_until: float | None = None
+    told: frozenset[str] = frozenset()
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
     sides: tuple[Verdict, ...] = ()
@@ -205,6 +210,7 @@ def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int) -> Guest:
         found=guest.found if same else (),
         refused=guest.refused if same else (),
         given_up=frozenset(),
+        told=frozenset(),
         sides=(),
     )
 

@@ -1,8 +1,7 @@
 """Who belongs to a service: its configured hosts, and the guests that match, with an address each.
 
-A guest's address is one that the sources give, which is of the service's family and not another's;
-which one of several: choice.py. Here the last rule about addresses is kept: a guest never gets one
-that belongs to another guest or to a host of the configuration, whatever it reports.
+A guest's address is one that the sources give, which is of the service's family and not another's
+(claims.py); which one of several: choice.py.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,8 +22,9 @@ from xenlb.ipvs.table import (
 from xenlb.model import choice
 from xenlb.model.checks import Exec, Icmp, protocols_of
 from xenlb.model.events import GuestId, MetadataService, Target
-from xenlb.model.found import RANKS, Found, Source
-from xenlb.model.guest import Guest, Phase
+from xenlb.model.found import Found, Source
+from xenlb.model.guest import Guest
+from xenlb.model.judge import refusal, taken_by
 from xenlb.model.settings import Check, IPNetwork, Member, ServiceSettings
 from xenlb.model.side import GuestSide
 from xenlb.model.state import Candidate, Slot, State
@@ -75,7 +75,7 @@ def _membership(
 
 
 def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:
-    return _all_of(state.settings.services, guest.name, guest.id.uuid, guest.metadata)[0]
+    return belonging(state.settings.services, guest.name, guest.id.uuid, guest.metadata)[0]
 
 
 def names_of(state: State, guest: Guest) -> frozenset[str]:
@@ -84,13 +84,13 @@ def names_of(state: State, guest: Guest) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4096)
-def _all_of(
+def belonging(
     services: tuple[ServiceSettings, ...],
     name: str,
     uuid: UUID,
     metadata: tuple[MetadataService, ...],
 ) -> tuple[tuple[ServiceSettings, ...], tuple[Found, ...]]:
-    """The services of a guest, and the addresses written for it in any of them."""
+    """The services of a guest, and the addresses written for it in any of them, not judged."""
     mine: list[ServiceSettings] = []
     written: list[Found] = []
     for service in services:
@@ -133,36 +133,18 @@ def needs_address(service: ServiceSettings, guest: Guest) -> bool:
     return member is None or not member.written
 
 
-def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
-    """Whose each address is: a host's (None), else that of the running guest with the best source.
-
-    Between equal sources the guest that runs longest keeps it, so that a newcomer who reports a
-    neighbour's address does not take it over.
-    """
-    owners: dict[IPAddress, GuestId | None] = {
-        member.host: None
-        for service in state.settings.services
-        for member in service.servers
-        if member.host is not None
-    }
-    ranked = sorted(
-        (
-            (RANKS[found.source], guest.booted, guest.id, found.address)
-            for guest in state.guests.values()
-            if guest.phase is not Phase.ABSENT
-            for found in claimed(state, guest)
-        ),
-        key=lambda claim: (claim[0], claim[1], claim[2].uri, claim[2].uuid.int),
-    )
-    for _, _, guest_id, address in ranked:
-        owners.setdefault(address, guest_id)
-    return owners
+def is_judged(service: ServiceSettings, guest: Guest) -> bool:
+    """Is the guest's address held against what the host sees? Not one of the configuration."""
+    member = membership(service, guest)
+    return member is None or all(each.source is Source.METADATA for each in member.written)
 
 
-def claimed(state: State, guest: Guest) -> tuple[Found, ...]:
-    """Every address given for the guest as a server of any service."""
-    services, written = _all_of(state.settings.services, guest.name, guest.id.uuid, guest.metadata)
-    return written + guest.found if services else ()
+def refused_metadata(found: Found, state: State) -> str:
+    """Why an address that a guest's metadata gives is not used; "" if it may be, and for every
+    other source, which is judged before it gets here."""
+    if found.source is not Source.METADATA:
+        return ""
+    return refusal(found.address, state.host, taken_by(state.settings.services))
 
 
 def candidates(
@@ -218,9 +200,13 @@ def _addresses(
     for found in (*member.written, *guest.found):
         if not _fits(service, found.address):
             why = f"its address {found.address} is not of the service's family"
+        elif reason := refused_metadata(found, state):
+            return (), f"its address {found.address} ({found.source}) is refused: {reason}"
         elif found.address in owners and owners[found.address] != guest.id:
             whose = owner_name(owners[found.address], state)
             why = f"its address {found.address} ({found.source}) is refused: it is that of {whose}"
+            if found.source in {Source.CONFIGURATION, Source.METADATA}:
+                return (), why
         elif found.source in {Source.CONFIGURATION, Source.METADATA}:
             return (found.address,), ""
         elif member.network is not None and found.address not in member.network:

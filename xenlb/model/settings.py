@@ -230,8 +230,8 @@ KEEPALIVE = 8.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """A whole configuration. `uris` empty: libvirt's own default. `keepalive`: seconds that a
-    libvirtd may say nothing. `networks`: where addresses that guests report may lie, besides the
-    networks of this host's interfaces. `listen`: where guests may say by TCP that they leave.
+    libvirtd may say nothing. `networks`: where addresses of guests may lie, of the networks in
+    which this host sees them; empty: in all. `listen`: where guests may say by TCP that they leave.
     `warnings`: what is allowed and yet likely to be a mistake."""
 
     uris: tuple[str, ...] = ()

@@ -16,11 +16,12 @@ from itertools import groupby
 from xenlb.ipvs import text
 from xenlb.ipvs.table import IPAddress
 from xenlb.model import alarm, apart
+from xenlb.model.claims import claimed, claims, reserved
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Failing, Health, Judged, free_to_leave
 from xenlb.model.inside import lacking
-from xenlb.model.members import candidates, claimed, claims, membership, sorry_target
+from xenlb.model.members import candidates, membership, sorry_target
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
 
@@ -35,7 +36,11 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
     if afresh:
         names = None
         state = _drawn(replace(state, asked={}), state.settings.services, claims(state))
+    elif state.host is not before.host:
+        names = None
+        state = _drawn(state, state.settings.services, claims(state))
     else:
+        state = reserved(before, state, at)
         changed = _changed(before, state)
         owners = claims(state) if changed else state.owners
         redrawn = _contested(before, state, changed, owners) if changed else frozenset()
@@ -149,7 +154,7 @@ def _draws(guest: Guest) -> tuple[object, ...]:
     running = guest.phase is not Phase.ABSENT
     return (
         *(guest.name, running, guest.booted, guest.found, guest.refused, guest.metadata),
-        guest.given_up,
+        *(guest.given_up, guest.reserved),
     )
 
 
@@ -249,7 +254,7 @@ def _admitted(
         if up:
             staying += weight
             if before.quiesced:
-                admitted[slot] = fresh
+                admitted[slot] = fresh if weight else replace(fresh, quiet=0.0)
             else:
                 serve = serve or weight > 0
         elif up is False and verdict is not None and not before.quiesced:

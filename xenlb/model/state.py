@@ -9,6 +9,7 @@ from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health, Judged, together
+from xenlb.model.judge import Host
 from xenlb.model.problem import Problem
 from xenlb.model.settings import ServiceSettings, Settings
 
@@ -87,11 +88,11 @@ _UNKNOWN = Health(valid_from=0.0)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """`changes`: what the last configuration has changed. `findings`: what does not fit together
-    (findings.py). `amiss`: sysctls that are not as needed. `owners`: whose an address is (None: a
-    configured host's). `candidates`: who may serve, by service name; `asked`: what is to be probed,
-    and for whom, by service name, and `health` has exactly these targets. `admitted`: who is in the
-    table. `alarms`: of kernel services that serve too little, or not at all. The last six follow
-    from the rest, drawn by settle.py.
+    (findings.py). `host`: what this host knows of its network. `amiss`: sysctls that are not as
+    needed. `owners`: whose an address is (None: a configured host's). `candidates`: who may serve,
+    by service name; `asked`: what is to be probed, and for whom, by service name, and `health` has
+    exactly these targets. `admitted`: who is in the table. `alarms`: of kernel services that serve
+    too little, or not at all. The last six follow from the rest, drawn by settle.py.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -101,6 +102,7 @@ class State:
     findings: tuple[tuple[GuestId | None, str], ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
+    host: Host = field(default_factory=Host)
     amiss: frozenset[str] = frozenset()
     owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)

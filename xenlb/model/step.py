@@ -8,7 +8,7 @@ is let in, who has left.
 from dataclasses import replace
 from typing import assert_never
 
-from xenlb.model import configuring, draining, findings, inside, probing
+from xenlb.model import claims, configuring, draining, findings, inside, probing
 from xenlb.model.events import (
     AddressesFound,
     Ask,
@@ -42,7 +42,8 @@ from xenlb.model.events import (
 )
 from xenlb.model.found import RANKS, Found
 from xenlb.model.guest import Guest, Happening, Phase, hear
-from xenlb.model.members import names_of, owner_name
+from xenlb.model.judge import HostSeen
+from xenlb.model.members import names_of
 from xenlb.model.settle import settled
 from xenlb.model.state import Note, State, Step
 
@@ -50,7 +51,7 @@ from xenlb.model.state import Note, State, Step
 def step(state: State, event: Event) -> Step:
     """Total: every event is taken in every state."""
     result = _step(state, event)
-    if isinstance(event, Configured | Listed | Started | MetadataChanged | Undefined):
+    if isinstance(event, Configured | Listed | Started | MetadataChanged | Undefined | HostSeen):
         return findings.noted(state, result, event.at)
     return result
 
@@ -94,6 +95,8 @@ def _step(state: State, event: Event) -> Step:
             return draining.undrain(state, event)
         case AddressesFound():
             return _addresses(state, event)
+        case HostSeen(at=at, host=host):
+            return settled(state, replace(state, host=host), None, at)
         case MetadataChanged():
             return _metadata(state, event)
         case Undefined(guest=guest_id):
@@ -267,36 +270,15 @@ def _addresses(state: State, event: AddressesFound) -> Step:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
         return Step(state=state)
-    found = _kept(guest.found, event.found)
+    refused = {item.text for item in event.refused}
+    before = tuple(item for item in guest.found if str(item.address) not in refused)
+    found = _kept(before, event.found)
     after = replace(guest, found=found, refused=event.refused)
     if after == guest:
         return Step(state=state)
     changed = replace(state, guests={**state.guests, guest.id: after})
     result = settled(state, changed, names_of(changed, after), event.at)
-    notes = [
-        _address_note(item, guest, result.state, event.at)
-        for item in found
-        if item not in guest.found
-    ] + [
-        Note(
-            at=event.at,
-            guest=guest.id,
-            text=f"address {item.text} ({item.source}) refused: {item.reason}",
-            warning=True,
-        )
-        for item in event.refused
-        if item not in guest.refused
-    ]
-    return replace(result, notes=(*notes, *result.notes))
-
-
-def _address_note(found: Found, guest: Guest, state: State, at: float) -> Note:
-    """Taken, or refused because it is another's."""
-    text = f"address {found.address} ({found.source})"
-    owner = state.owners.get(found.address, guest.id)
-    if owner != guest.id:
-        text += f" refused: it is that of {owner_name(owner, state)}"
-    return Note(at=at, guest=guest.id, text=text, warning=owner != guest.id)
+    return claims.noted(guest, event, result)
 
 
 def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, ...]:

@@ -2,6 +2,7 @@
 itself stands for all; ways into others are in tests/unit/guestside and the labs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -23,12 +24,15 @@ from tests.unit.agent.test_agent import (
     until,
 )
 from xenlb import clock, looking, sides
+from xenlb.agent import Agent
 from xenlb.guestside import selfmade, turns
+from xenlb.guestside.ways import reach
+from xenlb.guestside.ways.identity import Identity
 from xenlb.hypervisor import vmdata
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.ipvs.table import Forwarding
-from xenlb.model.events import Started
-from xenlb.model.settings import ServiceSettings, Settings
+from xenlb.model.events import GuestId, Started, Verdict
+from xenlb.model.settings import Member, ServiceSettings, Settings
 from xenlb.model.side import Delivery, GuestSide, OnBoot
 from xenlb.sides import Sides
 
@@ -67,9 +71,10 @@ def with_service(it: ServiceSettings) -> Settings:
 
 
 class Bench:
-    """`desk` and `xenstore` while a story is played."""
+    """`desk`, `inside` and `xenstore` while a story is played."""
 
     desk: Desk
+    inside: Sides
     xenstore: FakeXenstore
 
     def play(
@@ -78,9 +83,9 @@ class Bench:
         async def main() -> None:
             self.xenstore = FakeXenstore()
             async with agent_at_work(folder, FakeKernel(), with_service(it)) as self.desk:
-                inside = Sides(self.desk.agent, {XEN: cast(XenstoreSource, self.xenstore)})
-                self.desk.agent.changed = inside.follow
-                task = asyncio.create_task(inside.run())
+                self.inside = Sides(self.desk.agent, {XEN: cast(XenstoreSource, self.xenstore)})
+                self.desk.agent.changed = self.inside.follow
+                task = asyncio.create_task(self.inside.run())
                 try:
                     await story(self)
                 finally:
@@ -94,11 +99,16 @@ class Bench:
         return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].sides)
 
 
+async def identity_of(where: reach.Whereabouts) -> Identity:
+    return Identity(uuid=where.uuid)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sides, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(sides, "BOOTING", 0.0)
     monkeypatch.setattr(selfmade, "ANSWER", 0.1)
+    monkeypatch.setattr(reach, "identity_of", identity_of)  # there is no libvirt
 
 
 def test_weight_comes_with_the_guests_answer(tmp_path: Path, quick: None) -> None:
@@ -185,3 +195,105 @@ def test_guests_that_are_not_to_be_looked_at_are_left_alone(tmp_path: Path, quic
         assert bench.xenstore.texts == {}
 
     Bench().play(tmp_path, service(replace(SELF_MADE, on_boot=OnBoot.OFF)), story)
+
+
+# --- guests that do not end a look ----------------------------------------------------------------
+
+
+class Looks:
+    """In place of looking.look: the looks at some guests do not end before the test says so."""
+
+    def __init__(self, hang: set[GuestId]) -> None:
+        self.hang = hang
+        self.begun: list[GuestId] = []
+        self.under_way: Counter[GuestId] = Counter()
+        self.most = 0
+        self.ended = asyncio.Event()
+
+    async def look(
+        self, agent: Agent, guest: GuestId, wish: sides.Wish, xenstore: object
+    ) -> tuple[Verdict, ...]:
+        self.begun.append(guest)
+        self.under_way[guest] += 1
+        self.most = max(self.most, self.under_way.total())
+        try:
+            if guest in self.hang:
+                await self.ended.wait()
+            return tuple(Verdict(service=each) for each in wish.services)
+        finally:
+            self.under_way[guest] -= 1
+
+
+BY_SSH = GuestSide(delivery=Delivery.SSH, on_boot=OnBoot.VERIFY)
+HANGING = {f"mail{n}": n + 10 for n in range(1, 13)}
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch, quick: None) -> Looks:
+    monkeypatch.setattr(sides, "IN_TIME", 0.02)
+    monkeypatch.setattr(sides, "SLOW_PAUSE", 0.02)
+    it = Looks({guest(n) for n in range(1, 13)})
+    monkeypatch.setattr(looking, "look", it.look)
+    return it
+
+
+def by_pattern(side: GuestSide) -> ServiceSettings:
+    return replace(service(side), servers=(Member(guest="mail*"),))
+
+
+def inside(bench: Bench, number: int) -> bool:
+    """Was the guest looked at, and found to be in order?"""
+    known = bench.desk.agent.state.guests.get(guest(number))
+    return known is not None and [each.problem for each in known.sides] == [""]
+
+
+def test_guests_that_do_not_end_a_look_keep_no_other_from_theirs(
+    tmp_path: Path, looks: Looks
+) -> None:
+    """Three times as many as there are places, before and after the others come."""
+
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(**HANGING))
+        await until(lambda: set(looks.begun) >= looks.hang)
+        await bench.desk.say(listed(**HANGING, mail20=30, mail21=31))
+        await until(lambda: inside(bench, 20) and inside(bench, 21))
+        assert looks.most <= 2 * sides.AT_ONCE
+        # Booting again does not bring a guest back into the lane of the others.
+        await bench.desk.say(listed(**{name: 100 + n for name, n in HANGING.items()}, mail22=32))
+        await until(lambda: inside(bench, 22))
+        assert looks.most <= 2 * sides.AT_ONCE
+
+    Bench().play(tmp_path, by_pattern(BY_SSH), story)
+
+
+def test_a_look_that_is_late_goes_on_and_counts(tmp_path: Path, looks: Looks) -> None:
+    """A guest that takes its time is let in after all, and afterwards is as others are."""
+    looks.hang = {guest(1)}
+
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(mail1=5))
+        await until(lambda: bool(bench.inside.late))
+        looks.ended.set()
+        await until(lambda: inside(bench, 1))
+        assert looks.begun == [guest(1)]
+
+    Bench().play(tmp_path, by_pattern(BY_SSH), story)
+
+
+def test_guests_that_configure_themselves_wait_for_no_place(tmp_path: Path, looks: Looks) -> None:
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(**HANGING))
+        await until(lambda: looks.under_way.total() == len(HANGING))
+        await bench.desk.say(listed(**HANGING, mail20=30))
+        await until(lambda: inside(bench, 20))
+
+    Bench().play(tmp_path, by_pattern(SELF_MADE), story)
+
+
+def test_a_guest_that_is_late_is_asked_ever_less_often() -> None:
+    pauses = [sides.pause_after(n, n) for n in range(1, 100)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] >= sides.LONGEST_PAUSE
+    assert pauses[-1] == sides.LONGEST_SLOW_PAUSE
+    assert sides.pause_after(1, 0) == sides.FIRST_PAUSE
+    assert sides.pause_after(99, 0) == sides.LONGEST_PAUSE

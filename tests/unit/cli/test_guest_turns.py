@@ -11,10 +11,11 @@ from tests.unit.cli.conftest import SmallAgent
 from tests.unit.cli.forks import Forks
 from tests.unit.cli.test_guest_selfmade import CONFIG, UUID
 
-# What each says once it is its turn: none of the ways leads anywhere here.
+# What each says once it is its turn: none of the ways leads anywhere here. By which marks a machine
+# is the guest is asked of libvirt before anything runs in one.
 WAYS = {
-    "--ssh=root@g": "ssh to root@g failed",
-    "--delivery=agent": "guest agent of mail2 failed",
+    "--ssh=root@g": "libvirt was asked about mail2",
+    "--delivery=agent": "libvirt was asked about mail2",
     "--root=HERE": "is the guest's file system mounted there?",
     "--delivery=xenstore": "xenstore: there is no xenstored",
 }
@@ -53,4 +54,4 @@ def test_it_waits_for_its_turn(
             lock.close()
             assert WAYS[way] in said.read()
             assert (wait(), out.read_text()) == (1, "")
-            assert (tmp_path / "called").exists() == ("ssh" in way)
+            assert not (tmp_path / "called").exists()

@@ -1,7 +1,8 @@
 """Finding guests' addresses, with libvirt's test driver and a fake xenstored."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import pytest
 
 from tests.fakes.xenstored import FakeXenstored
 from tests.unit.hypervisor.running import clock, ended, run, until
-from xenlb.hypervisor import hostnet
+from xenlb.hypervisor import addresses, hostnet
 from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.domainxml import Interface
 from xenlb.hypervisor.hostnet import HostView
+from xenlb.hypervisor.hostsight import MOST_ASKED, HostSight
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.hypervisor.xmltext import Malformed
+from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
 from xenlb.model.found import Source
+from xenlb.model.judge import STRANGER, Host, HostSeen, Taken
 
 URI = "test:///default"
 MAC = "00:16:3e:00:00:0b"
@@ -32,16 +38,31 @@ XML = f"""
 </domain>
 """
 WITHOUT = XML.replace("<ip address='10.0.0.11' family='ipv4'/>", "")
-HOST = HostView(own=frozenset({ip_address("10.0.0.1")}), networks=(IPv4Network("10.0.0.0/24"),))
+OTHER = "00:16:3e:00:00:0c"
+HOST = HostView(
+    own=frozenset({ip_address("10.0.0.1")}),
+    gateways=frozenset({ip_address("10.0.0.254")}),
+    networks={
+        "br0": (IPv4Network("10.0.0.0/24"),),
+        "eth1": (IPv4Network("10.99.0.0/24"),),  # no guest is there
+    },
+)
+
+
+def taken(*texts: str) -> Taken:
+    return Taken(services=frozenset(map(ip_address, texts)))
 
 
 class Running:
     """A finder beside a libvirt and a xenstore source."""
 
-    def __init__(self, folder: Path, domain: Any) -> None:
-        self.host = HOST
+    def __init__(self, folder: Path, domain: Any, host: HostView = HOST) -> None:
+        self.host = host
         self.guest = GuestId(uri=URI, uuid=UUID(domain.UUIDString()))
         self.found: list[AddressesFound] = []
+        self.hosts: list[Host] = []
+        self.nudged: list[IPAddress] = []
+        self.nudge: Callable[[IPAddress], None] = self.nudged.append
         self.daemon = FakeXenstored(str(folder / "socket"))
         self.libvirt = LibvirtSource(URI, self._emit, clock)
         self.xenstore = XenstoreSource(URI, self._emit, clock, socket_path=self.daemon.path)
@@ -51,13 +72,22 @@ class Running:
             {URI: self.libvirt},
             {URI: self.xenstore},
             look=lambda: self.host,
+            nudge=self._nudge,
         )
-        self.finder.context({ip_address("10.0.0.100")}, ())
+        self.finder.context(taken("10.0.0.100"), ())
         self.tasks: list[asyncio.Task[None]] = []
 
     def _emit(self, event: HypervisorEvent) -> None:
-        if isinstance(event, AddressesFound):
-            self.found.append(event)
+        match event:
+            case AddressesFound():
+                self.found.append(event)
+            case HostSeen():
+                self.hosts.append(event.host)
+            case _:
+                pass
+
+    def _nudge(self, address: IPAddress) -> None:
+        self.nudge(address)
 
     async def __aenter__(self) -> "Running":
         await self.daemon.start()
@@ -101,16 +131,17 @@ def test_interface_xml_comes_first_and_leases_follow(short: Path, domain: Any) -
     async def main() -> None:
         async with Running(short, domain) as it:
             it.finder.interest({it.guest: 4})
-            # The test driver invents a lease, outside of this host's networks.
+            # The test driver invents a lease, outside of the network of br0.
             assert await it.seen(1) == [("10.0.0.11", Source.INTERFACE_XML)]
             (event,) = it.found
             assert (event.guest, event.incarnation) == (it.guest, 4)
             assert [r.source for r in event.refused] == [Source.LEASE]
             assert "no network" in event.refused[0].reason
-            # A network of the configuration lets it in.
-            it.finder.context({ip_address("10.0.0.100")}, (IPv4Network("192.168.0.0/16"),))
-            (_, second) = await it.seen(2)
-            assert second[1] is Source.LEASE
+            # A network of the configuration adds none.
+            (text,) = (r.text for r in event.refused)
+            it.finder.context(taken("10.0.0.100"), (IPv4Network("192.168.0.0/16"),))
+            it.host = replace(HOST, networks={"br0": (IPv4Network("192.168.0.0/16"),)})
+            assert await it.seen(2) == [("10.0.0.11", Source.INTERFACE_XML), (text, Source.LEASE)]
 
     run(main)
 
@@ -127,7 +158,7 @@ def test_what_a_guest_reports_is_judged_and_kept(short: Path, without: Any) -> N
             it.daemon.write(path, "10.0.0.11")  # found at the next look, a second later
             assert await it.seen(2) == [("10.0.0.11", Source.REPORTED)]
             it.daemon.remove("/local/domain/4/attr")  # its agent restarts
-            it.finder.context({ip_address("10.0.0.99")}, ())  # has everything looked at again
+            it.finder.context(taken("10.0.0.99"), ())  # has everything looked at again
             await asyncio.sleep(0.5)
             assert len(it.found) == 2
             # Another incarnation starts from nothing.
@@ -156,30 +187,27 @@ def test_flood_of_reports_is_cut(short: Path, without: Any) -> None:
 
 
 def test_neighbour_of_the_guests_mac(short: Path, without: Any) -> None:
+    both = {
+        MAC: (ip_address("10.0.0.11"), ip_address("fe80::1")),
+        OTHER: (ip_address("10.0.0.12"),),
+    }
+
     async def main() -> None:
-        async with Running(short, without) as it:
-            it.host = HostView(
-                own=HOST.own,
-                networks=HOST.networks,
-                neighbours={
-                    MAC: (ip_address("10.0.0.11"), ip_address("fe80::1")),
-                    "00:16:3e:00:00:0c": (ip_address("10.0.0.12"),),
-                },
-            )
+        async with Running(short, without, replace(HOST, neighbours=both)) as it:
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == [("10.0.0.11", Source.NEIGHBOUR)]
             # The table forgets an idle neighbour; that is no reason to lose it.
             it.host = HOST
-            it.finder.context((), ())
+            it.finder.context(taken(), ())
             await asyncio.sleep(0.5)
             assert len(it.found) == 1
             # Somebody else has the address now.
             it.host = HostView(
                 own=HOST.own,
                 networks=HOST.networks,
-                neighbours={"00:16:3e:00:00:0c": (ip_address("10.0.0.11"),)},
+                neighbours={OTHER: (ip_address("10.0.0.11"),)},
             )
-            it.finder.context({ip_address("10.0.0.98")}, ())
+            it.finder.context(taken("10.0.0.98"), ())
             assert await it.seen(2) == []
 
     run(main)
@@ -191,7 +219,7 @@ def test_a_libvirt_that_goes_away_takes_no_address_with_it(short: Path, domain: 
             it.finder.interest({it.guest: 4})
             await it.seen(1)
             await ended(it.tasks.pop(0))  # the libvirt source
-            it.finder.context({ip_address("10.0.0.98")}, ())
+            it.finder.context(taken("10.0.0.98"), ())
             await asyncio.sleep(0.5)
             assert len(it.found) == 1
 
@@ -204,11 +232,11 @@ def test_guests_of_no_interest_are_left_alone(short: Path, domain: Any) -> None:
             it.finder.interest({it.guest: 4})
             await it.seen(1)
             it.finder.interest({})
-            it.finder.context((), (IPv4Network("192.168.0.0/16"),))
+            it.finder.context(taken(), (IPv4Network("192.168.0.0/16"),))
             await asyncio.sleep(1.5)
             assert len(it.found) == 1
             it.finder.interest({it.guest: 4})  # of interest again: told anew
-            assert len(await it.seen(2)) == 2
+            assert await it.seen(2) == [("10.0.0.11", Source.INTERFACE_XML)]
 
     run(main)
 
@@ -216,7 +244,54 @@ def test_guests_of_no_interest_are_left_alone(short: Path, domain: Any) -> None:
 def test_this_host_is_read() -> None:
     view = hostnet.look()
     assert ip_address("127.0.0.1") in view.own
-    assert all(network.num_addresses > 1 for network in view.networks)
+    assert "lo" in view.networks
+    assert not any(gateway in view.own for gateway in view.gateways)
+
+
+ROUTE = """\
+Iface	Destination	Gateway 	Flags	RefCnt	Use	Metric	Mask		MTU	Window	IRTT
+eth0	00000000	FE00000A	0003	0	0	0	00000000	0	0	0
+br0	0000000A	00000000	0001	0	0	0	00FFFFFF	0	0	0
+vif4.0	0B02000A	00000000	0005	0	0	0	FFFFFFFF	0	0	0
+*	00000B0A	00000000	0201	0	0	0	00FFFFFF	0	0	0
+"""
+ROUTE_6 = """\
+20010db8000000000000000000000000 40 00000000000000000000000000000000 00 \
+00000000000000000000000000000000 00000100 00000001 00000000 00000001      br0
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
+20010db80000000000000000000000fe 00000400 00000001 00000000 00000003     eth0
+20010db8000000000000000000000001 80 00000000000000000000000000000000 00 \
+00000000000000000000000000000000 00000000 00000003 00000000 80200001      br0
+"""
+
+
+def test_routes_are_read(tmp_path: Path) -> None:
+    (tmp_path / "route").write_text(ROUTE)
+    (tmp_path / "ipv6_route").write_text(ROUTE_6)
+    assert [(name, str(network), str(hop)) for name, network, hop in hostnet.routes(tmp_path)] == [
+        ("eth0", "0.0.0.0/0", "10.0.0.254"),
+        ("br0", "10.0.0.0/24", "None"),
+        ("vif4.0", "10.0.2.11/32", "None"),
+        ("br0", "2001:db8::/64", "None"),
+        ("eth0", "::/0", "2001:db8::fe"),
+    ]
+    (tmp_path / "ipv6_route").unlink()
+    assert len(list(hostnet.routes(tmp_path))) == 3
+    line = ROUTE.splitlines(keepends=True)[2]
+    (tmp_path / "route").write_text(line * (2 * hostnet.MOST_ROUTES))
+    assert len(list(hostnet.routes(tmp_path))) == hostnet.MOST_ROUTES
+
+
+def test_what_carries_a_guest(tmp_path: Path) -> None:
+    for name in ("br0", "vif4.0", "eth0", "host0", "eth0.99"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "vif4.0/master").symlink_to("../br0")
+    for upper, kind in (("host0", "macvlan"), ("eth0.99", "vlan")):
+        (tmp_path / upper / "uevent").write_text(f"DEVTYPE={kind}\nINTERFACE={upper}\n")
+        (tmp_path / f"eth0/upper_{upper}").symlink_to(f"../{upper}")
+    assert hostnet.carriers(["vif4.0"], tmp_path) == {"vif4.0", "br0"}
+    assert hostnet.carriers(["eth0"], tmp_path) == {"eth0", "host0"}
+    assert hostnet.carriers(["gone", "../etc"], tmp_path) == {"gone"}
 
 
 def test_watch_of_neighbours_and_addresses_opens_and_closes() -> None:
@@ -226,5 +301,97 @@ def test_watch_of_neighbours_and_addresses_opens_and_closes() -> None:
         watch.follow(frozenset({MAC}))
         await asyncio.sleep(0)
         watch.close()
+
+    run(main)
+
+
+def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without: Any) -> None:
+    """Not in another network of this host, not at a machine that is no guest, and no gateway."""
+
+    host = replace(HOST, neighbours={OTHER: (ip_address("10.0.0.77"),)})
+
+    async def main() -> None:
+        async with Running(short, without, host) as it:
+            lies = ("10.99.0.5", "10.0.0.254", "10.0.0.77")
+            for number, text in enumerate(lies):
+                it.daemon.write(f"/local/domain/4/attr/vif/0/ipv4/{number}", text)
+            it.finder.interest({it.guest: 4})
+            assert await it.seen(1) == []
+            reported = [r for r in it.found[0].refused if r.source is Source.REPORTED]
+            reasons = {each.text: each.reason for each in reported}
+            assert set(reasons) == set(lies)
+            assert "no network of this host's interfaces" in reasons["10.99.0.5"]
+            assert "gateway" in reasons["10.0.0.254"]
+            assert reasons["10.0.0.77"] == STRANGER
+            assert set(it.nudged) == {ip_address("10.0.0.77")}  # is that machine still there?
+            it.host = HOST  # it is not
+            assert await it.seen(2) == [("10.0.0.77", Source.REPORTED)]
+
+    run(main)
+
+
+def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
+    short: Path, without: Any
+) -> None:
+    """A router of which the neighbour table knows nothing yet is no server for a moment, either."""
+
+    async def main() -> None:
+        async with Running(short, without) as it:
+
+            def nudge(address: IPAddress) -> None:
+                it.nudged.append(address)
+                if address == ip_address("10.0.0.77"):
+                    it.host = replace(HOST, neighbours={OTHER: (address,)})
+
+            it.nudge = nudge
+            base = "/local/domain/4/attr/vif/0/ipv4"
+            it.daemon.write(f"{base}/0", "10.0.0.77")
+            it.daemon.write(f"{base}/1", "10.0.0.11")
+            it.finder.interest({it.guest: 4})
+            assert await it.seen(1) == [("10.0.0.11", Source.REPORTED)]
+            assert STRANGER in [each.reason for each in it.found[0].refused]
+            assert it.nudged.count(ip_address("10.0.0.11")) == 1
+
+    run(main)
+
+
+def test_a_guest_that_reports_ever_other_addresses_is_asked_after_for_a_while_only() -> None:
+    nudged: list[IPAddress] = []
+    sight = HostSight(lambda event: None, clock, lambda: HOST, nudged.append)
+    asked: set[IPAddress] = set()
+    waits = [sight.find_out([ip_address(f"10.0.0.{n}")], asked) for n in range(1, 200)]
+    assert waits == [True] * MOST_ASKED + [False] * (199 - MOST_ASKED)
+    assert len(nudged) == MOST_ASKED
+
+
+def test_the_model_is_told_of_the_host_s_network(short: Path, without: Any) -> None:
+    seen = {OTHER: (ip_address("10.0.0.77"),), MAC: (ip_address("10.0.0.11"),)}
+
+    async def main() -> None:
+        async with Running(short, without, replace(HOST, neighbours=seen)) as it:
+            it.finder.context(taken(), (), [ip_address("10.0.0.77"), ip_address("10.0.0.11")])
+            it.finder.interest({it.guest: 4})
+            stranger = frozenset({ip_address("10.0.0.77")})
+            await until(lambda: bool(it.hosts) and it.hosts[-1].strangers == stranger, "told")
+            assert (it.hosts[-1].own, it.hosts[-1].gateways) == (HOST.own, HOST.gateways)
+            # Before the guest was looked at, none was taken for a stranger.
+            assert {each.strangers for each in it.hosts} <= {frozenset(), stranger}
+
+    run(main)
+
+
+def test_xml_that_cannot_be_read_is_told(short: Path, without: Any, monkeypatch: Any) -> None:
+    def broken(text: str) -> tuple[Interface, ...]:
+        raise Malformed("it is longer than it may be")
+
+    monkeypatch.setattr(addresses, "interfaces", broken)
+
+    async def main() -> None:
+        async with Running(short, without) as it:
+            it.finder.interest({it.guest: 4})
+            assert await it.seen(1) == []
+            assert [str(each) for each in it.found[0].refused] == [
+                "the domain's XML (interface xml): it is longer than it may be"
+            ]
 
     run(main)

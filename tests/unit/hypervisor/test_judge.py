@@ -1,5 +1,6 @@
 """Which addresses are used."""
 
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import pytest
@@ -7,12 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenlb.hypervisor.judge import Context, NoAddress, judge, judge_all, parse
+from xenlb.ipvs.table import IPAddress
 from xenlb.model.found import Found, Refused, Source
+from xenlb.model.judge import Host, Taken, refusal
+
+
+def addresses(*texts: str) -> frozenset[IPAddress]:
+    return frozenset(map(ip_address, texts))
+
 
 CONTEXT = Context(
+    host=Host(
+        own=addresses("10.0.0.1", "2001:db8::1"),
+        gateways=addresses("10.0.0.254"),
+        strangers=addresses("10.0.0.77"),
+    ),
+    taken=Taken(
+        services=addresses("10.0.0.100", "192.0.2.10"), sorry=addresses("10.0.0.99", "10.7.7.7")
+    ),
     networks=(IPv4Network("10.0.0.0/24"), IPv6Network("2001:db8::/64"), IPv4Network("10.9.0.0/31")),
-    own=frozenset({ip_address("10.0.0.1"), ip_address("2001:db8::1")}),
-    services=frozenset({ip_address("10.0.0.100"), ip_address("192.0.2.10")}),
 )
 FORGEABLE = [Source.LEASE, Source.REPORTED, Source.NEIGHBOUR]
 
@@ -53,6 +67,10 @@ def test_address_in_a_network_of_the_host(text: str, source: Source) -> None:
         ("192.0.2.10", "service address"),
         ("10.0.0.1", "address of this host"),
         ("2001:db8::1", "address of this host"),
+        ("10.0.0.254", "gateway of this host"),
+        ("10.0.0.99", "sorry server"),
+        ("10.7.7.7", "sorry server"),
+        ("10.0.0.77", "no guest"),
     ],
 )
 @pytest.mark.parametrize("source", list(Source))
@@ -61,6 +79,12 @@ def test_refused_from_every_source(text: str, reason: str, source: Source) -> No
     assert isinstance(verdict, Refused)
     assert reason in verdict.reason
     assert verdict.source is source
+
+
+def test_a_refused_address_is_told_in_its_usual_notation() -> None:
+    verdict = judge("2001:DB8:0:1::1", Source.REPORTED, CONTEXT)
+    assert isinstance(verdict, Refused)
+    assert verdict.text == "2001:db8:0:1::1"
 
 
 @pytest.mark.parametrize("text", ["10.0.1.11", "192.168.1.1", "2001:db8:0:1::1", "8.8.8.8"])
@@ -74,6 +98,22 @@ def test_outside_only_where_the_host_says_so(text: str) -> None:
     )
 
 
+def test_networks_of_the_configuration_narrow_and_do_not_add() -> None:
+    within = (IPv4Network("10.0.0.0/28"), IPv4Network("192.168.0.0/16"))
+    context = replace(CONTEXT, within=within)
+    for source in FORGEABLE:
+        assert isinstance(judge("10.0.0.11", source, context), Found)
+        for text, reason in (
+            ("10.0.0.30", "none of guests.networks"),
+            ("2001:db8::11", "none of guests.networks"),
+            ("192.168.1.1", "no network of this host"),
+        ):
+            verdict = judge(text, source, context)
+            assert isinstance(verdict, Refused)
+            assert reason in verdict.reason
+    assert isinstance(judge("10.0.0.30", Source.INTERFACE_XML, context), Found)
+
+
 @pytest.mark.parametrize("text", ["10.0.0.0", "10.0.0.255", "2001:db8::"])
 def test_edges_of_a_network(text: str) -> None:
     assert isinstance(judge(text, Source.REPORTED, CONTEXT), Refused)
@@ -84,6 +124,7 @@ def test_best_source_first_and_each_address_once() -> None:
         [
             ("10.0.0.12", Source.NEIGHBOUR),
             ("10.0.0.11", Source.REPORTED),
+            ("10.0.0.13", Source.REPORTED),
             ("8.8.8.8", Source.REPORTED),
             ("8.8.8.8", Source.NEIGHBOUR),
             ("10.0.0.11", Source.LEASE),
@@ -93,8 +134,9 @@ def test_best_source_first_and_each_address_once() -> None:
     assert [(str(f.address), f.source) for f in found] == [
         ("10.0.0.11", Source.LEASE),
         ("10.0.0.12", Source.NEIGHBOUR),
+        ("10.0.0.13", Source.REPORTED),
     ]
-    assert [(r.text, r.source) for r in refused] == [("8.8.8.8", Source.REPORTED)]
+    assert [(r.text, r.source) for r in refused] == [("8.8.8.8", Source.NEIGHBOUR)]
 
 
 @given(
@@ -108,7 +150,7 @@ def test_what_a_guest_says_is_bounded_and_inside(candidate: str | bytes, source:
                 found.address.version == network.version and found.address in network
                 for network in CONTEXT.networks
             )
-            assert found.address not in CONTEXT.own | CONTEXT.services
+            assert not refusal(found.address, CONTEXT.host, CONTEXT.taken)
         case Refused() as refused:
             assert len(refused.text) <= 64
             assert refused.text.isprintable()

@@ -1,6 +1,8 @@
 """Metadata and domain XML: what is read, and that nothing that is written there raises."""
 
 from ipaddress import ip_address
+from typing import ClassVar
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from xenlb.hypervisor.domainxml import Interface, interfaces
 from xenlb.hypervisor.metadata import MOST_PROBLEMS, MOST_SERVICES, read_metadata
-from xenlb.hypervisor.xmltext import Malformed
+from xenlb.hypervisor.xmltext import LONGEST, PIECE, Malformed, parse
 from xenlb.model.events import MetadataService
 
 LAUGHS = (
@@ -155,7 +157,7 @@ def test_interfaces_of_a_domain() -> None:
     assert interfaces(DOMAIN) == (
         Interface(
             mac="00:16:3e:00:00:01",
-            device="vif4.0",
+            devices=("xenbr0", "vif4.0"),
             addresses=("10.0.0.11", "2001:db8::11"),
         ),
         Interface(mac="52:54:00:aa:bb:cc", network="default"),
@@ -171,3 +173,58 @@ def test_domain_without_devices() -> None:
 def test_what_is_no_domain_is_refused(text: str) -> None:
     with pytest.raises(Malformed):
         interfaces(text)
+
+
+def test_devices_of_a_macvtap_and_of_a_network() -> None:
+    xml = (
+        "<domain><devices><interface type='direct'><source dev='eth0' mode='bridge'/></interface>"
+        "<interface type='network'><source network='default' bridge='virbr0'/></interface>"
+        "</devices></domain>"
+    )
+    assert [each.devices for each in interfaces(xml)] == [("eth0",), ("virbr0",)]
+
+
+# --- what a text may cost ------------------------------------------------------------------------
+
+
+class Parser(ElementTree.XMLParser):
+    """Writes down the sizes of what it is fed."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def feed(self, data: str | bytes) -> None:  # type: ignore[override]
+        self.sizes.append(len(data))
+        super().feed(data)
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    Parser.sizes = []
+    monkeypatch.setattr(ElementTree, "XMLParser", Parser)
+    return Parser.sizes
+
+
+def test_a_document_type_is_refused_before_anything_is_parsed(fed: list[int]) -> None:
+    with pytest.raises(Malformed, match="DOCTYPE"):
+        parse(LAUGHS)
+    assert fed == []
+    assert read_metadata(LAUGHS)[1] == ("metadata: it has a DOCTYPE, which is not allowed",)
+    assert fed == []
+
+
+def test_a_text_beyond_the_budget_is_not_parsed(fed: list[int]) -> None:
+    with pytest.raises(Malformed, match=f"longer than {LONGEST}"):
+        parse("<domain>" + " " * LONGEST + "</domain>")
+    assert fed == []
+
+
+def test_a_long_text_is_fed_in_pieces_and_only_what_is_wanted_is_built(fed: list[int]) -> None:
+    junk = "<a><b c='d'/></a>" * 40_000
+    wanted = "<interface type='bridge'><mac address='00:16:3e:00:00:01'/></interface>"
+    text = f"<domain>{junk}<devices>{junk[: 17 * 10_000]}{wanted}</devices></domain>"
+    root = parse(text, wanted=[("devices", "interface")])
+    assert [each.tag for each in root.iter()] == ["domain", "devices", "interface", "mac"]
+    assert max(fed) <= PIECE
+    assert sum(fed) == len(text)
+    with pytest.raises(Malformed, match="more than 20000 elements"):
+        parse(text)

@@ -12,6 +12,7 @@ from xenlb.model.desired import desired
 from xenlb.model.events import Configured, Described, GuestId, Listed, Power, Probed, Started
 from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest, Phase
+from xenlb.model.members import membership
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 from xenlb.model.step import step
@@ -40,6 +41,24 @@ def test_every_address_that_is_not_used_is_refused_with_a_reason() -> None:
         {"address": "10.0.0.12", "source": source, "reason": "it is that of guest other"},
         {"address": "10.0.0.5", "source": source, "reason": "it is that of a configured host"},
     ]
+
+
+def test_a_text_that_is_a_uuid_means_no_guest_of_that_name() -> None:
+    """For commands, for entries of `servers` and for what is said of its inside."""
+    named = Guest(id=OTHER, name=str(MINE.uuid), phase=Phase.UP)
+    state = State(guests={MINE: Guest(id=MINE, name="mine", phase=Phase.UP), OTHER: named})
+    dashes = str(MINE.uuid)
+    for text in (dashes, dashes.upper(), dashes.replace("-", "")):
+        assert [guest.id for guest in report.matching(state, text)] == [MINE]
+        service = replace(SERVICE, servers=(Member(guest=text, weight=7),))
+        assert membership(service, named) is None
+        mine = membership(service, state.guests[MINE])
+        assert mine is not None
+        assert mine.weight == 7
+    # Its own UUID means it, and a pattern may.
+    assert [guest.id for guest in report.matching(state, str(OTHER.uuid))] == [OTHER]
+    everyone = replace(SERVICE, servers=(Member(guest="*"),))
+    assert membership(everyone, named) is not None
 
 
 HTTP = Check(type="http", asks=Http(), fall=1, flap_damping=0.0)

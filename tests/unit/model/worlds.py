@@ -50,6 +50,7 @@ from xenlb.model.events import (
 )
 from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest
+from xenlb.model.judge import Host, HostSeen
 from xenlb.model.problem import Problem
 from xenlb.model.settings import (
     Check,
@@ -378,6 +379,14 @@ OTHERS = (
         wait=0.0,
         make=lambda _, at: SysctlsSeen(at=at, amiss=frozenset({NODEST, QUIESCENT, REUSE})),
         text="sysctls amiss",
+    ),
+    Move(
+        wait=0.0,
+        make=lambda _, at: HostSeen(at=at, host=Host(own=frozenset(ADDRESSES[1:3]))),
+        text="two addresses are this host's",
+    ),
+    Move(
+        wait=0.0, make=lambda _, at: HostSeen(at=at, host=Host()), text="no address is this host's"
     ),
     DRAIN_ALL,
     Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root", rest=True), text="and rest"),

@@ -24,7 +24,7 @@ def place(text: str, *, name: str, uri: str) -> Place:
             hint="use delivery: ssh or agent, or run xenlb on that host",
         )
     try:
-        root = parse(text)
+        root = parse(text, wanted=[("devices", "filesystem"), ("devices", "disk")])
     except Malformed as error:
         raise DeliveryError(f"the XML of {name} cannot be used: {error}") from None
     for filesystem in root.findall("./devices/filesystem"):

@@ -10,11 +10,14 @@ import libvirt
 from xenlb.guestside.plan.tree import Executor
 from xenlb.guestside.ways import disks, guestagent
 from xenlb.guestside.ways.channel import Channel, DeliveryError
+from xenlb.guestside.ways.identity import Identity, OfGuest
 from xenlb.guestside.ways.live import Live
 from xenlb.guestside.ways.offline import Offline, RootFolder
 from xenlb.guestside.ways.ssh import Ssh
+from xenlb.hypervisor.domainxml import interfaces
 from xenlb.hypervisor.listing import CallFailed, asking
 from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.xmltext import Malformed
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.settings import to_open
 from xenlb.model.side import Delivery, GuestSide
@@ -63,24 +66,47 @@ async def reach(where: Whereabouts) -> Reached:
                 hint="add  guest-side: {delivery: ssh}  to its service (or agent, rootfs)",
             )
         case Delivery.SSH:
-            channel = Ssh(_destination(where))
+            place = str(where.address) if where.side.ssh is None else where.side.ssh
+            channel = _of_guest(Ssh(_destination(where)), where, place=place)
             return Reached(executor=Live(channel, name=where.name), channel=channel)
         case Delivery.AGENT:
-            channel = guestagent.of_guest(where.uri, where.uuid, name=where.name)
+            agent = guestagent.of_guest(where.uri, where.uuid, name=where.name)
+            channel = _of_guest(agent, where, place="the other end of its guest agent")
             return Reached(executor=Live(channel, name=where.name), channel=channel)
         case Delivery.ROOTFS:
-            place = (
+            files = (
                 RootFolder(path=where.root)
                 if where.root is not None
                 else disks.place(await _definition(where), name=where.name, uri=where.uri)
             )
-            off = Offline(place, name=where.name, still_off=still_off(where))
+            off = Offline(files, name=where.name, still_off=still_off(where))
             return Reached(executor=off)
         case Delivery.XENSTORE:
             raise DeliveryError(
                 f"{where.name} configures itself from the xenstore; nothing is brought into it",
                 hint="use ssh, agent or rootfs once, to install what reads the xenstore there",
             )
+
+
+def _of_guest(channel: Channel, where: Whereabouts, *, place: str) -> Channel:
+    async def ask() -> Identity:
+        return await identity_of(where)
+
+    return OfGuest(channel, ask, name=where.name, place=place)
+
+
+async def identity_of(where: Whereabouts) -> Identity:
+    """By the XML of the domain as it runs. Raises DeliveryError."""
+
+    def ask(domain: Domain) -> Identity:
+        found = interfaces(domain.XMLDesc(0))
+        macs = frozenset(each.mac for each in found if each.mac is not None)
+        return Identity(uuid=where.uuid, macs=macs)
+
+    try:
+        return await _asked(where, ask)
+    except Malformed as error:
+        raise DeliveryError(f"the XML of {where.name} cannot be used: {error}") from None
 
 
 def _destination(where: Whereabouts) -> str:

@@ -23,7 +23,8 @@ from xenlb.guestside.ways.channel import (
 # boots.
 CONNECT = 30
 # ControlMaster=no: a master process made by this call would live on in its place. One that is
-# there already is used.
+# there already is used. Nothing of this host is lent to the guest, whatever ssh_config says: no
+# agent, display, credentials or ports.
 _OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": str(CONNECT),
@@ -31,6 +32,12 @@ _OPTIONS = {
     "ServerAliveCountMax": "3",
     "ControlMaster": "no",
     "ClearAllForwardings": "yes",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "ForwardX11Trusted": "no",
+    "GSSAPIDelegateCredentials": "no",
+    "PermitLocalCommand": "no",
+    "Tunnel": "no",
     "RemoteCommand": "none",
     "RequestTTY": "no",
 }
