@@ -22,6 +22,7 @@ from typing import Self
 
 from xenlb.control.lock import Lock
 from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError, Json
+from xenlb.foreign.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -346,8 +347,8 @@ def _by(peer: Peer, said: object) -> str:
     """Who asks, for the journal. root may say more (whom sudo stands for); it could do worse."""
     if peer.uid != 0:
         return f"uid {peer.uid}"
-    if isinstance(said, str) and said.isprintable() and 0 < len(said) <= 64:
-        return said
+    if isinstance(said, str) and said:
+        return printable(said, 64)
     return "root"
 
 

@@ -6,6 +6,8 @@ has one, so it is refused. What the elements mean: metadata.py, domainxml.py.
 
 from xml.etree import ElementTree
 
+from xenlb.foreign.printable import printable, quoted
+
 LONGEST = 4 * 1024 * 1024
 
 
@@ -47,12 +49,9 @@ def local_name(tag: str) -> tuple[str, str]:
 
 def shown(text: str, longest: int = 64) -> str:
     """Text that somebody else wrote, quoted, cut and made harmless for a log or a terminal."""
-    return f"'{harmless(text, longest)}'"
+    return quoted(text, longest)
 
 
 def harmless(text: str, longest: int = 64) -> str:
     """At most `longest` printable characters of it; the rest becomes an ellipsis."""
-    written = text[: longest + 1]
-    if not written.isprintable():
-        written = ascii(written)[1:-1]
-    return written if len(written) <= longest else written[: longest - 1] + "…"
+    return printable(text, longest)
