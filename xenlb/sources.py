@@ -135,7 +135,9 @@ class Sources:
                 event = Stays(at=at, guest=guest.id, incarnation=number)
             taken = asyncio.get_running_loop().create_future()
             self._agent.emit(event, taken)
-            await taken  # what is answered is true: the kernel has heard of it
+            await asyncio.wait({taken})  # what is answered is true: the kernel has heard of it
+            if taken.cancelled():
+                return False  # a newer word has taken its place
         return bool(guests)
 
     def hooked(self, call: HookCall) -> None:
@@ -168,7 +170,7 @@ class Sources:
         addresses = [f"{a}: {why}" for a, why in self._addresses.problems.items()]
         hears = self._agent.state.settings.listen is not None
         listener = [each for each in (self._listener.problem, hears and self._key.problem) if each]
-        file = [self._agent.file_problem] if self._agent.file_problem else []
+        file = [self._agent.file.problem] if self._agent.file.problem else []
         return (
             file
             + addresses

@@ -141,8 +141,8 @@ class Verbs:
             async for text in self._agent.journal.follow():
                 yield text
         else:
-            for line in self._agent.journal.lines():
-                yield line
+            for text in self._agent.journal.texts():
+                yield text
 
     async def reload(self, request: Request) -> object:
         problems = await self._agent.reload()
