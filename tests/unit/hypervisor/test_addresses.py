@@ -1,6 +1,7 @@
 """Finding guests' addresses, with libvirt's test driver and a fake xenstored."""
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tests.fakes.xenstored import FakeXenstored
 from tests.unit.hypervisor.running import clock, ended, run, until
 from xenlb.hypervisor import hostnet
-from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.addresses import AddressFinder, searching
 from xenlb.hypervisor.hostnet import HostView
 from xenlb.hypervisor.libvirt import LibvirtSource
 from xenlb.hypervisor.xenstore import XenstoreSource
@@ -228,3 +229,13 @@ def test_watch_of_neighbours_and_addresses_opens_and_closes() -> None:
         watch.close()
 
     run(main)
+
+
+def test_a_guest_without_an_address_is_looked_at_ever_more_rarely() -> None:
+    times = [0.0]
+    while times[-1] < 86400:
+        times.append(times[-1] + searching(times[-1]))
+    assert len([at for at in times if at <= 10]) == 11, "every second while it boots"
+    assert len(times) < 1550, "a look a minute, in the end"
+    late = [after - before for before, after in itertools.pairwise(times)]
+    assert all(pause <= max(1, at / 10) + 1e-6 for at, pause in zip(times, late, strict=False))
