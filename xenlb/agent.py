@@ -19,6 +19,7 @@ from pathlib import Path
 from xenlb import clock, tabletold
 from xenlb.config import ConfigError
 from xenlb.configuration import Configuration
+from xenlb.guestlimiter import GuestLimiter
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteService, Op
@@ -64,14 +65,14 @@ class Agent:
     ) -> None:
         self.config = config
         self.configuration = Configuration(config, last_good)
-        self._file = StateFile(state_file) if isinstance(state_file, Path) else state_file
-        self.state_file = self._file.path
+        self.file = StateFile(state_file) if isinstance(state_file, Path) else state_file
+        self.state_file = self.file.path
         self.socket = socket
         self.changed: Callable[[State, State], None] = lambda before, after: None
         self.begun = asyncio.Event()
         history = self.state_file.with_name("events.jsonl")
         self.journal = Journal(wall=clock.wall, file=history)
-        saved = self._file.saved
+        saved = self.file.saved
         self.state = saved.state
         self.addresses = saved.addresses
         self.sysctls: Mapping[str, str] = saved.sysctls
@@ -80,6 +81,7 @@ class Agent:
             services=set(saved.services),
             servers=dict(saved.servers),
         )
+        self._limiter = GuestLimiter(self._queue_event, clock.now, self.note)
         self.kernel_problem = "the kernel's table was not read yet"
         self._known = False  # the kernel's table was read once: it may be written from then on
         self._told_problem = ""  # the kernel's refusal that the journal has already
@@ -103,7 +105,11 @@ class Agent:
     # --- what others call ------------------------------------------------------------------------
 
     def emit(self, event: Event, taken: asyncio.Future[None] | None = None) -> None:
-        """Takes an event; in the loop's thread. `taken` is done when the kernel has heard of it."""
+        """Takes an event; in the loop's thread. `taken` is done when the kernel has heard of it,
+        and cancelled where a newer word of the same guest takes its place."""
+        self._limiter.hear(event, taken)
+
+    def _queue_event(self, event: Event, taken: asyncio.Future[None] | None) -> None:
         self._queue.append(event)
         if taken is not None:
             self._taken.append((event, taken))
@@ -162,11 +168,6 @@ class Agent:
             self.sysctls = {**sysctls, **self.sysctls}  # the first old value is the host's own
         self._save()
 
-    @property
-    def file_problem(self) -> str:
-        """Why the state file is not up to date; "" if it is."""
-        return self._file.problem
-
     def resync(self) -> None:
         """Reads the whole table again now."""
         self._resync_at = 0.0
@@ -188,10 +189,11 @@ class Agent:
         finally:
             if self._reading is not None:
                 self._reading.cancel()
+            self._limiter.close()
             self._save()
             self.reconciler.kernel.close()
             self._reads.close()
-            await self._file.close()
+            await self.file.close()
 
     async def _wait(self) -> None:
         if self._queue:
@@ -381,7 +383,7 @@ class Agent:
 
     def _save(self) -> None:
         services, servers = self._owned
-        self._file.save(
+        self.file.save(
             Saved(
                 state=self.state,
                 services=services,

@@ -11,7 +11,7 @@ from uuid import UUID
 from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.control.listener import GuestListener
-from xenlb.control.secrets import guest_secret, master_key
+from xenlb.control.secrets import HostKey, guest_secret
 from xenlb.director import sysctls
 from xenlb.director.addresses import Placed, ServiceAddresses
 from xenlb.director.interface import towards
@@ -56,6 +56,7 @@ class Sources:
         self._flushing = Flushing(agent.note)
         self._sides = Sides(agent, self._xenstores)
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
+        self._key = HostKey()
         self._listener = GuestListener(self._secret_of, self.said)
         self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
         self._addresses = ServiceAddresses(
@@ -105,6 +106,8 @@ class Sources:
         else:
             self._addresses.leave()
         self._look_at_sysctls.set()
+        if state.settings.listen is not None:
+            self._key.look()
         self._listener.listen(state.settings.listen)
         for uri in state.links:
             if uri in self.libvirts:
@@ -117,7 +120,7 @@ class Sources:
             self._run(f"leave {uri}", partial(self._end, uri))
 
     def _secret_of(self, uuid: UUID) -> str:
-        return guest_secret(master_key(), uuid)
+        return guest_secret(self._key.key(), uuid)
 
     async def said(self, uuid: UUID, word: str) -> bool:
         """The word of a guest that has proved to be that guest; does it run here?"""
@@ -134,7 +137,9 @@ class Sources:
                 event = Stays(at=at, guest=guest.id, incarnation=number)
             taken = asyncio.get_running_loop().create_future()
             self._agent.emit(event, taken)
-            await taken  # what is answered is true: the kernel has heard of it
+            await asyncio.wait({taken})  # what is answered is true: the kernel has heard of it
+            if taken.cancelled():
+                return False  # a newer word has taken its place
         return bool(guests)
 
     def hooked(self, call: HookCall) -> None:
@@ -165,8 +170,9 @@ class Sources:
     def director_problems(self) -> list[str]:
         """One sentence each, for `status`."""
         addresses = [f"{a}: {why}" for a, why in self._addresses.problems.items()]
-        listener = [self._listener.problem] if self._listener.problem else []
-        file = [self._agent.file_problem] if self._agent.file_problem else []
+        hears = self._agent.state.settings.listen is not None
+        listener = [each for each in (self._listener.problem, hears and self._key.problem) if each]
+        file = [self._agent.file.problem] if self._agent.file.problem else []
         return (
             file
             + addresses

@@ -8,6 +8,7 @@ from typing import Any
 
 from xenlb import __version__, clock
 from xenlb.agent import Agent
+from xenlb.control.pieces import Shared
 from xenlb.control.protocol import INVALID_CONFIGURATION, USAGE, ControlError
 from xenlb.control.server import Handler
 from xenlb.ipvs import connections
@@ -39,6 +40,8 @@ class Verbs:
         self._agent = agent
         self._director_problems = director_problems
         self._started = clock.now()
+        # By the read of the table (its identity), and the service that is asked for.
+        self._reports: dict[tuple[int, str | None], tuple[object, asyncio.Task[Shared]]] = {}
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -55,13 +58,23 @@ class Verbs:
         }
 
     async def status(self, request: Request) -> object:
+        """All that ask at the same time, which one read of the table answers, share a report."""
+        only = None
+        if request.get("service") is not None:
+            only = self._service(request.get("service")).name
+        snapshot, moment = await self._snapshot()
+        key = id(moment), only
+        if key not in self._reports:
+            making = asyncio.create_task(self._report(snapshot, only), name="report")
+            self._reports[key] = moment, making
+            making.add_done_callback(lambda _: self._reports.pop(key))
+        return await asyncio.shield(self._reports[key][1])
+
+    async def _report(self, snapshot: Snapshot, only: str | None) -> Shared:
         agent = self._agent
         state = agent.state
-        only = request.get("service")
-        if only is not None:
-            self._service(only)
-        snapshot = await self._snapshot()
-        return {
+        shown = await self._services(snapshot, only=only)
+        value = {
             "version": __version__,
             "pid": os.getpid(),
             "started": clock.wall(self._started),
@@ -98,21 +111,26 @@ class Verbs:
                 if guest is None or guest in state.guests
             ],
             "alarms": report.alarms(state, now=clock.now(), wall=clock.wall),
-            "services": self._services(snapshot, only=None if only is None else str(only)),
+            "services": shown,
         }
+        return Shared(value)
 
-    async def _snapshot(self) -> Snapshot:
-        """The table, read and repaired now; as it is believed to be where it cannot be read."""
+    async def _snapshot(self) -> tuple[Snapshot, object]:
+        """The table, read and repaired now, and which read it was; as it is believed to be where it
+        cannot be read."""
         try:
-            return await self._agent.reread()
-        except IpvsError:
-            return Snapshot(table=self._agent.table())
+            snapshot = await self._agent.reread()
+        except IpvsError as error:
+            return Snapshot(table=self._agent.table()), error
+        return snapshot, snapshot
 
-    def _services(
+    async def _services(
         self, snapshot: Snapshot, *, only: str | None = None, of: GuestId | None = None
     ) -> list[dict[str, Any]]:
+        """Of the state as it is when this is called; the loop runs on between its pieces."""
         agent = self._agent
-        return report.services(
+        shown = []
+        for service in report.services(
             agent.state,
             snapshot.table,
             snapshot.counters,
@@ -121,13 +139,19 @@ class Verbs:
             wall=clock.wall,
             only=only,
             of=of,
-        )
+        ):
+            if service is None:
+                await asyncio.sleep(0)
+            else:
+                shown.append(service)
+        return shown
 
     async def why(self, request: Request) -> object:
         guest = self._guest(request)
+        snapshot, _ = await self._snapshot()
         servers = [
             {"service": service["name"], **server}
-            for service in self._services(await self._snapshot(), of=guest.id)
+            for service in await self._services(snapshot, of=guest.id)
             for server in service["servers"]
         ]
         return {
@@ -141,8 +165,8 @@ class Verbs:
             async for text in self._agent.journal.follow():
                 yield text
         else:
-            for line in self._agent.journal.lines():
-                yield line
+            for text in self._agent.journal.texts():
+                yield text
 
     async def reload(self, request: Request) -> object:
         problems = await self._agent.reload()

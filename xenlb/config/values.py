@@ -12,6 +12,7 @@ from socket import AF_INET, inet_pton
 from typing import Final
 from urllib.parse import urlsplit
 
+from xenlb.foreign import printable
 from xenlb.ipvs import table
 from xenlb.ipvs.table import IPAddress, Protocol
 from xenlb.model.settings import IPNetwork, Port
@@ -55,10 +56,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]"
 
 def quoted(text: str) -> str:
     """The text as it is shown in a message: in quotes, on one line, at most 60 characters."""
-    shown = _UNPRINTABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-    if len(shown) > 60:
-        shown = shown[:57] + "..."
-    return f"'{shown}'"
+    return printable.quoted(text, 60)
 
 
 def did_you_mean(text: str, known: tuple[str, ...]) -> str:

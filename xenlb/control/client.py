@@ -4,13 +4,16 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from xenlb.control.lock import holder
 from xenlb.control.protocol import NOT_PERMITTED, UNREACHABLE, ControlError
 
+CONNECT = 15.0  # seconds for connecting, of one who waits for as long as it takes
+AGAIN = 0.2  # seconds until an agent that has no place is asked again
 START = "start it with: systemctl start xenlb"
 
 
@@ -28,21 +31,43 @@ def stream(
 ) -> Iterator[object]:
     """The items of an answer as they come; a single answer is one item.
 
-    `patience` None waits between items for as long as the agent lives.
+    `patience` None waits between items for as long as the agent lives. An agent that has no place
+    for one more client is asked again until the patience ends.
     """
-    with _connect(path, patience) as connection:
+    until = time.monotonic() + (CONNECT if patience is None else patience)
+    while True:
+        try:
+            yield from _stream(path, verb, patience, arguments)
+        except ControlError as error:
+            if not error.busy or time.monotonic() + AGAIN > until:
+                raise
+            time.sleep(AGAIN)
+        else:
+            return
+
+
+def _stream(
+    path: Path, verb: str, patience: float | None, arguments: Mapping[str, object]
+) -> Iterator[object]:
+    with _connect(path, CONNECT if patience is None else patience) as connection:
+        connection.settimeout(patience)
         request = {"verb": verb, **arguments}
         if patience is not None:
             request["until"] = time.clock_gettime(time.CLOCK_BOOTTIME) + patience
         try:
             # An agent that refuses may have closed before it read all; its answer tells why.
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(json.dumps(request).encode() + b"\n")
             for line in connection.makefile("rb"):
                 answer = json.loads(line)
                 if "error" in answer:
                     error = answer["error"]
-                    raise ControlError(error["message"], hint=error["hint"], status=error["status"])
+                    raise ControlError(
+                        error["message"],
+                        hint=error["hint"],
+                        status=error["status"],
+                        busy=error.get("busy") is True,
+                    )
                 if "item" not in answer:
                     if answer["ok"] is not None:
                         yield answer["ok"]
@@ -64,17 +89,23 @@ def stream(
     raise ControlError("the agent stopped while it answered", hint=START, status=UNREACHABLE)
 
 
-def _connect(path: Path, patience: float | None) -> socket.socket:
+def _connect(path: Path, patience: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Connecting to a unix socket waits when its backlog is full: an agent that hangs.
-        connection.settimeout(patience or 15.0)
+        # Where the agent's queue is full (it hangs, or somebody connects without end), connecting
+        # waits in the kernel, in turn with others: a socket with a timeout of Python's would be
+        # refused at once.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(patience))
         connection.connect(os.fspath(path))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
     except OSError as error:
         connection.close()
         raise _not_reached(path, error) from None
-    connection.settimeout(patience)
     return connection
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def _not_reached(path: Path, error: OSError) -> ControlError:
@@ -95,8 +126,12 @@ def _not_reached(path: Path, error: OSError) -> ControlError:
             why = f"there is no {path}"
         case ConnectionRefusedError():
             why = f"nobody listens at {path}"
-        case TimeoutError():
-            why = f"it does not accept connections at {path}"
+        case TimeoutError() | BlockingIOError():
+            return ControlError(
+                f"the agent cannot be reached: it does not accept connections at {path}",
+                hint="it hangs, or others connect without end; see its log: journalctl -u xenlb",
+                status=UNREACHABLE,
+            )
         case _:
             why = f"{path}: {error.strerror or error}"
     return ControlError(f"the agent cannot be reached: {why}", hint=START, status=UNREACHABLE)

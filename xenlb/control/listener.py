@@ -7,8 +7,8 @@ One conversation a connection, in lines:
     agent   ok                          or it closes
 
 Guests are not trusted: who has a guest's secret can say a word of that guest, and nothing else.
-Everything they may use of the agent is bounded: connections at a time, conversations a second,
-length and time of each, lines of the log. What a word means is not known here.
+Everything they may use of the agent is bounded: conversations and places of each peer (peers.py),
+length and time of a conversation, lines of the log. What a word means is not known here.
 """
 
 import asyncio
@@ -16,15 +16,17 @@ import hmac
 import logging
 import secrets
 import socket
+import struct
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from ipaddress import IPv6Address
 from uuid import UUID
 
-from xenlb.control.secrets import answer_to
+from xenlb.control.peers import Budget, Peer, Places, peer_of
+from xenlb.control.secrets import KeyFileError, answer_to
 from xenlb.ipvs.table import IPAddress
 
 log = logging.getLogger(__name__)
@@ -32,46 +34,15 @@ log = logging.getLogger(__name__)
 WORDS = frozenset({"leaving", "staying"})
 PATIENCE = 5.0  # seconds for a whole conversation
 LINE_LIMIT = 256  # bytes; an answer has 110
-CLIENTS = 64
-CLIENTS_OF_PEER = 4
-BACKLOG = 128
-# Conversations: so many at once, then so many a second. A guest that finds nobody tries again
-# every half second for three.
-PEER_BURST, PEER_RATE = 20, 2.0
-BURST, RATE = 200, 100.0
-PEERS = 1024  # addresses whose rate is remembered
-COMPLAINT = 60.0  # seconds between two lines of the log about what was refused
+BACKLOG = 4096  # the kernel takes no more than net.core.somaxconn
+# Connections that are taken, or hung up on, in one go, and the seconds until the next: some
+# twenty thousand a second at most, at a third of the loop's time.
+TOGETHER, BETWEEN = 64, 0.002
 RETRY = (1.0, 30.0)  # seconds until it is tried again to listen: at first, at most
 # <linux/in6.h>; Python has a name for neither.
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
 
 Where = tuple[IPAddress, int]
-
-
-class Rate:
-    """A token bucket: `burst` at once, then `rate` a second."""
-
-    def __init__(self, burst: float, rate: float) -> None:
-        self._burst, self._rate = burst, rate
-        self._tokens, self._at = burst, 0.0
-
-    def take(self, now: float) -> bool:
-        """Is there one, and was it taken?"""
-        self._refill(now)
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-    def borrow(self, now: float) -> float:
-        """Takes one, also where there is none: seconds until it is paid back."""
-        self._refill(now)
-        self._tokens -= 1
-        return max(0.0, -self._tokens / self._rate)
-
-    def _refill(self, now: float) -> None:
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
 
 
 class _Refused(Exception):
@@ -81,9 +52,9 @@ class _Refused(Exception):
 class GuestListener:
     """Listens where `listen()` was told to, while `run()` runs.
 
-    `secret_of` gives the secret of a guest, any UUID's. `heard` is called with a guest and its
-    word once it has proved to be that guest; False means that no such guest runs here.
-    `problem` is why nobody can be heard now, "" if there is nothing wrong.
+    `secret_of` gives the secret of a guest, any UUID's, or raises KeyFileError. `heard` is called
+    with a guest and its word once it has proved to be that guest; False means that no such guest
+    runs here. `problem` is why nobody can be heard now, "" if there is nothing wrong.
     """
 
     def __init__(
@@ -100,11 +71,9 @@ class GuestListener:
         self._retry = retry
         self._where: Where | None = None
         self._moved = asyncio.Event()
-        self._clients: dict[asyncio.Task[None], str] = {}
-        self._overall = Rate(BURST, RATE)
-        self._peers: OrderedDict[str, Rate] = OrderedDict()
-        self._refused = 0
-        self._complained = -COMPLAINT
+        self._clients: set[asyncio.Task[None]] = set()
+        self._places = Places[asyncio.Task[None]]()
+        self._budget = Budget()
         self.problem = ""
 
     def listen(self, where: Where | None) -> None:
@@ -157,41 +126,46 @@ class GuestListener:
                 await self._accept(listening)
 
     async def _accept(self, listening: socket.socket) -> None:
+        """Whoever connects too often is hung up on as fast as the kernel gives it: what waits for
+        that waits in one queue with all others."""
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, (host, *_) = await loop.sock_accept(listening)
+                self._take(*await loop.sock_accept(listening))
+                for _ in range(TOGETHER):
+                    self._take(*listening.accept())
+            except BlockingIOError:
+                await asyncio.sleep(0)
+                continue
             except OSError as error:  # no file descriptors, or a client that is gone already
                 log.debug("a guest's connection failed: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            connection.setblocking(False)
-            why = self._too_much(host)
-            if why:
-                connection.close()
-                self._complain(host, why)
-            else:
-                task = asyncio.create_task(self._converse(connection, host), name=f"guest {host}")
-                self._clients[task] = host
-                task.add_done_callback(self._clients.pop)
-            # Whoever connects faster than this waits in the kernel, not in the agent's loop.
-            await asyncio.sleep(self._overall.borrow(time.monotonic()))
+            await asyncio.sleep(BETWEEN)
 
-    def _too_much(self, host: str) -> str:
-        """Why this peer gets no conversation now; "" if it does."""
-        rate = self._peers.pop(host, None) or Rate(PEER_BURST, PEER_RATE)
-        self._peers[host] = rate
-        if len(self._peers) > PEERS:
-            self._peers.popitem(last=False)
-        if not rate.take(time.monotonic()):
-            return "too many conversations"
-        if len(self._clients) >= CLIENTS:
-            return "too many guests at a time"
-        if sum(each == host for each in self._clients.values()) >= CLIENTS_OF_PEER:
-            return "too many connections of it at a time"
-        return ""
+    def _take(self, connection: socket.socket, where: tuple[str, int]) -> None:
+        peer = peer_of(where[0])
+        why = self._budget.refusal(peer, time.monotonic())
+        if why:
+            _reset(connection)
+            self._complain(peer, why)
+            return
+        if (left := self._places.make_room(peer)) is not None:
+            task, whose = left
+            task.cancel()
+            self._complain(whose, "it made room for another, as the longest silent")
+        connection.setblocking(False)
+        task = asyncio.create_task(self._converse(connection, peer), name=f"guest {where[0]}")
+        self._clients.add(task)
+        self._places.take(task, peer)
+        task.add_done_callback(partial(self._left, connection))
 
-    async def _converse(self, connection: socket.socket, host: str) -> None:
+    def _left(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        connection.close()  # a task that was cancelled before it began has not done so
+        self._clients.discard(task)
+        self._places.leave(task)
+
+    async def _converse(self, connection: socket.socket, peer: Peer) -> None:
         writer = None
         try:
             async with asyncio.timeout(self._patience):
@@ -205,17 +179,18 @@ class GuestListener:
                 writer.close()
                 await writer.wait_closed()
         except TimeoutError:
-            self._complain(host, "it took too long")
+            self._complain(peer, "it took too long")
         except _Refused as refused:
-            self._complain(host, str(refused))
+            self._complain(peer, str(refused))
         except OSError as error:
-            self._complain(host, error.strerror or str(error))
-        except Exception:  # a fault of ours with one guest must not end the others
-            log.exception("the word of the guest at %s was not taken", host)
+            self._complain(peer, error.strerror or str(error))
+        except Exception as error:  # a fault of ours with one guest must not end the others
+            if self._budget.complaint(peer, time.monotonic()) is not None:
+                log.exception("the word of the guest at %s was not taken", peer.address)
+            log.debug("the word of the guest at %s was not taken: %r", peer.address, error)
         finally:
             if writer is not None:
                 writer.transport.abort()
-            connection.close()
 
     async def _ask(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -236,22 +211,21 @@ class GuestListener:
             raise _Refused("its answer is not understood") from None
         if word not in WORDS or str(uuid) != uuid_text:
             raise _Refused("its answer is not understood")
-        right = answer_to(nonce, secret=self._secret_of(uuid), word=word)
+        try:
+            right = answer_to(nonce, secret=self._secret_of(uuid), word=word)
+        except KeyFileError as error:
+            raise _Refused(f"this host's key cannot be used: {error.message}") from None
         if not hmac.compare_digest(right.encode(), checksum.encode()):
             raise _Refused(f"it has not the secret of guest {uuid}; render that guest anew")
         return uuid, word
 
-    def _complain(self, host: str, why: str) -> None:
-        """Into the log now and then: a guest must not fill it."""
-        log.debug("the guest at %s was refused: %s", host, why)
-        self._refused += 1
-        now = time.monotonic()
-        if now - self._complained < COMPLAINT:
-            return
-        more = f" ({self._refused - 1} others since the last such line)" * (self._refused > 1)
-        log.warning("the guest at %s was refused: %s%s", host, why, more)
-        self._complained = now
-        self._refused = 0
+    def _complain(self, peer: Peer, why: str) -> None:
+        """Into the log now and then: a guest must not fill it, nor hide what is told of others."""
+        log.debug("the guest at %s was refused: %s", peer.address, why)
+        left_out = self._budget.complaint(peer, time.monotonic())
+        if left_out is not None:
+            more = f" ({left_out} others of it since the last such line)" * (left_out > 0)
+            log.warning("the guest at %s was refused: %s%s", peer.address, why, more)
 
 
 def shown(where: Where) -> str:
@@ -282,3 +256,10 @@ def _bound(where: Where) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _reset(connection: socket.socket) -> None:
+    """Ends it by a reset: the kernel remembers nothing of it."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()

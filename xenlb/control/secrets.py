@@ -6,9 +6,11 @@ guests hold what came of it. A guest's secret says nothing of the key nor of ano
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -16,11 +18,14 @@ KEY = Path("/var/lib/xenlb/key")
 _LENGTH = 32  # bytes
 
 
+log = logging.getLogger(__name__)
+
+
 class KeyFileError(Exception):
     """The key cannot be used: one sentence, and what to do about it."""
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(f"{message} ({hint})")
+        super().__init__(f"{message} ({hint})" if hint else message)
         self.message = message
         self.hint = hint
 
@@ -33,6 +38,49 @@ def master_key(path: Path = KEY) -> bytes:
     except FileNotFoundError:
         _make(path)
         return _read(path)
+
+
+class HostKey:
+    """The key of this host, read again only after its file has changed. Why it cannot be used is
+    said once, and stands in `problem` ("" if it can)."""
+
+    def __init__(self, path: Path = KEY) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._key = b""
+        self.problem = ""
+
+    def key(self) -> bytes:
+        """Makes it if there is none. Raises KeyFileError."""
+        if not (self._key or self.problem) or self._fingerprint() != self._seen:
+            self._read(master_key)
+        if not self._key:
+            raise KeyFileError(self.problem, "")
+        return self._key
+
+    def look(self) -> None:
+        """Reads it now, if there is one: a problem is said before a guest runs into it."""
+        self._read(_read_if_there)
+
+    def _read(self, read: Callable[[Path], bytes]) -> None:
+        self._key, problem = b"", ""
+        try:
+            self._key = read(self._path)
+        except KeyFileError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{self._path} cannot be used: {error.strerror or error}"
+        self._seen = self._fingerprint()
+        if problem and problem != self.problem:
+            log.warning("no guest is heard by TCP: %s", problem)
+        self.problem = problem
+
+    def _fingerprint(self) -> tuple[int, ...] | None:
+        try:
+            it = self._path.lstat()
+        except OSError:
+            return None
+        return it.st_dev, it.st_ino, it.st_mode, it.st_uid, it.st_mtime_ns, it.st_ctime_ns
 
 
 def guest_secret(key: bytes, uuid: UUID) -> str:
@@ -48,6 +96,13 @@ def answer_to(nonce: str, *, secret: str, word: str) -> str:
     """
     inner = hashlib.sha256(f"{secret}:{nonce}:{word}".encode()).hexdigest()
     return hashlib.sha256(f"{secret}:{inner}".encode()).hexdigest()
+
+
+def _read_if_there(path: Path) -> bytes:
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return b""
 
 
 def _read(path: Path) -> bytes:

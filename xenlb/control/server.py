@@ -1,12 +1,13 @@
 """The agent's side of the control socket: who may ask, how much, and how an answer goes out.
 
 What the verbs do is the agent's business (handlers). Here: only one agent runs at a socket, the
-socket's rights, a bound on requests, on clients and on what waits to be sent, so that no client
-can hold the agent up.
+socket's rights, a bound on requests, on clients of each user and on what waits to be sent, so that
+no client can hold the agent up, nor keep root out.
 """
 
 import asyncio
 import contextlib
+import functools
 import grp
 import json
 import logging
@@ -15,22 +16,28 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from xenlb.control.lock import Lock
-from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError, Json
+from xenlb.control.pieces import SIZE, pieces
+from xenlb.control.places import ClientPlaces
+from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError
+from xenlb.foreign.printable import printable
 
 log = logging.getLogger(__name__)
 
 # A client that has sent no request, or takes nothing of its answer, for so long is cut off.
 PATIENCE = 10.0
-CLIENTS = 64
+BACKLOG = 128
+REFUSED = 64  # clients that were told so, and whose end is open until others are refused
+# Connections that are taken, or refused, in one go, and the seconds until the next: a user who
+# connects without end takes a tenth of the loop.
+TOGETHER, BETWEEN = 16, 0.002
 LOOK = 5.0  # seconds between two looks whether the socket is still there
-# An answer goes out in pieces of about this size; between two of them the loop runs on.
-PIECE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +90,68 @@ class ControlServer:
         self._every = look
         self._lock = lock or Lock(path)
         self._identity: tuple[int, int] | None = None
-        self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._places = ClientPlaces()
+        self._refused = deque[socket.socket]()  # they may still write their request
         self._looking: asyncio.Task[None] | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._lock.take()
         try:
-            await self._serve_here()
+            self._serve_here()
         except BaseException:
             self._lock.release()
             raise
         self._looking = asyncio.create_task(self._look(), name="look at the control socket")
         return self
 
-    async def _serve_here(self) -> None:
+    def _serve_here(self) -> None:
         listening = self._listen()
-        self._server = await asyncio.start_unix_server(
-            self._accepted, sock=listening, limit=REQUEST_LIMIT
+        self._accepting = asyncio.create_task(self._accept(listening), name="control socket")
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    self._take((await loop.sock_accept(listening))[0])
+                    for _ in range(TOGETHER):
+                        self._take(listening.accept()[0])
+                except BlockingIOError:
+                    await asyncio.sleep(0)
+                except OSError as error:  # no file descriptors, or a client that is gone already
+                    log.debug("a client of the control socket failed: %s", error)
+                    await asyncio.sleep(0.1)
+                else:
+                    await asyncio.sleep(BETWEEN)
+
+    def _take(self, connection: socket.socket) -> None:
+        """Judged by its user before it costs anything."""
+        connection.setblocking(False)
+        pid, uid, _gid = struct.unpack(
+            "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
+        why = self._places.refusal(uid)
+        if why:
+            error = ControlError(why, hint="end some of them, or try again later", busy=True)
+            with contextlib.suppress(OSError):
+                connection.send(json.dumps(error.as_json()).encode() + b"\n")
+                connection.shutdown(socket.SHUT_WR)
+            self._refused.append(connection)
+            if len(self._refused) > REFUSED:
+                self._refused.popleft().close()
+            return
+        self._places.take(uid)
+        peer = Peer(pid=pid, uid=uid)
+        task = asyncio.create_task(self._accepted(connection, peer), name=f"client {pid}")
+        self._clients.add(task)
+        task.add_done_callback(functools.partial(self._left, connection, uid))
+
+    def _left(self, connection: socket.socket, uid: int, task: asyncio.Task[None]) -> None:
+        self._clients.discard(task)
+        self._places.leave(uid)
+        connection.close()  # a task that was cancelled before it began has not done so
 
     async def _look(self) -> None:
         """Makes the socket and its lock anew where they were removed (a cleaner of /run)."""
@@ -112,10 +162,10 @@ class ControlServer:
                 self._lock.take()
                 if _identity(self.path) == self._identity:
                     continue
-                old = self._server
-                await self._serve_here()
+                old = self._accepting
+                self._serve_here()
                 if old is not None:
-                    old.close()
+                    old.cancel()
                 log.warning("%s was removed: it is made anew", self.path)
                 complaint = ""
             except (OSError, ControlError) as error:
@@ -127,8 +177,11 @@ class ControlServer:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait({self._accepting})
+        for connection in self._refused:
+            connection.close()
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
@@ -154,7 +207,7 @@ class ControlServer:
             finally:
                 os.umask(mask)
             self._let_group_in(new)
-            listening.listen(CLIENTS)
+            listening.listen(BACKLOG)
             new.replace(self.path)
             self._identity = _identity(self.path)
         except BaseException:
@@ -171,31 +224,24 @@ class ControlServer:
         else:
             path.chmod(0o660)
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._clients.add(task)
+    async def _accepted(self, connection: socket.socket, peer: Peer) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=REQUEST_LIMIT)
         try:
-            await self._serve(reader, writer)
+            await self._serve(reader, writer, peer)
         except (_Gone, OSError, asyncio.CancelledError) as error:
             # Cancelled only by __aexit__, which waits for the end and needs no exception.
             log.debug("a client of the control socket was left: %s", type(error).__name__)
             writer.transport.abort()
         finally:
-            self._clients.discard(task)
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.set_write_buffer_limits(high=PIECE)
-        connection = writer.get_extra_info("socket")
-        pid, uid, _gid = struct.unpack(
-            "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        )
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer
+    ) -> None:
+        writer.transport.set_write_buffer_limits(high=SIZE)
         try:
-            if len(self._clients) > CLIENTS:
-                raise ControlError("the agent has too many clients", hint="try again later")
             request = await self._read(reader)
-            await self._answer(request, Peer(pid=pid, uid=uid), reader, writer)
+            await self._answer(request, peer, reader, writer)
         except ControlError as error:
             await self._send(writer, error.as_json())
         async with asyncio.timeout(self._patience):
@@ -288,45 +334,21 @@ class ControlServer:
                 await items.aclose()
 
     async def _send(self, writer: asyncio.StreamWriter, value: object) -> None:
-        pending: list[str] = []
-        size = 0
-        for part in _parts(value):
-            pending.append(part)
-            size += len(part)
-            if size >= PIECE:
-                await self._put(writer, pending)
-                size = 0
-        pending.append("\n")
-        await self._put(writer, pending)
+        last = ""
+        for piece in pieces(value):
+            if last:
+                await self._put(writer, last)
+            last = piece
+        await self._put(writer, f"{last}\n")
 
-    async def _put(self, writer: asyncio.StreamWriter, pending: list[str]) -> None:
-        writer.write("".join(pending).encode())
-        pending.clear()
+    async def _put(self, writer: asyncio.StreamWriter, piece: str) -> None:
+        writer.write(piece.encode())
         try:
             async with asyncio.timeout(self._patience):
                 await writer.drain()
         except OSError as error:
             raise _Gone(f"the client took no answer: {error!r}") from error
         await asyncio.sleep(0)
-
-
-def _parts(value: object, depth: int = 4) -> Iterator[str]:
-    """JSON of `value`, bit by bit: the status of a big table at once would stop the loop for
-    tens of milliseconds, and a guest's weight with it."""
-    if depth and isinstance(value, Mapping) and value:
-        for n, (key, each) in enumerate(value.items()):
-            yield f"{', ' if n else '{'}{json.dumps(str(key))}: "
-            yield from _parts(each, depth - 1)
-        yield "}"
-    elif depth and isinstance(value, list | tuple) and value:
-        for n, each in enumerate(value):
-            yield ", " if n else "["
-            yield from _parts(each, depth - 1)
-        yield "]"
-    elif isinstance(value, Json):
-        yield value
-    else:
-        yield json.dumps(value)
 
 
 async def _hung_up(reader: asyncio.StreamReader) -> None:
@@ -346,8 +368,8 @@ def _by(peer: Peer, said: object) -> str:
     """Who asks, for the journal. root may say more (whom sudo stands for); it could do worse."""
     if peer.uid != 0:
         return f"uid {peer.uid}"
-    if isinstance(said, str) and said.isprintable() and 0 < len(said) <= 64:
-        return said
+    if isinstance(said, str) and said:
+        return printable(said, 64)
     return "root"
 
 

@@ -3,10 +3,10 @@
 Sources, best first: <ip address=…> in the interface's XML, the DHCP lease of a libvirt network, the
 neighbour table by the MAC addresses of its interfaces, what the guest itself reports (xenstore,
 QEMU agent). All are asked each time; judge.py says which answers may be used, and the model whose
-they are and which is taken. While nothing usable is known a guest is looked at every second, then
-every ten; a neighbour that appears wakes it at once. A source that falls silent keeps its last word
-while the guest runs: the neighbour table forgets who is idle, leases run out, agents restart, and
-none of that is a reason to take a server out.
+they are and which is taken. While nothing usable is known a guest is looked at every second, and
+ever more rarely (searching()), then every ten; a neighbour that appears wakes it at once. A source
+that falls silent keeps its last word while the guest runs: the neighbour table forgets who is idle,
+leases run out, agents restart, and none of that is a reason to take a server out.
 
 A guest may report whatever it likes: it is cut, counted, and written down with ascii() only.
 """
@@ -22,12 +22,14 @@ from uuid import UUID
 
 import libvirt
 
+from xenlb.foreign.rate import Rate
 from xenlb.hypervisor.domainxml import Interface, interfaces
+from xenlb.hypervisor.guestagents import AgentRecord, GuestAgents, texts_of
 from xenlb.hypervisor.hostnet import HostView, NeighbourWatch, carriers, look, nudge
 from xenlb.hypervisor.hostsight import SHORTEST, HostSight
 from xenlb.hypervisor.judge import Context, judge_all
 from xenlb.hypervisor.libvirt import LibvirtSource
-from xenlb.hypervisor.listing import CallFailed, Connection, Domain, Unreachable, asking
+from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable, asking
 from xenlb.hypervisor.threads import Stuck
 from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.hypervisor.xenstore_client import Refused as XenstoreRefused
@@ -43,10 +45,11 @@ from xenlb.model.settings import IPNetwork
 log = logging.getLogger(__name__)
 
 # Seconds.
-SEARCHING, SETTLED = 1.0, 10.0
+SEARCHING, RAREST, SETTLED = 1.0, 60.0, 10.0
+WAKES = 10  # looks at once that neighbours ask for, which a guest can make appear at will
 AGENT = 1.0
 MOST = 16  # texts of one source
-AT_ONCE, AGENTS_AT_ONCE = 2, 1  # questions to libvirt, and through it to guests' agents
+AT_ONCE = 2  # questions to libvirt
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -66,6 +69,8 @@ class _Search:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[None] | None" = None
     agent: "asyncio.Task[list[str]] | None" = None
+    record: AgentRecord = field(default_factory=AgentRecord)
+    wakes: Rate = field(default_factory=lambda: Rate(WAKES, 1 / SEARCHING))
 
     def keep(self, source: Source, texts: Sequence[str]) -> None:
         """A source that falls silent keeps its last word."""
@@ -111,10 +116,10 @@ class AddressFinder:
         self._host_soon = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._watch: NeighbourWatch | None = None
-        # A guest that starts holds up every question about it, an agent that hangs its own, and
-        # there are only so many connections to ask on (connections.CALLS).
+        # A guest that starts holds up every question about it, and there are only so many
+        # connections to ask on (connections.CALLS).
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._agents = asyncio.Semaphore(AGENTS_AT_ONCE)
+        self._agents = GuestAgents(clock)
 
     def interest(self, guests: Mapping[GuestId, int | None]) -> None:
         """Which guests to look for, with the incarnation each has now. Cheap to call again."""
@@ -202,14 +207,18 @@ class AddressFinder:
         return frozenset(mac for search in self._searches.values() for mac in search.macs)
 
     async def _follow(self, search: _Search) -> None:
+        begun = self._clock()
         while True:
             search.wake.clear()
             await self._look(search)
             if self._watch is not None:
                 self._watch.follow(self._known())
-            await asyncio.sleep(SHORTEST)
+            search.wakes.take(self._clock())
+            await asyncio.sleep(max(SHORTEST, search.wakes.wait(self._clock())))
             with suppress(TimeoutError):
-                async with asyncio.timeout(SETTLED if search.found else SEARCHING):
+                async with asyncio.timeout(
+                    SETTLED if search.found else searching(self._clock() - begun)
+                ):
                     await search.wake.wait()
 
     async def _look(self, search: _Search) -> None:
@@ -310,7 +319,7 @@ class AddressFinder:
         # only after it has answered.
         if search.agent is None:
             search.agent = asyncio.create_task(
-                self._ask_agent_in_turn(guest, source), name=f"agent of {guest}"
+                self._agents.addresses(search.record, source, guest.uuid), name=f"agent of {guest}"
             )
         done, _ = await asyncio.wait({search.agent}, timeout=AGENT)
         if not done:
@@ -320,9 +329,11 @@ class AddressFinder:
             return ()
         return task.result()
 
-    async def _ask_agent_in_turn(self, guest: GuestId, source: LibvirtSource) -> list[str]:
-        async with self._agents:
-            return await source.ask(partial(_ask_agent, uuid=guest.uuid), limit=None)
+
+def searching(age: float) -> float:
+    """Seconds until the next look at a guest of which nothing usable is known for so long: what
+    comes late is found late by a tenth, and one that never has an address costs ever less."""
+    return min(max(SEARCHING, age / 10), RAREST)
 
 
 def _heed(task: "asyncio.Task[list[str]]") -> None:
@@ -342,7 +353,7 @@ def _look_at(connection: Connection, uuid: UUID, *, local: bool) -> _Seen:
             found = interfaces(domain.XMLDesc(0))
         except Malformed as error:
             return _Seen(problem=str(error), carriers=frozenset())
-    leases = _texts(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
+    leases = texts_of(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
     if len(leases) > 1:  # of one MAC address, perhaps, by two client identifiers
         expiry = _expiry(connection, found)
         leases.sort(key=lambda text: -expiry.get(text, 0))
@@ -371,30 +382,3 @@ def _expiry(connection: Connection, found: Iterable[Interface]) -> dict[str, int
             if isinstance(text, str) and isinstance(at, int):
                 times[text] = at
     return times
-
-
-def _ask_agent(connection: Connection, uuid: UUID) -> list[str]:
-    with asking():
-        domain = connection.lookupByUUIDString(str(uuid))
-    return _texts(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
-
-
-def _texts(domain: Domain, source: int) -> list[str]:
-    """Addresses that libvirt knows from that source; none where the driver has no such source."""
-    try:
-        with asking():
-            answer = domain.interfaceAddresses(source, 0)
-    except CallFailed as error:
-        if error.gone:
-            raise
-        return []  # unsupported by the driver, or no agent connected
-    texts: list[str] = []
-    for name, interface in (answer or {}).items():
-        addresses = interface.get("addrs") if isinstance(interface, dict) else None
-        if name == "lo" or not isinstance(addresses, list):
-            continue
-        for each in addresses:
-            text = each.get("addr") if isinstance(each, dict) else None
-            if isinstance(text, str) and not text.lower().startswith("fe80:"):
-                texts.append(text)
-    return texts

@@ -55,9 +55,9 @@ T = TypeVar("T")
 INTERVAL = 2
 CALL, CLOSE = 30.0, 2.0
 # A call about a domain that is being started waits for it, half a minute on a busy Dom0. The kinds
-# that ask about single domains keep to two places (session.LOOKS, addresses.AT_ONCE) and one
-# (find_dead, or a guest agent's): one is left for what is urgent.
-CALLS = 6
+# that ask about single domains keep to two places (session.LOOKS, addresses.AT_ONCE) and to one of
+# find_dead or three of guest agents (guestagents.py): one is left for what is urgent.
+CALLS = 8
 LOST = "the connection to libvirt was lost"
 
 

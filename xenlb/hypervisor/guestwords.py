@@ -1,23 +1,25 @@
-"""What a Xen guest says of itself in its own part of xenstore, below data/.
+"""Nodes of xenstore that a Xen guest may write, and how they are watched and read.
 
+control/shutdown is where a guest is asked to go, and which it clears (xenstore.py).
 The hold in a guest (guestside/) writes `leaving` to data/xenlb when it is stopped, which is at the
 beginning of the guest's shutdown, and `staying` when it is started; a guest that configures itself
 writes to data/xenlb-guest what came of it (vmdata.py). Read when it is written, and once when the
 domain is first seen: what was said while the agent was away still stands there.
 
 A guest may write what it likes, as often as it likes, and only below its own path, so it can speak
-of nobody but itself. What is no word is passed over. One that writes without end would keep the
-agent busy: after BURST firings within a second its word is not heard for DEAF seconds, and then
-read once.
+of nobody but itself. What is no word is passed over. One that writes a node without end would keep
+the agent busy: after BURST firings, with RATE a second in between, the node is not watched for DEAF
+seconds, and then read once. How often what it says is an event: guestlimiter.py.
 """
 
 import asyncio
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
+from xenlb.foreign.rate import Rate
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable, XenstoreClient
 from xenlb.hypervisor.xenstore_wire import Type
 from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Stays
@@ -25,7 +27,7 @@ from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Stays
 log = logging.getLogger(__name__)
 
 LONGEST = 64  # bytes of a word that are looked at
-BURST = 50
+BURST, RATE = 50, 5.0  # firings of a node that are read at once, then in a second
 DEAF = 10.0  # seconds
 
 
@@ -34,26 +36,28 @@ class _Speaker:
     domid: int
     guest: GuestId
     word: str = ""
-    begun: float = 0.0  # of the second in which `fired` is counted
-    fired: int = 0
+    rate: Rate = field(default_factory=lambda: Rate(BURST, RATE))
     deaf: bool = False
+    told: bool = False  # the log knows that it writes without end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """What guests speak of. `node`: its name below data/; `token`: of its watches; `known`: the
-    words that mean something, all others are passed over."""
+    """What guests speak of. `node`: below the domain's path; `token`: of its watches; `known`: the
+    words that mean something, all others are passed over, as is a word that stands already; None:
+    whatever is read is heard, at each firing."""
 
     node: str
     token: str
-    known: re.Pattern[str]
+    known: re.Pattern[str] | None = None
 
     def path(self, domid: int) -> str:
-        return f"/local/domain/{domid}/data/{self.node}"
+        return f"/local/domain/{domid}/{self.node}"
 
 
 LEAVING, STAYING = "leaving", "staying"
-HOLD = Topic(node="xenlb", token="says-", known=re.compile(f"{LEAVING}|{STAYING}"))
+SHUTDOWN = Topic(node="control/shutdown", token="shutdown-")
+HOLD = Topic(node="data/xenlb", token="says-", known=re.compile(f"{LEAVING}|{STAYING}"))
 
 
 def of_hold(domid: int, guest: GuestId, word: str, at: float) -> HypervisorEvent:
@@ -65,7 +69,7 @@ def of_hold(domid: int, guest: GuestId, word: str, at: float) -> HypervisorEvent
 
 class GuestWords:
     """The words of all domains of one connection on one topic. `heard(domid, guest, word)` is
-    called in the loop's thread, for a word that is another than the one before."""
+    called in the loop's thread."""
 
     def __init__(
         self,
@@ -116,18 +120,16 @@ class GuestWords:
         speaker = self._speakers.get(int(number)) if number.isdecimal() else None
         if speaker is None or speaker.deaf:
             return
-        now = self._clock()
-        if now - speaker.begun > 1.0:
-            speaker.begun, speaker.fired = now, 0
-        speaker.fired += 1
-        if speaker.fired > BURST:
+        if not speaker.rate.take(self._clock()):
             speaker.deaf = True
-            log.warning(
+            log.log(
+                logging.DEBUG if speaker.told else logging.WARNING,
                 "xenstore: domain %d writes %s without end; it is not heard for %g s",
                 speaker.domid,
                 self.topic.path(speaker.domid),
                 DEAF,
             )
+            speaker.told = True
             task = asyncio.get_running_loop().create_task(self._turn_away(speaker))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -143,7 +145,7 @@ class GuestWords:
             await self._unwatch(speaker.domid)
             await asyncio.sleep(DEAF)
             if self._speakers.get(speaker.domid) is speaker:
-                speaker.deaf, speaker.fired = False, 0
+                speaker.deaf, speaker.rate = False, Rate(BURST, RATE)
                 await self._watch(speaker.domid)
         except (Unavailable, Refused) as error:
             log.debug("xenstore: the word of domain %d: %s", speaker.domid, error)
@@ -155,7 +157,8 @@ class GuestWords:
         if answer.cancelled() or answer.exception() is not None:
             return  # nothing there, which is no word either
         said = answer.result()[:LONGEST].decode("ascii", errors="replace")
-        if not self.topic.known.fullmatch(said) or said == speaker.word:
-            return
-        speaker.word = self._words[speaker.domid] = said
+        if self.topic.known is not None:
+            if not self.topic.known.fullmatch(said) or said == speaker.word:
+                return
+            speaker.word = self._words[speaker.domid] = said
         self._heard(speaker.domid, speaker.guest, said)

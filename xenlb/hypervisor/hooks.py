@@ -37,6 +37,8 @@ from watchdog.events import FileModifiedEvent, FileSystemEvent, FileSystemEventH
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
+from xenlb.foreign.printable import printable
+
 log = logging.getLogger(__name__)
 
 POLL: Final = 5.0  # seconds until a line is read of which inotify has told nothing
@@ -60,7 +62,7 @@ class HookCall:
     suboperation: str
     uuid: UUID
     domid: int | None  # None where the XML has none: the table above
-    name: str  # for a reader; cut at 255 bytes, «?» for what cannot be printed
+    name: str  # for a reader; cut at 255 bytes, made printable
 
 
 def parse(line: bytes) -> HookCall | None:
@@ -68,14 +70,13 @@ def parse(line: bytes) -> HookCall | None:
     found = LINE.fullmatch(line)
     if found is None:
         return None
-    name = found["name"].decode(errors="replace")
     return HookCall(
         driver=found["driver"].decode(),
         operation=found["operation"].decode(),
         suboperation=found["suboperation"].decode(),
         uuid=UUID(found["uuid"].decode()),
         domid=None if found["domid"] == b"-" else int(found["domid"]),
-        name="".join(letter if letter.isprintable() else "?" for letter in name),
+        name=printable(found["name"]),
     )
 
 

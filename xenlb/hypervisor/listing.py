@@ -14,10 +14,14 @@ from uuid import UUID
 
 import libvirt
 
+from xenlb.foreign.printable import printable
 from xenlb.hypervisor.metadata import NAMESPACE, NOTHING, Metadata, read_metadata
 from xenlb.model.events import Described, GuestId, Power
 
 log = logging.getLogger(__name__)
+
+LONGEST_ERROR = 500  # characters; what a guest agent says comes in errors, too
+LONGEST_NAME = 255  # characters; libvirt's drivers take no longer one
 
 # Without a handler of its own libvirt prints every error to stderr, caught or not.
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -35,6 +39,12 @@ class Domain(Protocol):
     def interfaceAddresses(self, source: int, flags: int = 0) -> dict[str, dict[str, object]]: ...
     def shutdownFlags(self, flags: int = 0) -> int: ...
     def reboot(self, flags: int = 0) -> int: ...
+    def agentSetResponseTimeout(self, timeout: int, flags: int = 0) -> int: ...
+
+
+def name_of(domain: Domain) -> str:
+    """Its name, printable: whoever may define domains writes it."""
+    return printable(domain.name(), LONGEST_NAME)
 
 
 class Network(Protocol):
@@ -69,7 +79,7 @@ class CallFailed(Exception):
     """libvirt refused a call or could not make it; the message is one sentence of libvirt's."""
 
     def __init__(self, error: "libvirt.libvirtError") -> None:
-        super().__init__(" ".join(str(error).split()))
+        super().__init__(printable(" ".join(str(error).split()), LONGEST_ERROR))
         self.code: int = error.get_error_code() or 0
 
     @property
@@ -147,7 +157,7 @@ def list_domains(connection: Connection, uri: str) -> tuple[Described, ...]:
         described.append(
             Described(
                 guest=GuestId(uri=uri, uuid=UUID(domain.UUIDString())),
-                name=domain.name(),
+                name=name_of(domain),
                 power=snapshot.power,
                 incarnation=snapshot.incarnation,
                 metadata=services,

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import libvirt
 
+from xenlb.foreign.printable import printable
 from xenlb.hypervisor import listing, qmp
 from xenlb.hypervisor.connections import CALL, Connections
 from xenlb.hypervisor.listing import CallFailed, Connection, Domain, Unreachable, asking
@@ -238,11 +239,11 @@ class Session:
         self, _connection: Connection, domain: Domain, event: int, detail: int, _opaque: object
     ) -> None:
         guest, incarnation, at = self._guest(domain), _incarnation(domain), self._clock()
-        log.debug("libvirt %s: %s: event %d/%d", self._uri, domain.name(), event, detail)
+        log.debug("libvirt %s: %s: event %d/%d", self._uri, listing.name_of(domain), event, detail)
         self._heard[guest.uuid] = self._heard.get(guest.uuid, 0) + 1
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
-                self._on_started(domain.name(), guest, incarnation, at)
+                self._on_started(listing.name_of(domain), guest, incarnation, at)
             case libvirt.VIR_DOMAIN_EVENT_SUSPENDED | libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED:
                 self._tell(guest, Paused(at=at, guest=guest, incarnation=incarnation))
             case libvirt.VIR_DOMAIN_EVENT_RESUMED:
@@ -305,7 +306,13 @@ class Session:
 
     def _on_monitor(self, domain: Domain, event: str, details: str | None) -> None:
         guest, incarnation = self._guest(domain), _incarnation(domain)
-        log.debug("libvirt %s: %s: QMP %s %s", self._uri, domain.name(), event, details)
+        log.debug(
+            "libvirt %s: %s: QMP %s %s",
+            self._uri,
+            listing.name_of(domain),
+            event,
+            printable(details or "", 200),
+        )
         at = self._clock()
         told = qmp.read(event, details, guest=guest, incarnation=incarnation, at=at)
         if event == "VSERPORT_CHANGE" and told is not None:

@@ -18,7 +18,8 @@ from xenlb.hypervisor.guestwords import LONGEST, Topic
 from xenlb.hypervisor.xenstore_client import XenstoreClient
 from xenlb.hypervisor.xenstore_wire import Type
 
-ANSWERS = Topic(node="xenlb-guest", token="inside-", known=re.compile("[0-9a-f]{16} (ok|failed)"))
+_ANSWER = re.compile("[0-9a-f]{16} (ok|failed)")
+ANSWERS = Topic(node="data/xenlb-guest", token="inside-", known=_ANSWER)
 LONGEST_PART = 3000  # characters
 MOST_PARTS = 64
 POLL = 0.3  # seconds
@@ -89,7 +90,7 @@ async def given(client: XenstoreClient, domid: int) -> Given:
 def understood(word: str) -> tuple[str, str]:
     """Of a guest's word: which settings it has taken up, by their serial, and what came of it;
     two empty ones where it is none."""
-    said, _, came = word.partition(" ") if ANSWERS.known.fullmatch(word) else ("", "", "")
+    said, _, came = word.partition(" ") if _ANSWER.fullmatch(word) else ("", "", "")
     return said, came
 
 

@@ -25,15 +25,13 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from uuid import UUID
 
 from xenlb.hypervisor import reports, vmdata
-from xenlb.hypervisor.guestwords import HOLD, GuestWords, of_hold
+from xenlb.hypervisor.guestwords import HOLD, SHUTDOWN, GuestWords, of_hold
 from xenlb.hypervisor.listing import CallFailed, Unreachable
 from xenlb.hypervisor.threads import Stuck
 from xenlb.hypervisor.xenstore_client import Refused, Unavailable, XenstoreClient
-from xenlb.hypervisor.xenstore_wire import Type
 from xenlb.model.events import Ask, Asked, Died, GuestId, HypervisorEvent
 
 log = logging.getLogger(__name__)
@@ -52,7 +50,7 @@ _ASKS = {
     "suspend": Ask.SUSPEND,
     "s3": Ask.SUSPEND,
 }
-INTRODUCED, RELEASED, SHUTDOWN = "introduced", "released", "shutdown-"
+INTRODUCED, RELEASED = "introduced", "released"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,6 +105,7 @@ class XenstoreSource:
                 client.connect(self._path)
                 self._client = client
                 self._words = (
+                    GuestWords(client, SHUTDOWN, self._asked, self._clock, {}),
                     GuestWords(client, HOLD, self._hold_said, self._clock, self._said),
                     GuestWords(client, vmdata.ANSWERS, self._answered, self._clock, self.answers),
                 )
@@ -199,21 +198,12 @@ class XenstoreSource:
             if token.startswith(words.topic.token):
                 words.fired(token)
                 return
-        client = self._client
-        domid = token.removeprefix(SHUTDOWN)
-        domain = self._domains.get(int(domid)) if domid.isdecimal() else None
-        if domain is None or client is None:
-            return
-        try:
-            answer = client.request(Type.READ, _shutdown(domain.domid))
-        except Unavailable:
-            return  # the listing after the reconnect finds what there is
-        answer.add_done_callback(partial(self._read, domain))
 
-    def _read(self, domain: _Domain, answer: "asyncio.Future[bytes]") -> None:
-        if answer.cancelled() or answer.exception() is not None or domain.dead:
-            return  # no such path: the domain is being removed
-        value = answer.result().decode("ascii", errors="replace")
+    def _asked(self, domid: int, _guest: GuestId, value: str) -> None:
+        """The watch of control/shutdown has fired, and that was there when it was read."""
+        domain = self._domains.get(domid)
+        if domain is None or domain.dead:
+            return
         before, domain.value = domain.value, value
         first, domain.seen = not domain.seen, True
         now = self._clock()
@@ -228,7 +218,7 @@ class XenstoreSource:
             ask = Ask.POWERDOWN
             domain.blank = float("-inf")
             self.missed += 1
-            log.info("xenstore: domain %d took a request before it was read", domain.domid)
+            log.debug("xenstore: domain %d took a request before it was read", domain.domid)
         self._emit(Asked(at=now, guest=domain.guest, incarnation=domain.domid, ask=ask))
 
     def _hold_said(self, domid: int, guest: GuestId, word: str) -> None:
@@ -260,7 +250,6 @@ class XenstoreSource:
             domain = self._domains.pop(domid)
             self._died(domain)
             if domain.watched:
-                await self._unwatch(client, domid)
                 for words in self._words:
                     await words.forget(domid)
         for domid, up in introduced.items():
@@ -278,15 +267,8 @@ class XenstoreSource:
             self._domains[domid] = domain
         if not domain.watched:
             domain.watched = True
-            await client.watch(_shutdown(domid), f"{SHUTDOWN}{domid}")
             for words in self._words:
                 await words.listen(domid, domain.guest)
-
-    async def _unwatch(self, client: XenstoreClient, domid: int) -> None:
-        try:
-            await client.ask(Type.UNWATCH, _shutdown(domid), f"{SHUTDOWN}{domid}")
-        except Refused as refused:
-            log.debug("xenstore: unwatch of domain %d: %s", domid, refused)
 
     # --- deaths ----------------------------------------------------------------------------------
 
@@ -318,10 +300,6 @@ class XenstoreSource:
         if not domain.dead:
             domain.dead = True
             self._emit(Died(at=self._clock(), guest=domain.guest, incarnation=domain.domid))
-
-
-def _shutdown(domid: int) -> str:
-    return f"/local/domain/{domid}/control/shutdown"
 
 
 def _uuid(vm: str | None) -> UUID | None:

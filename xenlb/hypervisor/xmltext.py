@@ -10,6 +10,8 @@ import time
 from collections.abc import Collection
 from xml.etree import ElementTree
 
+from xenlb.foreign.printable import printable, quoted
+
 LONGEST = 1024 * 1024  # characters; domains with a hundred devices have a tenth of it
 PIECE = 16 * 1024  # characters
 MOST_ELEMENTS = 20_000  # that are built
@@ -100,12 +102,9 @@ def local_name(tag: str) -> tuple[str, str]:
 
 def shown(text: str, longest: int = 64) -> str:
     """Text that somebody else wrote, quoted, cut and made harmless for a log or a terminal."""
-    return f"'{harmless(text, longest)}'"
+    return quoted(text, longest)
 
 
 def harmless(text: str, longest: int = 64) -> str:
     """At most `longest` printable characters of it; the rest becomes an ellipsis."""
-    written = text[: longest + 1]
-    if not written.isprintable():
-        written = ascii(written)[1:-1]
-    return written if len(written) <= longest else written[: longest - 1] + "…"
+    return printable(text, longest)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from xenlb.foreign import printable
+
 
 def near(name: str, names: Iterable[str]) -> str:
     """`did you mean web1?`; "" where nothing comes near."""
@@ -11,6 +13,5 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def quoted(name: str) -> str:
-    """What was typed, cut and quoted; control characters are shown as escapes."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:64])
-    return f"'{shown}'"
+    """What was typed, cut, printable and in quotes."""
+    return printable.quoted(name)

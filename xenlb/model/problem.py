@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from xenlb.foreign.printable import printable
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Line and column count from 1; `path` is like `services.mail.ports[1]`."""
+    """Line and column count from 1; `path` is like `services.mail.ports[1]`. As text it is
+    printable, whatever stands in the file."""
 
     file: str
     line: int
@@ -18,7 +21,7 @@ class Problem:
         where = f"{self.file}:{self.line}:{self.column}: "
         path = f"{self.path}: " if self.path else ""
         hint = f" ({self.hint})" if self.hint else ""
-        return f"{where}{path}{self.message}{hint}"
+        return printable(f"{where}{path}{self.message}{hint}")
 
 
 class ConfigError(Exception):

@@ -4,7 +4,7 @@ The shapes are a contract with scripts: keys are added, never renamed or dropped
 by `wall`, which turns the boot-time clock into ISO 8601 in UTC.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from xenlb.ipvs import text
@@ -26,6 +26,8 @@ from xenlb.model.members import owner_name, services_of
 from xenlb.model.settings import Member, ServiceSettings
 from xenlb.model.state import Candidate, State
 
+PIECE = 64  # servers
+
 Wall = Callable[[float], str]
 Failures = Mapping[tuple[ServiceKey, ServerKey | None], str]
 
@@ -40,18 +42,23 @@ def services(
     wall: Wall,
     only: str | None = None,
     of: GuestId | None = None,
-) -> list[dict[str, Any]]:
-    """The `services` of `status --json`; `only` one by name. `table` is what the kernel has. `of`:
-    only the servers of this guest, each with all its checks."""
-    shown = []
+) -> Iterator[dict[str, Any] | None]:
+    """The `services` of `status --json`; at a None others may have their turn. `only` one by name.
+    `table` is what the kernel has. `of`: only the servers of this guest, each with all its checks.
+    """
     for service in state.settings.services:
         if only is not None and service.name != only:
             continue
         found = state.candidates[service.name]
         for key in service.kernel_keys():
             mine = [candidate for candidate in found if candidate.service == key]
-            servers = [
-                _server(
+            servers = []
+            for n, candidate in enumerate(mine):
+                if n % PIECE == PIECE - 1:
+                    yield None
+                if of is not None and candidate.owner != of:
+                    continue
+                server = _server(
                     candidate,
                     standing(candidate, service, state, now),
                     state,
@@ -61,10 +68,9 @@ def services(
                     failures=failures,
                     wall=wall,
                 )
-                | ({} if of is None else _checks(candidate, state, now=now, wall=wall))
-                for candidate in mine
-                if of is None or candidate.owner == of
-            ]
+                if of is not None:
+                    server |= _checks(candidate, state, now=now, wall=wall)
+                servers.append(server)
             if of is None:
                 servers += remarks.unknown_members(state, service)
             known = {candidate.slot.server for candidate in mine if candidate.slot is not None}
@@ -72,25 +78,23 @@ def services(
                 known.add(sorry)
             entry = table.entries.get(key)
             foreign = remarks.foreign(key, entry, known, counters.get(key, {}))
-            shown.append(
-                {
-                    "name": service.name,
-                    **_key(key),
-                    "scheduler": service.scheduler,
-                    "forwarding": service.forwarding.value,
-                    "in_table": entry is not None,
-                    "reason": failures.get((key, None), ""),
-                    **_alarm(state, service, key, now=now, wall=wall),
-                    "foreign_servers": len(foreign),
-                    "foreign": foreign,
-                    "sorry_server": remarks.sorry_server(
-                        state, service, key, entry, counters.get(key, {})
-                    ),
-                    "unverified": remarks.unverified(state, service, mine),
-                    "servers": servers,
-                }
-            )
-    return shown
+            yield {
+                "name": service.name,
+                **_key(key),
+                "scheduler": service.scheduler,
+                "forwarding": service.forwarding.value,
+                "in_table": entry is not None,
+                "reason": failures.get((key, None), ""),
+                **_alarm(state, service, key, now=now, wall=wall),
+                "foreign_servers": len(foreign),
+                "foreign": foreign,
+                "sorry_server": remarks.sorry_server(
+                    state, service, key, entry, counters.get(key, {})
+                ),
+                "unverified": remarks.unverified(state, service, mine),
+                "servers": servers,
+            }
+            yield None
 
 
 def _alarm(

@@ -148,9 +148,19 @@ def _lived(state: State, event: LifeEvent) -> Step:
     changed = replace(state, guests={**state.guests, event.guest: heard})
     late = "" if took or isinstance(event, Started) else _no_news(happening)
     note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
-    notes = (note, *draining.endings(guest, heard, event.at))
+    news = () if _stands(guest, event) else (note,)
+    notes = (*news, *draining.endings(guest, heard, event.at))
     names = names_of(state, guest) | names_of(changed, heard)
     return settled(state, changed, names, event.at, *notes)
+
+
+def _stands(guest: Guest, event: LifeEvent) -> bool:
+    """Is it what the guest was asked for already? Then it has the time for it anew, and that is no
+    news: a guest may write its own request, as often as it likes."""
+    if not isinstance(event, Asked) or guest.request is None or guest.phase is Phase.ABSENT:
+        return False
+    present = event.incarnation in {None, guest.incarnation}
+    return present and guest.request.ask is event.ask
 
 
 def _no_news(happening: Happening) -> str:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+import re
 from pathlib import Path
 from uuid import UUID
 
@@ -120,3 +122,56 @@ def test_a_slow_follower_loses_what_is_not_kept_any_more() -> None:
         await slow.aclose()
 
     asyncio.run(story())
+
+
+WEB = GuestId(uri="xen:///system", uuid=UUID(int=2))
+
+
+def flooded(it: Journal, number: int, *, step: float = 0.005) -> None:
+    """One guest's lines, 200 a second, in between two of another's."""
+    it.write(Note(at=0.0, text="asked for reboot", guest=WEB), GUESTS)
+    for n in range(number):
+        it.write(Note(at=n * step, text=f"asked for poweroff {n}", guest=MAIL), GUESTS)
+    it.write(Note(at=number * step, text="started", guest=WEB), GUESTS)
+
+
+def test_one_guest_does_not_push_out_the_lines_of_others(tmp_path: Path) -> None:
+    it = begun(tmp_path / "events.jsonl")
+    write(it, "configuration loaded", guest=None)
+    flooded(it, 2 * journal.KEPT)
+    assert len(it.lines()) == journal.KEPT
+    assert [line["text"] for line in it.lines(WEB)] == ["asked for reboot", "started"]
+    assert it.lines()[0]["text"] == "configuration loaded"
+    assert it.lines(MAIL)[-1]["text"] == f"asked for poweroff {2 * journal.KEPT - 1}"
+    numbers = [line["number"] for line in it.lines()]
+    assert numbers == sorted(numbers)
+    again = begun(tmp_path / "events.jsonl")
+    assert again.lines(WEB) == it.lines(WEB), "nor out of the file"
+    assert again.lines()[0]["text"] == "configuration loaded"
+    files = list(tmp_path.iterdir())
+    assert sum(file.stat().st_size for file in files) < 1.01 * journal.LARGEST
+
+
+def test_a_flood_is_few_lines_in_the_journal_of_the_host(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    it = Journal(wall=str)
+    with caplog.at_level(logging.INFO, logger="xenlb"):
+        flooded(it, 2000)  # for 10 s
+        about = [record.message for record in caplog.records]
+        assert len([text for text in about if "asked for poweroff" in text]) <= (
+            journal.BURST + 10 * journal.RATE
+        )
+        assert about[-1].endswith(": started"), "the other's"
+        it.write(Note(at=60.0, text="gone", guest=MAIL), GUESTS)
+    left_out = [
+        int(found[1])
+        for record in caplog.records
+        if (
+            found := re.search(
+                r"\((\d+) lines of it were left out: xenlb events\)$", record.message
+            )
+        )
+    ]
+    of_it = [record for record in caplog.records if record.message.startswith("mail1: ")]
+    assert sum(left_out) + len(of_it) == 2001, "each is there or counted"

@@ -2,17 +2,25 @@
 
 import asyncio
 import errno
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.kernel import FakeKernel
-from tests.unit.agent.test_agent import KEY, Desk, agent_at_work, key, listed, until
+from tests.unit.agent.test_agent import KEY, SERVICE, XEN, Desk, agent_at_work, key, listed, until
 from xenlb.cli import statuslines
+from xenlb.control.pieces import Shared, pieces
 from xenlb.control.protocol import ControlError
+from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.op import AddServer, DeleteServer
 from xenlb.ipvs.table import Counters, Forwarding, Server
+from xenlb.model import report
+from xenlb.model.settings import Member, Settings
 from xenlb.verbs import Verbs
 
 
@@ -221,6 +229,103 @@ def test_undrain_of_a_guest_in_service_is_no_event(tmp_path: Path) -> None:
             for verb in (verbs.undrain, verbs.drain):
                 with pytest.raises(ControlError, match="guest mail1 is not running"):
                     await verb(asked("mail1"))
+
+    asyncio.run(story())
+
+
+class Reports:
+    """How many reports were made: of each, its services are built once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = 0
+        services = report.services
+
+        def counted(*arguments: Any, **settings: Any) -> Any:
+            self.made += 1
+            return services(*arguments, **settings)
+
+        monkeypatch.setattr(report, "services", counted)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_one_report_for_all_who_ask_at_the_same_time(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the table cannot be read."""
+
+    async def story() -> None:
+        async with agent_at_work(tmp_path, kernel := FakeKernel()) as desk:
+            await settled(desk)
+            verbs, reports = answers(desk), Reports(monkeypatch)
+            if refused:
+                kernel.error = IpvsError("no buffer space", "")
+            before = kernel.reads
+            told = await asyncio.gather(*(status(verbs) for _ in range(40)))
+            assert all(each is told[0] for each in told)
+            assert reports.made == 1
+            assert kernel.reads - before <= 2, "the one under way when it was asked, and the next"
+            later = await status(verbs)
+            assert later is not told[0], "a later one is of a later read"
+            one = await asyncio.gather(*(verbs.status({"service": "mail"}) for _ in range(40)))
+            assert all(each is one[0] for each in one)
+            assert reports.made == 3
+
+    asyncio.run(story())
+
+
+def test_an_answer_for_many_is_written_as_json_once() -> None:
+    steps = 0
+
+    def rows() -> Iterator[dict[str, int]]:
+        nonlocal steps
+        for n in range(20_000):
+            steps += 1
+            yield {"n": n}
+
+    class Rows(list[dict[str, int]]):
+        def __iter__(self) -> Iterator[dict[str, int]]:
+            return rows()
+
+    shared = Shared({"services": Rows([{}])})
+    readers = [pieces({"ok": shared}) for _ in range(40)]
+    texts = ["".join(parts) for parts in zip(*readers, strict=True)]  # in turn, piece by piece
+    assert len(texts) > 2, "more than one piece"
+    assert steps == 20_000
+    first = json.loads("".join(pieces({"ok": shared})))
+    assert first["ok"]["services"][-1] == {"n": 19_999}
+
+
+def test_the_loop_runs_on_while_a_report_is_made(tmp_path: Path) -> None:
+    """By pieces: others have their turn after some dozens of servers."""
+
+    async def story() -> None:
+        async with agent_at_work(tmp_path, FakeKernel()) as desk:
+            service = replace(
+                SERVICE,
+                servers=tuple(
+                    Member(host=ip_address("10.1.0.0") + n, weight=1) for n in range(1, 1001)
+                ),
+            )
+            taken = asyncio.get_running_loop().create_future()
+            desk.agent.configure(Settings(uris=(XEN,), services=(service,)), taken=taken)
+            await taken
+            verbs = answers(desk)
+            turns = 0
+
+            async def other() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            snapshot = await desk.agent.reread()
+            running = asyncio.create_task(other())
+            await asyncio.sleep(0)
+            before = turns
+            told = await verbs._services(snapshot)
+            running.cancel()
+            assert len(told[0]["servers"]) == 1000
+            assert turns - before >= 1000 // report.PIECE
 
     asyncio.run(story())
 

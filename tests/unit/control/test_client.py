@@ -39,6 +39,42 @@ def test_an_agent_that_hangs(tmp_path: Path, listening: socket.socket) -> None:
     assert caught.value.status == UNREACHABLE
 
 
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[socket.socket]:
+    """One whose queue is full."""
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as first:
+        server.bind(str(tmp_path / "s"))
+        server.listen(0)
+        first.connect(str(tmp_path / "s"))
+        yield server
+
+
+@pytest.mark.usefixtures("full")
+def test_an_agent_that_accepts_nobody(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match="does not accept connections") as caught:
+        client.call(tmp_path / "s", "status", patience=0.2)
+    assert "start it" not in caught.value.hint
+
+
+def test_a_queue_that_is_full_is_waited_for(tmp_path: Path, full: socket.socket) -> None:
+    def serve() -> None:
+        for answer in (b"", b'{"ok": 7}\n'):
+            connection, _ = full.accept()
+            with connection:
+                connection.send(answer)
+
+    answers: list[object] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(client.call(tmp_path / "s", "status", patience=20))
+    )
+    asking.start()
+    serving = threading.Thread(target=serve)
+    serving.start()
+    for thread in (asking, serving):
+        thread.join(30)
+    assert answers == [7]
+
+
 def test_an_agent_that_is_killed_before_it_reads(tmp_path: Path, listening: socket.socket) -> None:
     """Who waits for it goes on waiting: it is away, not broken."""
 

@@ -3,17 +3,17 @@
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from xenlb.control import listener as module
-from xenlb.control.listener import GuestListener, Rate, shown
-from xenlb.control.secrets import answer_to, guest_secret
+from xenlb.control import peers
+from xenlb.control.listener import GuestListener, shown
+from xenlb.control.secrets import HostKey, answer_to, guest_secret
 
 ONE = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1")
 OTHER = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f2")
@@ -176,100 +176,139 @@ def test_nothing_of_a_conversation_can_be_used_again() -> None:
     asyncio.run(run())
 
 
-def test_the_silent_are_hung_up_on_and_keep_nobody_out() -> None:
+def about(caplog: pytest.LogCaptureFixture, address: str) -> list[str]:
+    return [record.message for record in caplog.records if address in record.message]
+
+
+class Silent:
+    """Connections that say nothing, each with its greeting."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def more(self, number: int, host: str) -> None:
+        for _ in range(number):
+            connection = await asyncio.open_connection(
+                "127.0.0.1", self._port, local_addr=(host, 0)
+            )
+            self.connections.append(connection)
+            assert (await connection[0].readline()).startswith(b"xenlb 1 ")
+
+    async def over(self) -> list[bool]:
+        """Which of them the agent has ended."""
+        await asyncio.sleep(0.05)
+        return [it.at_eof() or it.exception() is not None for it, _ in self.connections]
+
+    async def __aenter__(self) -> "Silent":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for _, writer in self.connections:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+def test_the_silent_are_hung_up_on() -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
-        async with listening(heard, port, patience=0.4):
-            silent = [
-                await asyncio.open_connection("127.0.0.1", port)
-                for _ in range(module.CLIENTS_OF_PEER + 3)
-            ]
-            # Of one peer so many at a time; the others get nothing, not even a nonce.
-            greeted = 0
+        async with listening(heard, port, patience=0.2), Silent(port) as silent:
+            await silent.more(1, "127.0.0.2")
             async with asyncio.timeout(5):
-                for reader, _ in silent:
-                    try:
-                        greeted += (await reader.read()).startswith(b"xenlb 1 ")
-                    except ConnectionError:
-                        continue
-            assert greeted == module.CLIENTS_OF_PEER
-            for _, writer in silent:
-                writer.transport.abort()
+                assert await silent.connections[0][0].read() == b""
             assert await say(port, None) == "ok\n"
         assert heard.words == [(ONE, "leaving")]
 
     asyncio.run(run())
 
 
-def test_a_flood_takes_little_of_the_loop_and_of_the_log(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def run() -> tuple[int, float]:
-        heard, port = Heard(), free_port()
-        async with listening(heard, port):
-            loop = asyncio.get_running_loop()
-            stop = time.monotonic() + 1.5
-            served = 0
-
-            def flood() -> int:
-                begun = 0
-                while time.monotonic() < stop:
-                    with socket.socket() as client:
-                        client.settimeout(0.2)
-                        try:
-                            client.connect(("127.0.0.1", port))
-                            begun += 1
-                        except OSError:
-                            continue
-                return begun
-
-            worst = 0.0
-            flooding = loop.run_in_executor(None, flood)
-            while not flooding.done():
-                before = time.monotonic()
-                await asyncio.sleep(0.01)
-                worst = max(worst, time.monotonic() - before - 0.01)
-            served = await flooding
-            await asyncio.sleep(0)
-        return served, worst
-
-    with caplog.at_level(logging.WARNING):
-        begun, worst = asyncio.run(run())
-    assert begun > module.BURST
-    assert worst < 0.2
-    assert len(caplog.records) == 1, "a line a minute"
-
-
-def test_one_peer_does_not_use_up_the_others_share() -> None:
-    """By the address of the peer: who has used up its own is refused, others are heard."""
-
+def test_of_one_address_the_longest_silent_makes_room() -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
-        async with listening(heard, port):
-            for _ in range(module.PEER_BURST + 5):
-                last = await say(port, "nonsense\n")
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            with suppress(ConnectionError):
-                assert await reader.read() == b"", "it has used up its own"
-            writer.transport.abort()
-            reader, writer = await asyncio.open_connection(
-                "127.0.0.1", port, local_addr=("127.0.0.2", 0)
-            )
-            assert (await reader.readline()).startswith(b"xenlb 1 ")
-            writer.transport.abort()
-            assert last == ""
+        async with listening(heard, port, patience=30), Silent(port) as silent:
+            await silent.more(1, "127.0.0.3")
+            await silent.more(peers.PLACES_OF_ADDRESS + 2, "127.0.0.2")
+            assert await silent.over() == [False, True, True] + [False] * peers.PLACES_OF_ADDRESS
+            assert await say(port, None) == "ok\n"
 
     asyncio.run(run())
 
 
-def test_a_bucket() -> None:
-    rate = Rate(2, 4.0)
-    assert [rate.take(10.0) for _ in range(3)] == [True, True, False]
-    assert rate.take(10.25)
-    assert not rate.take(10.3)
-    rate = Rate(2, 4.0)
-    assert [rate.borrow(10.0) for _ in range(4)] == [0.0, 0.0, 0.25, 0.5]
-    assert rate.borrow(20.0) == 0.0
+def test_silent_addresses_do_not_keep_all_places(caplog: pytest.LogCaptureFixture) -> None:
+    """Sixteen addresses that hold all places for as long as they may: the others are heard."""
+
+    async def run() -> None:
+        heard, port = Heard(), free_port()
+        async with listening(heard, port, patience=30), Silent(port) as silent:
+            for last in range(peers.PLACES // peers.PLACES_OF_ADDRESS):
+                await silent.more(peers.PLACES_OF_ADDRESS, f"127.0.1.{last + 1}")
+            assert await say(port, None) == "ok\n"
+            assert await silent.over() == [True] + [False] * (peers.PLACES - 1)
+        assert heard.words == [(ONE, "leaving")]
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    assert about(caplog, "127.0.1.1 ") == [
+        "the guest at 127.0.1.1 was refused: it made room for another, as the longest silent"
+    ]
+
+
+def test_a_flood_of_one_address_costs_the_others_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Some thousand connections that wait in front of a guest: it is heard at its first try."""
+
+    async def run() -> None:
+        heard, port = Heard(), free_port()
+        async with listening(heard, port):
+            flood = []
+            for _ in range(1000):
+                client = socket.socket()
+                client.setblocking(False)
+                client.bind(("127.0.0.2", 0))
+                with suppress(BlockingIOError):
+                    client.connect(("127.0.0.1", port))
+                flood.append(client)
+            try:
+                for _ in range(6):
+                    assert await say(port, None) == "ok\n"
+            finally:
+                for client in flood:
+                    client.close()
+        assert heard.words == [(ONE, "leaving")] * 6
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    assert len(about(caplog, "127.0.0.2")) == 1, "a line a minute"
+
+
+def test_a_key_that_cannot_be_used_is_read_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        port = free_port()
+        path = tmp_path / "key"
+        path.write_bytes(KEY)
+        path.chmod(0o644)
+        key = HostKey(path)
+        it = GuestListener(lambda uuid: guest_secret(key.key(), uuid), Heard())
+        it.listen((ip_address("127.0.0.1"), port))
+        task = asyncio.create_task(it.run())
+        await asyncio.sleep(0.05)
+        for _ in range(5):
+            assert await say(port, None) == ""
+        path.chmod(0o600)
+        assert await say(port, None) == "ok\n", "it is read again once its rights are others"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2, "of the key, and of the guest that is not heard"
+    assert said[0].startswith(f"no guest is heard by TCP: others than root may read {tmp_path}")
+    assert "this host's key cannot be used" in said[1]
+    assert not any(record.exc_info for record in caplog.records), "no traceback"
 
 
 def test_it_moves_and_stops(caplog: pytest.LogCaptureFixture) -> None:

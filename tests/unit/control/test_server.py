@@ -56,8 +56,8 @@ HANDLERS = {
 }
 
 
-async def ask(path: Path, verb: str, **arguments: object) -> object:
-    return await asyncio.to_thread(lambda: client.call(path, verb, patience=10, **arguments))
+async def ask(path: Path, verb: str, patience: float = 10, **arguments: object) -> object:
+    return await asyncio.to_thread(lambda: client.call(path, verb, patience=patience, **arguments))
 
 
 async def raw(path: Path, data: bytes, *, half_close: bool = False) -> dict[str, object]:

@@ -56,7 +56,7 @@ def test_who_goes_away_is_up(line: bytes) -> None:
 def test_the_reason_is_told() -> None:
     answer = understood(b"down # disk \x1b[31mfull\n", "10.0.0.1 port 9")
     assert answer == Answer(
-        up=False, detail="10.0.0.1 port 9 says that it is down (disk ?[31mfull)"
+        up=False, detail="10.0.0.1 port 9 says that it is down (disk \\x1b[31mfull)"
     )
     answer = understood(b"HTTP/1.0 400 Bad request\n", "10.0.0.1 port 9")
     assert answer == Answer(
@@ -66,7 +66,7 @@ def test_the_reason_is_told() -> None:
 
 
 def test_what_is_shown_is_made_printable_and_short() -> None:
-    assert understood(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%?[2J"
+    assert understood(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%\\x1b[2J"
     assert len(understood(b"up " + b"x" * 200, "a").detail) < 100
 
 

@@ -38,7 +38,7 @@ def told(asks: Exec) -> Answer:
         ("exit 2", False, "/bin/sh says CRITICAL"),
         ("echo words >&2; exit 2", False, "/bin/sh says CRITICAL: words"),
         ("echo one; echo two >&2; exit 2", False, "/bin/sh says CRITICAL: one"),
-        ("printf '\\033[31mred\\377'; exit 2", False, "/bin/sh says CRITICAL: ?[31mred\ufffd"),
+        ("printf '\\033[31mred\\377'; exit 2", False, "/bin/sh says CRITICAL: \\x1b[31mred\ufffd"),
         ("echo 'no host'; exit 3", None, "/bin/sh cannot tell (UNKNOWN): no host"),
         (
             "echo usage; exit 64",

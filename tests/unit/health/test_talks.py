@@ -318,7 +318,7 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
     (
         Tcp(expect="^OK"),
         [b"BUSY \x07\n"],
-        down('expected "^OK" from WHERE, got "BUSY ?"'),
+        down('expected "^OK" from WHERE, got "BUSY \\x07"'),
     ),
     (Tcp(send="x"), [Hear(count=1)], up("WHERE answers as expected")),
     (
@@ -366,7 +366,7 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
     (
         Http(),
         [*REQUEST, b"HTTP/2.0 200 OK\x07\r\n\r\n"],
-        down('expected an answer of HTTP/1 from WHERE, got "HTTP/2.0 200 OK?"'),
+        down('expected an answer of HTTP/1 from WHERE, got "HTTP/2.0 200 OK\\x07"'),
     ),
     (
         Http(),
@@ -633,7 +633,7 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
     (
         Mysql(user="xenlb"),
         (packet(0, MYSQL_GREETING), MYSQL_LOGIN, *(packet(2, b"\x01\x04"), Hear(count=4)) * 10),
-        down('expected xenlb to be let in from WHERE, got "??"'),
+        down('expected xenlb to be let in from WHERE, got "\\x01\\x04"'),
     ),
 ]
 

@@ -29,7 +29,7 @@ def test_bytes_beyond_ascii_are_sent_as_they_are() -> None:
 def test_another_answer() -> None:
     answer = asked(Udp(send="ping", expect="pong"), lambda _: [b"\x1b[2Jbusy\nmore"])
     assert answer == Answer(
-        up=False, detail='expected "pong" from 127.0.0.1 port PORT, got "?[2Jbusy"'
+        up=False, detail='expected "pong" from 127.0.0.1 port PORT, got "\\x1b[2Jbusy"'
     )
 
 

@@ -1,6 +1,7 @@
 """Finding guests' addresses, with libvirt's test driver and a fake xenstored."""
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_address
@@ -14,7 +15,7 @@ import pytest
 from tests.fakes.xenstored import FakeXenstored
 from tests.unit.hypervisor.running import clock, ended, run, until
 from xenlb.hypervisor import addresses, hostnet
-from xenlb.hypervisor.addresses import AddressFinder
+from xenlb.hypervisor.addresses import AddressFinder, searching
 from xenlb.hypervisor.domainxml import Interface
 from xenlb.hypervisor.hostnet import HostView
 from xenlb.hypervisor.hostsight import MOST_ASKED, HostSight
@@ -395,3 +396,13 @@ def test_xml_that_cannot_be_read_is_told(short: Path, without: Any, monkeypatch:
             ]
 
     run(main)
+
+
+def test_a_guest_without_an_address_is_looked_at_ever_more_rarely() -> None:
+    times = [0.0]
+    while times[-1] < 86400:
+        times.append(times[-1] + searching(times[-1]))
+    assert len([at for at in times if at <= 10]) == 11, "every second while it boots"
+    assert len(times) < 1550, "a look a minute, in the end"
+    late = [after - before for before, after in itertools.pairwise(times)]
+    assert all(pause <= max(1, at / 10) + 1e-6 for at, pause in zip(times, late, strict=False))

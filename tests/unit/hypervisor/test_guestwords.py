@@ -9,6 +9,7 @@ from tests.fakes.xenstored import READ, UNWATCH
 from tests.unit.hypervisor.running import run, until
 from tests.unit.hypervisor.test_xenstore import MAIL, WEB, Running, guest
 from xenlb.hypervisor import guestwords
+from xenlb.hypervisor.guestwords import HOLD, SHUTDOWN, Topic
 from xenlb.model.events import Ask, Asked, Stays
 
 
@@ -89,10 +90,21 @@ def test_a_domain_speaks_of_itself_only(short: Path) -> None:
     run(main)
 
 
-def test_one_that_writes_without_end_is_not_heard_for_a_while(
-    short: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def _soon_heard_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guestwords, "DEAF", 0.3)
+
+
+@pytest.mark.usefixtures("_soon_heard_again")
+@pytest.mark.parametrize(
+    ("topic", "said", "ask"),
+    [(HOLD, "leaving", Ask.INSIDE), (SHUTDOWN, "poweroff", Ask.POWEROFF)],
+    ids=["hold", "shutdown"],
+)
+def test_one_that_writes_without_end_is_not_heard_for_a_while(
+    topic: Topic, said: str, ask: Ask, short: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = topic.path
 
     async def main() -> None:
         # All within a second, however long it takes here.
@@ -101,17 +113,21 @@ def test_one_that_writes_without_end_is_not_heard_for_a_while(
             it.daemon.create(7, str(WEB))
             await it.settled()
             for number in range(3 * guestwords.BURST):
-                it.daemon.write(word(4), f"noise {number}")
+                it.daemon.write(node(4), f"noise {number}")
                 await asyncio.sleep(0.001)
             await until(lambda: "without end" in caplog.text, "it is turned away")
-            reads = sum(kind == READ and parts[0] == word(4) for kind, parts in it.daemon.requests)
+            reads = sum(kind == READ and parts[0] == node(4) for kind, parts in it.daemon.requests)
             assert reads <= guestwords.BURST + 1
             unwatched = [parts for kind, parts in it.daemon.requests if kind == UNWATCH]
-            assert unwatched == [(word(4), "says-4")]
-            it.daemon.write(word(7), "leaving")  # others are heard meanwhile
-            await until(lambda: it.asks() == [(7, Ask.INSIDE)], "the other's word")
-            it.daemon.write(word(4), "leaving")
-            await until(lambda: (4, Ask.INSIDE) in it.asks(), "what it said last")
+            assert unwatched == [(node(4), f"{topic.token}4")]
+            it.daemon.write(node(7), said)  # others are heard meanwhile
+            await until(lambda: (7, ask) in it.asks(), "the other's word")
+            it.daemon.write(node(4), said)
+            await until(lambda: (4, ask) in it.asks(), "what it said last")
+            for number in range(2 * guestwords.BURST):
+                it.daemon.write(node(4), f"noise {number}")
+                await asyncio.sleep(0.001)
+        assert caplog.text.count("without end") == 1, "said once"
 
     run(main)
 

@@ -187,7 +187,7 @@ FORGED = f"x\nlibxl\tstopped\tend\t{IDENTITY}\t8\tvictim"
         ("a\rb\x1b[2J", "?"),
         ("n" * 100_000, "n" * 255),
         (b"\xff\xfe", "\ufffd\ufffd"),
-        ("a\u2028b\u202e", "a?b?"),
+        ("a\u2028b\u202e", "a\\u2028b\\u202e"),
     ],
     ids=["forged", "tab", "controls", "long", "no utf-8", "unprintable"],
 )

@@ -1,5 +1,6 @@
 """What operators are told beyond the table: `why`, and the alarm of `status`."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -81,9 +82,13 @@ def probed(state: State, at: float, address: str, *, up: bool, share: float | No
     return state
 
 
+def whole(pieces: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    return [piece for piece in pieces if piece is not None]
+
+
 def shown(state: State, *, of: GuestId | None = None) -> dict[str, Any]:
     told = {"failures": {}, "now": 30.0, "wall": str}
-    (service,) = report.services(state, Table(), {}, of=of, **told)  # type: ignore[arg-type]
+    (service,) = whole(report.services(state, Table(), {}, of=of, **told))  # type: ignore[arg-type]
     return service
 
 
@@ -150,7 +155,7 @@ def test_why_tells_of_each_server_what_counts_for_it() -> None:
             state = step(state, started).state
             state = probed(state, 10.0, "10.0.0.11", up=True)
             state = probed(state, 20.0, "10.0.0.11", up=False)
-    told = report.services(state, Table(), {}, failures={}, now=30.0, wall=str, of=MINE)
+    told = whole(report.services(state, Table(), {}, failures={}, now=30.0, wall=str, of=MINE))
     said = {each["name"]: each["servers"][0] for each in told}
     assert [(it["health"], it["checks"][0]["health"]) for it in said.values()] == [
         ("down", "down"),
@@ -168,7 +173,7 @@ def test_a_sorry_server_at_work_is_shown_with_its_check() -> None:
     told = {"failures": {}, "now": 30.0, "wall": str}
 
     def sorry_server() -> dict[str, Any]:
-        (shown,) = report.services(state, table, counters, **told)  # type: ignore[arg-type]
+        (shown,) = whole(report.services(state, table, counters, **told))  # type: ignore[arg-type]
         found: dict[str, Any] = shown["sorry_server"]
         return found
 

@@ -484,7 +484,7 @@ def a_check_takes_out_who_has_failed_it_often_enough_since_it_has_it(life: Life)
         before, after = weights(seen.before_table), weights(seen.table)
         for slot in seen.before.admitted:
             place = slot.service, slot.server
-            if (slot, target) in has and before[place] > 0 and after.get(place, 0) == 0:
+            if (slot, target) in has and before.get(place, 0) > 0 and after.get(place, 0) == 0:
                 assert seen.event.up or bad[slot, target] >= target.check.fall, (slot, target)
 
 

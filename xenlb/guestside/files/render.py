@@ -20,6 +20,8 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from xenlb.foreign.printable import printable
+
 OVERRIDES = Path("/etc/xenlb/templates")
 LONGEST = 128  # characters of a value; a sysctl of an interface is the longest there is
 _WORD = re.compile(r"(?!-)[A-Za-z0-9._:/@-]{1,128}")
@@ -49,8 +51,8 @@ def safe(value: object) -> str:
 
 def quoted(value: object) -> str:
     """For a message: in one line, and not endless."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    text = printable(str(value), 60)
+    return f"'{text}'" if isinstance(value, str) else text
 
 
 def render(name: str, values: Mapping[str, object], *, overrides: Path) -> str:

@@ -7,6 +7,7 @@ made visible, and contents for root alone (a secret may be in them) are not show
 import difflib
 from collections.abc import Iterator
 
+from xenlb.foreign.printable import printable
 from xenlb.guestside.plan.install import Plan
 from xenlb.guestside.plan.manifest import STATE
 from xenlb.guestside.plan.tree import (
@@ -20,7 +21,6 @@ from xenlb.guestside.plan.tree import (
     Present,
     RemoveFolder,
     Write,
-    as_bytes,
 )
 
 
@@ -74,13 +74,11 @@ def _lines(node: Node) -> list[str]:
                 lines[-1] += "\\ (no end of line)"
             return [visible(line) for line in lines]
         case Link(target=target):
-            return [f"(a symbolic link to {visible(ascii(as_bytes(target))[2:-1])})"]
+            return [f"(a symbolic link to {visible(target)})"]
         case _:
             return []
 
 
 def visible(line: str) -> str:
     """With every character that is not to be seen as an escape; tabs stay."""
-    return "".join(
-        each if each.isprintable() or each == "\t" else ascii(each)[1:-1] for each in line
-    )
+    return printable(line, keep="\t")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from xenlb.foreign.printable import printable
+
 LARGEST = 256 * 1024  # bytes of a file that is read or written
 ROOT_ONLY = 0o600
 
@@ -105,7 +107,7 @@ class MakeLink:
     target: str
 
     def __str__(self) -> str:
-        return f"link /{self.path} to {ascii(self.target)[1:-1]}"
+        return f"link /{self.path} to {printable(self.target)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ the packet filter in filters.py, and what configures the network in systemlines.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from xenlb.foreign.printable import printable
 from xenlb.guestside.seen.filters import iptables_rules, nft_rules
 from xenlb.guestside.seen.iplines import (
     INTERFACE,
@@ -103,6 +104,7 @@ def _sections(output: bytes) -> Mapping[str, str]:
         if name in sections or len(sections) == MOST_SECTIONS or at > len(output):
             break
         text = output[found.end() : at].decode("ascii", errors="replace")
+        text = printable(text, keep="\n\t")
         if text.count("\n") > MOST_LINES:
             raise _too_much()
         sections[name] = text

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from xenlb.foreign.printable import printable
+
 MOST_OUTPUT = 4 * 1024 * 1024  # bytes, of each of the two outputs
 # Seconds. A script starts some dozens of programs: in a guest that boots on a starved host 60 were
 # not enough, however often it was tried. Who is gone, or does not answer, the way in tells sooner.
@@ -83,7 +85,7 @@ def last_line(data: bytes) -> str:
     """The last line that says something, cut and made harmless."""
     lines = [line for line in data[-4096:].decode("utf-8", "replace").splitlines() if line.strip()]
     line = lines[-1].strip() if lines else ""
-    return "".join(each if each.isprintable() else " " for each in line)[:200]
+    return printable(line, 200)
 
 
 async def run_child(

@@ -1,0 +1,50 @@
+"""Requests that a guest may write itself, as often as it likes."""
+
+from ipaddress import ip_address
+from uuid import UUID
+
+import pytest
+
+from xenlb.model.events import Ask, Asked, Configured, Described, GuestId, Listed, Power
+from xenlb.model.settings import Member, Port, ServiceSettings, Settings
+from xenlb.model.state import State
+from xenlb.model.step import step
+
+XEN = "xen:///system"
+MAIL = GuestId(uri=XEN, uuid=UUID(int=1))
+SERVICE = ServiceSettings(
+    name="mail",
+    address=ip_address("192.0.2.10"),
+    ports=(Port(number=25),),
+    servers=(Member(guest="mail1", address=ip_address("10.0.0.11")),),
+)
+
+
+def running() -> State:
+    state = step(
+        State(), Configured(at=0.0, settings=Settings(uris=(XEN,), services=(SERVICE,)))
+    ).state
+    mail = Described(guest=MAIL, name="mail1", power=Power.RUNNING, incarnation=4)
+    return step(state, Listed(at=1.0, asked=1.0, uri=XEN, guests=(mail,))).state
+
+
+@pytest.mark.parametrize(
+    ("ask", "more"),
+    [(Ask.POWEROFF, 20.0), (Ask.REBOOT, 20.0), (Ask.SUSPEND, 20.0), (Ask.INSIDE, 0.0)],
+)
+def test_a_request_that_stands_is_no_news_and_begins_its_grace_anew(ask: Ask, more: float) -> None:
+    """A hold that says it again has the time of a drain; the grace is longer here."""
+    first = step(running(), Asked(at=10.0, guest=MAIL, incarnation=4, ask=ask))
+    assert len([note for note in first.notes if note.guest == MAIL]) == 1
+    again = step(first.state, Asked(at=30.0, guest=MAIL, incarnation=4, ask=ask))
+    assert again.notes == ()
+    before, after = (each.state.guests[MAIL].request for each in (first, again))
+    assert before is not None
+    assert after is not None
+    assert after.deadline == before.deadline + more
+
+
+def test_another_request_is_news() -> None:
+    first = step(running(), Asked(at=10.0, guest=MAIL, incarnation=4, ask=Ask.POWEROFF))
+    other = step(first.state, Asked(at=11.0, guest=MAIL, incarnation=4, ask=Ask.REBOOT))
+    assert [note.text for note in other.notes] == ["asked for reboot (domain 4)"]
