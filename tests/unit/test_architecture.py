@@ -24,11 +24,11 @@ WIRING = {path.stem for path in MODULES if path.parent.name == "xenlb"} - {"__in
 TOP_ROOMS = {"doctor"}
 GUESTSIDE = {"guestside"}  # below the agent, which lets a guest in when its inside is in place
 ROOMS = {"hypervisor", "health", "config", "control", "director"}
-FLOORS = (CLI, WIRING | TOP_ROOMS, GUESTSIDE, ROOMS, {"model"}, {"ipvs"})
+FLOORS = (CLI, WIRING | TOP_ROOMS, GUESTSIDE, ROOMS, {"model"}, {"foreign", "ipvs"})
 # The rooms inside a room; its own modules ("") put them together.
 INNER_FLOORS = {"guestside": ({""}, {"files", "ways"}, {"seen", "plan"}, {"needed"})}
 PURE = (
-    {"model"}
+    {"model", "foreign"}
     | {
         f"ipvs/{name}"
         for name in ("table", "op", "diff", "text", "parse", "options", "codec", "wire", "__init__")

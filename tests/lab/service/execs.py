@@ -9,6 +9,7 @@ import signal
 from contextlib import suppress
 from ipaddress import ip_address
 
+from xenlb.health.answer import answer_budget
 from xenlb.health.ask import ask
 from xenlb.model.checks import Exec
 from xenlb.model.events import Target
@@ -21,11 +22,13 @@ def target(script: str) -> Target:
 
 
 async def main() -> None:
-    answer = await ask(target("echo $(id -u) $(nice) $(cat /proc/self/oom_score_adj); exit 2"))
+    answer = await ask(
+        target("echo $(id -u) $(nice) $(cat /proc/self/oom_score_adj); exit 2"), answer_budget()
+    )
     print(f"exec_check={answer.up} {answer.detail}")
     with suppress(TimeoutError):
         async with asyncio.timeout(2):
-            await ask(target("exec sleep 600"))
+            await ask(target("exec sleep 600"), answer_budget())
 
 
 signal.alarm(30)

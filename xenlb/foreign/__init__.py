@@ -1,0 +1,1 @@
+"""What is done to foreign input before it is used: text is made printable, events are counted."""
