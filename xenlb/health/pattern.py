@@ -28,7 +28,7 @@ from xenlb.foreign.budget import Budget, BudgetSpent
 
 # s of the processor, between two turns of the loop. All slices of all searches in an answer have
 # the answer's budget together.
-LONGEST = 0.02
+LONGEST = 0.01
 # Characters of a text that is short: what a step at each place costs is nothing.
 SHORT = 200
 PLACES = 2048  # of a slice
