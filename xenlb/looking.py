@@ -85,7 +85,7 @@ async def _reached(agent: Agent, subject: Subject, wish: Wish) -> tuple[Verdict,
             seen = (await work.apply(found, reached, overrides=overrides)).seen
     if seen is None:
         seen = await work.see(subject, reached.channel)
-    return work.verdicts(subject, seen)
+    return await asyncio.to_thread(work.verdicts, subject, seen)
 
 
 def _turn(agent: Agent, subject: Subject) -> AbstractAsyncContextManager[None]:

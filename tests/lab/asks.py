@@ -14,7 +14,8 @@ from ipaddress import ip_address
 from typing import Any
 
 from xenlb import checkjson
-from xenlb.health.answer import Answer, too_late
+from xenlb.foreign.budget import BudgetSpent
+from xenlb.health.answer import Answer, answer_budget, too_late, too_much
 from xenlb.health.ask import ask
 from xenlb.model.events import Target
 
@@ -22,9 +23,11 @@ from xenlb.model.events import Target
 async def _asked(target: Target) -> Answer:
     try:
         async with asyncio.timeout(target.check.timeout):
-            return await ask(target)
+            return await ask(target, answer_budget())
     except TimeoutError as late:
         return too_late(target, late)
+    except BudgetSpent as spent:
+        return too_much(target, spent)
 
 
 async def _answers(question: dict[str, Any]) -> list[list[Any]]:

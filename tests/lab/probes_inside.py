@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from xenlb import checkjson
-from xenlb.health.answer import Answer, too_late
+from xenlb.health.answer import Answer, answer_budget, too_late
 from xenlb.health.ask import ask, loaded
 from xenlb.ipvs.table import Tunnel, TunnelType
 from xenlb.model.events import Target
@@ -32,7 +32,7 @@ async def one(target: Target) -> Answer:
     await loaded(target)
     try:
         async with asyncio.timeout(target.check.timeout):
-            return await ask(target)
+            return await ask(target, answer_budget())
     except TimeoutError:
         return too_late(target)
 

@@ -59,6 +59,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         ("wrong_configuration", "failed 3 0"),
         ("exec_check", "False /bin/sh says CRITICAL: 65534 0 0"),
         ("exec_check_hangs", "ended"),
+        ("sysctls", "of the network alone"),
     ],
 )
 def test_the_service(said: dict[str, str], key: str, value: str) -> None:

@@ -14,7 +14,7 @@ from tests.lab.uml import UmlLab
 from xenlb.guestside.needed.compile import Place, compile_needs
 from xenlb.guestside.needed.needs import Needs
 from xenlb.guestside.seen.asking import observe_script
-from xenlb.guestside.seen.observe import observed
+from xenlb.guestside.seen.observe import observed, output_budget
 from xenlb.guestside.seen.observed import Observed
 from xenlb.guestside.seen.verify import differences
 from xenlb.ipvs.table import Forwarding, Tunnel, TunnelType, family_of
@@ -153,7 +153,9 @@ def server(uml: UmlLab) -> NetNs:
 
 def look(space: NetNs, shell: str, needs: Needs = NEEDS) -> Observed:
     script = observe_script(needs, interfaces=["eth0"])
-    return observed(space.lab.run(space.argv(shell.split()), input=script).out.encode())
+    return observed(
+        space.lab.run(space.argv(shell.split()), input=script).out.encode(), output_budget()
+    )
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -196,7 +198,9 @@ def test_what_debian_guests_show_of_themselves(uml: UmlLab) -> None:
         # sysvinit starts the lab's shell after all scripts.
         assert guest_shell.answers(uml, guest.address, 7001, timeout=60)
         guest.write("/tmp/observe.sh", observe_script(Needs(), interfaces=["eth0"]))
-        states[guest.name] = observed(guest.run("sh /tmp/observe.sh </dev/null").out.encode())
+        states[guest.name] = observed(
+            guest.run("sh /tmp/observe.sh </dev/null").out.encode(), output_budget()
+        )
     systemd, sysvinit = states["seen-systemd"], states["seen-sysvinit"]
     assert (systemd.init, sysvinit.init) == (Init.SYSTEMD, Init.SYSVINIT)
     assert (systemd.distribution, systemd.version) == ("debian", "12")

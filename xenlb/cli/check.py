@@ -22,7 +22,8 @@ from xenlb.model.problem import Problem
 def check(options: Options, file: Path | None, *, anywhere: bool, as_json: bool) -> int:
     """Validates the configuration (or FILE) and prints every problem of it.
 
-    A problem is also an interface, a program, a user or a file that it names and this host has not.
+    A problem is also an interface, a program, a user or a file that it names and this host has not,
+    and a program of an exec check that others than root could have replaced.
     What is allowed and yet likely to be a mistake is a warning; the exit status is of the problems
     alone.
     """
@@ -31,7 +32,7 @@ def check(options: Options, file: Path | None, *, anywhere: bool, as_json: bool)
     warnings: tuple[Problem, ...] = ()
     services = 0
     try:
-        loaded = read(file)
+        loaded = read(file, anywhere=anywhere)
         services, warnings = len(loaded.settings.services), loaded.settings.warnings
         problems = () if anywhere else loaded.lacking()
     except ConfigError as error:

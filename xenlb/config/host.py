@@ -79,6 +79,14 @@ def _no_user(name: str) -> Lack | None:
     return None
 
 
+def uids(name: str) -> tuple[int, ...]:
+    """Of the user, none where this host has no such one."""
+    try:
+        return (pwd.getpwnam(name).pw_uid,)
+    except KeyError:
+        return ()
+
+
 def _no_file(path: str) -> Lack | None:
     try:
         os.stat(path)

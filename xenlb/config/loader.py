@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from xenlb.config import host, service, values
+from xenlb.config import host, rights, service, values
 from xenlb.config.advice import advice
 from xenlb.config.draft import Draft
 from xenlb.config.host import Need, NeedKind
@@ -19,6 +19,7 @@ from xenlb.config.reading import Cursor, Fields, Place, Report, keys_of
 from xenlb.config.rules import RULES, servers_are_no_vips, unique_keys
 from xenlb.config.settle import settings_of, without_idle_defaults
 from xenlb.config.values import Wrong
+from xenlb.model.checks import Exec
 from xenlb.model.problem import ConfigError, Problem
 from xenlb.model.settings import (
     KEEPALIVE,
@@ -63,10 +64,43 @@ def load(path: str | os.PathLike[str]) -> Settings:
     return read(path).settings
 
 
-def read(path: str | os.PathLike[str]) -> Loaded:
-    """As load(), with all that there is to know of the file."""
+def read(path: str | os.PathLike[str], *, anywhere: bool = False) -> Loaded:
+    """As load(), with all that there is to know of the file. `anywhere`: whoever may write it, as
+    it is for another host."""
     file = os.fspath(path)
-    return loaded(bytes_of(file), file)
+    data = bytes_of(file)
+    if anywhere:
+        return loaded(data, file)
+    report = Report(file=file)
+    writer = rights.other_writer(file)
+    if writer is not None:
+        report.warn(Place(1, 1, ""), f"{writer}, and with it change all of this", writer.cure)
+    settings = _parsed(decode(data, file), report)
+    if unsafe := _unsafe(settings, report, writer):
+        raise ConfigError(unsafe)
+    return Loaded(settings=settings, data=data, report=report)
+
+
+def _unsafe(
+    settings: Settings, report: Report, writer: rights.Writer | None
+) -> tuple[Problem, ...]:
+    """Of each program that root starts: who else could have it replaced, in file order."""
+    programs = {
+        (check.asks.command[0], check.asks.user)
+        for service in settings.services
+        for check in service.checks
+        if isinstance(check.asks, Exec)
+    }
+    found: dict[Problem, None] = {}
+    for program, user in sorted(programs):
+        other = writer or rights.other_writer(program, host.uids(user))
+        if other is not None:
+            place = report.needs[Need(NeedKind.PROGRAM, program)]
+            message = f"exec is refused: {other}, and so run programs as root"
+            if writer is None:
+                message = f"exec is refused: {other}, and so run programs as {user}"
+            found[report.problem(place, message, other.cure)] = None
+    return tuple(sorted(found, key=lambda problem: (problem.line, problem.column)))
 
 
 def bytes_of(path: str | os.PathLike[str]) -> bytes:
@@ -120,6 +154,8 @@ def _unreadable(file: str, error: OSError | ValueError | None) -> Problem:
             message, hint = "there is no such file", "write it, or name another with --config"
         case PermissionError():
             message, hint = "the file may not be read", "run as root, or check its rights"
+            if os.geteuid() == 0:
+                hint = rights.unreadable(file)
         case OSError():
             message = f"cannot be read: {error.strerror}"
             hint = "check the file and its disk"

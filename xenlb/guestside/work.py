@@ -7,6 +7,7 @@ The settings in the guest say what it was given last; what of that is no longer 
 away, whichever program made it, because guest.sh takes it for its own first.
 """
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from xenlb.guestside.plan.tree import File, Wanted
 from xenlb.guestside.platform import Platform, of_files, of_observed
 from xenlb.guestside.seen.asking import observe_script
 from xenlb.guestside.seen.difference import APPLY, Difference
-from xenlb.guestside.seen.observe import ObserveError, observed
+from xenlb.guestside.seen.observe import ObserveError, observed, output_budget
 from xenlb.guestside.seen.observed import Observed
 from xenlb.guestside.seen.verify import differences
 from xenlb.guestside.subject import Subject
@@ -71,7 +72,8 @@ class Survey:
 
 
 def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:
-    """For each of its services: has a guest that runs all that it needs?"""
+    """For each of its services: has a guest that runs all that it needs? What a guest has may be
+    much: not for a loop."""
     found = []
     for place in subject.places:
         missing = differences(compile_needs([place], hold=subject.hold), seen)
@@ -104,7 +106,7 @@ async def see(subject: Subject, channel: Channel) -> Observed:
             f"{subject.name} cannot be looked at: {output.complaint or 'no reason given'}"
         )
     try:
-        return observed(output.out)
+        return await asyncio.to_thread(observed, output.out, output_budget())
     except ObserveError as error:
         raise DeliveryError(f"{subject.name}: {error.message}", hint=error.hint) from None
 
@@ -166,7 +168,7 @@ async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
     """Brings the guest in line with what was found. Raises DeliveryError; what was done before
     stays, and the next apply goes on from there."""
     plan = found.look.plan
-    if not plan.operations and not found.differences:
+    if not plan.operations and not await asyncio.to_thread(lambda: found.differences):
         return Done(seen=found.seen)
     await reached.executor.perform(plan.operations)
     if reached.channel is None:
@@ -182,7 +184,8 @@ async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
     )
     output = await reached.channel.run(script)
     seen = await see(found.subject, reached.channel)
-    return Done(said=_said(output), left=differences(found.needs, seen), seen=seen)
+    left = await asyncio.to_thread(differences, found.needs, seen)
+    return Done(said=_said(output), left=left, seen=seen)
 
 
 async def remove(found: Survey, reached: Reached, *, overrides: Path) -> Done:

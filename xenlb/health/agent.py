@@ -12,6 +12,7 @@ check may be the only one.
 
 import re
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, converse
 from xenlb.health.words import shown
@@ -26,10 +27,10 @@ DOWN = frozenset({"down", "fail", "failed", "stopped"})
 _SHARE = re.compile(r"(\d{1,5})%", re.ASCII)
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Agent)
-    return await converse(target, lambda stream: _talk(stream, asks))
+    return await converse(target, budget, lambda stream: _talk(stream, asks))
 
 
 async def _talk(stream: Stream, asks: Agent) -> Answer:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from xenlb.foreign.budget import Budget, BudgetSpent
 from xenlb.health.sockets import NetworkError
 from xenlb.model.checks import Exec, Icmp
 from xenlb.model.events import Target
@@ -29,7 +30,25 @@ class Answer:
 
 # A probe of one type of check, of whose class `target.check.asks` is: asks once, and leaves nothing
 # open, also when it is cancelled. How long it may take (`check.timeout`) is the runner's business.
-Probe = Callable[[Target], Awaitable[Answer]]
+# What the server says is taken out of the budget; a BudgetSpent is the runner's, too.
+Probe = Callable[[Target, Budget], Awaitable[Answer]]
+
+# Of the answer to one probe. A body of 64 KiB in chunks of 40 bytes has 5,000 pieces. TLS's own
+# bytes count, too.
+PIECES = 6000
+SIZE = 256 * 1024  # bytes
+TIME = 0.2  # s of the processor
+
+
+def answer_budget() -> Budget:
+    return Budget(pieces=PIECES, size=SIZE, time=TIME)
+
+
+def too_much(target: Target, spent: BudgetSpent) -> Answer:
+    """The answer for a probe whose server has said more than its budget."""
+    where = f"{target.address} port {target.port}"
+    return Answer(up=False, detail=f"expected an answer from {where}, got {spent}")
+
 
 # Trouble of this host: too many open files or ports in use, a local firewall. It says nothing
 # about the server, and taking every server out for it would turn a nuisance into an outage.

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from importlib import import_module
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer, Probe
 from xenlb.model.checks import (
     Agent,
@@ -53,9 +54,9 @@ VIA_VIP = "vip"
 _loaded: dict[str, Probe] = {}
 
 
-async def ask(target: Target) -> Answer:
-    """One probe; how long it may take is the caller's business."""
-    return await (await loaded(target))(target)
+async def ask(target: Target, budget: Budget) -> Answer:
+    """One probe; how long it may take is the caller's business. Raises BudgetSpent."""
+    return await (await loaded(target))(target, budget)
 
 
 async def loaded(target: Target) -> Probe:

@@ -23,6 +23,9 @@ _TOO_OLD = {
     "NO_PROTOCOLS_AVAILABLE",
 }
 
+# In TLS 1.2, as SSLContext.get_ciphers() calls them.
+KEY_EXCHANGES = {"kx-ecdhe", "kx-rsa"}
+
 _kept: dict[Tls, tuple[float, ssl.SSLContext]] = {}
 _making = threading.Lock()
 
@@ -50,6 +53,7 @@ def _remade(tls: Tls) -> ssl.SSLContext:
 def _made(tls: Tls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(":".join(_suites(context)))
     context.options |= ssl.OP_NO_RENEGOTIATION  # what is written never has to wait for reading
     context.check_hostname = tls.verify and tls.name is not None
     if not tls.verify:
@@ -59,6 +63,13 @@ def _made(tls: Tls) -> ssl.SSLContext:
     else:
         context.load_default_certs()
     return context
+
+
+def _suites(context: ssl.SSLContext) -> list[str]:
+    """Those of this host's for TLS 1.2 in which the server does not choose the group by its
+    parameters: a Diffie-Hellman group of 10,000 bits takes a second. TLS 1.3 has groups of
+    its own, which have names, and its suites are not set here."""
+    return [suite["name"] for suite in context.get_ciphers() if suite.get("kea") in KEY_EXCHANGES]
 
 
 def refused(error: ssl.SSLError, tls: Tls) -> tuple[str, str]:

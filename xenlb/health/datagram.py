@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.refusals import Refusals
 from xenlb.health.sockets import NetworkError, later, unconnected
 from xenlb.model.events import Target
@@ -33,8 +34,9 @@ def connected(target: Target) -> Iterator[socket.socket]:
         yield asking
 
 
-async def received(asking: socket.socket, target: Target, *, sent: float) -> bytes:
-    """The next datagram. Raises NetworkError with what ICMP said of the one that was sent then."""
+async def received(asking: socket.socket, target: Target, budget: Budget, *, sent: float) -> bytes:
+    """The next datagram. Raises NetworkError with what ICMP said of the one that was sent then,
+    BudgetSpent."""
     # sock_recv does not give way when something is there already: a server that floods its
     # asker must not have the loop for itself.
     await asyncio.sleep(0)
@@ -47,4 +49,5 @@ async def received(asking: socket.socket, target: Target, *, sent: float) -> byt
             REFUSALS.refused(target.address, target.port, sent=sent, now=loop.time())
         raise
     REFUSALS.answered(target.address, target.port)
+    budget.take(size=len(data))
     return data

@@ -18,6 +18,7 @@ FACTS
 """
 
 import asyncio
+import time
 from functools import lru_cache
 
 import dns.exception
@@ -29,6 +30,7 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer, failed
 from xenlb.health.datagram import connected, received
 from xenlb.health.words import shown
@@ -37,10 +39,14 @@ from xenlb.model.events import Target
 
 # What is asked without `query`: name and type.
 LOCALHOST = ("localhost.", "A")
+# Bytes of a datagram. Queries here do not allow for more than USUAL (RFC 1035, 4.2.1; EDNS would),
+# but servers may send more. A message made for it takes some 20 µs a byte to read: what is more
+# than usual is read in a thread.
+USUAL, LARGEST = 512, 4096
 STRAY = 16  # datagrams that are no answer to the query, after which the server is not heard further
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Dns)
     where = f"{target.address} port {target.port}"
@@ -57,11 +63,14 @@ async def probe(target: Target) -> Answer:
             sent = asyncio.get_running_loop().time()
             asking.send(wire)
             for _ in range(STRAY):
-                got = await received(asking, target, sent=sent)
+                got = await received(asking, target, budget, sent=sent)
                 if got[:2] != wire[:2]:
                     continue
+                if len(got) > LARGEST:
+                    detail = f"expected {what} from {where}, got a datagram of {len(got)} bytes"
+                    return Answer(up=False, detail=detail)
                 try:
-                    answer = dns.message.from_wire(got, ignore_trailing=True)
+                    answer = await _message(got, budget)
                 # Whatever a datagram holds, it is the server's trouble and not this probe's.
                 except (dns.exception.DNSException, ValueError, IndexError) as error:
                     reason = shown(str(error)) or type(error).__name__
@@ -73,6 +82,21 @@ async def probe(target: Target) -> Answer:
     except OSError as error:
         return failed(target, error)
     return Answer(up=False, detail=f"expected {what} from {where}, got answers to other questions")
+
+
+async def _message(data: bytes, budget: Budget) -> dns.message.Message:
+    """Raises DNSException, ValueError, IndexError."""
+    if len(data) <= USUAL:
+        return dns.message.from_wire(data, ignore_trailing=True)
+    message, seconds = await asyncio.to_thread(_measured, data)
+    budget.took(seconds)
+    return message
+
+
+def _measured(data: bytes) -> tuple[dns.message.Message, float]:
+    began = time.thread_time()
+    message = dns.message.from_wire(data, ignore_trailing=True)
+    return message, time.thread_time() - began
 
 
 def _what(asks: Dns) -> str:

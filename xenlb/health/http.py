@@ -10,6 +10,7 @@ followed: the answer that redirects is the server's own.
 import re
 
 from xenlb import __version__
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import NotAsked, Stream, Unexpected, converse
 from xenlb.health.words import shown
@@ -22,9 +23,6 @@ ANNOUNCED = 5
 SWITCHES = 101  # the one below 200 that no other answer follows
 NO_BODY = frozenset({204, 304})
 LONGEST_HEADER = 64 * 1024  # bytes
-HEADERS = 1000
-# Of a body, each some 15 µs: a server may send them of one byte.
-CHUNKS = 2000
 
 _STATUS = re.compile(rb"HTTP/1\.[0-9] +([0-9]{3})(?: (.*))?", re.DOTALL)
 _SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?", re.DOTALL)
@@ -33,10 +31,10 @@ _SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?", re.DOTALL)
 Headers = list[tuple[str, str]]
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Http)
-    return await converse(target, lambda stream: _talk(stream, asks), tls=asks.tls)
+    return await converse(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Http) -> Answer:
@@ -48,7 +46,7 @@ async def _talk(stream: Stream, asks: Http) -> Answer:
     if asks.header is not None or asks.body:
         headers = await _headers(stream)
         if asks.header is not None:
-            _check_header(stream, headers, *asks.header)
+            await _check_header(stream, headers, *asks.header)
         if asks.body:
             await _check_body(stream, asks, status, headers)
     await stream.part()
@@ -105,8 +103,6 @@ async def _headers(stream: Stream) -> Headers:
             raise
         if not line:
             return headers
-        if len(headers) == HEADERS:
-            raise stream.unexpected(f"at most {HEADERS} headers", "more", quote=False)
         text = line.decode("latin-1")
         if text[0] in " \t" and headers:  # the header before goes on
             name, value = headers.pop()
@@ -116,9 +112,9 @@ async def _headers(stream: Stream) -> Headers:
             headers.append((name.strip().lower(), value.strip()))
 
 
-def _check_header(stream: Stream, headers: Headers, name: str, pattern: str) -> None:
+async def _check_header(stream: Stream, headers: Headers, name: str, pattern: str) -> None:
     values = _values(headers, name)
-    if not stream.found(pattern, *values):
+    if not await stream.found(pattern, *values):
         got = f"{name}: {shown(values[0])}" if values else f"no header {name}"
         raise stream.unexpected(f'"{shown(pattern)}" in header {name}', got, quote=bool(values))
 
@@ -136,7 +132,7 @@ async def _check_body(stream: Stream, asks: Http, status: int, headers: Headers)
         except Unexpected as error:
             wrong = error
     text = body.decode("utf-8", "replace")
-    if stream.found(asks.body, text):
+    if await stream.found(asks.body, text):
         return
     got = text or "an empty one"
     raise wrong or stream.unexpected(f'"{shown(asks.body)}" in the body', got, quote=bool(text))
@@ -160,7 +156,7 @@ def _is_length(value: str) -> bool:
 
 
 async def _read_chunks(stream: Stream, body: bytearray) -> None:
-    for _ in range(CHUNKS):
+    while True:
         line = await stream.line("whole body")
         match = _SIZE.fullmatch(line)
         if match is None:
@@ -172,7 +168,6 @@ async def _read_chunks(stream: Stream, body: bytearray) -> None:
         if len(body) == SEARCHED:
             return
         await stream.line("whole body")
-    raise stream.unexpected(f"a body in at most {CHUNKS} chunks", "more", quote=False)
 
 
 async def _take(stream: Stream, body: bytearray, size: int) -> None:

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer, failed
 from xenlb.health.sockets import FAMILY, shared
 from xenlb.ipvs.table import IPAddress
@@ -41,7 +42,7 @@ RECEIVE_BUFFER = 1 << 20  # replies of thousands of servers may come at once
 READS = 64  # replies read in a row before everything else in the loop gets its turn
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     try:
         with shared(_open, target.address.version, _opened) as echoes:
             await echoes.ask(target.address)

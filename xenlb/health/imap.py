@@ -1,5 +1,6 @@
 """The imap check: the server's greeting, STARTTLS where that is wanted, and LOGOUT."""
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, converse
 from xenlb.model.checks import Imap
@@ -9,10 +10,10 @@ from xenlb.model.events import Target
 LINES = 20
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Imap)
-    return await converse(target, lambda stream: _talk(stream, asks), tls=asks.tls)
+    return await converse(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Imap) -> Answer:

@@ -4,6 +4,7 @@ A server that does not let in nameless clients answers, too, and is up; one that
 available says so and is not.
 """
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, converse
 from xenlb.health.words import shown
@@ -31,10 +32,10 @@ class _Malformed(Exception):
     pass
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Ldap)
-    return await converse(target, _talk, tls=asks.tls)
+    return await converse(target, budget, _talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream) -> Answer:

@@ -17,6 +17,7 @@ FACTS
 - An error may be the greeting: too many connections, host blocked or not allowed.
 """
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, Unexpected, converse
 from xenlb.health.words import shown
@@ -51,10 +52,10 @@ PLUGINS = (b"mysql_native_password", b"caching_sha2_password")
 QUIT = b"\x01\x00\x00\x00\x01"
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Mysql)
-    return await converse(target, lambda stream: _talk(stream, asks))
+    return await converse(target, budget, lambda stream: _talk(stream, asks))
 
 
 class _Error(Unexpected):

@@ -12,6 +12,7 @@ FACTS
 - A server that starts, stops or recovers says 57P03, one that is full 53300.
 """
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, Unexpected, converse
 from xenlb.health.words import shown
@@ -27,10 +28,10 @@ MESSAGES = 100  # until the server is ready, at most
 ANSWERS = (b"28", b"3D")
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Pgsql)
-    return await converse(target, lambda stream: _talk(stream, asks))
+    return await converse(target, budget, lambda stream: _talk(stream, asks))
 
 
 async def _talk(stream: Stream, asks: Pgsql) -> Answer:

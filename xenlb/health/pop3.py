@@ -1,15 +1,16 @@
 """The pop3 check: the server's greeting, STLS where that is wanted, and QUIT."""
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, converse
 from xenlb.model.checks import Pop3
 from xenlb.model.events import Target
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Pop3)
-    return await converse(target, lambda stream: _talk(stream, asks), tls=asks.tls)
+    return await converse(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Pop3) -> Answer:

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from xenlb.foreign.budget import Budget
 from xenlb.health import descendants
 from xenlb.health.answer import Answer
 from xenlb.health.words import shown
@@ -55,7 +56,7 @@ _PERCENT = re.compile(r"(\d{1,5})(?:\.\d*)?%", re.ASCII)
 _WEIGHT = re.compile(r"'?weight'?=(\d{1,5})(?:\.\d*)?%", re.ASCII)
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Exec)
     environment = {

@@ -5,6 +5,7 @@ answered and is up; one that still loads its data, has lost its master or is ful
 own words. It logs nothing of it.
 """
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, converse
 from xenlb.model.checks import Redis
@@ -13,10 +14,10 @@ from xenlb.model.events import Target
 UP = (b"+PONG", b"-NOAUTH", b"-NOPERM")
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Redis)
-    return await converse(target, _talk, tls=asks.tls)
+    return await converse(target, budget, _talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream) -> Answer:

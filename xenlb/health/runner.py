@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from xenlb.health.answer import Answer, Probe, too_late
+from xenlb.foreign.budget import Budget, BudgetSpent
+from xenlb.health.answer import Answer, Probe, answer_budget, too_late, too_much
 from xenlb.health.ask import ask, loaded
+from xenlb.health.turns import Turns, metered
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health, bounded
 
@@ -39,6 +41,11 @@ PATIENCE = 50
 DOUBTFUL = 0.5
 DOUBTFUL_SHARE = 0.25
 JITTER = 0.1
+# Of the processor's time: what a target may have over time. After an answer that took 20 ms to read
+# it is left alone for 2 s. With each answer in a row that spent its budget that is twice as long,
+# up to SLOWEST (s).
+COST_SHARE = 0.01
+SLOWEST = 60.0
 # Probes begun in a row before everything else in the loop gets its turn: a connect takes some
 # 0.1 ms, and a guest that is asked to shut down must not wait for hundreds of them.
 BURST = 16
@@ -57,6 +64,8 @@ class _Entry:
     health: Health
     due: float = inf
     asked: float = -inf  # when the last probe began
+    pause: float = 0.0  # from the last probe to the next at least, for what it cost
+    spent: int = 0  # answers in a row that spent their budget
     spread: bool = False  # the first regular wait was cut short at random, to spread the herd
     warned: bool = False
 
@@ -67,6 +76,7 @@ class _UnderWay:
 
     task: asyncio.Task[Answer]
     valid_from: float
+    budget: Budget
 
 
 class HealthRunner:
@@ -93,6 +103,7 @@ class HealthRunner:
         self._sleeps_until = -inf
         self._full = False  # no more probes may begin until one has ended
         self._wake = asyncio.Event()
+        self._turns = Turns()
 
     def targets(self, health: Mapping[Target, Health]) -> None:
         """What is to be probed from now on, with the verdicts so far. Called after every step.
@@ -191,6 +202,10 @@ class HealthRunner:
 
     def _wait(self, entry: _Entry) -> float:
         """How long (s) after one probe the next begins."""
+        return max(entry.pause, self._pace(entry))
+
+    def _pace(self, entry: _Entry) -> float:
+        """The same, were its answers free."""
         check, health = entry.target.check, entry.health
         now = self._clock()
         if health.against > 0 and self._held(entry, now):
@@ -215,18 +230,24 @@ class HealthRunner:
     def _begin(self, entry: _Entry) -> None:
         target = entry.target
         asked = entry.asked = self._clock()
-        task = asyncio.create_task(self._ask(target), name=f"probe {target}")
-        self._under_way[target] = _UnderWay(task=task, valid_from=entry.health.valid_from)
+        budget = answer_budget()
+        task = asyncio.create_task(self._ask(target, budget), name=f"probe {target}")
+        self._under_way[target] = _UnderWay(
+            task=task, valid_from=entry.health.valid_from, budget=budget
+        )
         task.add_done_callback(lambda done: self._ended(target, asked, done))
 
-    async def _ask(self, target: Target) -> Answer:
+    async def _ask(self, target: Target, budget: Budget) -> Answer:
         if self._probe is ask:
             await loaded(target)
         try:
             async with asyncio.timeout(target.check.timeout):
-                return await self._probe(target)
+                return await metered(self._probe(target, budget), budget, self._turns)
         except TimeoutError as late:
             return too_late(target, late)
+        except BudgetSpent as spent:
+            budget.spent = True
+            return too_much(target, spent)
 
     def _ended(self, target: Target, asked: float, task: asyncio.Task[Answer]) -> None:
         under_way = self._under_way.pop(target, None)
@@ -239,12 +260,13 @@ class HealthRunner:
             if entry is not None:
                 self._schedule(entry, max(self._clock(), entry.health.valid_from))
             return
+        _charge(entry, under_way.budget)
         wait = self._wait(entry)
         if (error := task.exception()) is not None:
             # A mistake in a probe: it costs this target its check, and nobody else anything.
             log.error("the probe of %s failed: %r", target, error, exc_info=error)
         elif self._tell(entry, asked, task.result()):
-            wait = min(wait, _doubtful(entry))
+            wait = max(entry.pause, min(wait, _doubtful(entry)))
         self._schedule(entry, max(self._clock(), asked + wait))
 
     def _tell(self, entry: _Entry, asked: float, answer: Answer) -> bool:
@@ -283,6 +305,13 @@ class HealthRunner:
                 )
             )
         return contradicts and not held
+
+
+def _charge(entry: _Entry, budget: Budget) -> None:
+    """Has the target left alone for what its answer cost."""
+    entry.spent = entry.spent + 1 if budget.spent else 0
+    doubled = min(entry.spent, 16)
+    entry.pause = min(SLOWEST, budget.used_time / COST_SHARE * 2**doubled)
 
 
 def _doubtful(entry: _Entry) -> float:

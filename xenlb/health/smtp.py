@@ -12,6 +12,7 @@ FACTS
 import re
 import socket
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, Unexpected, converse
 from xenlb.model.checks import Codes, Smtp, among, codes_text
@@ -26,7 +27,7 @@ class _Refused(Unexpected):
     """A reply of SMTP, though not the wanted one: goodbye may still be said."""
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Smtp)
 
@@ -39,7 +40,7 @@ async def probe(target: Target) -> Answer:
         await stream.part(b"QUIT\r\n")
         return Answer(up=True, detail=f"{stream.where} answers {said}")
 
-    return await converse(target, talk, tls=asks.tls)
+    return await converse(target, budget, talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Smtp) -> str:

@@ -1,7 +1,10 @@
 """A conversation with a server over TCP, in plain or with TLS: what the probes that talk share.
 
-Everything a server says is bounded: a line, and all of it. Sockets and not asyncio's streams: a
-transport is closed some time after it was told so, and reads on while a server says STARTTLS.
+Everything a server says is bounded: a line, and by the budget of its answer all of it. After a few
+pieces the loop gets its turn, whether there is something to wait for or not.
+
+Sockets and not asyncio's streams: a transport is closed some time after it was told so, and reads
+on while a server says STARTTLS.
 
 FACTS
 
@@ -14,15 +17,22 @@ FACTS
   it. So a reset is the end of the answer; it is an error where nothing came before it.
 - sock_recv does not give way while there is something to read. The loop gets its turn before each
   read, so that a server that floods does not hold it.
+- The server chooses what a handshake costs: by its key, its chain of certificates, its group. A
+  group of 8,192 bits takes 0.1 s. OpenSSL lets go of the interpreter meanwhile, so what answers the
+  server is reckoned in a thread; a few at a time, as the threads are also others'.
 """
 
 import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from weakref import WeakKeyDictionary
 
+from xenlb.foreign.budget import Budget, BudgetSpent
 from xenlb.health.answer import Answer, failed
 from xenlb.health.certificates import context_of, refused
 from xenlb.health.pattern import Endless, found
@@ -31,10 +41,11 @@ from xenlb.health.words import shown
 from xenlb.model.checks import Tls
 from xenlb.model.events import Target
 
-PIECE = 16 * 1024
+PIECE = 4 * 1024
 LONGEST_LINE = 2048
-# Bytes taken from one server in one probe, TLS's own included.
-MOST = 256 * 1024
+# Pieces of an answer between two turns of the loop, each some 15 µs.
+IN_A_ROW = 32
+HANDSHAKES = 2  # in threads, at once
 FAREWELL = 1.0  # s
 
 
@@ -58,8 +69,9 @@ class _Sealed:
 class Stream:
     """See the module's docstring. Made by `converse`."""
 
-    def __init__(self, target: Target, connection: socket.socket) -> None:
+    def __init__(self, target: Target, budget: Budget, connection: socket.socket) -> None:
         self.target = target
+        self.budget = budget
         self.where = f"{target.address} port {target.port}"
         self._loop = asyncio.get_running_loop()
         # A goodbye ends well before the runner's timeout, which would take the answer with it: a
@@ -68,7 +80,8 @@ class Stream:
         self._connection = connection
         self._sealed: _Sealed | None = None
         self._unread = bytearray()
-        self._taken = 0
+        self._taken = False  # something has come
+        self._in_a_row = 0  # pieces since the loop had its turn
         self._ended = False
         self._broken: ConnectionError | None = None
 
@@ -96,6 +109,7 @@ class Stream:
             while (end := self._unread.find(b"\n")) < 0:
                 if len(self._unread) > longest or not await self._more():
                     raise self.unexpected(f"a whole line as {what}", bytes(self._unread))
+            await self._piece()
         if end > longest:
             raise self.unexpected(f"a line of at most {longest} bytes as {what}", "a longer one")
         line = bytes(self._unread[:end])
@@ -107,15 +121,17 @@ class Stream:
             while len(self._unread) < count:
                 if not await self._more():
                     raise self.unexpected(what, bytes(self._unread))
+            await self._piece()
         data = bytes(self._unread[:count])
         del self._unread[:count]
         return data
 
-    async def piece(self, what: str, *, most: int = MOST) -> bytes:
+    async def piece(self, what: str, *, most: int = PIECE) -> bytes:
         """What has come, at least a byte and `most` at most; nothing at the connection's end."""
         with waiting_for(what):
             if not self._unread:
                 await self._more()
+            await self._piece()
         data = bytes(self._unread[:most])
         del self._unread[:most]
         return data
@@ -130,8 +146,11 @@ class Stream:
         sealed = made or await _seal_of(tls)
         with waiting_for("TLS handshake"):
             try:
-                while not await self._step(sealed, sealed.layer.do_handshake):
-                    pass
+                done = await self._step(sealed, sealed.layer.do_handshake)  # says hello
+                while not done:
+                    error, seconds = await _in_thread(sealed.layer)
+                    self.budget.took(seconds)
+                    done = await self._step(sealed, partial(_raise, error))
             except ssl.SSLError as error:
                 if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
                     raise self.unexpected("a TLS handshake", b"") from error
@@ -150,7 +169,7 @@ class Stream:
         limit = min(FAREWELL, self._until - self._loop.time())
         if limit <= 0 or self._ended:
             return
-        with contextlib.suppress(OSError, TimeoutError, Unexpected):
+        with contextlib.suppress(OSError, TimeoutError, Unexpected, BudgetSpent):
             async with asyncio.timeout(limit):
                 if words:
                     await self.send(words)
@@ -173,16 +192,24 @@ class Stream:
             said = f'"{said}"'
         return Unexpected(f"expected {expected} from {self.where}, got {said}")
 
-    def found(self, pattern: str, *texts: str) -> bool:
+    async def found(self, pattern: str, *texts: str) -> bool:
         """In any of the texts."""
         try:
-            return found(pattern, *texts)
+            return await found(pattern, *texts, budget=self.budget)
         except Endless:
             raise Unexpected(
                 f"expected {shown(pattern)} from {self.where}, got what takes too long to search"
             ) from None
 
     # Bytes----------
+
+    async def _piece(self) -> None:
+        """Counts a piece that was taken, or is about to be. Raises BudgetSpent."""
+        self.budget.take()
+        self._in_a_row += 1
+        if self._in_a_row >= IN_A_ROW:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
 
     async def _more(self) -> bool:
         """Takes what has come into `_unread`; False at the end of the connection."""
@@ -194,6 +221,7 @@ class Stream:
             return bool(data)
         got = False
         while not got and not self._ended:
+            await self._piece()
             try:
                 got = await self._step(self._sealed, self._read_sealed)
             except ssl.SSLZeroReturnError:
@@ -227,6 +255,7 @@ class Stream:
         return True
 
     async def _receive(self) -> bytes:
+        self._in_a_row = 0
         await asyncio.sleep(0)
         data = b""
         try:
@@ -235,9 +264,8 @@ class Stream:
             self._broken = error
         if not data and self._broken and not self._taken:
             raise self._broken
-        self._taken += len(data)
-        if self._taken > MOST:
-            raise self.unexpected("an answer", f"more than {MOST // 1024} KiB", quote=False)
+        self.budget.take(size=len(data))
+        self._taken = True
         self._ended = not data
         return data
 
@@ -270,15 +298,49 @@ def waiting_for(what: str) -> Iterator[None]:
         raise
 
 
+def _shake(layer: ssl.SSLObject) -> tuple[ssl.SSLError | None, float]:
+    """What came of it, and the time of the processor (s)."""
+    began = time.thread_time()
+    error = None
+    try:
+        layer.do_handshake()
+    except ssl.SSLError as raised:
+        error = raised
+    return error, time.thread_time() - began
+
+
+def _raise(error: ssl.SSLError | None) -> None:
+    if error is not None:
+        raise error
+
+
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+async def _in_thread(layer: ssl.SSLObject) -> tuple[ssl.SSLError | None, float]:
+    """As _shake(). Its place is free when the thread is, also where the probe is cancelled."""
+    loop = asyncio.get_running_loop()
+    places = _places.setdefault(loop, asyncio.Semaphore(HANDSHAKES))
+    await places.acquire()
+    shaking = loop.run_in_executor(None, _shake, layer)
+    shaking.add_done_callback(lambda _: places.release())
+    return await asyncio.shield(shaking)
+
+
 async def converse(
-    target: Target, talk: Callable[[Stream], Awaitable[Answer]], *, tls: Tls | None = None
+    target: Target,
+    budget: Budget,
+    talk: Callable[[Stream], Awaitable[Answer]],
+    *,
+    tls: Tls | None = None,
 ) -> Answer:
-    """Connects, shakes hands if `tls` is set, and talks; closed whatever happens."""
+    """Connects, shakes hands if `tls` is set, and talks; closed whatever happens. Raises
+    BudgetSpent."""
     try:
         # Before the server hears of it: where that fails, this host cannot ask.
         made = None if tls is None else await _seal_of(tls)
         with unconnected(target.address, socket.SOCK_STREAM) as connection:
-            stream = Stream(target, connection)
+            stream = Stream(target, budget, connection)
             await stream.connect()
             if tls is not None:
                 await stream.seal(tls, made)

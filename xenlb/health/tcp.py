@@ -21,6 +21,7 @@ FACTS
 
 import socket
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer, failed
 from xenlb.health.sockets import connect, unconnected
 from xenlb.health.stream import Stream, converse
@@ -32,11 +33,11 @@ from xenlb.model.events import Target
 LONGEST = 4096
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Tcp)
     if asks.send or asks.expect:
-        return await converse(target, lambda stream: _talk(stream, asks))
+        return await converse(target, budget, lambda stream: _talk(stream, asks))
     return await _connect(target)
 
 
@@ -54,7 +55,7 @@ async def _talk(stream: Stream, asks: Tcp) -> Answer:
     if asks.send:
         await stream.send(octets(asks.send))
     said = b""
-    while asks.expect and not stream.found(asks.expect, said.decode("utf-8", "replace")):
+    while asks.expect and not await stream.found(asks.expect, said.decode("utf-8", "replace")):
         more = await stream.piece("expected answer")
         said += more
         if not more or len(said) > LONGEST:

@@ -1,15 +1,16 @@
 """The tls check: does the server shake hands, and is its certificate good?"""
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
 from xenlb.health.stream import Stream, converse
 from xenlb.model.checks import TlsHandshake
 from xenlb.model.events import Target
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, TlsHandshake)
-    return await converse(target, _talk, tls=asks.tls)
+    return await converse(target, budget, _talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream) -> Answer:

@@ -11,6 +11,7 @@ mostly over by then.
 import asyncio
 import socket
 
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer, failed
 from xenlb.health.datagram import REFUSALS, connected, received
 from xenlb.health.pattern import Endless, found
@@ -22,7 +23,7 @@ from xenlb.model.events import Target
 PATIENCE = (0.5, 0.25)
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Udp)
     where = f"{target.address} port {target.port}"
@@ -35,11 +36,12 @@ async def probe(target: Target) -> Answer:
             if asks.expect:
                 sent = loop.time()
                 asking.send(octets(asks.send))
-                return _judged(asks, await received(asking, target, sent=sent), where)
+                data = await received(asking, target, budget, sent=sent)
+                return await _judged(asks, data, where, budget)
             for share in PATIENCE:
                 sent = loop.time()
                 asking.send(octets(asks.send))
-                if await _answers(asking, target, sent, share * target.check.timeout):
+                if await _answers(asking, target, budget, sent, share * target.check.timeout):
                     return Answer(up=True, detail=f"{where} answers")
                 match REFUSALS.silent(target.address, target.port, sent=sent):
                     case True:
@@ -55,19 +57,21 @@ async def probe(target: Target) -> Answer:
     )
 
 
-async def _answers(asking: socket.socket, target: Target, sent: float, patience: float) -> bool:
+async def _answers(
+    asking: socket.socket, target: Target, budget: Budget, sent: float, patience: float
+) -> bool:
     try:
         async with asyncio.timeout(patience):
-            await received(asking, target, sent=sent)
+            await received(asking, target, budget, sent=sent)
     except TimeoutError:
         return False
     return True
 
 
-def _judged(asks: Udp, data: bytes, where: str) -> Answer:
+async def _judged(asks: Udp, data: bytes, where: str, budget: Budget) -> Answer:
     got = data.decode("utf-8", "replace")
     try:
-        if found(asks.expect, got):
+        if await found(asks.expect, got, budget=budget):
             return Answer(up=True, detail=f"{where} answers as expected")
     except Endless:
         what = f'expected "{asks.expect}" from {where}'

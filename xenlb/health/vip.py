@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import assert_never
 
+from xenlb.foreign.budget import Budget
 from xenlb.health import syn
 from xenlb.health.answer import Answer, failed
 from xenlb.health.neighbours import forget, neighbour
@@ -55,7 +56,7 @@ IPPROTO_GRE = 47
 Send = Callable[[bytes], object]
 
 
-async def probe(target: Target) -> Answer:
+async def probe(target: Target, budget: Budget) -> Answer:
     vip = target.vip
     assert vip is not None
     where = f"{vip} port {target.port} via {target.address}"

@@ -22,19 +22,22 @@ carries these callbacks; session.py registers and ends them.
 The read-only connection does not get monitor events.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 
 import libvirt
 import libvirt_qemu
 
+from xenlb.foreign.budget import Budget, BudgetSpent
+from xenlb.foreign.jsontext import json_value
 from xenlb.hypervisor.listing import Connection, Domain, asking
 from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed, Stays
 
 EVENTS = ("POWERDOWN", "VSERPORT_CHANGE", "MIGRATION")
 PORT = "ua-xenlb"  # libvirt takes aliases of its users that begin with ua-
 CLOSED = 5.0
+# Of the details of an event, which have a handful of values.
+VALUES, LONGEST = 100, 1 << 16
 
 # domain, name of the event, its details as JSON
 Tell = Callable[[Domain, str, str | None], None]
@@ -89,7 +92,7 @@ def read(
 
 def _details(text: str | None) -> dict[str, object]:
     try:
-        told = json.loads(text or "{}")
-    except ValueError:
+        told = json_value(text or "{}", Budget(pieces=VALUES, size=LONGEST))
+    except (ValueError, BudgetSpent):
         return {}
     return told if isinstance(told, dict) else {}

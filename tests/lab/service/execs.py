@@ -8,7 +8,9 @@ import os
 import signal
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 
+from xenlb.health.answer import answer_budget
 from xenlb.health.ask import ask
 from xenlb.model.checks import Exec
 from xenlb.model.events import Target
@@ -21,14 +23,28 @@ def target(script: str) -> Target:
 
 
 async def main() -> None:
-    answer = await ask(target("echo $(id -u) $(nice) $(cat /proc/self/oom_score_adj); exit 2"))
+    answer = await ask(
+        target("echo $(id -u) $(nice) $(cat /proc/self/oom_score_adj); exit 2"), answer_budget()
+    )
     print(f"exec_check={answer.up} {answer.detail}")
     with suppress(TimeoutError):
         async with asyncio.timeout(2):
-            await ask(target("exec sleep 600"))
+            await ask(target("exec sleep 600"), answer_budget())
+
+
+def writable(path: str) -> bool:
+    """By writing what is there already."""
+    try:
+        value = Path(path).read_text()
+        Path(path).write_text(value)
+    except OSError:
+        return False
+    return True
 
 
 signal.alarm(30)
+network, kernel = map(writable, ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/kernel/panic"))
+print("sysctls=of the network alone" if network and not kernel else f"sysctls={network} {kernel}")
 asyncio.run(main())
 try:
     print("exec_check_hangs=still there", os.waitpid(-1, os.WNOHANG))

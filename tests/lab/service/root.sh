@@ -14,6 +14,7 @@ mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t tmpfs tmpfs "$root/dev"
 cp -a /dev/{null,zero,full,random,urandom,tty} "$root/dev"
 mkdir "$root"/dev/{pts,shm}
+ln -s pts/ptmx "$root/dev/ptmx" # PrivateDevices= makes it anew
 mount -t tmpfs tmpfs "$root/run"
 mkdir "$root/run/said"
 mount --bind "$folder" "$root/run/said"

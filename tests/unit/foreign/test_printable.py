@@ -14,7 +14,7 @@ from xenlb.foreign.printable import first_line, printable, quoted
 from xenlb.guestside.files import render
 from xenlb.guestside.plan.preview import visible
 from xenlb.guestside.plan.tree import MakeLink
-from xenlb.guestside.seen.observe import _sections
+from xenlb.guestside.seen.observe import _sections, output_budget
 from xenlb.guestside.ways.channel import last_line
 from xenlb.guestside.ways.guestagent import _failure
 from xenlb.health import agent, program
@@ -91,7 +91,7 @@ def unsafe(text: str) -> str:
 def observed(text: str) -> str:
     body = raw(text)
     output = b"xenlb-observed 1\nsection one %d\n%ssection end 0\n" % (len(body), body)
-    return _sections(output)["one"]
+    return _sections(output, output_budget())["one"]
 
 
 WAYS: Mapping[str, Callable[[str], str]] = {

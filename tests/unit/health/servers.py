@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from xenlb.health.answer import Answer, too_late
+from xenlb.foreign.budget import BudgetSpent
+from xenlb.health.answer import Answer, answer_budget, too_late, too_much
 from xenlb.health.ask import ask
 from xenlb.model.checks import Asks
 from xenlb.model.events import Target
@@ -139,9 +140,11 @@ async def asked(target: Target) -> Answer:
     """As the runner asks."""
     try:
         async with asyncio.timeout(target.check.timeout):
-            return await ask(target)
+            return await ask(target, answer_budget())
     except TimeoutError as late:
         return too_late(target, late)
+    except BudgetSpent as spent:
+        return too_much(target, spent)
 
 
 def answer_of(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.health.datagrams import target
 from xenlb.health.agent import LONGEST, understood
-from xenlb.health.answer import Answer
+from xenlb.health.answer import Answer, answer_budget
 from xenlb.health.ask import ask
 from xenlb.model.checks import Agent
 
@@ -90,7 +90,7 @@ def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server, asyncio.timeout(20):
-            answer = await ask(target(asks, server.sockets[0].getsockname()[1]))
+            answer = await ask(target(asks, server.sockets[0].getsockname()[1]), answer_budget())
             await served.wait()
             return answer
 
@@ -124,7 +124,7 @@ def test_refused() -> None:
         port = server.sockets[0].getsockname()[1]
         server.close()
         await server.wait_closed()
-        return await ask(target(Agent(), port))
+        return await ask(target(Agent(), port), answer_budget())
 
     answer = asyncio.run(main())
     assert not answer.up

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.health.datagrams import target
 from xenlb.health import ask
-from xenlb.health.answer import Answer
+from xenlb.health.answer import Answer, answer_budget
 from xenlb.health.runner import HealthRunner
 from xenlb.model.checks import Tcp
 from xenlb.model.events import Probed, Target
@@ -32,7 +32,7 @@ async def many() -> None:
         here = Target(check=Check(), address=ip_address("127.0.0.1"), port=server.getsockname()[1])
         tasks: list[asyncio.Task[Answer]] = []
         while not tasks or not tasks[0].done():
-            tasks.append(asyncio.create_task(ask.ask(here)))
+            tasks.append(asyncio.create_task(ask.ask(here, answer_budget())))
             await asyncio.sleep(0.001)
         answers = await asyncio.gather(*tasks)
     assert {answer.up for answer in answers} == {True}

@@ -1,14 +1,27 @@
 """Patterns in what servers say, hostile ones included."""
 
+import asyncio
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.health.pattern import SHORT, Endless, found
+from xenlb.foreign.budget import Budget
+from xenlb.health.pattern import PLACES, Endless, found
+from xenlb.health.turns import Turns, metered
 
 PATTERNS = ["^OK", "a.*b", "(?s)b.a$", "(?m)^a+$", r"\bab\b", "(?<=b)a?$", "^$", "a|b{3}", "(?i)AB"]
+
+
+def searched(pattern: str, *texts: str, budget: Budget | None = None) -> bool:
+    """As a probe does it: what each step takes is counted."""
+    budget = budget or Budget(pieces=1000)
+    return asyncio.run(_metered(pattern, texts, budget))
+
+
+async def _metered(pattern: str, texts: tuple[str, ...], budget: Budget) -> bool:
+    return await metered(found(pattern, *texts, budget=budget), budget, Turns())
 
 
 @pytest.mark.parametrize(
@@ -23,13 +36,31 @@ PATTERNS = ["^OK", "a.*b", "(?s)b.a$", "(?m)^a+$", r"\bab\b", "(?<=b)a?$", "^$",
     ],
 )
 def test_a_search_without_end_is_ended(pattern: str, text: str) -> None:
+    budget = Budget(pieces=1000, time=0.05)
     with pytest.raises(Endless):
-        found(pattern, text)
-    assert found("^a", text), "the next one has its own time"
+        searched(pattern, text, budget=budget)
+    assert budget.spent
+    assert searched("^a", text), "the next one has its own budget"
 
 
 @given(pattern=st.sampled_from(PATTERNS), text=st.text(alphabet="ab\nOK "), long=st.booleans())
 def test_found_as_search_finds(pattern: str, text: str, long: bool) -> None:
     if long:
-        text = "b" * SHORT + text
-    assert found(pattern, text) == (re.search(pattern, text) is not None)
+        text = "b" * PLACES + text
+    assert searched(pattern, text) == (re.search(pattern, text) is not None)
+
+
+def test_all_searches_in_an_answer_have_one_budget() -> None:
+    """Each of them is short enough by itself."""
+    budget = Budget(pieces=1000, time=0.05)
+    texts = ("a" * 20 + "b",) * 1000
+    with pytest.raises(Endless):
+        searched("(a|aa)+$", *texts, budget=budget)
+    assert budget.used_pieces < 1000
+
+
+@pytest.mark.parametrize("texts", [("ab" * 30_000,), ("ab" * 80,) * 500])
+def test_the_loop_has_its_turn_in_a_long_search(texts: tuple[str, ...]) -> None:
+    budget = Budget(pieces=1000)
+    assert not searched("a+c", *texts, budget=budget)
+    assert budget.used_pieces > sum(map(len, texts)) / PLACES / 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.health.datagrams import target
-from xenlb.health.answer import Answer
+from xenlb.health.answer import Answer, answer_budget
 from xenlb.health.ask import ask
 from xenlb.health.runner import HealthRunner
 from xenlb.model.checks import Exec, Share
@@ -26,7 +26,7 @@ def sh(script: str, share: Share | None = None) -> Exec:
 
 
 def told(asks: Exec) -> Answer:
-    return asyncio.run(asyncio.wait_for(ask(target(asks, 25, "10.0.0.11")), 30))
+    return asyncio.run(asyncio.wait_for(ask(target(asks, 25, "10.0.0.11"), answer_budget()), 30))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,9 @@ def test_sessions_of_their_own_end_with_the_program(folder: Path) -> None:
     inner = f"setsid sleep 600 & echo $! $$ >{folder}/pids; mv {folder}/pids {folder}/all; wait"
 
     async def main() -> None:
-        task = asyncio.create_task(ask(target(sh(f"setsid sh -c '{inner}' & wait"), 25)))
+        task = asyncio.create_task(
+            ask(target(sh(f"setsid sh -c '{inner}' & wait"), 25), answer_budget())
+        )
         async with asyncio.timeout(60):
             while not (folder / "all").exists():
                 await asyncio.sleep(0.01)
@@ -228,7 +230,7 @@ def test_a_cancelled_probe_leaves_nothing(wait: float) -> None:
     """Whenever it is cancelled: the fixture no_leaks looks for processes, threads and files."""
 
     async def main() -> None:
-        task = asyncio.create_task(ask(target(sh("exec sleep 600"), 25)))
+        task = asyncio.create_task(ask(target(sh("exec sleep 600"), 25), answer_budget()))
         await asyncio.sleep(wait)
         task.cancel()
         await asyncio.wait([task])

@@ -12,8 +12,9 @@ from ipaddress import IPv4Address
 import pytest
 
 from tests.unit.health.virtual import gaps, now, run
+from xenlb.foreign.budget import Budget
 from xenlb.health.answer import Answer
-from xenlb.health.runner import HealthRunner
+from xenlb.health.runner import SLOWEST, HealthRunner
 from xenlb.model.checks import Agent, Share
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health, judge
@@ -38,8 +39,10 @@ class Servers:
         self.most = 0
         self.cancelled: list[Target] = []
         self.broken: set[Target] = set()
+        self.cost: dict[Target, float] = {}  # s of the processor, of each answer
+        self.spend: set[Target] = set()  # whose answers spend their budget
 
-    async def probe(self, asked: Target) -> Answer:
+    async def probe(self, asked: Target, budget: Budget) -> Answer:
         self.asked.setdefault(asked, []).append(now())
         self.under_way[asked] += 1
         assert self.under_way[asked] == 1, "two probes of one target at once"
@@ -47,6 +50,9 @@ class Servers:
         try:
             if asked in self.broken:
                 raise ZeroDivisionError
+            budget.took(self.cost.get(asked, 0.0))
+            if asked in self.spend:
+                budget.take(budget.pieces + 1)
             await asyncio.sleep(1e6 if asked in self.hang else 0.001)
         except asyncio.CancelledError:
             self.cancelled.append(asked)
@@ -545,5 +551,52 @@ def test_nothing_changed_costs_no_hashing() -> None:
         finally:
             sys.setprofile(None)
         assert calls == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_target_waits_for_what_its_answers_cost(up: bool) -> None:
+    """20 ms of the processor's time are a hundredth of 2 s, and 0.2 s of 20 s."""
+
+    async def main() -> None:
+        bench = Bench()
+        doubtful = replace(CHECK, fall=1000)
+        cheap, dear, dearer = (target(number, doubtful) for number in range(3))
+        bench.servers.cost = {dear: 0.02, dearer: 0.2}
+        bench.servers.answers = dict.fromkeys((cheap, dear, dearer), Answer(up=up, detail="x"))
+        async with running(bench):
+            bench.step({each: Health(valid_from=now(), up=True) for each in (cheap, dear, dearer)})
+            await asyncio.sleep(100)
+        assert min(gaps(bench.servers.asked[dear])) >= 2.0
+        assert min(gaps(bench.servers.asked[dearer])) >= 20.0
+        assert max(gaps(bench.servers.asked[cheap])) < 5.6
+        if not up:
+            assert max(gaps(bench.servers.asked[cheap])) < 0.6, "the others' pace is as it was"
+
+    run(main())
+
+
+def test_a_target_that_spends_its_budget_is_asked_ever_less_often() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.servers.cost = {target(): 0.01}
+        bench.servers.spend.add(target())
+        async with running(bench):
+            bench.unknown(target())
+            await asyncio.sleep(400)
+            assert bench.told[-1].detail == (
+                "expected an answer from 10.0.0.1 port 25, got more than 6000 pieces"
+            )
+            assert bench.told[-1].up is False
+            pauses = gaps(bench.servers.asked[target()])
+            assert pauses[:6] == pytest.approx([2, 4, 8, 16, 32, 60], rel=0.05)
+            assert set(map(round, pauses[5:])) == {SLOWEST}
+            bench.servers.spend.clear()
+            asked = len(bench.servers.asked[target()])
+            await asyncio.sleep(100)
+        after = gaps(bench.servers.asked[target()][asked:])
+        assert max(after) < 6, "one answer that is cheap, and it is as it was"
+        assert bench.health[target()].up
 
     run(main())

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.director.netns import in_own_network, sh
 from xenlb.health import tcp
-from xenlb.health.answer import Answer, failed
+from xenlb.health.answer import Answer, answer_budget, failed
 from xenlb.health.runner import HealthRunner
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health
@@ -59,7 +59,7 @@ def full_backlog() -> Iterator[int]:
 def test_up(address: str) -> None:
     with listening(address) as server:
         port = server.getsockname()[1]
-        answer = asyncio.run(tcp.probe(target(port, address)))
+        answer = asyncio.run(tcp.probe(target(port, address), answer_budget()))
         assert answer == Answer(up=True, detail=f"{address} accepts connections on port {port}")
         connection, _ = server.accept()
         with connection:
@@ -71,14 +71,14 @@ def test_up(address: str) -> None:
 def test_refused(address: str) -> None:
     with listening(address) as server:
         port = server.getsockname()[1]
-    answer = asyncio.run(tcp.probe(target(port, address)))
+    answer = asyncio.run(tcp.probe(target(port, address), answer_budget()))
     assert answer == Answer(up=False, detail=f"connection refused by {address} port {port}")
 
 
 def test_a_cancelled_probe_leaves_nothing_open() -> None:
     async def main(port: int) -> None:
         before = set(os.listdir("/proc/self/fd"))
-        task = asyncio.create_task(tcp.probe(target(port)))
+        task = asyncio.create_task(tcp.probe(target(port), answer_budget()))
         await asyncio.sleep(0.05)
         assert not task.done(), "it hangs"
         task.cancel()
@@ -99,7 +99,7 @@ def test_no_file_left_for_a_socket_is_no_verdict() -> None:
             with contextlib.suppress(OSError):  # fill what is free below
                 while True:
                     taken.append(os.open("/dev/null", os.O_RDONLY))
-            return await tcp.probe(target(1))
+            return await tcp.probe(target(1), answer_budget())
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for each in taken:
@@ -186,10 +186,10 @@ def test_an_address_that_nobody_has() -> None:
     ip link set lo up
     ip -4 ntable change name arp_cache dev v0 retrans 50
     """)
-    answer = asyncio.run(asyncio.wait_for(tcp.probe(target(25, "10.9.0.2")), 20))
+    answer = asyncio.run(asyncio.wait_for(tcp.probe(target(25, "10.9.0.2"), answer_budget()), 20))
     assert answer == Answer(
         up=False,
         detail="no route to 10.9.0.2: it does not answer ARP, or a router said so",
     )
-    answer = asyncio.run(tcp.probe(target(25, "10.10.0.2")))
+    answer = asyncio.run(tcp.probe(target(25, "10.10.0.2"), answer_budget()))
     assert answer == Answer(up=False, detail="no route to the network of 10.10.0.2")

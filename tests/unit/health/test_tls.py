@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import subprocess
+import time
 import warnings
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 
 from tests.unit.health.certificates import NAME, certificates
 from tests.unit.health.servers import Hang, HangUp, answer_of, asked, down, target, up
-from xenlb.health.answer import Answer
-from xenlb.health.certificates import refused
-from xenlb.model.checks import Tls, TlsHandshake
+from xenlb.health.answer import Answer, answer_budget
+from xenlb.health.ask import ask, loaded
+from xenlb.health.certificates import context_of, refused
+from xenlb.model.checks import Tcp, Tls, TlsHandshake
 
 
 def test_a_good_certificate() -> None:
@@ -69,10 +72,12 @@ def test_no_tls_at_all() -> None:
     assert answer == down("no TLS handshake within 0.2 s from WHERE")
 
 
-def handshake_with(context: ssl.SSLContext) -> Answer:
+def handshake_with(
+    context: ssl.SSLContext, certificate: Path | None = None, key: Path | None = None
+) -> Answer:
     """A server that blocks: asyncio's keep back the alert that says why a handshake failed."""
-    made = certificates()
-    context.load_cert_chain(made.directory / "good.pem", made.directory / "good.key")
+    made = certificates().directory
+    context.load_cert_chain(certificate or made / "good.pem", key or made / "good.key")
 
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -110,6 +115,72 @@ def test_a_server_without_a_common_cipher() -> None:
         "expected a TLS handshake from 127.0.0.1 port PORT, got an error of it:"
         " sslv3 alert handshake failure"
     )
+
+
+def rsa_key(directory: Path) -> None:
+    """A certificate that nobody has signed but itself, as suites with RSA need it."""
+    words = "req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout rsa.key -out rsa.pem"
+    subprocess.run(["openssl", *words.split()], cwd=directory, check=True, capture_output=True)
+
+
+def test_a_server_does_not_choose_a_group_of_its_own(tmp_path: Path) -> None:
+    """A Diffie-Hellman group is as long as the server likes: 8,192 bits take half a second."""
+    rsa_key(tmp_path)
+    words = "genpkey -genparam -algorithm DH -pkeyopt group:ffdhe8192 -out dh.pem"
+    subprocess.run(["openssl", *words.split()], cwd=tmp_path, check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_dh_params(str(tmp_path / "dh.pem"))
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    server.set_ciphers("DHE-RSA-AES128-GCM-SHA256")
+    answer = handshake_with(server, tmp_path / "rsa.pem", tmp_path / "rsa.key")
+    assert answer == down(
+        "expected a TLS handshake from 127.0.0.1 port PORT, got an error of it:"
+        " sslv3 alert handshake failure"
+    )
+
+
+def test_suites_of_tls_12_without_their_own_groups_are_all_offered() -> None:
+    host = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).get_ciphers()
+    made = asyncio.run(context_of(Tls(verify=False))).get_ciphers()
+    kinds = {suite.get("kea") for suite in made}
+    assert kinds <= {"kx-any", "kx-ecdhe", "kx-rsa"}
+    assert [suite["name"] for suite in made] == [
+        suite["name"] for suite in host if suite.get("kea") in kinds
+    ]
+
+
+def test_what_a_handshake_costs_is_reckoned_in_a_thread(tmp_path: Path) -> None:
+    """TLS 1.3 has groups with names, and some are long."""
+    rsa_key(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = (
+        f"s_server -accept 127.0.0.1:{port} -tls1_3 -groups ffdhe8192 -cert rsa.pem -key rsa.key"
+    )
+    asked_of = target(TlsHandshake(tls=Tls(verify=False)), port, timeout=30.0)
+    budget = answer_budget()
+
+    async def main() -> tuple[Answer, float]:
+        await loaded(asked_of)
+        while not (await ask(target(Tcp(), port), answer_budget())).up:
+            await asyncio.sleep(0.05)
+        began = time.thread_time()
+        answer = await ask(asked_of, budget)
+        return answer, time.thread_time() - began
+
+    with subprocess.Popen(
+        ["openssl", *words.split(), "-quiet"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        try:
+            answer, here = asyncio.run(main())
+        finally:
+            server.kill()
+    assert answer.detail == f"127.0.0.1 port {port} shakes hands (TLSv1.3)"
+    assert here < budget.used_time, "most of it is not this thread's"
 
 
 @pytest.mark.parametrize(

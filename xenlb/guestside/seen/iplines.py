@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 
+from xenlb.foreign.budget import Budget
 from xenlb.guestside.seen.observed import LOCAL, MAIN, Address, DefaultRoute, Link, PolicyRule
 from xenlb.ipvs.table import Family, IPAddress
 
@@ -174,8 +175,9 @@ _REFUSING = frozenset({"unreachable", "blackhole", "prohibit", "throw"})
 
 
 def default_routes(
-    lines: Sequence[str], tables: Mapping[str, int], *, family: Family
+    lines: Sequence[str], tables: Mapping[str, int], budget: Budget, *, family: Family
 ) -> Iterator[DefaultRoute]:
+    """A piece of the budget for each hop. Raises BudgetSpent."""
     for line in lines:
         words = line.replace("\\", " ").split()
         if words[:1] == ["0.0.0.0"] and words[2:3] == ["0.0.0.0"] and len(words) == 8:
@@ -194,7 +196,9 @@ def default_routes(
         metric = _number(_after(words, "metric")) or 0
         if table is None:
             continue
-        for hop in _hops(words):
+        hops = _hops(words)
+        budget.take(len(hops))
+        for hop in hops:
             via = _after(hop, "via")
             yield DefaultRoute(
                 family=family,

@@ -14,6 +14,8 @@ from uuid import UUID
 
 import libvirt
 
+from xenlb.foreign.budget import Budget, BudgetSpent
+from xenlb.foreign.jsontext import json_value
 from xenlb.guestside.ways.channel import (
     LIMIT,
     MOST_OUTPUT,
@@ -28,6 +30,7 @@ from xenlb.model.settings import to_open
 
 LONGEST_SCRIPT = 2_900_000  # bytes: as base64 in JSON it fits into libvirt's 4 MiB
 CALL = 10  # seconds, the agent's answer to one command
+VALUES = 1000  # of an answer, which has a dozen
 _POLL = (0.02, 0.5)  # seconds, from and to
 
 
@@ -119,8 +122,8 @@ class GuestAgent:
             request["arguments"] = arguments
         answer = agent(json.dumps(request))
         try:
-            value = json.loads(answer)
-        except (ValueError, RecursionError):
+            value = json_value(answer, Budget(pieces=VALUES, size=4 * MOST_OUTPUT))
+        except (ValueError, BudgetSpent):
             raise self._nonsense() from None
         result = value.get("return") if isinstance(value, dict) else None
         if not isinstance(result, dict):

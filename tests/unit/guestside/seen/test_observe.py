@@ -10,9 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.guestside.shells import SHELLS, SYSTEM
+from xenlb.foreign.budget import Budget
 from xenlb.guestside.needed.needs import Needs, Sysctl
+from xenlb.guestside.seen import observe
 from xenlb.guestside.seen.asking import observe_script
-from xenlb.guestside.seen.observe import LONGEST, ObserveError, observed
+from xenlb.guestside.seen.observe import (
+    LONGEST,
+    LONGEST_LINE,
+    PIECES,
+    ObserveError,
+    output_budget,
+)
 from xenlb.guestside.seen.observed import (
     Address,
     DefaultRoute,
@@ -30,6 +38,10 @@ from xenlb.model.side import Init, System
 FOLDER = Path(__file__).parent / "observed"
 REAL = {path.stem: path.read_bytes() for path in sorted(FOLDER.glob("*.txt"))}
 INET, INET6 = Family.INET, Family.INET6
+
+
+def observed(output: bytes, budget: Budget | None = None) -> Observed:
+    return observe.observed(output, budget or output_budget())
 
 
 def framed(**sections: str) -> bytes:
@@ -67,7 +79,15 @@ BROKEN = {
         "broken off",
     ),
     "too many lines": (
-        b"xenlb-observed 1\nsection links 9000\n" + b"\n" * 9000 + b"section end 0\n",
+        framed(links="x\n" * (PIECES // 2), addresses="x\n" * (PIECES // 2 + 1)),
+        "more than a guest's network can be",
+    ),
+    "too many hops": (
+        framed(routes4=("default" + " nexthop" * 4000 + "\n") * 9),
+        "more than a guest's network can be",
+    ),
+    "a line too long": (
+        framed(rules4="1: from all " + "x" * LONGEST_LINE),
         "more than a guest's network can be",
     ),
     "too much": (EMPTY + b" " * LONGEST, "more than a guest's network can be"),

@@ -20,7 +20,7 @@ from xenlb.guestside.needed.compile import Place, compile_needs
 from xenlb.guestside.needed.hold import Hold, Tell
 from xenlb.guestside.needed.needs import Clamp, Decapsulation, Needs, Rule, TunnelDevice, TunnelKind
 from xenlb.guestside.seen.asking import observe_script
-from xenlb.guestside.seen.observe import observed
+from xenlb.guestside.seen.observe import observed, output_budget
 from xenlb.guestside.seen.observed import Address, DefaultRoute, Link, Observed, Unit
 from xenlb.guestside.seen.verify import differences
 from xenlb.ipvs.table import Family, Forwarding, Protocol, family_of
@@ -261,7 +261,7 @@ def look(shell: str, needs: Needs = NEEDS, *, env: Mapping[str, str] | None = No
         env={**os.environ, **(env or {})},
     )
     assert done.stderr == b""
-    return observed(done.stdout)
+    return observed(done.stdout, output_budget())
 
 
 def messages(needs: Needs, state: Observed) -> list[str]:

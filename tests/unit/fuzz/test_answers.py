@@ -1,0 +1,278 @@
+"""Whatever a server answers: each probe comes to an answer within its budget, or says that it is
+spent.
+
+The streams are real, the loop's sockets are not: what comes is what Hypothesis has made.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import dns.message
+import dns.rrset
+import pytest
+from hypothesis import example, given
+
+from tests.unit.fuzz.mutations import LIMIT, MANY, damaged, pieces
+from tests.unit.health.test_talks import MYSQL_GREETING, TALKS, error_of_postgresql, packet
+from xenlb.foreign.budget import BudgetSpent
+from xenlb.health import (
+    agent,
+    http,
+    imap,
+    ldap,
+    mysql,
+    pgsql,
+    pop3,
+    redis,
+    smtp,
+    tcp,
+    udp,
+)
+from xenlb.health import (
+    dns as dns_probe,
+)
+from xenlb.health.answer import PIECES, SIZE, Answer, answer_budget, too_much
+from xenlb.health.stream import IN_A_ROW, PIECE, Stream, Unexpected
+from xenlb.model.checks import Agent, Asks, Dns, Http, Imap, Mysql, Pgsql, Pop3, Smtp, Tcp, Udp
+from xenlb.model.events import Target
+from xenlb.model.settings import Check
+
+pytestmark = pytest.mark.timeout(LIMIT)
+
+
+class Fed(asyncio.SelectorEventLoop):
+    """What its sockets receive is `coming`, and then the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coming: list[bytes] = []
+        self.reads = 0
+        self.number = b""  # of a query
+
+    async def sock_recv(self, sock: Any, nbytes: int) -> bytes:
+        self.reads += 1
+        if not self.coming:
+            return b""
+        data = self.coming[0][:nbytes]
+        self.coming[0] = self.coming[0][nbytes:]
+        if not self.coming[0]:
+            self.coming.pop(0)
+        return data
+
+    async def sock_sendall(self, sock: Any, data: Any) -> None:
+        pass
+
+
+class Nowhere:
+    """A socket, as far as a stream needs one."""
+
+    def shutdown(self, how: int) -> None:
+        pass
+
+
+Talk = Callable[[Stream], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    asks: Asks
+    talk: Talk
+    corpus: tuple[bytes, ...]
+
+
+def right(name: str) -> bytes:
+    """What a healthy server says in tests/unit/health."""
+    return b"".join(step for step in TALKS[name].script if isinstance(step, bytes))
+
+
+PAGE = (
+    b"HTTP/1.1 200 OK\r\nX-Health: good\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5;a=b\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\n\r\n"
+)
+PAGES = (
+    PAGE,
+    right("http"),
+    b"HTTP/1.1 103 x\r\nLink: a\r\n\r\nHTTP/1.0 200\r\n\r\nhello world",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\nX-Health: a\r\n b\r\n\r\nhello world",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\nX: \r\n\r\nhi",
+)
+SQL = packet(0, MYSQL_GREETING) + packet(2, b"\0\0\0\2\0\0\0")
+PROTOCOLS = {
+    "http header": Protocol(
+        asks=(header := Http(header=("X-Health", "^(go+d|a b)+$"))),
+        talk=lambda stream: http._talk(stream, header),
+        corpus=PAGES,
+    ),
+    "http body": Protocol(
+        asks=(body := Http(body="(?s)hello.*world$")),
+        talk=lambda stream: http._talk(stream, body),
+        corpus=PAGES,
+    ),
+    "smtp": Protocol(
+        asks=Smtp(), talk=lambda stream: smtp._talk(stream, Smtp()), corpus=(right("smtp"),)
+    ),
+    "imap": Protocol(
+        asks=Imap(),
+        talk=lambda stream: imap._talk(stream, Imap()),
+        corpus=(right("imap"), b"* PREAUTH x\r\n", b"* BYE\r\n"),
+    ),
+    "pop3": Protocol(
+        asks=Pop3(), talk=lambda stream: pop3._talk(stream, Pop3()), corpus=(right("pop3"),)
+    ),
+    "ldap": Protocol(
+        asks=TALKS["ldap"].asks,
+        talk=ldap._talk,
+        corpus=(
+            right("ldap"),
+            bytes.fromhex("3084000000100201016184000000070a013004000400"),
+            bytes.fromhex("300c02010078070a013404000400"),
+        ),
+    ),
+    "mysql": Protocol(
+        asks=Mysql(),
+        talk=lambda stream: mysql._talk(stream, Mysql()),
+        corpus=(
+            SQL,
+            packet(0, b"\xff\x10\x04#08004Too many connections"),
+            packet(0, MYSQL_GREETING) + packet(2, b"\xfemysql_native_password\0abc"),
+            packet(0, MYSQL_GREETING) + packet(2, b"\x01\x03") + packet(3, b"\0\0\0\2\0\0\0"),
+        ),
+    ),
+    "pgsql": Protocol(
+        asks=Pgsql(),
+        talk=lambda stream: pgsql._talk(stream, Pgsql()),
+        corpus=(
+            right("pgsql"),
+            b"R\0\0\0\x08\0\0\0\0S\0\0\0\x08a\0b\0Z\0\0\0\x05I",
+            error_of_postgresql("28000", "no"),
+            error_of_postgresql("53300", "too many"),
+        ),
+    ),
+    "redis": Protocol(
+        asks=TALKS["redis"].asks, talk=redis._talk, corpus=(b"+PONG\r\n", b"-NOAUTH x\r\n")
+    ),
+    "tcp": Protocol(
+        asks=(words := Tcp(expect="^(OK )+\\d+$")),
+        talk=lambda stream: tcp._talk(stream, words),
+        corpus=(b"OK 12\n", b"OK OK OK OK OK OK OK OK OK OK OK OK !"),
+    ),
+    "agent": Protocol(
+        asks=Agent(),
+        talk=lambda stream: agent._talk(stream, Agent()),
+        corpus=(b"up 75%\n", b"drain,maint # why\n", b"down\tx\n", b"99999% maxconn:30\n"),
+    ),
+}
+
+
+def target(asks: Asks, port: int = 9) -> Target:
+    check = Check(type="test", asks=asks, timeout=5.0)
+    return Target(check=check, address=ip_address("127.0.0.1"), port=port)
+
+
+@contextmanager
+def fed() -> Any:
+    with asyncio.Runner(loop_factory=Fed) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, Fed)
+        yield runner, loop
+
+
+def assert_an_answer(answer: Answer) -> None:
+    assert answer.detail
+    assert answer.detail.isprintable()
+    assert len(answer.detail) < 600
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_conversation(name: str) -> None:
+    protocol = PROTOCOLS[name]
+    where = target(protocol.asks)
+
+    async def conversation() -> tuple[object, int]:
+        budget = answer_budget()
+        stream = Stream(where, budget, Nowhere())  # type: ignore[arg-type]
+        try:
+            said: object = await protocol.talk(stream)
+        except Unexpected as unexpected:
+            said = Answer(up=False, detail=str(unexpected))
+        except BudgetSpent as spent:
+            said = too_much(where, spent)
+        assert budget.used_pieces <= PIECES + IN_A_ROW
+        assert budget.used_size <= SIZE + PIECE
+        return said, budget.used_pieces
+
+    with fed() as (runner, loop):
+
+        @MANY
+        @given(coming=pieces(protocol.corpus))
+        @example(coming=[*protocol.corpus])
+        @example(coming=[bytes([byte]) for byte in protocol.corpus[0]])
+        @example(coming=[protocol.corpus[0] * 9000])
+        def conversations(coming: list[bytes]) -> None:
+            loop.coming, loop.reads = list(coming), 0
+            said, pieces = runner.run(conversation())
+            assert loop.reads <= pieces + 1, "no more reads than its budget has"
+            if isinstance(said, Answer):
+                assert_an_answer(said)
+            else:
+                assert isinstance(said, str)  # of the check of SMTP
+
+        conversations()
+
+
+def dns_answers() -> tuple[bytes, ...]:
+    query = dns.message.make_query("localhost.", "A")
+    answer = dns.message.make_response(query)
+    answer.answer.append(dns.rrset.from_text("localhost.", 60, "IN", "A", "127.0.0.1"))
+    mail = dns.message.make_response(dns.message.make_query("example.org.", "MX"))
+    mail.answer.append(dns.rrset.from_text("example.org.", 60, "IN", "MX", "10 a.example.org."))
+    return answer.to_wire(), mail.to_wire(), query.to_wire()
+
+
+@pytest.mark.parametrize(
+    ("asks", "probe", "corpus"),
+    [
+        (Dns(), dns_probe.probe, dns_answers()),
+        (Dns(query="localhost.", record="A", expect="127.0.0.1"), dns_probe.probe, dns_answers()),
+        (Udp(send="x", expect="^(a|ab)+$"), udp.probe, (b"ababab", b"a" * 40 + b"!")),
+    ],
+)
+def test_datagrams(asks: Asks, probe: Any, corpus: tuple[bytes, ...]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        where = target(asks, server.getsockname()[1])
+
+        class Loop(Fed):
+            async def sock_recv(self, sock: Any, nbytes: int) -> bytes:
+                """With the number of the query that was sent, so that it is read."""
+                data = await super().sock_recv(sock, nbytes)
+                with suppress(BlockingIOError):
+                    self.number = server.recv(512)[:2]
+                return data if isinstance(asks, Udp) else self.number + data[2:]
+
+        async def asked() -> Answer:
+            budget = answer_budget()
+            try:
+                answer: Answer = await probe(where, budget)
+            except BudgetSpent as spent:
+                answer = too_much(where, spent)
+            return answer
+
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            loop = runner.get_loop()
+            assert isinstance(loop, Fed)
+
+            @MANY
+            @given(coming=damaged(corpus))
+            @example(coming=corpus[0])
+            def datagrams(coming: bytes) -> None:
+                loop.coming = [coming] * 20
+                assert_an_answer(runner.run(asked()))
+
+            datagrams()
