@@ -191,7 +191,7 @@ class ServiceAddresses:
                 for each in goal.addresses
             }
         cause, self._cause = self._cause, None
-        if before is not None and before.index != link.index:
+        if before is not None and before.name == link.name and before.index != link.index:
             cause = ANEW
         held = {each.address: each for each in await rtnl.addresses(route, index=link.index)}
         missing = goal.addresses - held.keys()
@@ -210,7 +210,8 @@ class ServiceAddresses:
                 problems[address] = f"it is on {name} of this host, and left there"
             elif (problem := await self._add(route, link, goal, address, cause)) is not None:
                 problems[address] = problem
-        self._seen |= self._present
+        if self._goal is goal:  # else these may be another interface's
+            self._seen |= self._present
         self._announce(link)
         return await self._remove_unwanted(route, goal) | problems
 
