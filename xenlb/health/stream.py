@@ -18,8 +18,8 @@ FACTS
 - sock_recv does not give way while there is something to read. The loop gets its turn before each
   read, so that a server that floods does not hold it.
 - The server chooses what a handshake costs: by its key, its chain of certificates, its group. A
-  group of 8,192 bits takes 0.1 s. OpenSSL lets go of the interpreter meanwhile, so what answers the
-  server is reckoned in a thread; a few at a time, as the threads are also others'.
+  group of 8,192 bits takes 0.15 s. OpenSSL lets go of the interpreter meanwhile, so what answers
+  the server is reckoned in a thread; a few at a time, as the threads are also others'.
 """
 
 import asyncio

@@ -124,7 +124,7 @@ def rsa_key(directory: Path) -> None:
 
 
 def test_a_server_does_not_choose_a_group_of_its_own(tmp_path: Path) -> None:
-    """A Diffie-Hellman group is as long as the server likes: 8,192 bits take half a second."""
+    """A Diffie-Hellman group is as long as the server likes: 8,192 bits take 0.15 s."""
     rsa_key(tmp_path)
     words = "genpkey -genparam -algorithm DH -pkeyopt group:ffdhe8192 -out dh.pem"
     subprocess.run(["openssl", *words.split()], cwd=tmp_path, check=True, capture_output=True)
