@@ -114,7 +114,7 @@ test: deps venv lint lowest ## everything: packages, linters, unit tests, kernel
 	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -q tests -n 2 --max-worker-restart 0 $(PYTEST)
 
 soak: deps venv ## the long forms: all rounds of kills, restarts and shutdowns under load
-	@XENLB_SOAK=1 XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -s tests/lab $(PYTEST)
+	@XENLB_SOAK=1 XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -s tests/lab tests/unit/fuzz $(PYTEST)
 
 bench: deps venv ## benchmark tables (ONLY=table for one)
 	@$(BIN)/python -m tests.bench $(ONLY)

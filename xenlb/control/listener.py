@@ -25,7 +25,7 @@ from inspect import isawaitable
 from ipaddress import IPv6Address
 from uuid import UUID
 
-from xenlb.control.peers import Budget, Peer, Places, peer_of
+from xenlb.control.peers import Peer, PeerRates, Places, peer_of
 from xenlb.control.secrets import KeyFileError, answer_to
 from xenlb.ipvs.table import IPAddress
 
@@ -73,7 +73,7 @@ class GuestListener:
         self._moved = asyncio.Event()
         self._clients: set[asyncio.Task[None]] = set()
         self._places = Places[asyncio.Task[None]]()
-        self._budget = Budget()
+        self._rates = PeerRates()
         self.problem = ""
 
     def listen(self, where: Where | None) -> None:
@@ -145,7 +145,7 @@ class GuestListener:
 
     def _take(self, connection: socket.socket, where: tuple[str, int]) -> None:
         peer = peer_of(where[0])
-        why = self._budget.refusal(peer, time.monotonic())
+        why = self._rates.refusal(peer, time.monotonic())
         if why:
             _reset(connection)
             self._complain(peer, why)
@@ -185,7 +185,7 @@ class GuestListener:
         except OSError as error:
             self._complain(peer, error.strerror or str(error))
         except Exception as error:  # a fault of ours with one guest must not end the others
-            if self._budget.complaint(peer, time.monotonic()) is not None:
+            if self._rates.complaint(peer, time.monotonic()) is not None:
                 log.exception("the word of the guest at %s was not taken", peer.address)
             log.debug("the word of the guest at %s was not taken: %r", peer.address, error)
         finally:
@@ -222,7 +222,7 @@ class GuestListener:
     def _complain(self, peer: Peer, why: str) -> None:
         """Into the log now and then: a guest must not fill it, nor hide what is told of others."""
         log.debug("the guest at %s was refused: %s", peer.address, why)
-        left_out = self._budget.complaint(peer, time.monotonic())
+        left_out = self._rates.complaint(peer, time.monotonic())
         if left_out is not None:
             more = f" ({left_out} others of it since the last such line)" * (left_out > 0)
             log.warning("the guest at %s was refused: %s%s", peer.address, why, more)

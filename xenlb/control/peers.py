@@ -54,7 +54,7 @@ class _Complaints:
 
 
 @dataclass(slots=True)
-class Budget:
+class PeerRates:
     """How often each peer may begin a conversation, and how often the log is told of it."""
 
     _addresses: OrderedDict[str, Rate] = field(default_factory=OrderedDict)

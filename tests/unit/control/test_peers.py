@@ -3,7 +3,7 @@
 import pytest
 
 from xenlb.control import peers
-from xenlb.control.peers import Budget, Peer, Places, peer_of
+from xenlb.control.peers import Peer, PeerRates, Places, peer_of
 
 
 @pytest.mark.parametrize(
@@ -19,44 +19,44 @@ def test_who_a_peer_is(host: str, address: str, network: str) -> None:
     assert peer_of(host) == Peer(address, network)
 
 
-def granted(budget: Budget, hosts: list[str], now: float = 0.0) -> int:
-    return sum(not budget.refusal(peer_of(host), now) for host in hosts)
+def granted(rates: PeerRates, hosts: list[str], now: float = 0.0) -> int:
+    return sum(not rates.refusal(peer_of(host), now) for host in hosts)
 
 
 def test_one_address_has_its_own_budget_and_no_other() -> None:
-    budget = Budget()
+    rates = PeerRates()
     flooder = ["10.0.0.2"] * 100_000
-    assert granted(budget, flooder) == peers.ADDRESS_BURST
-    assert granted(budget, ["10.0.0.3"] * 5) == 5
-    assert granted(budget, flooder, 10.0) == min(20, 10 * peers.ADDRESS_RATE)
+    assert granted(rates, flooder) == peers.ADDRESS_BURST
+    assert granted(rates, ["10.0.0.3"] * 5) == 5
+    assert granted(rates, flooder, 10.0) == min(20, 10 * peers.ADDRESS_RATE)
 
 
 def test_a_guest_has_as_many_addresses_as_its_64_and_one_budget() -> None:
-    budget = Budget()
+    rates = PeerRates()
     flood = [f"2001:db8::{n:x}" for n in range(3000)]
-    assert granted(budget, flood) == peers.NETWORK_BURST
-    assert granted(budget, ["2001:db8:0:1::1"] * 5) == 5
+    assert granted(rates, flood) == peers.NETWORK_BURST
+    assert granted(rates, ["2001:db8:0:1::1"] * 5) == 5
 
 
 def test_one_address_does_not_use_up_its_64() -> None:
-    budget = Budget()
-    granted(budget, ["2001:db8::1"] * 100_000)
-    assert granted(budget, [f"2001:db8::{n:x}" for n in range(2, 60)]) == 58
+    rates = PeerRates()
+    granted(rates, ["2001:db8::1"] * 100_000)
+    assert granted(rates, [f"2001:db8::{n:x}" for n in range(2, 60)]) == 58
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    budget = Budget()
+    rates = PeerRates()
     flood = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(2 * peers.REMEMBERED)]
-    assert granted(budget, flood) == peers.BURST
-    assert len(budget._addresses) == peers.REMEMBERED
+    assert granted(rates, flood) == peers.BURST
+    assert len(rates._addresses) == peers.REMEMBERED
 
 
 def test_a_line_of_the_log_now_and_then() -> None:
-    budget, one, other = Budget(), peer_of("10.0.0.2"), peer_of("10.0.0.3")
-    assert [budget.complaint(one, now) for now in (0.0, 1.0, 59.0)] == [0, None, None]
-    assert budget.complaint(other, 59.0) == 0, "one that is loud does not hide another"
-    assert budget.complaint(one, 60.0) == 2
-    many = [budget.complaint(peer_of(f"10.0.1.{n}"), 60.0) for n in range(200)]
+    rates, one, other = PeerRates(), peer_of("10.0.0.2"), peer_of("10.0.0.3")
+    assert [rates.complaint(one, now) for now in (0.0, 1.0, 59.0)] == [0, None, None]
+    assert rates.complaint(other, 59.0) == 0, "one that is loud does not hide another"
+    assert rates.complaint(one, 60.0) == 2
+    many = [rates.complaint(peer_of(f"10.0.1.{n}"), 60.0) for n in range(200)]
     assert sum(each is not None for each in many) < peers.LINES
 
 
