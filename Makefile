@@ -99,7 +99,7 @@ LOWEST_TESTS := cli \
 
 lowest: $(LOWEST)/.stamp ## the tests of what touches libraries, with the oldest versions allowed
 	$(call say,tests with the oldest versions allowed)
-	@env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/python -m pytest -qq -n 2 -p no:cacheprovider \
+	@env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/python -m pytest -qq -n $(JOBS) -p no:cacheprovider \
 	    $(addprefix tests/unit/,$(LOWEST_TESTS))
 
 check: deps venv lint ## before each commit: linters, unit tests, a smoke test of each lab
