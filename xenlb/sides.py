@@ -6,8 +6,9 @@ until all is in place. How one look is made: looking.py.
 
 A guest may take a look and never end it, so a place among the looks is lent for a short time. A
 look that takes longer gives its place back and goes on in the slow lane, where that guest stays,
-whatever it boots, until a look at it ends in time. It is looked at ever less often; other guests
-do not wait for it. A guest that configures itself takes no place: its answer costs nothing.
+whatever it boots, until a look at it ends in time; other guests do not wait for it. One whose
+looks do not end at all is looked at ever less often; one that is only slow, as on a busy host, is
+not. A guest that configures itself takes no place: its answer costs nothing.
 """
 
 import asyncio
@@ -32,8 +33,9 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 4  # guests, in each lane; each takes a few connections and, on the host, a process each
 IN_TIME = 10.0  # seconds of a look; most take one or two
+HANGS = 60.0  # seconds after which it will not end by itself
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds
-SLOW_PAUSE, LONGEST_SLOW_PAUSE = 30.0, 900.0  # seconds, after looks that were not in time
+SLOW_PAUSE, LONGEST_SLOW_PAUSE = 30.0, 900.0  # seconds, after looks that hung
 BOOTING = 60.0  # seconds in which a guest that cannot be reached is no news
 
 
@@ -49,10 +51,10 @@ class Wish:
     configures_itself: bool = False
 
 
-def pause_after(looks: int, late: int) -> float:
-    """Seconds until the next look, after that many and, of them, so many in a row not in time."""
-    if late:
-        return min(SLOW_PAUSE * 2.0 ** min(late - 1, 10), LONGEST_SLOW_PAUSE)
+def pause_after(looks: int, hung: int) -> float:
+    """Seconds until the next look, after that many and, of them, so many in a row that hung."""
+    if hung:
+        return min(SLOW_PAUSE * 2.0 ** min(hung - 1, 10), LONGEST_SLOW_PAUSE)
     return min(FIRST_PAUSE * 2.0 ** min(looks - 1, 10), LONGEST_PAUSE)
 
 
@@ -65,7 +67,8 @@ class Sides:
         self._wishes: dict[GuestId, Wish] = {}
         self._tasks: dict[GuestId, asyncio.Task[None]] = {}
         self._quick, self._slow = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE)
-        self.late: dict[GuestId, int] = {}  # looks in a row that were not in time
+        self.late: set[GuestId] = set()  # whose last look was not in time
+        self._hung: dict[GuestId, int] = {}  # looks in a row that hung
         self._pauses: dict[GuestId, asyncio.Event] = {}
         self._news = asyncio.Event()
 
@@ -79,7 +82,8 @@ class Sides:
                 if wishes.get(guest) != self._wishes.get(guest):
                     pause.set()
             self._wishes = wishes
-            self.late = {guest: late for guest, late in self.late.items() if guest in state.guests}
+            self.late &= state.guests.keys()
+            self._hung = {guest: n for guest, n in self._hung.items() if guest in state.guests}
             self._news.set()
 
     async def run(self) -> None:
@@ -124,7 +128,7 @@ class Sides:
                 self._agent.emit(seen)
                 if not any(verdict.problem for verdict in verdicts):
                     return
-            await self._pause(guest, pause_after(looks, self.late.get(guest, 0)))
+            await self._pause(guest, pause_after(looks, self._hung.get(guest, 0)))
 
     async def _pause(self, guest: GuestId, seconds: float) -> None:
         """At most so long; something else that is wished ends it."""
@@ -140,22 +144,28 @@ class Sides:
         """In a place of its lane; None also where the look was given up for want of one."""
         lane = self._slow if guest in self.late else self._quick
         await lane.acquire()
+        begun, given_up = clock.now(), False
         look = asyncio.create_task(self._verdicts(guest, wish), name=f"look into {guest}")
         try:
             await asyncio.wait({look}, timeout=IN_TIME)
             if look.done():
-                self.late.pop(guest, None)
+                self.late.discard(guest)
                 return look.result()
-            self.late[guest] = self.late.get(guest, 0) + 1
+            self.late.add(guest)
             if lane is self._quick:
                 if self._slow.locked():
                     log.debug("guest %s: the look is not in time and is given up", guest)
+                    given_up = True
                     return None
                 await self._slow.acquire()  # at once, as it is free
                 lane.release()
                 lane = self._slow
             return await look
         finally:
+            if given_up or clock.now() - begun >= HANGS:
+                self._hung[guest] = self._hung.get(guest, 0) + 1
+            else:
+                self._hung.pop(guest, None)
             look.cancel()
             await asyncio.wait({look})
             lane.release()

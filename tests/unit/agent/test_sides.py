@@ -290,7 +290,34 @@ def test_guests_that_configure_themselves_wait_for_no_place(tmp_path: Path, look
     Bench().play(tmp_path, by_pattern(SELF_MADE), story)
 
 
-def test_a_guest_that_is_late_is_asked_ever_less_often() -> None:
+def test_a_look_that_is_only_late_has_the_usual_pause(
+    tmp_path: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A booting guest on a busy host, which answers late and has not got all yet."""
+    pauses: list[float] = []
+
+    def pause_after(looks: int, hung: int) -> float:
+        pauses.append(hung)
+        return 0.001
+
+    monkeypatch.setattr(sides, "pause_after", pause_after)
+
+    async def look(*_: object) -> tuple[Verdict, ...]:
+        await asyncio.sleep(2 * sides.IN_TIME)
+        wanted = by_pattern(BY_SSH)
+        return (Verdict(service=wanted, problem="" if len(pauses) > 2 else "it boots"),)
+
+    monkeypatch.setattr(looking, "look", look)
+
+    async def story(bench: Bench) -> None:
+        await bench.desk.say(listed(mail1=5))
+        await until(lambda: inside(bench, 1))
+        assert set(pauses) == {0}
+
+    Bench().play(tmp_path, by_pattern(BY_SSH), story)
+
+
+def test_a_look_that_hangs_is_made_ever_less_often() -> None:
     pauses = [sides.pause_after(n, n) for n in range(1, 100)]
     assert pauses == sorted(pauses)
     assert pauses[0] >= sides.LONGEST_PAUSE
