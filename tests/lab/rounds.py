@@ -228,6 +228,7 @@ def show(tallies: Sequence[Tally], label: str) -> None:
 def every_drain_ended_empty(stage: Stage) -> None:
     """By the agent's own records: nobody was cut off, at whatever end."""
     assert stage.agent is not None
-    told = [line["text"] for line in stage.agent.events() if "drain over" in line["text"]]
+    texts = [line["text"] for line in stage.agent.events()]
+    told = [text for text in texts if text.startswith(("drain ended after", "drain timed out"))]
     assert told, "nothing was drained"
     assert not [text for text in told if text.endswith("left")]
