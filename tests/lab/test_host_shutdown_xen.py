@@ -35,7 +35,7 @@ TELL = """
 [Service]
 ExecStopPost=+/usr/bin/nsenter --target=1 --net --mount /bin/sh -c ' \\
     n=$$(ipvsadm -Sn | grep -c -e "-w 0"); \\
-    echo "== %p: $$n at weight 0 ==" >/dev/console'
+    echo "== %p: $$n at weight 0 =="'
 """
 SAY = """
 [Service]
