@@ -76,8 +76,8 @@ sed -e "s|^ExecStart=.*|ExecStart=/usr/local/lib/xenlb/bin/python $checkout/test
     /usr/local/lib/systemd/system/xenlb.service >/etc/systemd/system/execs.service
 mkdir -p /etc/systemd/system/execs.service.d
 # The checkout may lie below /tmp, of which the unit has its own.
-printf '[Unit]\nDefaultDependencies=no\n[Service]\nStandardOutput=append:/run/said/said\n%s\n' \
-    StandardError=append:/run/said/errors "BindReadOnlyPaths=$(realpath "$checkout")" \
-    >/etc/systemd/system/execs.service.d/here.conf
+printf '%s\n' '[Unit]' DefaultDependencies=no '[Service]' \
+    StandardOutput=append:/run/said/said StandardError=append:/run/said/errors \
+    "BindReadOnlyPaths=$(realpath "$checkout")" >/etc/systemd/system/execs.service.d/here.conf
 systemctl daemon-reload
 systemctl start execs
