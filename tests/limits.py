@@ -1,4 +1,4 @@
-"""Time limits of tests: 60 s (setup.cfg), more in the labs, fixtures included.
+"""Time limits of tests: 120 s (setup.cfg), more in the labs, fixtures included.
 
 pytest-timeout starts the timer; this module replaces its exception. Hypothesis would take that one
 for a failing example and repeat the example without a limit. asyncio would store it in a task that

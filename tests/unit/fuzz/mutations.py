@@ -14,7 +14,7 @@ from tests.soak import often
 
 # Seconds in the usual form; in the long form, hours.
 EXAMPLES = often(40, soak=int(os.environ.get("XENLB_EXAMPLES", "1000000")))
-LIMIT = often(60, soak=36_000)  # s
+LIMIT = often(120, soak=36_000)  # s
 MANY = settings(max_examples=EXAMPLES)
 
 # Bytes that mean something to some parser.
