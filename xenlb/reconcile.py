@@ -141,6 +141,7 @@ class Reconciler:
         """Of the servers that are leaving, those that have weight 0 and had no connection when the
         table was last read. A connection whose handshake is under way is an inactive one."""
         found = set()
+        self.leaving &= self.believed.keys()  # a service that has gone has none
         for key, entry in want.entries.items():
             self.leaving.discard(key)
             for server in entry.leaving:

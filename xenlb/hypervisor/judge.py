@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-from xenlb.hypervisor.xmltext import harmless
+from xenlb.foreign.printable import printable
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.found import Found, Refused, Source
 from xenlb.model.judge import Host, Taken, refusal
@@ -70,7 +70,7 @@ def judge(candidate: str | bytes, source: Source, context: Context) -> Found | R
     def refused(reason: str) -> Refused:
         return Refused(text=text, source=source, reason=reason)
 
-    text = harmless(candidate, LONGEST)
+    text = printable(candidate, LONGEST)
     try:
         address = parse(candidate)
     except NoAddress as error:

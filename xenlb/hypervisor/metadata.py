@@ -10,8 +10,9 @@ read from libvirt: listing.py.
 import re
 from xml.etree.ElementTree import Element
 
+from xenlb.foreign.printable import quoted
 from xenlb.hypervisor.judge import NoAddress, parse
-from xenlb.hypervisor.xmltext import Malformed, local_name, shown
+from xenlb.hypervisor.xmltext import Malformed, local_name
 from xenlb.hypervisor.xmltext import parse as parse_xml
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.events import MetadataService
@@ -48,7 +49,7 @@ def read_metadata(text: str) -> Metadata:
     services: dict[str, MetadataService] = {}
     problems: list[str] = []
     if root.attrib:
-        problems.append(f"metadata: <services> has no attribute {shown(_name(min(root.attrib)))}")
+        problems.append(f"metadata: <services> has no attribute {quoted(_name(min(root.attrib)))}")
     for place, element in enumerate(root, start=1):
         if place > MOST_SERVICES:
             problems.append(f"metadata: more than {MOST_SERVICES} services; the rest is left out")
@@ -56,7 +57,7 @@ def read_metadata(text: str) -> Metadata:
         try:
             service = _service(element)
             if service.name in services:
-                raise _Wrong(f"service {shown(service.name)} stands there twice")
+                raise _Wrong(f"service {quoted(service.name)} stands there twice")
         except _Wrong as error:
             problems.append(f"metadata: entry {place}: {error}")
         else:
@@ -74,10 +75,10 @@ def _service(element: Element) -> MetadataService:
         raise _Wrong("<service> has no elements inside")
     unknown = sorted(set(element.attrib) - _KEYS)
     if unknown:
-        raise _Wrong(f"<service> has no attribute {shown(_name(unknown[0]))}")
+        raise _Wrong(f"<service> has no attribute {quoted(_name(unknown[0]))}")
     name = element.get("name", "")
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise _Wrong(f"name is missing or not a service's name: {shown(name)}")
+        raise _Wrong(f"name is missing or not a service's name: {quoted(name)}")
     return MetadataService(
         name=name, weight=_weight(element.get("weight")), address=_address(element.get("address"))
     )
@@ -87,7 +88,7 @@ def _weight(text: str | None) -> int | None:
     if text is None:
         return None
     if not _WEIGHT.fullmatch(text) or int(text) > HEAVIEST:
-        raise _Wrong(f"weight is not a whole number from 0 to {HEAVIEST}: {shown(text)}")
+        raise _Wrong(f"weight is not a whole number from 0 to {HEAVIEST}: {quoted(text)}")
     return int(text)
 
 
@@ -97,7 +98,7 @@ def _address(text: str | None) -> IPAddress | None:
     try:
         return parse(text)
     except NoAddress as error:
-        raise _Wrong(f"address {shown(text)}: {error}") from None
+        raise _Wrong(f"address {quoted(text)}: {error}") from None
 
 
 def _is(element: Element, name: str) -> bool:
@@ -111,4 +112,4 @@ def _name(tag: str) -> str:
 
 
 def _bare(element: Element) -> str:
-    return shown(_name(element.tag)).strip("'") if isinstance(element.tag, str) else "?"
+    return quoted(_name(element.tag)).strip("'") if isinstance(element.tag, str) else "?"

@@ -10,8 +10,6 @@ import time
 from collections.abc import Collection
 from xml.etree import ElementTree
 
-from xenlb.foreign.printable import printable, quoted
-
 LONGEST = 1024 * 1024  # characters; domains with a hundred devices have a tenth of it
 PIECE = 16 * 1024  # characters
 MOST_ELEMENTS = 20_000  # that are built
@@ -98,13 +96,3 @@ def local_name(tag: str) -> tuple[str, str]:
         namespace, _, name = tag[1:].partition("}")
         return namespace, name
     return "", tag
-
-
-def shown(text: str, longest: int = 64) -> str:
-    """Text that somebody else wrote, quoted, cut and made harmless for a log or a terminal."""
-    return quoted(text, longest)
-
-
-def harmless(text: str, longest: int = 64) -> str:
-    """At most `longest` printable characters of it; the rest becomes an ellipsis."""
-    return printable(text, longest)
