@@ -122,7 +122,7 @@ def lies_by_its_guest_agent(uml: UmlLab, liar: QemuGuest, victim: DebianGuest) -
     agent.start()
     try:
         agent.wait_serving("deb1", "q1", timeout=SLOW)
-        # Whoever of them answers: this host knows who it is, and does not ask again.
+        # The neighbour entry is permanent: which guest answers ARP does not matter.
         mac = victim.run("cat /sys/class/net/eth0/address").out.strip()
         entry = [victim.address, "dev", "br0"]
         uml.run(["ip", "neigh", "replace", *entry, "lladdr", mac, "nud", "permanent"])
