@@ -52,3 +52,7 @@ def set_up(*, verbose: int, level: int = logging.INFO) -> None:
     )
     if verbose:
         logging.getLogger("xenlb").setLevel(logging.DEBUG)
+    if verbose < 2:
+        # watchdog 7.1 logs an error when a watch ends while an event arrives. What it may miss,
+        # the watchers find themselves: they look at their files every few seconds.
+        logging.getLogger("watchdog").setLevel(logging.CRITICAL)
