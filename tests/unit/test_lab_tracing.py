@@ -1,4 +1,5 @@
-"""Register sets larger than User-mode Linux's own, on any machine; tests/lab/uml/tracing.py."""
+"""User-mode Linux on any machine: register sets larger than its own (tests/lab/uml/tracing.py), and
+the processor it stays on (tests/lab/uml/supervise.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.lab.host import CHECKOUT
 from tests.lab.uml import tracing
+from tests.lab.uml.supervise import processor
 
 # Sets the first 576 bytes (the registers of SSE, and the header) of a stopped process, as User-mode
 # Linux sets its 2,696 of 11,008; prints what became of the call, of these and of those behind.
@@ -17,6 +19,7 @@ SET_A_PART = """
 import ctypes, os, sys
 sys.path.insert(0, sys.argv[1])
 from tests.lab.uml import tracing
+from tests.lab.uml.supervise import processor
 from tests.lab.uml.tracing import NT_X86_XSTATE, Iovec
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -77,3 +80,9 @@ def test_a_part_is_refused_by_the_kernel_and_set_by_the_library(tmp_path: Path) 
     library = tmp_path / "registers.so"
     tracing.compile_library(library)
     assert set_a_part(str(library)) == f"True {'5a' * 16} True"
+
+
+def test_the_labs_of_two_processes_stay_on_processors_of_their_own() -> None:
+    assert [processor({0, 1}, worker) for worker in ("", "gw0", "gw1", "gw2")] == [0, 0, 1, 0]
+    assert [processor({5, 3}, worker) for worker in ("gw0", "gw1")] == [3, 5]
+    assert processor({4}, "gw7") == 4

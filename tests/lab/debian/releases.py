@@ -19,17 +19,13 @@ class Release:
     number: int
     python: str  # the version of /usr/bin/python3
     xen: str  # in the names of Xen's packages
-    dom0_cpus: int = 2
 
     def __str__(self) -> str:
         return f"Debian {self.number} ({self.codename})"
 
 
 BOOKWORM = Release(codename="bookworm", number=12, python="3.11", xen="4.17")
-# Linux 6.12 as Dom0 with two processors ends now and then with "Oops: int3" in the scheduler, when
-# it patches its own code: one of QEMU's threads still runs what the other has replaced. Seen twice
-# in some 100 starts of a probe, and never with Linux 6.1.
-TRIXIE = Release(codename="trixie", number=13, python="3.13", xen="4.20", dom0_cpus=1)
+TRIXIE = Release(codename="trixie", number=13, python="3.13", xen="4.20")
 RELEASES = {release.codename: release for release in (BOOKWORM, TRIXIE)}
 
 

@@ -179,3 +179,17 @@ def test_the_journal_is_known_by_its_stream(tmp_path: Path) -> None:
         assert to_journal(stream, {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
         assert not to_journal(stream, {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino + 1}"})
         assert not to_journal(stream, {})
+
+
+@pytest.mark.parametrize("verbose", [0, 1, 2])
+def test_what_watchdog_says_of_its_threads_is_no_matter_of_the_operator(verbose: int) -> None:
+    program = (
+        "import logging; from watchdog.observers import inotify; from xenlb.cli import logs;"
+        f" logs.set_up(verbose={verbose});"
+        " logging.getLogger(inotify.__name__).error('queue_events() called');"
+        " logging.getLogger('xenlb.config.watch').warning('watching by looking')"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "watching by looking" in done.stderr
+    assert ("queue_events() called" in done.stderr) == (verbose > 1)
