@@ -111,7 +111,7 @@ check: deps venv lint ## before each commit: linters, unit tests, a smoke test o
 # processes: one for each lab (tests/lanes.py).
 test: deps venv lint lowest ## everything: packages, linters, unit tests, kernel lab, Xen lab
 	$(call say,tests)
-	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -q tests -n 2 --max-worker-restart 0 $(PYTEST)
+	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -q tests -n 3 --max-worker-restart 0 $(PYTEST)
 
 soak: deps venv ## the long forms: all rounds of kills, restarts and shutdowns under load
 	@XENLB_SOAK=1 XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -s tests/lab tests/unit/fuzz $(PYTEST)

@@ -82,7 +82,8 @@ def test_a_part_is_refused_by_the_kernel_and_set_by_the_library(tmp_path: Path) 
     assert set_a_part(str(library)) == f"True {'5a' * 16} True"
 
 
-def test_the_labs_of_two_processes_stay_on_processors_of_their_own() -> None:
-    assert [processor({0, 1}, worker) for worker in ("", "gw0", "gw1", "gw2")] == [0, 0, 1, 0]
-    assert [processor({5, 3}, worker) for worker in ("gw0", "gw1")] == [3, 5]
-    assert processor({4}, "gw7") == 4
+def test_the_process_that_has_the_xen_lab_has_a_processor_for_itself() -> None:
+    workers = ("", "gw0", "gw1", "gw2", "gw3")
+    assert [processor({0, 1}, worker) for worker in workers] == [0, 0, 1, 1, 1]
+    assert [processor({5, 3, 9}, worker) for worker in workers] == [3, 3, 5, 9, 9]
+    assert {processor({4}, worker) for worker in workers} == {4}
