@@ -4,10 +4,9 @@
 
 boots the User-mode Linux lab, runs this program in it (`--here`), and prints medians. Whole
 processes are timed, as an operator would wait for them, of xenlb as `make install` puts it on a
-machine; and beside them the parts of ours that speak to the kernel. «First» is the first pass with
-a configuration; from then on its settings are kept (xenlb/kept.py). After every change the table is
-read with `ipvsadm -Sn` and must be the one that was asked for. Noise of the machine is shown as the
-least and the most of all runs.
+machine; and beside them the parts of ours that speak to the kernel. After every change the table
+is read with `ipvsadm -Sn` and must be the one that was asked for. Noise of the machine is shown as
+the least and the most of all runs.
 """
 
 import argparse
@@ -37,7 +36,6 @@ WEIGHT = "ipvsadm -e (one weight)"
 # What is timed, what it is held against, and the ratio it should at least have.
 ROWS = [
     (RESTORE, None, None),
-    ("xenlb apply, first", RESTORE, 5.0),
     ("xenlb apply", RESTORE, 5.0),
     ("  its batch: Kernel.apply()", RESTORE, None),
     (SAVE, None, None),
@@ -126,12 +124,9 @@ class Bench:
         self.clear()
         self.process(RESTORE, "ipvsadm", "--restore", stdin=self.rules)
         self.check(RESTORE)
-        for kept in self.state.parent.glob("settings.*"):
-            kept.unlink()
-        for name in ("xenlb apply, first", "xenlb apply"):
-            self.clear()
-            self.process(name, *ours, "apply", *state)
-            self.check(name)
+        self.clear()
+        self.process("xenlb apply", *ours, "apply", *state)
+        self.check("xenlb apply")
         self.process(SAVE, "ipvsadm", "-Sn")
         self.process("xenlb apply, nothing to do", *ours, "apply", *state)
         self.process("xenlb plan, nothing to do", *ours, "plan", *state)

@@ -75,7 +75,7 @@ def _by_agent(options: Options, services: Sequence[str]) -> list[str] | None:
 def _pass(
     options: Options, state: Path, *, change: bool, take_over: Sequence[str], as_json: bool
 ) -> int:
-    from xenlb import kept
+    from xenlb.config import load
     from xenlb.control.lock import Lock, make_folder
     from xenlb.ipvs.errors import IpvsError, explain
     from xenlb.once import OnceError, run_once
@@ -85,7 +85,7 @@ def _pass(
     gc.disable()
     lock = Lock(options.socket)
     try:
-        settings = kept.load(options.config, beside=state, keep=change)
+        settings = load(options.config)
         if change:  # beside an agent, each would undo what the other does
             lock.take()
             make_folder(state)
