@@ -8,11 +8,10 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
 from typing import NamedTuple
 
-MOST_LINKS = 40  # the kernel's limit for one path
+from xenlb.config.resolution import steps
 
 
 class Writer(NamedTuple):
@@ -31,41 +30,18 @@ def other_writer(path: str | os.PathLike[str], trusted: Collection[int] = ()) ->
     it, beside root and the user of this process."""
     users = {0, os.geteuid(), *trusted}
     groups = {0} if os.geteuid() == 0 else {0, os.getegid()}
-    for step in _way(os.path.abspath(path)):
+    if (writer := _writer("/", os.lstat("/"), users, groups)) is not None:
+        return writer
+    for step, is_link in steps(os.path.abspath(path)):
+        if is_link:
+            continue  # its folder says who may replace it
         try:
             status = os.lstat(step)
         except OSError:
             return None
-        if stat.S_ISLNK(status.st_mode):
-            continue  # its folder says who may replace it
         if (writer := _writer(str(step), status, users, groups)) is not None:
             return writer
     return None
-
-
-def _way(path: str) -> Iterator[Path]:
-    """Every folder and link that the kernel passes on the way to the file, and the file."""
-    here = Path("/")
-    yield here
-    rest = list(Path(path).parts[1:])
-    links = 0
-    while rest:
-        part = rest.pop(0)
-        if part == "..":
-            here = here.parent
-            continue
-        step = here / part
-        yield step
-        try:
-            target = os.readlink(step)
-        except OSError:
-            here = step
-            continue
-        links += 1
-        if links > MOST_LINKS:
-            return
-        rest[:0] = [name for name in target.split("/") if name not in {"", "."}]
-        here = Path("/") if target.startswith("/") else here
 
 
 def _writer(
@@ -102,7 +78,7 @@ def unreadable(path: str | os.PathLike[str]) -> str:
     """What root, who may not read the file all the same, can do about it: a unit without
     CAP_DAC_OVERRIDE reads what is root's, or everybody's."""
     blocking = os.path.abspath(path)
-    for step in _way(blocking):
+    for step, _ in steps(blocking):
         if not os.access(step, os.X_OK if step.is_dir() else os.R_OK):
             blocking = str(step)
             break

@@ -22,6 +22,8 @@ from watchdog.events import DirDeletedEvent, FileSystemEvent, FileSystemEventHan
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
+from xenlb.config.resolution import steps
+
 log = logging.getLogger(__name__)
 
 LOOK: Final = 5.0  # seconds between two looks without a cause
@@ -31,7 +33,6 @@ QUIET: Final = 0.1  # seconds without a change before a change is told
 QUIET_UNKNOWN: Final = 2.0
 QUIET_OPEN: Final = 30.0
 LONGEST: Final = 120.0  # a file that never comes to rest is told after so many seconds
-MOST_LINKS: Final = 40  # the kernel's limit for one path
 
 # Device, inode, size and times of the file; None where there is none.
 Fingerprint = tuple[int, int, int, int, int] | None
@@ -224,30 +225,14 @@ def folders(path: str) -> set[Folder]:
     """The folder of the file and of each symbolic link on the way to it; where the way ends
     early, the folder in which its next part is missing."""
     found: set[Folder] = set()
-    here = Path("/")
-    rest = list(Path(path).parts[1:])
-    links = 0
-    while rest:
-        part = rest.pop(0)
-        if part == "..":
-            here = here.parent
-            continue
-        step = here / part
-        try:
-            target = os.readlink(step)
-        except OSError:
-            target = None
-        if target is not None and links < MOST_LINKS:
-            links += 1
-            found |= _folder(here)
-            rest[:0] = [name for name in target.split("/") if name not in {"", "."}]
-            here = Path("/") if target.startswith("/") else here
-        elif not rest or not step.exists():
-            found |= _folder(here)
+    last = Path("/")
+    for step, is_link in steps(path):
+        last = step
+        if is_link:
+            found |= _folder(step.parent)
+        elif not step.exists():
             break
-        else:
-            here = step
-    return found
+    return found | _folder(last.parent)
 
 
 def _folder(path: Path) -> set[Folder]:
