@@ -107,8 +107,8 @@ check: deps venv lint ## before each commit: linters, unit tests, a smoke test o
 	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -q tests -n $(JOBS) --max-worker-restart 0 \
 	    -m 'smoke or not lab' $(PYTEST)
 
-# One run over everything, so that pytest's closing line is the last one and tells it all. Two
-# processes: one for each lab (tests/lanes.py).
+# One run over everything, so that pytest's closing line is the last one and tells it all. Three
+# processes on two processors: the Xen lab takes one, and the other labs wait half of their time.
 test: deps venv lint lowest ## everything: packages, linters, unit tests, kernel lab, Xen lab
 	$(call say,tests)
 	@XENLB_REQUIRE_LABS=1 $(BIN)/python -m pytest -q tests -n 3 --max-worker-restart 0 $(PYTEST)

@@ -1,13 +1,16 @@
-"""How the tests are shared out to the two processes of `make test`, `make check` and `make unit`.
+"""How the tests are shared out to the processes of `make test`, `make check` and `make unit`.
 
 The Xen lab takes long to boot and is used by one test after the other: its tests run in one
-process. The User-mode Linux lab boots anew for each file, so its files go to whichever process is
-free, like all others. pytest-xdist has groups for this, which it does not heed with every pytest.
+process, but for those of the other Debian release, which boot a lab of their own. The User-mode
+Linux lab boots anew for each file, so its files go to whichever process is free, like all others.
+pytest-xdist has groups for this, which it does not heed with every pytest.
 """
 
 from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
+
+OTHER_RELEASE = "test_other_release_xen"
 
 # Files that take several seconds; they start first, so that a short one ends the session.
 LONG = (
@@ -29,8 +32,12 @@ LONG = (
 def lane(nodeid: str) -> str:
     """The tests of one lane run in one process, in their order: "xen", or those of a file."""
     path = PurePosixPath(nodeid.partition("::")[0])
-    in_xen = "lab" in path.parts and "xen" in path.stem.split("_")
-    return "xen" if in_xen else str(path)
+    return "xen" if boots_xen(nodeid) and path.stem != OTHER_RELEASE else str(path)
+
+
+def boots_xen(nodeid: str) -> bool:
+    path = PurePosixPath(nodeid.partition("::")[0])
+    return "lab" in path.parts and "xen" in path.stem.split("_")
 
 
 def turn(nodeid: str) -> tuple[int, bool]:
@@ -39,9 +46,9 @@ def turn(nodeid: str) -> tuple[int, bool]:
     if mine == "xen":
         return 0, "/test_host_shutdown" in nodeid
     if mine.startswith("tests/lab/"):
-        return 1, False
+        return (1 if boots_xen(nodeid) else 2), False
     name = mine.removeprefix("tests/unit/").removesuffix(".py")
-    return (2 + LONG.index(name) if name in LONG else 2 + len(LONG)), False
+    return (3 + LONG.index(name) if name in LONG else 3 + len(LONG)), False
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types

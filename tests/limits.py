@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.lanes import lane
+from tests.lanes import boots_xen
 from tests.soak import often
 
 # Seconds. The first test of a lab boots it; the long forms take hours.
@@ -45,7 +45,7 @@ def limit(nodeid: str) -> int | None:
     """Return the limit in seconds, or None where setup.cfg has it."""
     if "lab" not in PurePosixPath(nodeid.partition("::")[0]).parts:
         return None
-    return XEN if lane(nodeid) == "xen" else USER_MODE_LINUX
+    return XEN if boots_xen(nodeid) else USER_MODE_LINUX
 
 
 def give_limits(items: list[pytest.Item]) -> None:

@@ -248,12 +248,14 @@ def test_a_bare_guest_gets_its_inside_and_only_then_weight(dom0: Dom0) -> None:
     assert not [line for line in before if "xenlb" in line]
 
 
+@pytest.mark.soak
 def test_an_operator_sees_that_nothing_is_to_be_done(dom0: Dom0) -> None:
     dom0.share_ssh()
-    # It verifies too; the commands one by one are in test_inside_uml.py.
+    # It verifies too; the commands one by one are in test_inside_uml.py, in each `make test`.
     assert dom0.guest("plan", "bare").out == ""
 
 
+@pytest.mark.soak
 def test_what_is_broken_is_named_and_mended(dom0: Dom0) -> None:
     # Its watch would mend most of it within three seconds.
     dom0.bare.run(
