@@ -17,7 +17,7 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from xenlb.model.events import Probed, Target
-from xenlb.model.health import Health, judge
+from xenlb.model.health import Health, judge, share_bounds
 from xenlb.model.state import Admission, Candidate, Slot, State
 
 
@@ -45,7 +45,7 @@ def begun(before: State, state: State, known: Container[Target], at: float) -> S
             old = known if had is None else had.targets
             if not entry.quiesced and (verdict is None or verdict.up is not None):
                 own |= {
-                    t: _first(health[t], verdict, at)
+                    t: _first(t, health[t], verdict, at)
                     for t in candidate.targets
                     if t not in old and t in health
                 }
@@ -61,14 +61,15 @@ def _sound(known: Health) -> bool:
     return bool(known.up) and known.against == 0
 
 
-def _first(known: Health, verdict: Health | None, at: float) -> Health:
+def _first(target: Target, known: Health, verdict: Health | None, at: float) -> Health:
     """A server's own verdict to begin with, where so far it had `verdict`: that the check passes,
     until it has said something. Also where one before failed: who was kept is not let go by a check
-    that was not asked. The share is what it was, so that no weight jumps twice."""
+    that was not asked. The share is what it was, so that no weight jumps twice, if the check's
+    answers say one: no other could change it."""
     if known.up:
         return replace(known, valid_from=at, against=0, apart=False)
     since = verdict.since if verdict is not None and verdict.up else at
-    share = None if verdict is None else verdict.share
+    share = None if verdict is None or share_bounds(target.check) is None else verdict.share
     return Health(valid_from=at, up=True, since=since, assumed=True, share=share)
 
 

@@ -119,13 +119,19 @@ def bounded(check: Check, share: float | None, *, away: bool = False) -> float |
     """The share that an answer says, as far as it may; None: it says none, or the check asks for
     none. Answers are not trusted, here and nowhere else. But a server that wants to be away gets
     nothing, whatever is the least: it could as well say that it is down."""
+    bounds = share_bounds(check)
+    if away and isinstance(check.asks, Agent):
+        return 0.0
+    if bounds is None or share is None or isnan(share):
+        return None
+    return min(max(share, bounds.least), bounds.most)
+
+
+def share_bounds(check: Check) -> Share | None:
+    """The bounds of the shares that the check's answers say; None: they say none."""
     match check.asks:
-        case Agent() if away:
-            return 0.0
         case Agent(share=bounds) | Exec(share=Share() as bounds):
-            if share is None or isnan(share):
-                return None
-            return min(max(share, bounds.least), bounds.most)
+            return bounds
     return None
 
 

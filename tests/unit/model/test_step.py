@@ -518,7 +518,9 @@ def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
             healths = {target: state.health[target] for target in candidate.targets}
             ups = [h.up or good[target] >= target.check.rise for target, h in healths.items()]
             if all(ups) or (service.any_check and any(ups)):
-                assert 0 in [h.share for h in healths.values()], (slot, seen.event)
+                own = state.admitted[slot].apart if slot in state.admitted else {}
+                shares = [own.get(target, health).share for target, health in healths.items()]
+                assert 0 in shares, (slot, seen.event)
 
 
 def shares_are_within_their_bounds(life: Life) -> None:
