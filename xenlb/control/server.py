@@ -37,6 +37,7 @@ REFUSED = 64  # clients that were told so, and whose end is open until others ar
 # Connections that are taken, or refused, in one go, and the seconds until the next: a user who
 # connects without end takes a tenth of the loop.
 TOGETHER, BETWEEN = 16, 0.002
+AT_ONCE = 8  # pieces of answers that are written in one round of the loop
 LOOK = 5.0  # seconds between two looks whether the socket is still there
 
 
@@ -95,6 +96,7 @@ class ControlServer:
         self._refused = deque[socket.socket]()  # they may still write their request
         self._looking: asyncio.Task[None] | None = None
         self._clients: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Semaphore(AT_ONCE)
 
     async def __aenter__(self) -> Self:
         self._lock.take()
@@ -342,13 +344,14 @@ class ControlServer:
         await self._put(writer, f"{last}\n")
 
     async def _put(self, writer: asyncio.StreamWriter, piece: str) -> None:
-        writer.write(piece.encode())
+        async with self._writing:
+            writer.write(piece.encode())
+            await asyncio.sleep(0)
         try:
             async with asyncio.timeout(self._patience):
                 await writer.drain()
         except OSError as error:
             raise _Gone(f"the client took no answer: {error!r}") from error
-        await asyncio.sleep(0)
 
 
 async def _hung_up(reader: asyncio.StreamReader) -> None:
