@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from xenlb.foreign.budget import Budget
-from xenlb.health.answer import Answer, Probe
+from xenlb.health.answer import Answer, Probe, answer_budget
 from xenlb.model.checks import (
     Agent,
     Asks,
@@ -54,9 +54,10 @@ VIA_VIP = "vip"
 _loaded: dict[str, Probe] = {}
 
 
-async def ask(target: Target, budget: Budget) -> Answer:
-    """One probe; how long it may take is the caller's business. Raises BudgetSpent."""
-    return await (await loaded(target))(target, budget)
+async def ask(target: Target, budget: Budget | None = None) -> Answer:
+    """One probe; how long it may take is the caller's business. `budget`: what its answer may cost,
+    where the caller measures that; without one it has that of any answer. Raises BudgetSpent."""
+    return await (await loaded(target))(target, budget or answer_budget())
 
 
 async def loaded(target: Target) -> Probe:
