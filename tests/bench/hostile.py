@@ -5,10 +5,11 @@
 An agent in a process of its own, over loopback, with the tests' fake kernel and libvirt's test
 driver. Ten servers of each kind answer its checks: bodies in chunks of one byte, equal headers for
 a regular expression, packets of one byte, bait for a pattern, floods, silence in place of a TLS
-handshake. Ten clients flood the guests' listener, and 40 readers ask for the status in a loop. Told
-are the loop's longest gap, the longest of the loop's own processor time, which a busy machine does
-not add to, and the time from a guest's being asked to shut down until the kernel's batch. The same
-agent without all of them comes first.
+handshake. Ten clients flood the guests' listener. Ten Xen guests write requests and words into the
+xenstore as often as xenstored lets them, and answer without end when the agent looks inside. 40
+readers ask for the status in a loop. Told are the loop's longest gap, the longest of the loop's own
+processor time, which a busy machine does not add to, and the time from a guest's being asked to
+shut down until the kernel's batch. The same agent without all of them comes first.
 """
 
 import argparse
@@ -35,12 +36,14 @@ from tempfile import TemporaryDirectory
 from uuid import UUID
 
 from tests.bench.health import Batches
+from tests.fakes.xenstored import FakeXenstored
 from xenlb import clock
 from xenlb.agent import Agent
 from xenlb.config import parse
 from xenlb.control.lock import Lock
 from xenlb.control.server import ControlServer
 from xenlb.daemon import keep_for_good
+from xenlb.hypervisor.xenstore import XenstoreSource
 from xenlb.model.events import Ask, Asked, Described, GuestId, Listed, Power
 from xenlb.sources import Sources
 from xenlb.verbs import Verbs
@@ -53,6 +56,9 @@ LONGEST = 15.0  # s; where the machine is busy there are fewer requests
 GAP, LATE = 0.050, 0.050  # s; the goals
 URI = "test:///default"
 GUESTS = IPv4Address("10.0.0.1")
+HOSTILE_GUESTS, FIRST_DOMAIN = IPv4Address("10.1.0.1"), 1000
+WRITES = 200  # a second, which C xenstored allows a domain
+SSH = "#!/bin/sh\nexec cat /dev/zero\n"  # what it is to log in to a hostile guest
 
 Serve = Callable[[socket.socket], None]
 
@@ -179,12 +185,46 @@ def floods_listener(port: int) -> None:
         time.sleep(0.002)
 
 
+def floods_xenstore(path: Path) -> None:
+    """Requests to shut down, and the words of a hold, of all hostile guests in turn."""
+
+    async def writing() -> None:
+        async with FakeXenstored(str(path)) as xenstored:
+            for n in range(EACH):
+                xenstored.create(FIRST_DOMAIN + n, str(hostile_guest(n).guest.uuid))
+            began, written = time.monotonic(), 0
+            while True:
+                word = ("poweroff", "leaving", "", "staying")[written % 4]
+                for n in range(EACH):
+                    node = "data/xenlb" if written % 2 else "control/shutdown"
+                    xenstored.write(f"/local/domain/{FIRST_DOMAIN + n}/{node}", word)
+                written += 1
+                await asyncio.sleep(max(0.0, began + written / WRITES - time.monotonic()))
+
+    asyncio.run(writing())
+
+
 # The agent ----------------------------------------------------------------------------------------
+
+
+def hostile_guest(number: int) -> Described:
+    return Described(
+        guest=GuestId(uri=URI, uuid=UUID(int=100_000 + number)),
+        name=f"h{number}",
+        power=Power.RUNNING,
+        incarnation=FIRST_DOMAIN + number,
+    )
 
 
 def configuration(listen: int, ports: dict[str, list[int]]) -> str:
     guests = ", ".join(f"{{guest: g{n}, address: {GUESTS + n}}}" for n in range(REQUESTS))
     services = [f"  guests: {{address: 192.0.2.1, ports: [25], check: none, servers: [{guests}]}}"]
+    if ports:
+        hostile = ", ".join(f"{{guest: h{n}, address: {HOSTILE_GUESTS + n}}}" for n in range(EACH))
+        services.append(
+            "  hostile: {address: 192.0.2.1, ports: [26], check: none, guest-side: {delivery: ssh,"
+            f" on-boot: verify}}, servers: [{hostile}]}}"
+        )
     for number, (kind, of_kind) in enumerate(ports.items()):
         check, _ = KINDS[kind]
         for n, port in enumerate(of_kind):
@@ -202,6 +242,10 @@ def configuration(listen: int, ports: dict[str, list[int]]) -> str:
             *services,
         )
     )
+
+
+def xenstore_socket(folder: Path) -> Path:
+    return folder / "xenstored"
 
 
 async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> dict[str, object]:
@@ -236,9 +280,14 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
             )
             for n in range(REQUESTS)
         ]
+        xenstore = XenstoreSource(
+            URI, agent.emit, clock.now, socket_path=str(xenstore_socket(folder))
+        )
+        reading = asyncio.create_task(xenstore.run())
+        hostile = map(hostile_guest, range(EACH)) if ports else ()
         now = clock.now()
         begun = asyncio.get_running_loop().create_future()
-        agent.emit(Listed(at=now, asked=now, uri=URI, guests=tuple(guests)), begun)
+        agent.emit(Listed(at=now, asked=now, uri=URI, guests=(*guests, *hostile)), begun)
         await begun
         keep_for_good()
         print("ready", flush=True)
@@ -246,11 +295,11 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
         gaps: list[tuple[float, float]] = []
         ticking = asyncio.create_task(_tick(gaps))
         late = await _requests(agent, kernel, guests)
-        for task in (ticking, own):
+        for task in (ticking, own, reading):
             task.cancel()
         details = {health.detail for health in agent.state.health.values()}
         await sources.stop()
-        await asyncio.wait([ticking, own])
+        await asyncio.wait([ticking, own, reading])
     by_clock, by_processor = map(max, zip(*gaps, strict=True))
     return {
         "gap": by_clock,
@@ -316,6 +365,12 @@ def run(*, hostile: bool) -> Found:
         with socket.create_server(("127.0.0.1", 0)) as free:
             listen = free.getsockname()[1]
         ports = stack.enter_context(hostile_servers()) if hostile else {}
+        if hostile:
+            stack.enter_context(beside(lambda: floods_xenstore(xenstore_socket(folder))))
+        ssh = folder / "bin" / "ssh"
+        ssh.parent.mkdir()
+        ssh.write_text(SSH)
+        ssh.chmod(0o755)
         command = [sys.executable, "-m", "tests.bench.hostile", "--agent", name, str(listen)]
         agent = stack.enter_context(
             subprocess.Popen(
@@ -323,6 +378,7 @@ def run(*, hostile: bool) -> Found:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env={**os.environ, "PATH": f"{ssh.parent}:{os.environ['PATH']}"},
             )
         )
         stack.callback(agent.kill)
@@ -363,9 +419,9 @@ def main() -> int:
         print(json.dumps(asyncio.run(measured(Path(folder), int(listen), json.loads(ports)))))
         return 0
     print(
-        f"hostile: {EACH} servers of {len(KINDS)} kinds, {EACH} clients of the listener, {READERS}"
-        f" readers of status; {REQUESTS} requests (goals: gap {1000 * GAP:.0f} ms, p99"
-        f" {1000 * LATE:.0f} ms)",
+        f"hostile: {EACH} servers of {len(KINDS)} kinds, {EACH} clients of the listener, {EACH}"
+        f" guests that flood, {READERS} readers of status; {REQUESTS} requests"
+        f" (goals: gap {1000 * GAP:.0f} ms, p99 {1000 * LATE:.0f} ms)",
         flush=True,
     )
     heads = ("gap", "processor", "p50", "p99", "worst", "requests")
