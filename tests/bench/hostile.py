@@ -6,9 +6,9 @@ An agent in a process of its own, over loopback, with the tests' fake kernel and
 driver. Ten servers of each kind answer its checks: bodies in chunks of one byte, equal headers for
 a regular expression, packets of one byte, bait for a pattern, floods, silence in place of a TLS
 handshake. Ten clients flood the guests' listener. Ten Xen guests write requests and words into the
-xenstore as often as xenstored lets them, and answer without end when the agent looks inside. 40
-readers ask for the status in a loop. Told are the loop's longest gap, the longest of the loop's own
-processor time, which a busy machine does not add to, and the time from a guest's being asked to
+xenstore as often as xenstored lets them; ten others answer without end when the agent looks inside.
+40 readers ask for the status in a loop. Told are the loop's longest gap, the longest of the loop's
+own processor time, which a busy machine does not add to, and the time from a guest's being asked to
 shut down until the kernel's batch. The same agent without all of them comes first.
 """
 
@@ -186,7 +186,7 @@ def floods_listener(port: int) -> None:
 
 
 def floods_xenstore(path: Path) -> None:
-    """Requests to shut down, and the words of a hold, of all hostile guests in turn."""
+    """Requests to shut down, and the words of a hold, of the first hostile guests in turn."""
 
     async def writing() -> None:
         async with FakeXenstored(str(path)) as xenstored:
@@ -208,6 +208,8 @@ def floods_xenstore(path: Path) -> None:
 
 
 def hostile_guest(number: int) -> Described:
+    """The first EACH write into the xenstore; the agent looks into the others for good, since these
+    never shut down."""
     return Described(
         guest=GuestId(uri=URI, uuid=UUID(int=100_000 + number)),
         name=f"h{number}",
@@ -220,7 +222,9 @@ def configuration(listen: int, ports: dict[str, list[int]]) -> str:
     guests = ", ".join(f"{{guest: g{n}, address: {GUESTS + n}}}" for n in range(REQUESTS))
     services = [f"  guests: {{address: 192.0.2.1, ports: [25], check: none, servers: [{guests}]}}"]
     if ports:
-        hostile = ", ".join(f"{{guest: h{n}, address: {HOSTILE_GUESTS + n}}}" for n in range(EACH))
+        hostile = ", ".join(
+            f"{{guest: h{n}, address: {HOSTILE_GUESTS + n}}}" for n in range(2 * EACH)
+        )
         services.append(
             "  hostile: {address: 192.0.2.1, ports: [26], check: none, guest-side: {delivery: ssh,"
             f" on-boot: verify}}, servers: [{hostile}]}}"
@@ -284,7 +288,7 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
             URI, agent.emit, clock.now, socket_path=str(xenstore_socket(folder))
         )
         reading = asyncio.create_task(xenstore.run())
-        hostile = map(hostile_guest, range(EACH)) if ports else ()
+        hostile = map(hostile_guest, range(2 * EACH)) if ports else ()
         now = clock.now()
         begun = asyncio.get_running_loop().create_future()
         agent.emit(Listed(at=now, asked=now, uri=URI, guests=(*guests, *hostile)), begun)
@@ -419,7 +423,7 @@ def main() -> int:
         print(json.dumps(asyncio.run(measured(Path(folder), int(listen), json.loads(ports)))))
         return 0
     print(
-        f"hostile: {EACH} servers of {len(KINDS)} kinds, {EACH} clients of the listener, {EACH}"
+        f"hostile: {EACH} servers of {len(KINDS)} kinds, {EACH} clients of the listener, {2 * EACH}"
         f" guests that flood, {READERS} readers of status; {REQUESTS} requests"
         f" (goals: gap {1000 * GAP:.0f} ms, p99 {1000 * LATE:.0f} ms)",
         flush=True,
