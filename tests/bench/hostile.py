@@ -186,7 +186,7 @@ def floods_listener(port: int) -> None:
 
 
 def floods_xenstore(path: Path) -> None:
-    """Requests to shut down, and the words of a hold, of the first hostile guests in turn."""
+    """Requests to shut down, and the words of a hold, of all hostile guests in turn."""
 
     async def writing() -> None:
         async with FakeXenstored(str(path)) as xenstored:
@@ -208,8 +208,6 @@ def floods_xenstore(path: Path) -> None:
 
 
 def hostile_guest(number: int) -> Described:
-    """The first EACH write into the xenstore; the agent looks into the others for good, since these
-    never shut down."""
     return Described(
         guest=GuestId(uri=URI, uuid=UUID(int=100_000 + number)),
         name=f"h{number}",
@@ -218,13 +216,26 @@ def hostile_guest(number: int) -> Described:
     )
 
 
-def configuration(listen: int, ports: dict[str, list[int]]) -> str:
+def looked_into(folder: Path) -> str:
+    """The URI of a libvirt with guests i0, i1 … that run."""
+    file = folder / "node.xml"
+    # With identifiers: each connection of the test driver makes the guests anew.
+    domains = "".join(
+        f"<domain type='test'><name>i{n}</name><uuid>{UUID(int=200_000 + n)}</uuid>"
+        "<memory>8192</memory><os><type>hvm</type></os></domain>"
+        for n in range(EACH)
+    )
+    file.write_text(f"<node>{domains}</node>")
+    return f"test://{file}"
+
+
+def configuration(folder: Path, listen: int, ports: dict[str, list[int]]) -> str:
+    uris = [URI]
     guests = ", ".join(f"{{guest: g{n}, address: {GUESTS + n}}}" for n in range(REQUESTS))
     services = [f"  guests: {{address: 192.0.2.1, ports: [25], check: none, servers: [{guests}]}}"]
     if ports:
-        hostile = ", ".join(
-            f"{{guest: h{n}, address: {HOSTILE_GUESTS + n}}}" for n in range(2 * EACH)
-        )
+        uris.append(looked_into(folder))
+        hostile = ", ".join(f"{{guest: i{n}, address: {HOSTILE_GUESTS + n}}}" for n in range(EACH))
         services.append(
             "  hostile: {address: 192.0.2.1, ports: [26], check: none, guest-side: {delivery: ssh,"
             f" on-boot: verify}}, servers: [{hostile}]}}"
@@ -238,7 +249,7 @@ def configuration(listen: int, ports: dict[str, list[int]]) -> str:
             )
     return "\n".join(
         (
-            f"libvirt: {{uris: ['{URI}']}}",
+            f"libvirt: {{uris: {uris}}}",
             f"guests: {{listen: '127.0.0.1:{listen}'}}",
             "director: {addresses: leave, sysctls: check}",
             "defaults: {forwarding: masquerade}",
@@ -269,7 +280,7 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
     verbs = Verbs(agent, sources.director_problems)
     async with ControlServer(control, verbs.handlers(), lock=lock):
         agent.changed = sources.follow
-        agent.configure(parse(configuration(listen, ports), "bench"))
+        agent.configure(parse(configuration(folder, listen, ports), "bench"))
         own = asyncio.create_task(agent.own())
         sources.start()
         await agent.begun.wait()
@@ -288,7 +299,7 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
             URI, agent.emit, clock.now, socket_path=str(xenstore_socket(folder))
         )
         reading = asyncio.create_task(xenstore.run())
-        hostile = map(hostile_guest, range(2 * EACH)) if ports else ()
+        hostile = map(hostile_guest, range(EACH)) if ports else ()
         now = clock.now()
         begun = asyncio.get_running_loop().create_future()
         agent.emit(Listed(at=now, asked=now, uri=URI, guests=(*guests, *hostile)), begun)
