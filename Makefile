@@ -90,12 +90,12 @@ $(LOWEST)/.stamp: setup.cfg
 # By library: click and rich, PyYAML, watchdog, libvirt, pyroute2, h11 and dnspython, Jinja2.
 LOWEST_TESTS := cli \
     config/test_loader.py config/test_robust.py \
-    config/test_watch.py hypervisor/test_hooks.py \
-    $(addprefix hypervisor/test_,addresses.py connections.py libvirt.py listing.py metadata.py qmp.py) \
-    agent/test_drains.py agent/test_sources.py guestside/ways/test_reach.py \
+    config/test_watcher.py hypervisor/test_hooks.py \
+    $(addprefix hypervisor/test_,finder.py connections.py libvirt_source.py queries.py metadata.py qmp.py) \
+    agent/test_drain_worker.py agent/test_sources.py guestside/transport/test_open.py \
     ipvs/test_codec.py director/test_addresses.py health/test_syn.py \
     health/test_talks.py health/test_dns.py \
-    guestside/files/test_render.py
+    guestside/render/test_template.py
 
 lowest: $(LOWEST)/.stamp ## the tests of what touches libraries, with the oldest versions allowed
 	$(call say,tests with the oldest versions allowed)

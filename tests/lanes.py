@@ -14,14 +14,14 @@ OTHER_RELEASE = "test_other_release_xen"
 
 # Files that take several seconds; they start first, so that a short one ends the session.
 LONG = (
-    "guestside/ways/test_delivery",
-    "guestside/files/test_guest_script",
+    "guestside/transport/test_delivery",
+    "guestside/render/test_guest_script",
     "hypervisor/test_libvirt",
-    "guestside/files/test_conversation",
+    "guestside/render/test_conversation",
     "hypervisor/test_hook_script",
     "test_install",
-    "guestside/files/test_hold_script",
-    "guestside/seen/test_verify",
+    "guestside/render/test_hold_script",
+    "guestside/inspect/test_verify",
     "hypervisor/test_connections",
     "cli/test_guest",
     "model/test_step",

@@ -40,7 +40,7 @@ from tests.lab import peers
 from tests.lab.host import CHECKOUT, venv_directory
 from tests.lab.uml import UmlLab
 from xenlb import clock
-from xenlb.agent import Agent
+from xenlb.agent.loop import Agent
 from xenlb.health.runner import HealthRunner
 from xenlb.ipvs.op import Op, OpFailed, SetServer
 from xenlb.ipvs.table import IPAddress

@@ -38,15 +38,15 @@ from uuid import UUID
 from tests.bench.health import Batches
 from tests.fakes.xenstored import FakeXenstored
 from xenlb import clock
-from xenlb.agent import Agent
+from xenlb.agent.handlers import Verbs
+from xenlb.agent.loop import Agent
+from xenlb.agent.main import keep_for_good
+from xenlb.agent.sources import Sources
 from xenlb.config import parse
 from xenlb.control.lock import Lock
 from xenlb.control.server import ControlServer
-from xenlb.daemon import keep_for_good
-from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.model.events import Ask, Asked, Described, GuestId, Listed, Power
-from xenlb.sources import Sources
-from xenlb.verbs import Verbs
 
 EACH = 10  # hostile servers of a kind, and clients
 READERS = 40

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from uuid import UUID
 
+from xenlb.model.addresses import Found, Source
 from xenlb.model.desired import desired
 from xenlb.model.events import (
     AddressesFound,
@@ -28,10 +29,9 @@ from xenlb.model.events import (
     Started,
     Tick,
 )
-from xenlb.model.found import Found, Source
+from xenlb.model.reducer import step
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
-from xenlb.model.step import step
 
 URI = "xen:///system"
 GUESTS = 100

@@ -185,7 +185,7 @@ def show(seconds: dict[str, list[float]], services: int, servers: int) -> None:
 def install(root: str) -> list[str]:
     """Installs xenlb below `root`; the command, as the launcher there runs it."""
     subprocess.run(
-        [sys.executable, "tools/install.py", f"--venv={venv_directory()}", f"--destdir={root}"],
+        [sys.executable, "tools/planner.py", f"--venv={venv_directory()}", f"--destdir={root}"],
         cwd=CHECKOUT,
         check=True,
         stdout=subprocess.DEVNULL,

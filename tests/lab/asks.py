@@ -13,11 +13,11 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
-from xenlb import checkjson
-from xenlb.foreign.budget import BudgetSpent
-from xenlb.health.answer import Answer, answer_budget, too_late, too_much
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
 from xenlb.model.events import Target
+from xenlb.store import check_codec
+from xenlb.untrusted.budget import BudgetSpent
 
 
 async def _asked(target: Target) -> Answer:
@@ -32,7 +32,7 @@ async def _asked(target: Target) -> Answer:
 
 async def _answers(question: dict[str, Any]) -> list[list[Any]]:
     target = Target(
-        check=checkjson.read(question["check"]),
+        check=check_codec.read(question["check"]),
         address=ip_address(question["address"]),
         port=question["port"],
     )

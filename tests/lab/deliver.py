@@ -12,11 +12,11 @@ from uuid import UUID
 
 import libvirt
 
-from xenlb.guestside.plan.tree import GuestFile, GuestLink, Wanted
-from xenlb.guestside.ways.channel import DeliveryError
-from xenlb.guestside.ways.look import look
-from xenlb.guestside.ways.reach import Whereabouts, reach
-from xenlb.model.side import Delivery, GuestSide
+from xenlb.guestside.install.operations import GuestFile, GuestLink, Wanted
+from xenlb.guestside.transport.channel import DeliveryError
+from xenlb.guestside.transport.open import Whereabouts, reach
+from xenlb.guestside.transport.survey import look
+from xenlb.model.guest_side import Delivery, GuestSide
 
 
 def wanted(value: dict[str, str | int]) -> Wanted:

@@ -18,12 +18,12 @@ import sys
 import time
 from uuid import UUID
 
-from xenlb.hypervisor.addresses import AddressFinder
-from xenlb.hypervisor.hooks import HookCall, HookSource
-from xenlb.hypervisor.libvirt import LibvirtSource
-from xenlb.hypervisor.xenstore import XenstoreSource
+from xenlb.hypervisor.addresses.finder import AddressFinder
+from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource
+from xenlb.hypervisor.libvirt.source import LibvirtSource
+from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.model.events import Died, GuestId, HypervisorEvent, Listed, Started, Stopped
-from xenlb.model.judge import Taken
+from xenlb.model.reserved_addresses import Taken
 
 NAMES: dict[UUID, str] = {}
 RUNNING: dict[GuestId, int | None] = {}

@@ -9,17 +9,17 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
-from xenlb import checkjson
-from xenlb.health.answer import Answer, answer_budget, too_late
-from xenlb.health.ask import ask, loaded
+from xenlb.health.registry import ask, loaded
+from xenlb.health.transport.result import Answer, answer_budget, too_late
 from xenlb.ipvs.table import Tunnel, TunnelType
 from xenlb.model.events import Target
+from xenlb.store import check_codec
 
 
 def target(item: dict[str, Any]) -> Target:
     tunnel = item.get("tunnel")
     return Target(
-        check=checkjson.read(item["check"]),
+        check=check_codec.read(item["check"]),
         address=ip_address(item["address"]),
         port=item["port"],
         vip=ip_address(item["vip"]) if item.get("vip") else None,

@@ -32,7 +32,7 @@ from tests.lab.netns import NetNs
 from tests.lab.timings import Figures, Observer, Seen
 from tests.lab.watched import Servers, parsed, shown
 from tests.lab.xen import Guest, XenLab
-from xenlb.hypervisor.hooks import HookCall, parse
+from xenlb.hypervisor.libvirt.hooks import HookCall, parse
 
 SHUTDOWNS = DRAINS = 30
 HOOKS = "/run/xenlb/hooks"

@@ -1,6 +1,6 @@
 """Each check against a real server of its kind: up, refused, hanging, wrong, expired, and its log.
 
-The servers (servers.py) run in the lab's root, the probes through xenlb.health.ask next to them.
+The servers (servers.py) run in the lab's root, the probes next to them (xenlb.health.registry).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from tests.lab.servers import ADDRESS, SERVERS, TLS
 from tests.lab.uml import UmlLab
 from tests.soak import often
 from tests.unit.health.certificates import EXPIRED, NAME
-from xenlb import checkjson
 from xenlb.model.checks import (
     Asks,
     Dns,
@@ -38,6 +37,7 @@ from xenlb.model.checks import (
     Udp,
 )
 from xenlb.model.settings import Check
+from xenlb.store import check_codec
 
 # Of each question to a server; more than MariaDB's max_connect_errors there, which is 10.
 TIMES = often(12, soak=300)
@@ -246,7 +246,7 @@ def ask(
     """The different answers to each; the server's address and port are WHERE in them."""
     written: list[dict[str, Any]] = [
         {
-            "check": checkjson.write(Check(type="test", asks=asks, timeout=timeout)),
+            "check": check_codec.write(Check(type="test", asks=asks, timeout=timeout)),
             "address": ADDRESS,
             "port": port,
             "times": times,

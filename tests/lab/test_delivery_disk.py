@@ -2,8 +2,9 @@
 
 Its own small virtual machine starts for each call, and takes half a minute where it is emulated; so
 this is one apply, one reading and one removal, and what is on the disk at first is not read. That
-whoever applies looks first is shown with a folder, in tests/unit/guestside/ways/test_delivery.py.
-Its kernel is the one of the QEMU guests, unpacked and not installed.
+whoever applies looks first is shown with a folder, in
+tests/unit/guestside/transport/test_delivery.py. Its kernel is the one of the QEMU guests, unpacked
+and not installed.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import pytest
 from tests.lab.host import LabError
 from tests.lab.needed import lacking
 from tests.lab.uml import qemu_image
-from xenlb.guestside.plan.install import asked, plan
-from xenlb.guestside.plan.manifest import MANIFEST, NOTHING, parse
-from xenlb.guestside.plan.tree import MISSING, File, Folder, GuestFile, GuestLink, Node
-from xenlb.guestside.ways.offline import Disk, Offline
+from xenlb.guestside.install.manifest import MANIFEST, NOTHING, parse
+from xenlb.guestside.install.operations import MISSING, File, Folder, GuestFile, GuestLink, Node
+from xenlb.guestside.install.planner import asked, plan
+from xenlb.guestside.transport.image import Disk, Offline
 
 NEEDS = ("/usr/bin/supermin", "/usr/lib/python3/dist-packages/guestfs.py", "/sbin/mkfs.ext4")
 HOSTS = b"127.0.0.1 localhost\n"

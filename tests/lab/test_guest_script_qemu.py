@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import xenlb.guestside.files
+import xenlb.guestside.render
 from tests.lab.needed import lacking
 from tests.lab.test_guest_script_uml import V4, V6, compiled
 from tests.lab.uml import qemu_image
 from xenlb.ipvs.table import Forwarding
 
-SCRIPT = Path(xenlb.guestside.files.__file__).parent / "templates" / "guest.sh"
+SCRIPT = Path(xenlb.guestside.render.__file__).parent / "templates" / "guest.sh"
 BOOT = 300.0  # seconds; 4 on a quiet machine
 INIT = """\
 #!/bin/busybox sh

@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import xenlb.guestside.files
-from xenlb.guestside.needed.compile import Place, compile_needs
-from xenlb.guestside.needed.needs import settings_lines
-from xenlb.ipvs.table import (
-    Family,
-    Forwarding,
-    Tunnel,
-    TunnelChecksum,
-    TunnelType,
-    family_of,
-)
+import xenlb.guestside.render
+from xenlb.guestside.requirements.compile import Place, compile_needs
+from xenlb.guestside.requirements.needs import settings_lines
+from xenlb.ipvs.table import Family, Forwarding, Tunnel, TunnelChecksum, TunnelType, family_of
+from xenlb.model.guest_side import GuestSide, ReturnPath
 from xenlb.model.settings import Port, ServiceSettings
-from xenlb.model.side import GuestSide, ReturnPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +26,7 @@ if TYPE_CHECKING:
     from tests.lab.netns import NetNs
     from tests.lab.uml import ServerNs, UmlLab
 
-SCRIPT = Path(xenlb.guestside.files.__file__).parent / "templates" / "guest.sh"
+SCRIPT = Path(xenlb.guestside.render.__file__).parent / "templates" / "guest.sh"
 GATEWAYS = {Family.INET: ip_address("10.0.0.1"), Family.INET6: ip_address("fd00:10::1")}
 V4, V6 = "192.0.2.15", "2001:db8::15"
 OWN4, OWN6 = "10.0.0.51", "fd00:10::51"

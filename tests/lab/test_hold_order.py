@@ -12,11 +12,11 @@ import pytest
 
 from tests.lab.host import cache_directory
 from tests.lab.service import nest
-from xenlb.guestside.files.export import write_tree
-from xenlb.guestside.files.holdfiles import hold_files
-from xenlb.guestside.needed.hold import Tell, compile_hold
+from xenlb.guestside.render.export import write_tree
+from xenlb.guestside.render.hold_files import hold_files
+from xenlb.guestside.requirements.hold import Tell, compile_hold
+from xenlb.model.guest_side import Init
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
-from xenlb.model.side import Init
 
 # Init scripts of mail and web servers, and those of the system that stop it.
 PACKAGES = ("insserv", "initscripts", "cron", "exim4-base", "nginx-common", "openssh-server")

@@ -62,7 +62,7 @@ def test_xenbus_device_works_as_the_socket_does(lab: XenLab) -> None:
     """The kernel's device, where xenstored has no socket here."""
     program = (
         "import asyncio\n"
-        "from xenlb.hypervisor.xenstore_client import XenstoreClient\n"
+        "from xenlb.hypervisor.xenstore.client import XenstoreClient\n"
         "async def main():\n"
         "    seen = []\n"
         "    client = XenstoreClient(lambda path, token: seen.append((path, token)))\n"

@@ -13,9 +13,9 @@ from tests.lab.host import CHECKOUT, LabError, venv_directory
 from tests.lab.needed import lacking
 from tests.lab.uml import ServerNs, UmlLab
 from tests.lab.unpacked import program
-from xenlb import checkjson
 from xenlb.model.checks import Asks, Dns, Icmp, Tcp, Udp
 from xenlb.model.settings import Check
+from xenlb.store import check_codec
 
 PYTHON = str(venv_directory() / "bin/python")
 
@@ -35,7 +35,7 @@ def target(
     asks: Asks, address: str, port: int = 80, timeout: float = 1.0, **more: Any
 ) -> dict[str, Any]:
     check = Check(type=type(asks).__name__.lower(), asks=asks, timeout=timeout)
-    return {"check": checkjson.write(check), "address": address, "port": port, **more}
+    return {"check": check_codec.write(check), "address": address, "port": port, **more}
 
 
 @pytest.fixture(scope="module")

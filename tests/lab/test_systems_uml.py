@@ -19,14 +19,14 @@ from tests.lab.debian.definition import Network
 from tests.lab.host import LabError
 from tests.lab.uml import UmlLab
 from tests.lab.uml.debian import DebianGuest
-from xenlb.guestside.files.facts import Facts, Link
-from xenlb.guestside.files.systems import commands, is_left, side_files
-from xenlb.guestside.needed.compile import Place, compile_needs
-from xenlb.guestside.needed.needs import Needs
-from xenlb.guestside.plan.tree import GuestFile, GuestLink
+from xenlb.guestside.install.operations import GuestFile, GuestLink
+from xenlb.guestside.render.facts import Facts, Link
+from xenlb.guestside.render.systems import commands, is_left, side_files
+from xenlb.guestside.requirements.compile import Place, compile_needs
+from xenlb.guestside.requirements.needs import Needs
 from xenlb.ipvs.table import Family, Forwarding, family_of
+from xenlb.model.guest_side import GuestSide, Init, ReturnPath, System
 from xenlb.model.settings import Port, ServiceSettings
-from xenlb.model.side import GuestSide, Init, ReturnPath, System
 
 GATEWAYS = {Family.INET: ip_address("10.0.0.1"), Family.INET6: ip_address("fd00:10::1")}
 # How an administrator has each program configure eth0 anew.

@@ -11,15 +11,15 @@ import pytest
 from tests.lab.debian import guest_shell
 from tests.lab.netns import NetNs
 from tests.lab.uml import UmlLab
-from xenlb.guestside.needed.compile import Place, compile_needs
-from xenlb.guestside.needed.needs import Needs
-from xenlb.guestside.seen.asking import observe_script
-from xenlb.guestside.seen.observe import observed, output_budget
-from xenlb.guestside.seen.observed import Observed
-from xenlb.guestside.seen.verify import differences
+from xenlb.guestside.inspect.observed import Observed
+from xenlb.guestside.inspect.parse import observed, output_budget
+from xenlb.guestside.inspect.script import observe_script
+from xenlb.guestside.inspect.verify import differences
+from xenlb.guestside.requirements.compile import Place, compile_needs
+from xenlb.guestside.requirements.needs import Needs
 from xenlb.ipvs.table import Forwarding, Tunnel, TunnelType, family_of
+from xenlb.model.guest_side import GuestSide, Init, System
 from xenlb.model.settings import Port, ServiceSettings
-from xenlb.model.side import GuestSide, Init, System
 
 OWN4, OWN6 = "10.0.0.31", "fd00:10::31"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import dedent
 from uuid import UUID
 
-from xenlb import config, statefile
+from xenlb import config
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.op import (
     AddServer,
@@ -28,6 +28,7 @@ from xenlb.ipvs.op import (
 )
 from xenlb.ipvs.table import Counters, Entry, IPAddress, ServerKey, ServiceKey, Table
 from xenlb.model import alarm
+from xenlb.model.addresses import Found, Refused, Source
 from xenlb.model.desired import desired, next_deadline, standing
 from xenlb.model.events import (
     AddressesFound,
@@ -63,12 +64,12 @@ from xenlb.model.events import (
     UndrainAsked,
     Verdict,
 )
-from xenlb.model.found import Found, Refused, Source
-from xenlb.model.judge import Host, HostSeen
+from xenlb.model.reducer import step
+from xenlb.model.reserved_addresses import Host, HostSeen
 from xenlb.model.settings import needed_uris
 from xenlb.model.state import Note, State
-from xenlb.model.step import step
-from xenlb.saved import Saved
+from xenlb.store import state_file
+from xenlb.store.saved_state import Saved
 
 SOURCES = {
     "interface": Source.INTERFACE_XML,
@@ -463,8 +464,8 @@ class Player:
     def _restart(self) -> None:
         """kill -9 and a start: what was not in the state file is forgotten; the table is not."""
         path = self.folder / "state.json"
-        statefile.save(path, Saved(state=self.state))
-        self.state = statefile.load(path).state
+        state_file.save(path, Saved(state=self.state))
+        self.state = state_file.load(path).state
         self.want = Table()
 
 

@@ -76,10 +76,10 @@ def test_what_lands_where(staged: Path) -> None:
         assert (staged / hook).read_bytes() == (ROOT / "hooks/xenlb").read_bytes()
         assert os.access(staged / hook, os.X_OK)
     (script,) = (base / "lib/xenlb").glob(
-        "lib/*/site-packages/xenlb/guestside/files/templates/hold.sh"
+        "lib/*/site-packages/xenlb/guestside/render/templates/hold.sh"
     )
     assert script.read_text().startswith("#!/bin/sh\n")
-    templates = ROOT / "xenlb/guestside/files/templates"
+    templates = ROOT / "xenlb/guestside/render/templates"
     assert tree(script.parent) == tree(templates)
     assert gzip.decompress((base / "share/man/man8/xenlb.8.gz").read_bytes()).startswith(b".\\")
     assert os.access(base / "sbin/xenlb", os.X_OK)
@@ -130,7 +130,9 @@ def test_the_moved_command_works(staged: Path) -> None:
     check = run("-m", "xenlb.cli", "check", str(staged / "etc/xenlb/xenlb.yaml"))
     assert check.returncode == 0, check.stdout
     # Everything the agent needs is there, byte-compiled, and comes from there.
-    needs = "libvirt, libvirtaio, pyroute2, yaml, watchdog.observers, click, jinja2, xenlb.daemon"
+    needs = (
+        "libvirt, libvirtaio, pyroute2, yaml, watchdog.observers, click, jinja2, xenlb.agent.main"
+    )
     loaded = run("-v", "-c", f"import {needs}; print(xenlb.__file__)")
     assert loaded.returncode == 0, loaded.stderr
     site = python.parents[1] / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"

@@ -5,6 +5,6 @@ import sys
 
 def main() -> None:
     """The command `xenlb`."""
-    from xenlb.cli.root import run  # see above
+    from xenlb.cli.root import run
 
     sys.exit(run(sys.argv[1:]))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from xenlb.cli.guest_render import SYSTEMS, check_place, write, written
 from xenlb.cli.options import Group, Options, given
-from xenlb.cli.render import SYSTEMS, check_place, write, written
 
 
 @click.group(cls=Group)
@@ -33,15 +33,15 @@ def render(
     """Makes the files that put the service addresses on the director's interface, and set the
     sysctls that its services need: for `director: {addresses: leave}`."""
     check_place(output, as_tar=as_tar)
-    from xenlb.cli import inside
-    from xenlb.guestside.directorside import director_files
-    from xenlb.guestside.files.facts import Facts, Link
-    from xenlb.model.side import System
+    from xenlb.cli import guest_common
+    from xenlb.guestside.director_files import director_files
+    from xenlb.guestside.render.facts import Facts, Link
+    from xenlb.model.guest_side import System
 
-    settings = inside.settings_of(options)
+    settings = guest_common.settings_of(options)
     interface = settings.director.interface or ""
     facts = Facts(links=(Link(interface=interface, network_file=network_file),))
-    files = inside.excused(
+    files = guest_common.excused(
         lambda: director_files(
             settings, system=System(system), facts=facts, overrides=options.templates
         )

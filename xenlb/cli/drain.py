@@ -1,15 +1,15 @@
 """`xenlb drain`, `undrain`, `shutdown` and `reboot`: out of service and back, by hand.
 
-The agent does it all; whoever waits for it is in waiting.py.
+The agent does it all; whoever waits for it is in drain_progress.py.
 """
 
 import os
 
 import click
 
-from xenlb.cli.guests import complete
+from xenlb.cli.completion import complete
+from xenlb.cli.drain_progress import DOES, Waiter
 from xenlb.cli.options import Options, given
-from xenlb.cli.waiting import DOES, Waiter
 from xenlb.control import client
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from xenlb.cli import layout
+from xenlb.cli import format
 from xenlb.cli.options import Options, as_json, given
 from xenlb.control import client
 
@@ -19,5 +19,5 @@ def events(options: Options, *, follow: bool, as_json: bool) -> None:
     patience = None if follow else 15.0
     for entry in client.stream(options.socket, "events", patience=patience, follow=follow):
         assert isinstance(entry, dict)
-        click.echo(json.dumps(entry, ensure_ascii=False) if as_json else layout.event(entry))
+        click.echo(json.dumps(entry, ensure_ascii=False) if as_json else format.event(entry))
         sys.stdout.flush()

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from xenlb.cli import logs
-from xenlb.cli.guests import named
+from xenlb.cli import log_setup
+from xenlb.cli.completion import named
+from xenlb.cli.guest_render import image, render
 from xenlb.cli.options import Failure, Group, Options, as_json, given, key_file
-from xenlb.cli.render import image, render
 from xenlb.control.protocol import FAILED
 
 if TYPE_CHECKING:
-    from xenlb.guestside.plan.install import Changed
-    from xenlb.guestside.seen.difference import Difference
-    from xenlb.guestside.selfseen import Seen
-    from xenlb.guestside.subject import Subject
-    from xenlb.guestside.ways.reach import Reached
-    from xenlb.guestside.work import Done, Survey
+    from xenlb.guestside.inspect.finding import Difference
+    from xenlb.guestside.install.planner import Changed
+    from xenlb.guestside.provision import Done, Survey
+    from xenlb.guestside.self_config_status import Seen
+    from xenlb.guestside.target import Subject
+    from xenlb.guestside.transport.open import Reached
 
     class Work(Protocol):
         """work.apply or work.remove."""
@@ -101,9 +101,9 @@ def plan(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
     should be. Nothing where nothing is to be done."""
     it = _subject(options, guest, way)
     if _makes_itself(it):
-        from xenlb.cli import selfmade
+        from xenlb.cli import guest_selfconfig
 
-        seen = selfmade.seen(it)
+        seen = guest_selfconfig.seen(it)
         lines = seen.changes() + [str(each) for each in seen.differences]
         answer = _json_of_self_made(it, seen)
     else:
@@ -128,14 +128,14 @@ def apply(options: Options, guest: str, *, way: Way) -> None:
     there before is kept, and `remove` brings it back."""
     it = _subject(options, guest, way)
     if _makes_itself(it):
-        from xenlb.cli import selfmade
+        from xenlb.cli import guest_selfconfig
 
-        left = selfmade.apply(options, it).differences
+        left = guest_selfconfig.apply(options, it).differences
         return _ended(it, left=left, well=BY_ITS_OWN_WORD)
-    from xenlb.cli import inside
-    from xenlb.guestside import work
+    from xenlb.cli import guest_common
+    from xenlb.guestside import provision
 
-    found, done = inside.run(_in_turn(options, it, way, work.apply))
+    found, done = guest_common.run(_in_turn(options, it, way, provision.apply))
     _told(found)
     return _ended(it, said=done.said, left=done.left, well="has all that it needs")
 
@@ -149,9 +149,9 @@ def verify(options: Options, guest: str, *, way: Way, as_json: bool) -> None:
     """Looks whether GUEST has all that its services need, and names each difference."""
     it = _subject(options, guest, way)
     if _makes_itself(it):
-        from xenlb.cli import selfmade
+        from xenlb.cli import guest_selfconfig
 
-        seen = selfmade.seen(it)
+        seen = guest_selfconfig.seen(it)
         left, answer, well = seen.differences, _json_of_self_made(it, seen), BY_ITS_OWN_WORD
     else:
         found = _surveyed(options, it, way)
@@ -173,15 +173,15 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
     """Takes out of GUEST all that xenlb has put there, and brings back what was there before."""
     it = _subject(options, guest, way)
     if _makes_itself(it):
-        from xenlb.cli import selfmade
+        from xenlb.cli import guest_selfconfig
 
-        return selfmade.remove(options, it)
-    from xenlb.cli import inside
-    from xenlb.guestside import work
-    from xenlb.guestside.plan.install import Changed
+        return guest_selfconfig.remove(options, it)
+    from xenlb.cli import guest_common
+    from xenlb.guestside import provision
+    from xenlb.guestside.install.planner import Changed
 
     changed = Changed.DISCARD if force else Changed.KEEP
-    found, done = inside.run(_in_turn(options, it, way, work.remove, removing=changed))
+    found, done = guest_common.run(_in_turn(options, it, way, provision.remove, removing=changed))
     _told(found)
     if found.look.plan.kept:
         raise Failure(
@@ -193,41 +193,41 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
 
 
 def _subject(options: Options, name: str, way: Way) -> "Subject":
-    from xenlb.cli import inside
-    from xenlb.model.side import Delivery
+    from xenlb.cli import guest_common
+    from xenlb.model.guest_side import Delivery
 
-    logs.set_up(verbose=options.verbose, level=logging.WARNING)
-    settings = inside.settings_of(options)
-    found = inside.find(options, settings, name)
-    held = inside.hold(found, settings, key=way.key)
+    log_setup.set_up(verbose=options.verbose, level=logging.WARNING)
+    settings = guest_common.settings_of(options)
+    found = guest_common.find(options, settings, name)
+    held = guest_common.hold(found, settings, key=way.key)
     delivery = "rootfs" if way.root is not None else way.delivery
-    return inside.run(
-        inside.subject(
+    return guest_common.run(
+        guest_common.subject(
             found, held, delivery=None if delivery is None else Delivery(delivery), ssh=way.ssh
         )
     )
 
 
 def _makes_itself(it: "Subject") -> bool:
-    from xenlb.model.side import Delivery
+    from xenlb.model.guest_side import Delivery
 
     return it.side.delivery is Delivery.XENSTORE
 
 
 def _surveyed(options: Options, it: "Subject", way: Way) -> "Survey":
-    from xenlb.cli import inside
+    from xenlb.cli import guest_common
 
-    found, _ = inside.run(_survey(options, it, way))
+    found, _ = guest_common.run(_survey(options, it, way))
     return found
 
 
 async def _survey(
     options: Options, it: "Subject", way: Way, *, removing: "Changed | None" = None
 ) -> "tuple[Survey, Reached]":
-    from xenlb.guestside import work
+    from xenlb.guestside import provision
 
-    reached = await work.way_into(it, root=way.root)
-    found = await work.survey(it, reached, overrides=options.templates, removing=removing)
+    reached = await provision.way_into(it, root=way.root)
+    found = await provision.survey(it, reached, overrides=options.templates, removing=removing)
     return found, reached
 
 
@@ -240,15 +240,15 @@ async def _in_turn(
     removing: "Changed | None" = None,
 ) -> "tuple[Survey, Done]":
     """What was found, and what `work` has made of it, while nobody else changes the guest."""
-    from xenlb.cli import inside
+    from xenlb.cli import guest_common
 
-    async with inside.turn(options, it):
+    async with guest_common.turn(options, it):
         found, reached = await _survey(options, it, way, removing=removing)
         return found, await work(found, reached, overrides=options.templates)
 
 
 def _changes(found: "Survey") -> list[str]:
-    from xenlb.guestside.plan.preview import differences
+    from xenlb.guestside.install.preview import differences
 
     lines = list(differences(found.look.plan, found.look.present))
     lines += list(found.look.plan.notes)

@@ -22,8 +22,8 @@ from xenlb.control.protocol import FAILED, NOT_PERMITTED, USAGE, ControlError
 VERBS = {
     "run": ("run:run", "the agent, in the foreground"),
     "check": ("check:check", "validate the configuration"),
-    "plan": ("once:plan", "show what apply would change"),
-    "apply": ("once:apply", "make the kernel's table as configured, once"),
+    "plan": ("plan_apply:plan", "show what apply would change"),
+    "apply": ("plan_apply:apply", "make the kernel's table as configured, once"),
     "status": ("status:status", "services and servers, and why"),
     "why": ("why:why", "all that is known of a guest"),
     "events": ("events:events", "what the agent saw and did"),
@@ -58,7 +58,7 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            from xenlb.model.near import near, quoted  # only for mistakes
+            from xenlb.model.suggestions import near, quoted
 
             hint = near(args[0], VERBS)
             raise click.UsageError(

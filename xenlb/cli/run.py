@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from xenlb.cli import logs
-from xenlb.cli.invalid import invalid
+from xenlb.cli import log_setup
+from xenlb.cli.invalid_config import invalid
 from xenlb.cli.options import Options, given, last_good_file, state_file
 from xenlb.config import ConfigError
 
@@ -16,16 +16,14 @@ from xenlb.config import ConfigError
 @given
 def run(options: Options, state: Path, last_good: Path) -> None:
     """The agent, in the foreground (what the systemd unit starts)."""
-    from xenlb import configuration
+    from xenlb.agent import configuration
 
-    logs.set_up(verbose=options.verbose)
+    log_setup.set_up(verbose=options.verbose)
     try:
         first = configuration.start(options.config, last_good)
     except ConfigError as error:
         raise invalid(error) from None
 
-    from xenlb import daemon  # loads libvirt, for nothing where the configuration is wrong
+    from xenlb.agent import main
 
-    daemon.run(
-        first, config=options.config, socket=options.socket, state=state, last_good=last_good
-    )
+    main.run(first, config=options.config, socket=options.socket, state=state, last_good=last_good)

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from xenlb.cli.layout import Answer
+from xenlb.cli.format import Answer
 from xenlb.cli.options import Options, as_json, given
 from xenlb.control import client
 from xenlb.control.protocol import ControlError
@@ -36,12 +36,12 @@ def status(
     if check:
         if watch or as_json or failed:
             raise click.UsageError("--check goes with no other option")
-        from xenlb.cli import monitor
+        from xenlb.cli import status_check
 
         try:
-            level, line = monitor.verdict(ask(options, service))
+            level, line = status_check.verdict(ask(options, service))
         except ControlError as error:
-            level, line = monitor.failed(error)
+            level, line = status_check.failed(error)
         click.echo(line)
         return level
     if as_json:
@@ -53,12 +53,12 @@ def status(
             time.sleep(1)
             click.echo(json.dumps(ask(options, service), ensure_ascii=False))
         return None
-    from xenlb.cli import terminal
+    from xenlb.cli import status_terminal
 
     if watch:
-        terminal.watch(lambda: ask(options, service), only_trouble=failed)
+        status_terminal.watch(lambda: ask(options, service), only_trouble=failed)
     else:
-        terminal.show(ask(options, service), only_trouble=failed)
+        status_terminal.show(ask(options, service), only_trouble=failed)
     return None
 
 

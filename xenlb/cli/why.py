@@ -5,8 +5,8 @@ import time
 
 import click
 
-from xenlb.cli import layout
-from xenlb.cli.guests import complete
+from xenlb.cli import format
+from xenlb.cli.completion import complete
 from xenlb.cli.options import Options, as_json, given
 from xenlb.control import client
 
@@ -22,4 +22,4 @@ def why(options: Options, guest: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
-        click.echo(layout.why(answer, time.time()))
+        click.echo(format.why(answer, time.time()))

@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 
 from xenlb.ipvs.table import Forwarding
 from xenlb.model.desired import STAND_IN
+from xenlb.model.guest_side import OnBoot
 from xenlb.model.settings import Member, ServiceSettings
-from xenlb.model.side import OnBoot
 
 Advice = tuple[str, str]  # what is odd, and what to do about it
 

@@ -1,15 +1,15 @@
 """A service as the file writes it: every value typed, with its place; not yet judged as a whole.
 
-Made by service.py, judged by rules.py, turned into settings by settle.py.
+Made by service_parser.py, judged by service_rules.py, turned into settings by build_settings.py.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from xenlb.config.checks import ChecksDraft
-from xenlb.config.reading import Place, Value
-from xenlb.config.side import SideDraft
+from xenlb.config.check_parser import ChecksDraft
+from xenlb.config.cursor import Place, Value
+from xenlb.config.guest_side import SideDraft
 from xenlb.ipvs.table import (
     Family,
     Forwarding,

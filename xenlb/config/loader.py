@@ -10,15 +10,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from xenlb.config import host, rights, service, values
+from xenlb.config import file_permissions, host_requirements, scalars, service_parser
 from xenlb.config.advice import advice
+from xenlb.config.build_settings import settings_of, without_idle_defaults
+from xenlb.config.cursor import Cursor, Fields, Place, Report, keys_of
 from xenlb.config.draft import Draft
-from xenlb.config.host import Need, NeedKind
-from xenlb.config.nodes import LARGEST_FILE, compose, decode
-from xenlb.config.reading import Cursor, Fields, Place, Report, keys_of
-from xenlb.config.rules import RULES, servers_are_no_vips, unique_keys
-from xenlb.config.settle import settings_of, without_idle_defaults
-from xenlb.config.values import Wrong
+from xenlb.config.host_requirements import Need, NeedKind
+from xenlb.config.scalars import Wrong
+from xenlb.config.service_rules import RULES, servers_are_no_vips, unique_keys
+from xenlb.config.yaml_nodes import LARGEST_FILE, compose, decode
 from xenlb.model.checks import Exec
 from xenlb.model.problem import ConfigError, Problem
 from xenlb.model.settings import (
@@ -54,7 +54,7 @@ class Loaded:
     def lacking(self, *, but: Collection[Need] = ()) -> tuple[Problem, ...]:
         """What this host has not of what is needed, in file order, without the needs in `but`."""
         needs = self.report.needs
-        lacks = host.lacking(need for need in needs if need not in but)
+        lacks = host_requirements.lacking(need for need in needs if need not in but)
         found = [self.report.problem(needs[need], *lack) for need, lack in lacks.items()]
         return tuple(sorted(found, key=lambda problem: (problem.line, problem.column)))
 
@@ -72,7 +72,7 @@ def read(path: str | os.PathLike[str], *, anywhere: bool = False) -> Loaded:
     if anywhere:
         return loaded(data, file)
     report = Report(file=file)
-    writer = rights.other_writer(file)
+    writer = file_permissions.other_writer(file)
     if writer is not None:
         report.warn(Place(1, 1, ""), f"{writer}, and with it change all of this", writer.cure)
     settings = _parsed(decode(data, file), report)
@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str], *, anywhere: bool = False) -> Loaded:
 
 
 def _unsafe(
-    settings: Settings, report: Report, writer: rights.Writer | None
+    settings: Settings, report: Report, writer: file_permissions.Writer | None
 ) -> tuple[Problem, ...]:
     """Of each program that root starts: who else could have it replaced, in file order."""
     programs = {
@@ -93,7 +93,7 @@ def _unsafe(
     }
     found: dict[Problem, None] = {}
     for program, user in sorted(programs):
-        other = writer or rights.other_writer(program, host.uids(user))
+        other = writer or file_permissions.other_writer(program, host_requirements.uids(user))
         if other is not None:
             place = report.needs[Need(NeedKind.PROGRAM, program)]
             message = f"exec is refused: {other}, and so run programs as root"
@@ -155,7 +155,7 @@ def _unreadable(file: str, error: OSError | ValueError | None) -> Problem:
         case PermissionError():
             message, hint = "the file may not be read", "run as root, or check its rights"
             if os.geteuid() == 0:
-                hint = rights.unreadable(file)
+                hint = file_permissions.unreadable(file)
         case OSError():
             message = f"cannot be read: {error.strerror}"
             hint = "check the file and its disk"
@@ -177,7 +177,7 @@ def _settings(root: Cursor, report: Report) -> Settings | None:
     keepalive = libvirt.read("keepalive", _keepalive, KEEPALIVE).value
     guests = Fields(own=keys_of(top.get("guests"), GUESTS_KEYS))
     networks = _networks(guests)
-    listen = guests.read("listen", lambda c: c.parsed(values.listening), None).value
+    listen = guests.read("listen", lambda c: c.parsed(scalars.listening), None).value
     drafts = _drafts(top)
     director = _director(top, drafts, root)
     for draft in drafts:
@@ -213,15 +213,15 @@ def _networks(guests: Fields) -> tuple[IPNetwork, ...]:
 
 
 def _keepalive(cursor: Cursor) -> float:
-    return cursor.parsed(lambda text: values.duration(text, least=4, most=600))
+    return cursor.parsed(lambda text: scalars.duration(text, least=4, most=600))
 
 
 def _uri(item: Cursor) -> str:
-    return item.parsed(values.libvirt_uri)
+    return item.parsed(scalars.libvirt_uri)
 
 
 def _network(item: Cursor) -> IPNetwork:
-    return item.parsed(values.network)
+    return item.parsed(scalars.network)
 
 
 def _set(cursor: Cursor, parse: Callable[[Cursor], T], example: str) -> tuple[T, ...]:
@@ -241,7 +241,7 @@ def _set(cursor: Cursor, parse: Callable[[Cursor], T], example: str) -> tuple[T,
 
 
 def _drafts(top: dict[str, Cursor]) -> list[Draft]:
-    inherited = service.read_defaults(top.get("defaults"))
+    inherited = service_parser.read_defaults(top.get("defaults"))
     cursor = top.get("services")
     if cursor is None:
         return []
@@ -253,15 +253,15 @@ def _drafts(top: dict[str, Cursor]) -> list[Draft]:
     drafts = []
     for name, place, body in entries:
         try:
-            values.service_name(name)
+            scalars.service_name(name)
         except Wrong as wrong:
             body.report.add(place, wrong.message, wrong.hint)
         try:
-            own = body.keys(service.SERVICE_KEYS)
+            own = body.keys(service_parser.SERVICE_KEYS)
         except Wrong as wrong:
             body.report_wrong(wrong)
             continue
-        draft = service.read(name, place, Fields(own=own, inherited=inherited))
+        draft = service_parser.read(name, place, Fields(own=own, inherited=inherited))
         drafts.append(without_idle_defaults(draft))
     return drafts
 
@@ -269,7 +269,7 @@ def _drafts(top: dict[str, Cursor]) -> list[Draft]:
 def _director(top: dict[str, Cursor], drafts: list[Draft], root: Cursor) -> Director:
     section = top.get("director")
     fields = Fields(own=keys_of(section, DIRECTOR_KEYS))
-    interface = fields.read("interface", lambda c: c.name(values.interface), None)
+    interface = fields.read("interface", lambda c: c.name(scalars.interface), None)
     addresses = fields.read("addresses", lambda c: c.choice(AddressPolicy), AddressPolicy.MANAGE)
     sysctls = fields.read("sysctls", lambda c: c.choice(SysctlPolicy), SysctlPolicy.IPVS)
     if (

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from xenlb.control.client_limits import ClientPlaces
+from xenlb.control.json_pieces import SIZE, pieces
 from xenlb.control.lock import Lock
-from xenlb.control.pieces import SIZE, pieces
-from xenlb.control.places import ClientPlaces
 from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError
-from xenlb.foreign.printable import printable
+from xenlb.untrusted.printable import printable
 
 log = logging.getLogger(__name__)
 

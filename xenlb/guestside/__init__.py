@@ -1,6 +1,6 @@
-"""What xenlb has inside its guests. What is done with one guest, from looking to removing: work.py.
+"""The inside of guests: what they need, what they have, and the difference applied.
 
-Its rooms, where imports point down: `files` is made of what is `needed`; `ways` perform a `plan`;
-what is `seen` is held against what is needed. What puts them together is in the modules beside this
-one.
+Imports point down: `render` makes files from `requirements`; `transport` executes the operations of
+`install`; `inspect` compares what a guest has with its requirements. The modules beside this one
+put them together.
 """

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from xenlb.guestside.files.facts import LOOPBACK_FILE, MANAGES_LOOPBACK, Facts, Link
-from xenlb.guestside.plan.tree import Executor, File, Folder, Missing, Present
-from xenlb.guestside.seen.observed import Observed
-from xenlb.guestside.ways.channel import DeliveryError
-from xenlb.model.side import GuestSide, Init, System
+from xenlb.guestside.inspect.observed import Observed
+from xenlb.guestside.install.operations import Executor, File, Folder, Missing, Present
+from xenlb.guestside.render.facts import LOOPBACK_FILE, MANAGES_LOOPBACK, Facts, Link
+from xenlb.guestside.transport.channel import DeliveryError
+from xenlb.model.guest_side import GuestSide, Init, System
 
 _INTERFACES = "etc/network/interfaces"
 _WANTS = "etc/systemd/system/multi-user.target.wants"

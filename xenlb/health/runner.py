@@ -2,9 +2,9 @@
 
 A heap of due times, and a task for each probe under way only: thousands of targets cost nothing
 while they wait. Which result changes a verdict is decided in `model.health`; how a server is asked,
-in the probes (ask.py). A result is told if it contradicts the verdict, ends a series of such, or
-says something new, or if some server has a verdict of its own; the others, nearly all of them, are
-swallowed here. So are the good results of a target that is held back because it fails again and
+in the probes (registry.py). A result is told if it contradicts the verdict, ends a series of such,
+or says something new, or if some server has a verdict of its own; the others, nearly all of them,
+are swallowed here. So are the good results of a target that is held back because it fails again and
 again: nothing follows from them until then.
 """
 
@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from xenlb.foreign.budget import Budget, BudgetSpent
-from xenlb.health.answer import Answer, Probe, answer_budget, too_late, too_much
-from xenlb.health.ask import ask, loaded
-from xenlb.health.turns import Turns, metered
+from xenlb.health.pacing import Turns, metered
+from xenlb.health.registry import ask, loaded
+from xenlb.health.transport.result import Answer, Probe, answer_budget, too_late, too_much
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health, bounded
+from xenlb.untrusted.budget import Budget, BudgetSpent
 
 log = logging.getLogger(__name__)
 

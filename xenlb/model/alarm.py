@@ -1,7 +1,7 @@
 """The alarm of a kernel service: no server serves, too little of it does, or failing servers stay.
 
-Whatever the cause: checks, drains, requests to shut down, guests that do not run. settle.py raises
-it after each event; here are the rule, and the words for status and journal.
+Whatever the cause: checks, drains, requests to shut down, guests that do not run. admission.py
+raises it after each event; here are the rule, and the words for status and journal.
 
 No alarm yet where the first answer of a check, or the first list of a libvirt's guests, is still to
 come: then nothing is known. Both come within seconds, or are reported by themselves.
@@ -15,7 +15,7 @@ from xenlb.ipvs import text
 from xenlb.ipvs.table import ServiceKey
 from xenlb.model.desired import ServerPhase, Standing, standing
 from xenlb.model.events import GuestId, Probed
-from xenlb.model.members import services_of, sorry_target
+from xenlb.model.membership import services_of, sorry_target
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Alarm, AlarmKind, Candidate, Note, State
 

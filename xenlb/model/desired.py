@@ -7,21 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from xenlb.ipvs.table import (
-    Entry,
-    SchedulerFlags,
-    Server,
-    ServerKey,
-    Service,
-    ServiceKey,
-    Table,
-)
+from xenlb.ipvs.table import Entry, SchedulerFlags, Server, ServerKey, Service, ServiceKey, Table
 from xenlb.model.drain import is_udp
 from xenlb.model.events import Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, Judged
-from xenlb.model.inside import lacking
-from xenlb.model.members import services_of
+from xenlb.model.membership import services_of
+from xenlb.model.readiness import lacking
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Admission, Candidate, Slot, State
 

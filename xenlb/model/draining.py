@@ -9,10 +9,10 @@ from math import inf
 
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model import drain as drains
-from xenlb.model.claims import over
+from xenlb.model.address_claims import over
+from xenlb.model.admission import settled
 from xenlb.model.desired import timed_slots
 from xenlb.model.drain import Drain, Outcome, connections, hindrances
-from xenlb.model.evacuation import free_to_go
 from xenlb.model.events import (
     Ask,
     Counted,
@@ -23,9 +23,9 @@ from xenlb.model.events import (
     UndrainAsked,
 )
 from xenlb.model.guest import Guest, Happening, Phase, Request, hear, undrained
-from xenlb.model.members import names_of, services_of
+from xenlb.model.host_drain import free_to_go
+from xenlb.model.membership import names_of, services_of
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.settle import settled
 from xenlb.model.state import Note, State, Step
 
 # Seconds, for a guest that belongs to no service.
@@ -144,7 +144,7 @@ def undrain(state: State, event: UndrainAsked) -> Step:
 
 
 def drain_all(state: State, event: DrainAllAsked) -> Step:
-    """As many guests of this host as may go now; see evacuation.py. May be asked again at will."""
+    """As many guests of this host as may go now; see host_drain.py. May be asked again at will."""
     changed, notes, names = state, list[Note](), frozenset[str]()
     for guest_id in free_to_go(state, rest=event.rest):
         guest = state.guests[guest_id]

@@ -10,9 +10,9 @@ from enum import StrEnum
 from uuid import UUID
 
 from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey, Tunnel
-from xenlb.model.found import Found, Refused
-from xenlb.model.judge import HostSeen
+from xenlb.model.addresses import Found, Refused
 from xenlb.model.problem import Problem
+from xenlb.model.reserved_addresses import HostSeen
 from xenlb.model.settings import Check, ServiceSettings, Settings
 
 
@@ -42,7 +42,7 @@ class Power(StrEnum):
 
 class Ask(StrEnum):
     """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN. Nobody asked
-    a guest that goes by itself; its hold tells (guestside/needed/hold.py): INSIDE."""
+    a guest that goes by itself; its hold tells (guestside/requirements/hold.py): INSIDE."""
 
     POWEROFF = "poweroff"
     REBOOT = "reboot"

@@ -33,9 +33,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from xenlb.ipvs.table import IPAddress
+from xenlb.model.addresses import Found, Refused
 from xenlb.model.drain import Drain, Outcome, ended
 from xenlb.model.events import Ask, GuestId, MetadataService, Verdict
-from xenlb.model.found import Found, Refused
 
 DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, under load
 

@@ -9,7 +9,7 @@ down: FIRST_HOLD, twice that, and so on, at most the check's `flap_damping`. Bet
 lies at least the hold of the first, so in T seconds a target goes down at most
 (3 + k)(1 + T / FORGOTTEN) + T / flap_damping times, where k is how often FIRST_HOLD is doubled to
 get there. With 60 s: seven times in the first minute and a quarter, then once a minute. Where a
-service would be left with no server by that, it gets them back at once, see settle.py.
+service would be left with no server by that, it gets them back at once, see admission.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,10 +42,10 @@ class Health:
     `against` counts the results in a row that contradict the verdict. `since`: when the verdict
     was reached. Results of probes begun before `valid_from` do not count. `assumed`: it is up
     because its server was in service before it had this check, which has said nothing yet. `apart`:
-    some server has a verdict of its own on the target (apart.py), for which every result counts.
-    `share`: what the target takes of its weight, None where it does not say. `failures`: how often
-    it went down in a row, and `held_until`: no return before then. `changes`: the last ones, newest
-    last.
+    some server has a verdict of its own on the target (verdict_overrides.py), for which every
+    result counts. `share`: what the target takes of its weight, None where it does not say.
+    `failures`: how often it went down in a row, and `held_until`: no return before then. `changes`:
+    the last ones, newest last.
     """
 
     valid_from: float

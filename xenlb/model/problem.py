@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from xenlb.foreign.printable import printable
+from xenlb.untrusted.printable import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

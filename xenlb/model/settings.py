@@ -25,8 +25,8 @@ from xenlb.ipvs.table import (
     Tunnel,
 )
 from xenlb.model.checks import Asks, Tcp
+from xenlb.model.guest_side import GuestSide
 from xenlb.model.problem import Problem
-from xenlb.model.side import GuestSide
 
 IPNetwork = IPv4Network | IPv6Network
 

@@ -9,8 +9,8 @@ from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health, Judged, together
-from xenlb.model.judge import Host
 from xenlb.model.problem import Problem
+from xenlb.model.reserved_addresses import Host
 from xenlb.model.settings import ServiceSettings, Settings
 
 
@@ -47,7 +47,7 @@ class Admission:
     """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
     it failed its check since, and on-failure says that it stays without new connections. `quiet`:
     since when its weight is 0, None while it is not. `apart`: the verdicts that it has for itself,
-    all of them up; see apart.py."""
+    all of them up; see verdict_overrides.py."""
 
     at: float
     ramp: bool = False
@@ -88,11 +88,12 @@ _UNKNOWN = Health(valid_from=0.0)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """`changes`: what the last configuration has changed. `findings`: what does not fit together
-    (findings.py). `host`: what this host knows of its network. `amiss`: sysctls that are not as
-    needed. `owners`: whose an address is (None: a configured host's). `candidates`: who may serve,
-    by service name; `asked`: what is to be probed, and for whom, by service name, and `health` has
-    exactly these targets. `admitted`: who is in the table. `alarms`: of kernel services that serve
-    too little, or not at all. The last six follow from the rest, drawn by settle.py.
+    (inconsistencies.py). `host`: what this host knows of its network. `amiss`: sysctls that are not
+    as needed. `owners`: whose an address is (None: a configured host's). `candidates`: who may
+    serve, by service name; `asked`: what is to be probed, and for whom, by service name, and
+    `health` has exactly these targets. `admitted`: who is in the table. `alarms`: of kernel
+    services that serve too little, or not at all. The last six follow from the rest, drawn by
+    admission.py.
     """
 
     settings: Settings = field(default_factory=Settings)

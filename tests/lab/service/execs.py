@@ -10,8 +10,8 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
-from xenlb.health.answer import answer_budget
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import answer_budget
 from xenlb.model.checks import Exec
 from xenlb.model.events import Target
 from xenlb.model.settings import Check

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.kernel import FakeKernel
-from tests.unit.agent.test_agent import agent_at_work, until
-from xenlb import config, configuration, lastgood
-from xenlb.agent import Agent
+from tests.unit.agent.test_loop import agent_at_work, until
+from xenlb import config
+from xenlb.agent import configuration
+from xenlb.agent.configuration import Configuration, losses, start
+from xenlb.agent.loop import Agent
+from xenlb.agent.sources import Sources
 from xenlb.config import ConfigError
-from xenlb.configuration import Configuration, losses, start
-from xenlb.sources import Sources
+from xenlb.store import last_good
 
 HOST = "director: {interface: lo}\n"
 MAIL = """\
@@ -192,7 +194,7 @@ def test_the_last_good_one_is_used_where_the_file_is_wrong(
     (problem,) = begun.problems
     (record,) = caplog.records
     assert str(problem) in record.getMessage()
-    assert f"in use since {begun.since} (sha256 {lastgood.checksum_of(BOTH.encode())[:12]})" in (
+    assert f"in use since {begun.since} (sha256 {last_good.checksum_of(BOTH.encode())[:12]})" in (
         record.getMessage()
     )
     file.unlink()
@@ -216,7 +218,7 @@ def test_an_agent_that_uses_it_keeps_it_and_takes_the_right_file(
         write(file, HOST + MAIL)
         await one.use(await one.read())
         assert one.last_good_since == ""
-        known = lastgood.recall(place, of=file)
+        known = last_good.recall(place, of=file)
         assert known is not None
         assert known.data.decode() == HOST + MAIL
 
@@ -225,9 +227,9 @@ def test_an_agent_that_uses_it_keeps_it_and_takes_the_right_file(
 
 def test_the_time_is_that_of_its_first_use(tmp_path: Path, file: Path) -> None:
     place = tmp_path / "last-good.yaml"
-    lastgood.keep(place, BOTH.encode(), of=file, since="2026-01-01T00:00:00.000Z")
+    last_good.keep(place, BOTH.encode(), of=file, since="2026-01-01T00:00:00.000Z")
     in_use(file, place)
-    known = lastgood.recall(place, of=file)
+    known = last_good.recall(place, of=file)
     assert known is not None
     assert known.since == "2026-01-01T00:00:00.000Z"
     assert oct(place.stat().st_mode & 0o777) == "0o600"

@@ -7,16 +7,17 @@ from uuid import UUID
 import pytest
 
 from tests.fakes.kernel import FakeKernel
-from tests.unit.agent.test_agent import agent_at_work, listed
+from tests.unit.agent.test_loop import agent_at_work, listed
 from xenlb import clock
-from xenlb.agent import Agent
-from xenlb.hypervisor.hooks import HookCall
-from xenlb.hypervisor.libvirt import LibvirtSource
+from xenlb.agent.loop import Agent
+from xenlb.agent.sources import Sources
+from xenlb.hypervisor.libvirt.hooks import HookCall
+from xenlb.hypervisor.libvirt.source import LibvirtSource
+from xenlb.hypervisor.uri import is_local_xen
 from xenlb.model.events import Died, Event, GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.settings import Settings
 from xenlb.model.state import Link, State
-from xenlb.sources import Sources, is_local_xen
 
 LXC, QEMU, FAR = "lxc:///", "qemu:///system", "lxc+ssh://dom0b/"
 

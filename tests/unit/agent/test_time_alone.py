@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.kernel import FakeKernel
-from tests.unit.agent.test_agent import SERVICE, SETTINGS, Desk, agent_at_work, guest, listed
+from tests.unit.agent.test_loop import SERVICE, SETTINGS, Desk, agent_at_work, guest, listed
 from tests.unit.health import virtual
-from xenlb import agent as agent_module
+from xenlb.agent import loop as agent_module
 from xenlb.ipvs.table import Protocol
 from xenlb.model.drain import Outcome
 from xenlb.model.events import Ask, Asked, DrainAsked, Event

@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import xenlb
-from xenlb import ask
-from xenlb.cli import waiting
+from xenlb.cli import drain_progress
+from xenlb.oneshot import collect
 
 Wait = Callable[[], int]
 # Started in isolated mode, as the installed command, it has to be told where the tests are.
@@ -103,8 +103,8 @@ def serve(number: int) -> None:
     for module in pkgutil.walk_packages(xenlb.__path__, "xenlb."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    waiting.POLL = 0.02  # how often a drain is looked at
-    ask.ADDRESSES = 0.2  # seconds; libvirt's test driver never tells any
+    drain_progress.POLL = 0.02  # how often a drain is looked at
+    collect.ADDRESSES = 0.2  # seconds; libvirt's test driver never tells any
     gc.freeze()
     with socket.socket(fileno=number) as ours:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects those that watch

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.conftest import Xenlb
-from xenlb.cli.logs import JournalFormatter, to_journal
+from xenlb.cli.log_setup import JournalFormatter, to_journal
 
 GOOD = """\
 director: {interface: eth0, addresses: leave}
@@ -161,7 +161,7 @@ def test_no_table(xenlb: Xenlb, tmp_path: Path) -> None:
 
 
 def record(level: int, text: str) -> logging.LogRecord:
-    return logging.LogRecord("xenlb.agent", level, "", 0, text, None, None)
+    return logging.LogRecord("xenlb.agent.loop", level, "", 0, text, None, None)
 
 
 def test_journal_lines_carry_their_priority() -> None:
@@ -184,10 +184,11 @@ def test_the_journal_is_known_by_its_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verbose", [0, 1, 2])
 def test_what_watchdog_says_of_its_threads_is_no_matter_of_the_operator(verbose: int) -> None:
     program = (
-        "import logging; from watchdog.observers import inotify; from xenlb.cli import logs;"
+        "import logging; from watchdog.observers import inotify;"
+        " from xenlb.cli import log_setup as logs;"
         f" logs.set_up(verbose={verbose});"
         " logging.getLogger(inotify.__name__).error('queue_events() called');"
-        " logging.getLogger('xenlb.config.watch').warning('watching by looking')"
+        " logging.getLogger('xenlb.config.watcher').warning('watching by looking')"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.cli import answers
 from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
-from xenlb.cli import layout
+from xenlb.cli import format
 
 TABLE = """\
 xenlb 0.1.0, pid 812, up 3h: in step, 1 foreign server
@@ -327,4 +327,4 @@ def test_watch_as_json(agent: SmallAgent) -> None:
     ("seconds", "shown"), [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (172800, "2d")]
 )
 def test_age(seconds: float, shown: str) -> None:
-    assert layout.age("2026-01-01T00:00:00Z", 1767225600 + seconds) == shown
+    assert format.age("2026-01-01T00:00:00Z", 1767225600 + seconds) == shown

@@ -42,7 +42,8 @@ from xenlb.model.checks import (
     Udp,
 )
 from xenlb.model.events import Target
-from xenlb.model.members import candidates
+from xenlb.model.guest_side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
+from xenlb.model.membership import candidates
 from xenlb.model.settings import (
     AddressPolicy,
     Check,
@@ -56,7 +57,6 @@ from xenlb.model.settings import (
     Settings,
     SysctlPolicy,
 )
-from xenlb.model.side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
 from xenlb.model.state import State
 
 ETC = Path(__file__).parents[3] / "etc"

@@ -11,7 +11,7 @@ from tests.soak import often
 from tests.unit.config import broken
 from tests.unit.config.test_loader import ETC, EXAMPLES
 from xenlb.config import ConfigError, parse
-from xenlb.config.nodes import Node, compose, decode
+from xenlb.config.yaml_nodes import Node, compose, decode
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Settings
 

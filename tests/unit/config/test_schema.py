@@ -10,10 +10,10 @@ import yaml
 
 from tests.unit.config.test_broken import SCHEMA
 from tests.unit.config.test_loader import ETC, EXAMPLES
-from xenlb.config import asks, checks, loader, service, side, values
+from xenlb.config import check_parser, check_types, guest_side, loader, scalars, service_parser
 from xenlb.ipvs.table import Family, Forwarding, TunnelChecksum, TunnelType
+from xenlb.model.guest_side import Delivery, Init, OnBoot, ReturnPath, System
 from xenlb.model.settings import AddressPolicy, DrainUntil, OnFailure, SysctlPolicy
-from xenlb.model.side import Delivery, Init, OnBoot, ReturnPath, System
 
 FILES = [ETC / "xenlb.yaml", *EXAMPLES]
 DEFS = SCHEMA["$defs"]
@@ -45,15 +45,15 @@ def test_editors_find_it(path: Path) -> None:
         (ROOT["libvirt"], loader.LIBVIRT_KEYS),
         (ROOT["guests"], loader.GUESTS_KEYS),
         (ROOT["director"], loader.DIRECTOR_KEYS),
-        (ROOT["defaults"], service.DEFAULT_KEYS),
-        (DEFS["service"], service.SERVICE_KEYS),
-        (DEFS["server"], service.SERVER_KEYS),
-        (DEFS["tunnel"], service.TUNNEL_KEYS),
-        (DEFS["check"], checks.CHECK_KEYS),
-        (DEFS["tls"]["oneOf"][1], asks.TLS_KEYS),
-        (DEFS["check"]["properties"]["weight"], asks.WEIGHT_KEYS),
-        (DEFS["drain"], service.DRAIN_KEYS),
-        (DEFS["guest-side"], side.SIDE_KEYS),
+        (ROOT["defaults"], service_parser.DEFAULT_KEYS),
+        (DEFS["service"], service_parser.SERVICE_KEYS),
+        (DEFS["server"], service_parser.SERVER_KEYS),
+        (DEFS["tunnel"], service_parser.TUNNEL_KEYS),
+        (DEFS["check"], check_parser.CHECK_KEYS),
+        (DEFS["tls"]["oneOf"][1], check_types.TLS_KEYS),
+        (DEFS["check"]["properties"]["weight"], check_types.WEIGHT_KEYS),
+        (DEFS["drain"], service_parser.DRAIN_KEYS),
+        (DEFS["guest-side"], guest_side.SIDE_KEYS),
     ],
 )
 def test_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
@@ -65,16 +65,16 @@ def test_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
     ("schema", "words"),
     [
         (SERVICE["family"], Family),
-        (SERVICE["scheduler"], values.SCHEDULERS),
-        (SERVICE["scheduler-flags"]["items"], service.SCHEDULER_FLAGS),
-        (SERVICE["forwarding"], set(Forwarding) - set(service.READ_ONLY)),
+        (SERVICE["scheduler"], scalars.SCHEDULERS),
+        (SERVICE["scheduler-flags"]["items"], service_parser.SCHEDULER_FLAGS),
+        (SERVICE["forwarding"], set(Forwarding) - set(service_parser.READ_ONLY)),
         (SERVICE["on-failure"], OnFailure),
         (DEFS["tunnel"]["properties"]["type"], TunnelType),
         (DEFS["tunnel"]["properties"]["checksum"], TunnelChecksum),
-        (DEFS["check"]["properties"]["type"], asks.TYPES),
-        (DEFS["check"]["properties"]["via"], checks.VIAS),
-        (DEFS["check"]["properties"]["method"], asks.METHODS),
-        (DEFS["check"]["properties"]["record"], asks.RECORDS),
+        (DEFS["check"]["properties"]["type"], check_types.TYPES),
+        (DEFS["check"]["properties"]["via"], check_parser.VIAS),
+        (DEFS["check"]["properties"]["method"], check_types.METHODS),
+        (DEFS["check"]["properties"]["record"], check_types.RECORDS),
         (DEFS["drain"]["properties"]["until"], DrainUntil),
         (DEFS["guest-side"]["properties"]["delivery"], Delivery),
         (DEFS["guest-side"]["properties"]["on-boot"], OnBoot),
@@ -89,7 +89,7 @@ def test_words(schema: dict[str, Any], words: Any) -> None:
     assert sorted(schema["enum"]) == sorted(str(word) for word in words)
 
 
-@pytest.mark.parametrize("name", asks.TYPES)
+@pytest.mark.parametrize("name", check_types.TYPES)
 def test_keys_of_a_type_of_check(name: str) -> None:
     (then,) = (
         each["then"]
@@ -97,13 +97,13 @@ def test_keys_of_a_type_of_check(name: str) -> None:
         if each["if"]["properties"]["type"]["const"] == name
     )
     without = {"port"} if name == "icmp" else set()
-    keys = {*checks.COMMON_KEYS, *asks.TYPES[name].keys} - without
+    keys = {*check_parser.COMMON_KEYS, *check_types.TYPES[name].keys} - without
     assert set(then["propertyNames"]["enum"]) == keys
 
 
 def test_drivers_and_transports() -> None:
     pattern = ROOT["libvirt"]["properties"]["uris"]["items"]["pattern"]
-    assert re.findall(r"\w+", pattern) == [*values.DRIVERS, *values.TRANSPORTS]
+    assert re.findall(r"\w+", pattern) == [*scalars.DRIVERS, *scalars.TRANSPORTS]
 
 
 def test_the_annotated_example_has_every_key() -> None:
@@ -113,14 +113,14 @@ def test_the_annotated_example_has_every_key() -> None:
         *loader.LIBVIRT_KEYS,
         *loader.GUESTS_KEYS,
         *loader.DIRECTOR_KEYS,
-        *service.SERVICE_KEYS,
-        *service.SERVER_KEYS,
-        *service.TUNNEL_KEYS,
-        *checks.CHECK_KEYS,
-        *asks.TLS_KEYS,
-        *asks.WEIGHT_KEYS,
-        *service.DRAIN_KEYS,
-        *side.SIDE_KEYS,
+        *service_parser.SERVICE_KEYS,
+        *service_parser.SERVER_KEYS,
+        *service_parser.TUNNEL_KEYS,
+        *check_parser.CHECK_KEYS,
+        *check_types.TLS_KEYS,
+        *check_types.WEIGHT_KEYS,
+        *service_parser.DRAIN_KEYS,
+        *guest_side.SIDE_KEYS,
     }
     missing = [key for key in keys if not re.search(rf"^[-# ]*{key}:", text, re.MULTILINE)]
     assert not missing

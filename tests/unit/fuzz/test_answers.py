@@ -19,28 +19,14 @@ from hypothesis import example, given
 
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged, pieces
 from tests.unit.health.test_talks import MYSQL_GREETING, TALKS, error_of_postgresql, packet
-from xenlb.foreign.budget import BudgetSpent
-from xenlb.health import (
-    agent,
-    http,
-    imap,
-    ldap,
-    mysql,
-    pgsql,
-    pop3,
-    redis,
-    smtp,
-    tcp,
-    udp,
-)
-from xenlb.health import (
-    dns as dns_probe,
-)
-from xenlb.health.answer import PIECES, SIZE, Answer, answer_budget, too_much
-from xenlb.health.stream import IN_A_ROW, PIECE, Stream, Unexpected
+from xenlb.health.probes import agent, http, imap, ldap, mysql, pgsql, pop3, redis, smtp, tcp, udp
+from xenlb.health.probes import dns as dns_probe
+from xenlb.health.transport.result import PIECES, SIZE, Answer, answer_budget, too_much
+from xenlb.health.transport.stream import IN_A_ROW, PIECE, Stream, Unexpected
 from xenlb.model.checks import Agent, Asks, Dns, Http, Imap, Mysql, Pgsql, Pop3, Smtp, Tcp, Udp
 from xenlb.model.events import Target
 from xenlb.model.settings import Check
+from xenlb.untrusted.budget import BudgetSpent
 
 pytestmark = pytest.mark.timeout(LIMIT)
 

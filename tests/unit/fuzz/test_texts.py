@@ -14,27 +14,22 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 
-from tests.unit.agent.test_statefile import saved
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged
-from tests.unit.guestside.seen.test_observe import REAL
-from xenlb import statefile, statejson
-from xenlb.foreign.budget import Budget, BudgetSpent
-from xenlb.foreign.jsontext import json_value
-from xenlb.foreign.printable import LONGEST
-from xenlb.guestside.plan.manifest import BadManifest
-from xenlb.guestside.plan.manifest import parse as read_manifest
-from xenlb.guestside.seen.observe import ObserveError, observed, output_budget
-from xenlb.guestside.ways.channel import DeliveryError, Output, last_line, unwrapped
-from xenlb.guestside.ways.guestagent import GuestAgent
-from xenlb.guestside.ways.live import read_frames
-from xenlb.health import agent, program
-from xenlb.health.words import shown
-from xenlb.hypervisor import hooks, qmp
-from xenlb.hypervisor.domainxml import interfaces
-from xenlb.hypervisor.metadata import read_metadata
-from xenlb.hypervisor.vmdata import understood
-from xenlb.hypervisor.xenstore_wire import Decoder, Garbled, Type, encode, strings
-from xenlb.hypervisor.xmltext import Malformed
+from tests.unit.guestside.inspect.test_parse import REAL
+from tests.unit.store.test_state_file import saved
+from xenlb.guestside.inspect.parse import ObserveError, observed, output_budget
+from xenlb.guestside.install.manifest import BadManifest
+from xenlb.guestside.install.manifest import parse as read_manifest
+from xenlb.guestside.transport.channel import DeliveryError, Output, last_line, unwrapped
+from xenlb.guestside.transport.guest_agent import GuestAgent
+from xenlb.guestside.transport.remote_files import read_frames
+from xenlb.health.probes import agent, program
+from xenlb.hypervisor.libvirt import hooks, qmp
+from xenlb.hypervisor.libvirt.domain_xml import interfaces
+from xenlb.hypervisor.libvirt.metadata import read_metadata
+from xenlb.hypervisor.libvirt.xml_text import Malformed
+from xenlb.hypervisor.xenstore.guest_settings import understood
+from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Type, encode, strings
 from xenlb.ipvs import connections, wire
 from xenlb.ipvs.codec import decode_server, decode_service
 from xenlb.ipvs.options import ParseError
@@ -42,6 +37,10 @@ from xenlb.ipvs.parse import parse as read_ipvsadm
 from xenlb.ipvs.table import Family
 from xenlb.model.checks import Exec, Share
 from xenlb.model.events import GuestId
+from xenlb.store import state_codec, state_file
+from xenlb.untrusted.budget import Budget, BudgetSpent
+from xenlb.untrusted.json_text import json_value
+from xenlb.untrusted.printable import LONGEST, first_line
 
 pytestmark = pytest.mark.timeout(LIMIT)
 
@@ -65,9 +64,9 @@ def text(data: bytes) -> str:
 
 
 def words(data: bytes) -> None:
-    for said in (shown(data), last_line(data)):
+    for said in (first_line(data), last_line(data)):
         assert said.isprintable()
-    assert len(shown(data)) <= LONGEST
+    assert len(first_line(data)) <= LONGEST
 
 
 def line_of_an_agent(data: bytes) -> None:
@@ -117,7 +116,7 @@ def netlink(data: bytes) -> None:
 
 
 def saved_bytes() -> bytes:
-    return "".join(statefile._pieces(saved())).encode()
+    return "".join(state_file._pieces(saved())).encode()
 
 
 def dumped() -> bytes:
@@ -263,6 +262,6 @@ def test_a_damaged_state_is_put_aside(tmp_path: Path) -> None:
     @example(data=corpus[0])
     def loaded(data: bytes) -> None:
         file.write_bytes(data)
-        statejson.encode(statefile.load(file))
+        state_codec.encode(state_file.load(file))
 
     loaded()

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from xenlb.guestside.plan import blocks
-from xenlb.guestside.plan.install import Changed, Plan, asked, plan
-from xenlb.guestside.plan.manifest import MANIFEST, NOTHING, STATE, Manifest, parents, parse
-from xenlb.guestside.plan.tree import (
+from xenlb.guestside.install import blocks
+from xenlb.guestside.install.manifest import MANIFEST, NOTHING, STATE, Manifest, parents, parse
+from xenlb.guestside.install.operations import (
     MISSING,
     Delete,
     File,
@@ -23,6 +22,7 @@ from xenlb.guestside.plan.tree import (
     Wanted,
     Write,
 )
+from xenlb.guestside.install.planner import Changed, Plan, asked, plan
 
 
 class GuestTree:

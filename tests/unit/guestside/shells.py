@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import xenlb.guestside.files
+import xenlb.guestside.render
 
-SCRIPT = Path(xenlb.guestside.files.__file__).parent / "templates" / "hold.sh"
+SCRIPT = Path(xenlb.guestside.render.__file__).parent / "templates" / "hold.sh"
 SYSTEM = "/usr/bin:/bin:/usr/sbin:/sbin"  # not what a caller has put in front
 # What each is called with; whoever lacks one of these cannot vouch for the script.
 SHELLS: dict[str, list[str]] = {

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import Any
 
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Asks
 from xenlb.model.events import Target
 from xenlb.model.settings import Check

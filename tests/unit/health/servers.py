@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from xenlb.foreign.budget import BudgetSpent
-from xenlb.health.answer import Answer, answer_budget, too_late, too_much
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
 from xenlb.model.checks import Asks
 from xenlb.model.events import Target
 from xenlb.model.settings import Check
+from xenlb.untrusted.budget import BudgetSpent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

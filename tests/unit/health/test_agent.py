@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.health.datagrams import target
-from xenlb.health.agent import LONGEST, understood
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask
+from xenlb.health.probes.agent import LONGEST, understood
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Agent
 
 

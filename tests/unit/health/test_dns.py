@@ -10,8 +10,8 @@ import dns.rrset
 import pytest
 
 from tests.unit.health.datagrams import answering, asked, closed_port, target
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Dns
 
 

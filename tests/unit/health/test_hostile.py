@@ -14,12 +14,12 @@ import pytest
 
 from tests.unit.health.datagrams import answering
 from tests.unit.health.servers import LINE, Endless, Hang, Script, serving, target
-from xenlb.foreign.budget import Budget, BudgetSpent
-from xenlb.health.answer import PIECES, SIZE, TIME, Answer, answer_budget
-from xenlb.health.ask import ask, loaded
-from xenlb.health.stream import IN_A_ROW
-from xenlb.health.turns import Turns, metered
+from xenlb.health.pacing import Turns, metered
+from xenlb.health.registry import ask, loaded
+from xenlb.health.transport.result import PIECES, SIZE, TIME, Answer, answer_budget
+from xenlb.health.transport.stream import IN_A_ROW
 from xenlb.model.checks import Agent, Asks, Dns, Http, Imap, Pgsql, Smtp, Tcp, Udp
+from xenlb.untrusted.budget import Budget, BudgetSpent
 
 STEP = 0.05  # s of the processor, which the loop may stand for one answer
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -60,7 +60,7 @@ HOSTILE: dict[str, tuple[Asks, Script]] = {
 @pytest.fixture(autouse=True)
 def _no_garbage_of_other_tests() -> Iterator[None]:
     """A collection goes through all that the process of the tests holds: 0.15 s were seen. The
-    agent keeps its own objects out of it (daemon.py: keep_for_good)."""
+    agent keeps its own objects out of it (main.py: keep_for_good)."""
     gc.collect()
     gc.freeze()
     yield

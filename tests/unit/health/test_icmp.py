@@ -9,9 +9,9 @@ import pytest
 
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.health.datagrams import target
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask
-from xenlb.health.icmp import checksum
+from xenlb.health.registry import ask
+from xenlb.health.transport.checksum import checksum
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Icmp
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.foreign.budget import Budget
-from xenlb.health.pattern import PLACES, Endless, found
-from xenlb.health.turns import Turns, metered
+from xenlb.health.pacing import Turns, metered
+from xenlb.health.transport.pattern import PLACES, Endless, found
+from xenlb.untrusted.budget import Budget
 
 PATTERNS = ["^OK", "a.*b", "(?s)b.a$", "(?m)^a+$", r"\bab\b", "(?<=b)a?$", "^$", "a|b{3}", "(?i)AB"]
 

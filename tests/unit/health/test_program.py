@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.health.datagrams import target
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
 from xenlb.health.runner import HealthRunner
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Exec, Share
 from xenlb.model.events import Probed
 from xenlb.model.health import Health

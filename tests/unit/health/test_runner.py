@@ -12,13 +12,13 @@ from ipaddress import IPv4Address
 import pytest
 
 from tests.unit.health.virtual import gaps, now, run
-from xenlb.foreign.budget import Budget
-from xenlb.health.answer import Answer
 from xenlb.health.runner import SLOWEST, HealthRunner
+from xenlb.health.transport.result import Answer
 from xenlb.model.checks import Agent, Share
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health, judge
 from xenlb.model.settings import Check
+from xenlb.untrusted.budget import Budget
 
 CHECK = Check(type="fake", interval=5.0, timeout=3.0, rise=1, fall=3)
 BASE = int(IPv4Address("10.0.0.1"))

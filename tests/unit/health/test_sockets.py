@@ -7,8 +7,8 @@ import pytest
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.health.datagrams import target
 from tests.unit.health.peer import PEER6, peer
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Agent, Asks, Dns, Http, Icmp, Tcp, Udp
 
 BEHIND = "fd00:10::7"

@@ -6,8 +6,8 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.director.netns import in_own_network, sh
-from xenlb.health.icmp import checksum
-from xenlb.health.syn import ACK, RST, SYN, Ends, Reply, hear_only, packet, read
+from xenlb.health.transport.checksum import checksum
+from xenlb.health.via_vip.syn import ACK, RST, SYN, Ends, Reply, hear_only, packet, read
 
 FOUR = Ends(
     source=ip_address("10.0.0.1"), port=40000, destination=ip_address("192.0.2.10"), to_port=80

@@ -24,8 +24,8 @@ from tests.unit.health.servers import (
     target,
     up,
 )
-from xenlb.health.answer import Answer
 from xenlb.health.runner import HealthRunner
+from xenlb.health.transport.result import Answer
 from xenlb.model.checks import (
     Agent,
     Asks,

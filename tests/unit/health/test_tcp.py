@@ -12,9 +12,9 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.director.netns import in_own_network, sh
-from xenlb.health import tcp
-from xenlb.health.answer import Answer, answer_budget, failed
+from xenlb.health.probes import tcp
 from xenlb.health.runner import HealthRunner
+from xenlb.health.transport.result import Answer, answer_budget, failed
 from xenlb.model.events import Probed, Target
 from xenlb.model.health import Health
 from xenlb.model.settings import Check

@@ -13,9 +13,9 @@ import pytest
 
 from tests.unit.health.certificates import NAME, certificates
 from tests.unit.health.servers import Hang, HangUp, answer_of, asked, down, target, up
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask, loaded
-from xenlb.health.certificates import context_of, refused
+from xenlb.health.registry import ask, loaded
+from xenlb.health.transport.certificates import context_of, refused
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Tcp, Tls, TlsHandshake
 
 

@@ -8,8 +8,8 @@ from tests.unit.director.netns import in_own_network
 from tests.unit.health.datagrams import answering, asked, closed_port, target
 from tests.unit.health.peer import PEER, PEER6, peer
 from tests.unit.health.virtual import run
-from xenlb.health.answer import Answer, answer_budget
-from xenlb.health.ask import ask
+from xenlb.health.registry import ask
+from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Udp
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tests.unit.hypervisor.daemon import Daemon
 from tests.unit.hypervisor.running import clock, ended, until
-from xenlb.hypervisor import connections, eventloop
-from xenlb.hypervisor import libvirt as source_module
-from xenlb.hypervisor.libvirt import LibvirtSource
-from xenlb.hypervisor.listing import CallFailed, Unreachable
+from xenlb.hypervisor.libvirt import connections, event_loop
+from xenlb.hypervisor.libvirt import source as source_module
+from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
+from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.threads import Stuck
 from xenlb.model.events import HypervisorEvent
 
@@ -86,7 +86,7 @@ async def main(rounds: int, folder: Path) -> None:
         await _connected(source, daemon)
         for task in [*work, running]:
             await ended(task)
-        loop = eventloop.installed()
+        loop = event_loop.installed()
         assert loop is not None
         await until(lambda: loop.idle, "the end of every connection")
         await until(lambda: not _calling(), "the end of every thread with a call")

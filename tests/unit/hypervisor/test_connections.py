@@ -14,9 +14,9 @@ import pytest
 
 from tests.unit.hypervisor.daemon import BINARY, Daemon
 from tests.unit.hypervisor.running import clock, ended, run, until
-from xenlb.hypervisor import connections, eventloop, listing, session
-from xenlb.hypervisor.libvirt import LibvirtSource
-from xenlb.hypervisor.listing import CallFailed, Connection, Unreachable
+from xenlb.hypervisor.libvirt import connections, event_loop, queries, session
+from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable
+from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.threads import Stuck
 from xenlb.model.events import Disconnected, GuestId, HypervisorEvent, Listed, Paused, Stopped
 from xenlb.model.settings import KEEPALIVE
@@ -46,7 +46,7 @@ async def running(
     await until(lambda: source.connected, "connected")
     yield source
     await ended(task)
-    loop = eventloop.installed()
+    loop = event_loop.installed()
     assert loop is not None
     await until(lambda: loop.idle, "the end of libvirt's handles and timers")
 
@@ -64,7 +64,7 @@ class Gate:
         self.seen.append(id(connection))
         self.go.wait(10)
         try:
-            return listing.live_ids(connection)
+            return queries.live_ids(connection)
         finally:
             self.inside.remove(id(connection))
 
@@ -103,7 +103,7 @@ def test_calls_one_after_the_other_need_one_connection(daemon: Daemon) -> None:
 def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connection(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_domains = listing.list_domains
+    list_domains = queries.list_domains
     gate, lists = Gate(), list[int]()
 
     def held(connection: Any, uri: str) -> Any:
@@ -116,7 +116,7 @@ def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connectio
         calls.go.set()
         events: list[HypervisorEvent] = []
         async with running(daemon.uri, events) as source:
-            monkeypatch.setattr(listing, "list_domains", held)
+            monkeypatch.setattr(queries, "list_domains", held)
             first = asyncio.create_task(source.relist())
             await until(lambda: gate.inside, "the listing")
             # Whoever gives up waiting for a listing does not end it: the next one waits for it.
@@ -144,7 +144,7 @@ def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None
             daemon.signal(signal.SIGSTOP)
             for _ in range(connections.CALLS + 2):
                 with pytest.raises(Stuck, match=r"within 0\.1 s"):
-                    await source.ask(listing.live_ids, limit=0.1)
+                    await source.ask(queries.live_ids, limit=0.1)
             # The connections were hung up: their threads are not left with a daemon that hangs.
             # (libvirt.open connects, which the daemon's backlog takes, and then asks.)
             await until(lambda: threading.active_count() <= threads, "the end of the threads")
@@ -209,7 +209,7 @@ def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
         gate.go.set()
         async with running(daemon.uri, []) as source:
             await source.ask(gate)
-            loop = eventloop.installed()
+            loop = event_loop.installed()
             assert loop is not None
             loop.hang_up(max(loop._open))  # the one that was opened last
             await asyncio.sleep(0.1)
@@ -223,7 +223,7 @@ def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
 def test_listing_that_never_ends_ends_the_connection(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_domains = listing.list_domains
+    list_domains = queries.list_domains
     gate = Gate()
 
     def held(connection: Any, uri: str) -> Any:
@@ -233,7 +233,7 @@ def test_listing_that_never_ends_ends_the_connection(
     async def main() -> None:
         events: list[HypervisorEvent] = []
         async with running(daemon.uri, events) as source:
-            monkeypatch.setattr(listing, "list_domains", held)
+            monkeypatch.setattr(queries, "list_domains", held)
             monkeypatch.setattr(session, "LISTING", 0.3)
             await source.relist()
             monkeypatch.undo()

@@ -14,14 +14,14 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.hypervisor.hooks import HookCall, parse
+from xenlb.hypervisor.libvirt.hooks import HookCall, parse
 
 SCRIPT = Path(__file__).resolve().parents[3] / "hooks" / "xenlb"
 SAMPLES = sorted((Path(__file__).parent / "hook-xml").glob("*.xml"))
 SHELLS = (["dash"], ["busybox", "sh"], ["bash", "--posix"], ["bash"])
 DRIVERS = ("libxl", "qemu", "lxc")
 NOBODY = 65533  # whoever is root here can be made this one
-# Which domain's id libvirt tells in which call: the table of xenlb/hypervisor/hooks.py.
+# Which domain's id libvirt tells in which call: the table of xenlb/hypervisor/libvirt/hooks.py.
 WITH_ID = {
     *(f"{each}-{op}" for each in DRIVERS for op in ("started-begin", "reconnect-begin")),
     *("libxl-stopped-end", "lxc-stopped-end", "qemu-prepare-begin", "qemu-start-begin"),

@@ -14,8 +14,8 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.hypervisor import hooks
-from xenlb.hypervisor.hooks import HookCall, HookSource, parse
+from xenlb.hypervisor.libvirt import hooks
+from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource, parse
 
 IDENTITY = UUID("71d91c56-6195-5fe0-9bce-7f4cabe3c5ab")
 PATIENCE = 30.0  # seconds; reached only where a call is missing

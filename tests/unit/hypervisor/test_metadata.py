@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.hypervisor.domainxml import Interface, interfaces
-from xenlb.hypervisor.metadata import MOST_PROBLEMS, MOST_SERVICES, read_metadata
-from xenlb.hypervisor.xmltext import LONGEST, PIECE, Malformed, parse
+from xenlb.hypervisor.libvirt.domain_xml import Interface, interfaces
+from xenlb.hypervisor.libvirt.metadata import MOST_PROBLEMS, MOST_SERVICES, read_metadata
+from xenlb.hypervisor.libvirt.xml_text import LONGEST, PIECE, Malformed, parse
 from xenlb.model.events import MetadataService
 
 LAUGHS = (

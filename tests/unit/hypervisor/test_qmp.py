@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.hypervisor.qmp import read
+from xenlb.hypervisor.libvirt.qmp import read
 from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed, Stays
 
 GUEST = GuestId(uri="qemu:///system", uuid=UUID(int=1))

@@ -10,15 +10,7 @@ from tests.unit.ipvs.strategies import SOME_KEYS, SOME_SERVERS, owned, tables
 from xenlb.ipvs.diff import Owned, diff, foreign
 from xenlb.ipvs.op import DeleteServer, DeleteService
 from xenlb.ipvs.parse import parse
-from xenlb.ipvs.table import (
-    Entry,
-    Forwarding,
-    Server,
-    ServerKey,
-    ServiceKey,
-    Table,
-    Tunnel,
-)
+from xenlb.ipvs.table import Entry, Forwarding, Server, ServerKey, ServiceKey, Table, Tunnel
 
 MAIL = "-t 192.0.2.10:25"
 EVERYTHING = Owned(

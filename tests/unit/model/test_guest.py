@@ -6,15 +6,7 @@ from hypothesis import strategies as st
 
 from tests.unit.model import worlds
 from xenlb.model.drain import Drain
-from xenlb.model.guest import (
-    DEATH_REMEMBERED,
-    START,
-    TABLE,
-    Guest,
-    Happening,
-    Phase,
-    hear,
-)
+from xenlb.model.guest import DEATH_REMEMBERED, START, TABLE, Guest, Happening, Phase, hear
 
 NEW = Guest(id=worlds.GUESTS[0], name="mail1")
 

@@ -6,9 +6,9 @@ from uuid import UUID
 import pytest
 
 from xenlb.model.events import Ask, Asked, Configured, Described, GuestId, Listed, Power
+from xenlb.model.reducer import step
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
-from xenlb.model.step import step
 
 XEN = "xen:///system"
 MAIL = GuestId(uri=XEN, uuid=UUID(int=1))

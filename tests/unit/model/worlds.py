@@ -10,6 +10,7 @@ from uuid import UUID
 from hypothesis import strategies as st
 
 from xenlb.ipvs.table import Counters, Family, Forwarding, Protocol
+from xenlb.model.addresses import Found, Refused, Source
 from xenlb.model.checks import Agent, Share
 from xenlb.model.drain import NODEST, QUIESCENT, REUSE, Drain
 from xenlb.model.draining import to_count
@@ -48,10 +49,10 @@ from xenlb.model.events import (
     UndrainAsked,
     Verdict,
 )
-from xenlb.model.found import Found, Refused, Source
 from xenlb.model.guest import Guest
-from xenlb.model.judge import Host, HostSeen
+from xenlb.model.guest_side import Delivery, GuestSide, OnBoot
 from xenlb.model.problem import Problem
+from xenlb.model.reserved_addresses import Host, HostSeen
 from xenlb.model.settings import (
     Check,
     DrainPolicy,
@@ -61,7 +62,6 @@ from xenlb.model.settings import (
     ServiceSettings,
     Settings,
 )
-from xenlb.model.side import Delivery, GuestSide, OnBoot
 from xenlb.model.state import State
 
 URIS = ("xen:///system", "qemu:///system")

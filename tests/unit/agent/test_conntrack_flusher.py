@@ -1,0 +1,76 @@
+"""Which servers' entries are flushed: those that left because their check failed, and no others."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from tests.unit.model.worlds import GUESTS, URIS
+from xenlb.agent.conntrack_flusher import failed
+from xenlb.director.conntrack import Gone
+from xenlb.ipvs.table import Protocol
+from xenlb.model.events import Configured, Described, Died, GuestId, Listed, Power, Probed
+from xenlb.model.reducer import step
+from xenlb.model.settings import Check, Member, OnFailure, Port, ServiceSettings, Settings
+from xenlb.model.state import State
+
+HOST = ip_address("10.0.0.5")
+GUEST = ip_address("10.0.0.11")
+SERVICE = ServiceSettings(
+    name="dns",
+    address=ip_address("192.0.2.10"),
+    ports=(Port(number=53, protocol=Protocol.UDP),),
+    checks=(Check(fall=2, port=53),),
+    servers=(Member(host=HOST), Member(guest="*", address=GUEST)),
+    flush=True,
+)
+
+
+def serving(service: ServiceSettings) -> State:
+    """Both of its servers are in the table."""
+    state = State()
+    settings = Settings(uris=URIS[:1], services=(service,))
+    guest = Described(guest=GUESTS[0], name="mail1", power=Power.RUNNING, incarnation=1)
+    state = step(state, Configured(at=1.0, settings=settings)).state
+    state = step(state, Listed(at=2.0, uri=URIS[0], asked=1.5, guests=(guest,))).state
+    state = probed(probed(state, 3.0, up=True), 3.0, up=True, address="10.0.0.11")
+    assert len(state.admitted) == 2
+    return state
+
+
+def probed(state: State, at: float, *, up: bool, address: str = "10.0.0.5") -> State:
+    target = next(each for each in state.health if str(each.address) == address)
+    return step(state, Probed(at=at, target=target, asked=at - 0.1, up=up, detail="")).state
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5", "10.0.0.11"])
+def test_a_server_that_fails(address: str) -> None:
+    state = serving(SERVICE)
+    once = probed(state, 4.0, up=False, address=address)
+    assert failed(state, once) == frozenset(), "it is in the table yet"
+    twice = probed(once, 5.0, up=False, address=address)
+    gone = Gone(address=ip_address(address), protocol=Protocol.UDP, port=53)
+    assert failed(once, twice) == {gone}
+    assert failed(twice, probed(twice, 6.0, up=False, address=address)) == frozenset(), "once"
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        replace(SERVICE, flush=False),
+        replace(SERVICE, on_failure=OnFailure.QUIESCE),
+        replace(SERVICE, keep_in_service=1.0),
+    ],
+)
+def test_where_nothing_is_flushed(service: ServiceSettings) -> None:
+    state = serving(service)
+    once = probed(state, 4.0, up=False)
+    assert failed(state, probed(once, 5.0, up=False)) == frozenset()
+
+
+def test_a_guest_that_dies_has_not_failed_its_check() -> None:
+    state = serving(SERVICE)
+    guest: GuestId = GUESTS[0]
+    gone = step(state, Died(at=4.0, guest=guest, incarnation=1)).state
+    assert len(gone.admitted) == 1
+    assert failed(state, gone) == frozenset()

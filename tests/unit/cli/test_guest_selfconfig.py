@@ -1,0 +1,326 @@
+"""`xenlb guest plan|apply|verify|remove` for a guest that configures itself: with a fake xenstored,
+and a guest in it that answers as the test wants."""
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.xenstored import FakeXenstored
+from tests.unit.cli import answers
+from tests.unit.cli.conftest import SmallAgent
+from xenlb.cli import log_setup
+from xenlb.cli.root import run
+from xenlb.guestside import self_config
+from xenlb.guestside.provision import NO_SETTINGS
+from xenlb.hypervisor.xenstore.guest_settings import serial
+
+UUID = "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1"
+CONFIG = """\
+libvirt: {uris: ["xen:///system"]}
+director: {addresses: leave}
+services:
+  mail:
+    address: 192.0.2.10
+    ports: [25]
+    forwarding: gatewaying
+    guest-side: {delivery: xenstore}
+    servers: [{guest: "mail*"}]
+"""
+MAIL2 = "/local/domain/4"
+PLACE = f"{MAIL2}/vm-data/xenlb"
+WORD = f"{MAIL2}/data/xenlb-guest"
+NOTHING = "xenlb 1\nhold tell=xenstore\nhold timeout=3600\nhold until=established\n"
+# Of libvirt's test driver; 5 is a guest that is off.
+OFF = f"""\
+<node>
+  <domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+    <name>mail2</name>
+    <uuid>{UUID}</uuid>
+    <memory>1024</memory>
+    <os><type>hvm</type></os>
+    <test:runstate>5</test:runstate>
+  </domain>
+</node>
+"""
+VERBS = ("plan", "apply", "verify", "remove")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+class Dom0(FakeXenstored):
+    """`answer`: what the guest says of settings, by their serial; None: nothing."""
+
+    answer: Callable[[str], str | None] = staticmethod(lambda number: f"{number} ok")
+
+    def write(self, path: str, value: str) -> None:
+        super().write(path, value)
+        if path == f"{PLACE}/serial" and value:
+            self.says(self.answer(value))
+
+    def says(self, word: str | None) -> None:
+        if word is not None:
+            super().write(WORD, word)
+
+    @property
+    def text(self) -> str:
+        count = int(self.values.get(f"{PLACE}/parts", "0"))
+        return "".join(self.values[f"{PLACE}/{n}"] for n in range(count))
+
+    def gives(self, text: str) -> None:
+        self.values |= {f"{PLACE}/0": text, f"{PLACE}/parts": "1", f"{PLACE}/serial": serial(text)}
+
+
+@pytest.fixture
+def dom0(agent: SmallAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dom0]:
+    (tmp_path / "xenlb.yaml").write_text(CONFIG)
+    agent.answers["why"] = answers.why()
+    daemon = Dom0(str(tmp_path / "xenstored"))
+    daemon.create(4, UUID)
+    started, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+
+    async def serve() -> None:
+        async with daemon:
+            started.set()
+            await stop.wait()
+
+    def work() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert started.wait(10)
+    yield daemon
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+
+
+@pytest.fixture
+def guest(
+    tmp_path: Path,
+    dom0: Dom0,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Runs `xenlb guest …` within this process, to whom a start costs half a second."""
+    monkeypatch.setenv("XENLB_SOCKET", str(tmp_path / "control.sock"))
+    monkeypatch.setenv("XENLB_CONFIG", str(tmp_path / "xenlb.yaml"))
+    monkeypatch.setenv("XENLB_KEY", str(tmp_path / "key"))
+    monkeypatch.setenv("XENSTORED_PATH", dom0.path)
+    monkeypatch.setattr(self_config, "ANSWER", 0.1)  # of one that says nothing
+    monkeypatch.setattr(log_setup, "set_up", lambda **_: None)  # the logging is that of the tests
+
+    def call(*arguments: str) -> Done:
+        try:
+            status = run(["guest", *arguments])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return Done(status, out, err)
+
+    return call
+
+
+def test_given_its_settings_it_has_all_by_its_own_word(guest: Run, dom0: Dom0) -> None:
+    planned = guest("plan", "mail2")
+    assert (planned.returncode, planned.stderr) == (1, "")
+    lines = planned.stdout.splitlines()
+    assert lines[:2] == [f"--- {PLACE}", f"+++ {PLACE}"]
+    assert "+address 192.0.2.10 lo" in lines
+    assert "+hold watch=192.0.2.10 25" in lines
+    assert lines[-1] == "it was given no settings (xenlb guest apply puts it right)"
+    assert dom0.text == "", "a plan changes nothing"
+
+    applied = guest("apply", "mail2")
+    assert (applied.returncode, applied.stderr) == (0, "")
+    all_well = "mail2 has all that it needs, as it says itself\n"
+    assert applied.stdout == f"write {PLACE}\n{all_well}"
+    written = [line[1:] for line in lines if line[0] == "+" and line[1] != "+"]
+    assert dom0.text.splitlines() == written
+
+    for verb, out in (("plan", ""), ("verify", all_well), ("apply", all_well)):
+        done = guest(verb, "mail2")
+        assert (done.returncode, done.stdout, done.stderr) == (0, out, ""), verb
+
+
+def test_removed_it_has_what_its_image_has(guest: Run, dom0: Dom0) -> None:
+    guest("apply", "mail2")
+    for writes in (f"write {PLACE}\n", ""):
+        removed = guest("remove", "mail2")
+        assert (removed.returncode, removed.stderr) == (0, "")
+        assert removed.stdout == (
+            f"{writes}mail2 has nothing of xenlb but the programs of its image, as it says itself\n"
+        )
+        assert dom0.text == NOTHING
+    verified = guest("verify", "mail2")
+    assert verified.returncode == 1
+    assert "it was given other settings than it needs now (xenlb guest apply" in verified.stderr
+    assert "-hold timeout=3600" in guest("plan", "mail2").stdout.splitlines()
+
+
+SAYS: dict[str, tuple[Callable[[str], str | None], str]] = {
+    "failed": (lambda number: f"{number} failed", "it could not do all that it was given"),
+    "missing": (lambda _: None, "it has reported nothing of itself"),
+    "old": (lambda _: "0123456789abcdef ok", "it has not taken up what it was given last"),
+    "broken": (lambda n: f"{n} ok\n\x1b[2J" * 99, "its report is not understood: '"),
+}
+
+
+@pytest.mark.parametrize("state", SAYS)
+def test_what_it_says_is_told(guest: Run, dom0: Dom0, state: str) -> None:
+    dom0.answer, sentence = SAYS[state]
+    applied = guest("apply", "mail2")
+    assert (applied.returncode, applied.stdout) == (1, f"write {PLACE}\n")
+    verified = guest("verify", "mail2")
+    assert (verified.returncode, verified.stdout) == (1, "")
+    assert applied.stderr == verified.stderr
+    details, *last = verified.stderr.splitlines()
+    assert details.startswith(sentence)
+    assert last == ["xenlb: mail2: 1 thing is not as it should be"]
+    assert len(details) < 300
+    assert details.isprintable(), "a guest moves nobody's cursor"
+    planned = guest("plan", "mail2")
+    assert (planned.returncode, planned.stdout) == (1, details + "\n")
+    found = json.loads(guest("verify", "mail2", "--json").stdout)
+    assert found["report"]["state"] == state
+    assert [f"{each['message']} ({each['hint']})" for each in found["differences"]] == [details]
+
+    removed = guest("remove", "mail2")
+    assert (removed.returncode, removed.stdout) == (1, f"write {PLACE}\n")
+    assert removed.stderr.startswith(sentence)
+    assert "mail2 has not confirmed that it has undone what it made\n" in removed.stderr
+    assert dom0.text == NOTHING, "it is taken away all the same"
+
+
+def test_for_programs(guest: Run, dom0: Dom0) -> None:
+    planned = guest("plan", "mail2", "--json")
+    assert (planned.returncode, planned.stderr) == (1, "")
+    before = json.loads(planned.stdout)
+    wanted = before["settings"]["wanted"]
+    assert before["settings"]["given"] is None
+    assert "+address 192.0.2.10 lo" in before["settings"]["changes"]
+    assert [each["message"] for each in before["differences"]] == ["it was given no settings"]
+    guest("apply", "mail2")
+    for verb in ("plan", "verify"):
+        done = guest(verb, "mail2", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout) == {
+            "guest": "mail2",
+            "uuid": UUID,
+            "uri": "xen:///system",
+            "delivery": "xenstore",
+            "differences": [],
+            "system": None,
+            "init": None,
+            "files": [],
+            "settings": {"path": PLACE, "given": wanted, "wanted": wanted, "changes": []},
+            "report": {"state": "ok", "settings": wanted},
+        }
+    # The word of one that was given something else, and has done it.
+    dom0.gives(NO_SETTINGS)
+    dom0.says(f"{serial(NO_SETTINGS)} ok")
+    done = guest("verify", "mail2", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert found["report"] == {"state": "ok", "settings": found["settings"]["given"]}
+    assert [each["message"] for each in found["differences"]] == [
+        "it was given other settings than it needs now"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["serial", "0", "parts"])
+def test_settings_that_are_not_whole_are_written_again(guest: Run, dom0: Dom0, damage: str) -> None:
+    guest("apply", "mail2")
+    whole = dom0.text
+    # As an apply leaves it that is killed in the middle; or anybody else.
+    dom0.values[f"{PLACE}/{damage}"] = {"serial": "", "0": "é\x1b[2J", "parts": "x"}[damage]
+    verified = guest("verify", "mail2")
+    assert verified.returncode == 1
+    assert "its settings in xenstore are not whole: it takes up none of them" in verified.stderr
+    planned = guest("plan", "mail2", "--json")
+    assert json.loads(planned.stdout)["settings"]["given"] is None
+    if damage == "0":
+        assert "\\x1b[2J" in guest("plan", "mail2").stdout, "made visible"
+    assert guest("apply", "mail2").returncode == 0
+    assert dom0.text == whole
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_domains_that_are_others(guest: Run, agent: SmallAgent, dom0: Dom0, verb: str) -> None:
+    """Numbers of domains are of one host, one hypervisor, one boot: no other is written to."""
+    before = dict(dom0.values)
+    for uri in ("xen+ssh://dom0b/system", "qemu:///system"):
+        agent.answers["why"] = {**answers.why(), "uri": uri}
+        done = guest(verb, "mail2")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"mail2 is not a guest of this host's Xen ({uri})" in done.stderr
+    agent.answers["why"] = {**answers.why(), "uuid": UUID.replace("3", "4")}
+    done = guest(verb, "mail2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "mail2 is not domain 4 of this host any more" in done.stderr
+    assert dom0.values == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_one_that_is_off(guest: Run, agent: SmallAgent, verb: str) -> None:
+    agent.answers["why"] = {**answers.why(), "phase": "absent"}
+    done = guest(verb, "mail2")
+    if verb == "remove":
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == (
+            "mail2 does not run, so it has nothing of xenlb but the programs of its image\n"
+        )
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "mail2 does not run; it configures itself when it does\n" in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_without_a_xenstore(guest: Run, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XENSTORED_PATH", "/nowhere")
+    done = guest(verb, "mail2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "xenlb: xenstore: there is no xenstored\n  is this Dom0?\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_not_permitted(guest: Run, dom0: Dom0, verb: str) -> None:
+    dom0.refusing = "EACCES"
+    done = guest(verb, "mail2")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.startswith("xenlb: xenstore says EACCES\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chroot(2) takes root")
+@pytest.mark.parametrize("verb", ["plan", "verify"])
+def test_the_shape_is_that_of_the_other_deliveries(
+    guest: Run, agent: SmallAgent, tmp_path: Path, verb: str
+) -> None:
+    mine = json.loads(guest(verb, "mail2", "--json").stdout)
+    (tmp_path / "host.xml").write_text(OFF)
+    agent.answers["why"] = {**answers.why(), "uri": f"test://{tmp_path}/host.xml"}
+    for folder in ("etc/network", "etc/systemd/system", "usr/lib/systemd", "var/lib"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    (tmp_path / "root/usr/lib/systemd/systemd").write_text("")
+    (tmp_path / "root/etc/network/interfaces").write_text("auto lo\niface lo inet loopback\n")
+    done = guest(verb, "mail2", "--root", str(tmp_path / "root"), "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    other = json.loads(done.stdout)
+    assert (other["delivery"], other["init"]) == ("rootfs", "systemd")
+    assert list(other) == [each for each in mine if each not in {"settings", "report"}]
+    assert [set(each) for each in other["differences"]] == [{"message", "hint"}]
+    assert [set(each) for each in mine["differences"]] == [{"message", "hint"}]

@@ -1,0 +1,192 @@
+"""Whose an address is, whatever guests report."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlb.ipvs.table import IPAddress
+from xenlb.model.address_claims import MOST_TOLD
+from xenlb.model.addresses import RANKS, Found, Refused, Source
+from xenlb.model.events import (
+    AddressesFound,
+    Configured,
+    Described,
+    Died,
+    Event,
+    GuestId,
+    Listed,
+    Power,
+    Started,
+)
+from xenlb.model.reducer import step
+from xenlb.model.reserved_addresses import Host, HostSeen
+from xenlb.model.settings import Member, Port, ServiceSettings, Settings
+from xenlb.model.state import Note, State
+
+URI = "xen:///system"
+NUMBERS = range(1, 6)  # of guests; each is seen by the host at one address of its own
+FREE = (ip_address("10.0.0.101"), ip_address("10.0.0.102"), ip_address("2001:db8::11"))
+
+
+def guest(number: int) -> GuestId:
+    return GuestId(uri=URI, uuid=UUID(int=number))
+
+
+def address(number: int) -> IPAddress:
+    return ip_address(f"10.0.0.{number}")
+
+
+MAIL = ServiceSettings(
+    name="mail",
+    address=ip_address("192.0.2.10"),
+    ports=(Port(number=25),),
+    checks=(),
+    servers=(Member(guest="mail*"),),
+)
+
+
+class World:
+    """A state, with what was said on the way to it."""
+
+    def __init__(self, service: ServiceSettings = MAIL) -> None:
+        self.state = State()
+        self.now = 1000.0
+        self.notes: list[Note] = []
+        self.say(Configured(at=self.now, settings=Settings(uris=(URI,), services=(service,))))
+        described = tuple(
+            Described(
+                guest=guest(number), name=f"mail{number}", power=Power.RUNNING, incarnation=number
+            )
+            for number in NUMBERS
+        )
+        self.say(Listed(at=self.now, asked=self.now, uri=URI, guests=described))
+
+    def say(self, event: Event) -> None:
+        result = step(self.state, event)
+        self.state = result.state
+        self.notes += result.notes
+
+    def found(
+        self, number: int, *given: tuple[IPAddress, Source], refused: tuple[str, ...] = ()
+    ) -> None:
+        self.now += 1
+        ordered = sorted(given, key=lambda one: RANKS[one[1]])
+        self.say(
+            AddressesFound(
+                at=self.now,
+                guest=guest(number),
+                incarnation=self.state.guests[guest(number)].incarnation,
+                found=tuple(Found(address=where, source=source) for where, source in ordered),
+                refused=tuple(
+                    Refused(text=text, source=Source.REPORTED, reason="it is not")
+                    for text in refused
+                ),
+            )
+        )
+
+    def reboot(self, number: int) -> None:
+        """It takes ten seconds, and nothing is known of it afterwards."""
+        old = self.state.guests[guest(number)].incarnation
+        assert old is not None
+        self.say(Died(at=self.now, guest=guest(number), incarnation=old))
+        self.now += 10
+        who = guest(number)
+        self.say(Started(at=self.now, guest=who, name=f"mail{number}", incarnation=old + 10))
+
+    def serving(self) -> dict[IPAddress, int]:
+        """The guest at each address in the table."""
+        return {
+            slot.server.address: slot.owner.uuid.int
+            for slot in self.state.admitted
+            if slot.owner is not None
+        }
+
+
+ADDRESSES = st.sampled_from([*map(address, NUMBERS), *FREE])
+GUEST = st.sampled_from(NUMBERS)
+EVIDENCE = st.sampled_from([Source.LEASE, Source.NEIGHBOUR])
+STEPS = st.lists(
+    st.tuples(st.just("reports"), GUEST, st.frozensets(ADDRESSES, max_size=6))
+    | st.tuples(st.just("is seen"), GUEST, EVIDENCE)
+    | st.tuples(st.just("reboots"), GUEST, st.none()),
+    max_size=30,
+)
+
+
+@given(steps=STEPS)
+def test_no_report_moves_an_address_that_the_host_has_seen(
+    steps: list[tuple[str, int, frozenset[IPAddress] | Source | None]],
+) -> None:
+    """Not while its guest runs, and not while it boots. Once seen, a guest that does not boot is
+    seen on: the finder keeps what the host has forgotten."""
+    world = World()
+    seen: dict[int, Source] = {}
+    served: set[int] = set()  # since their last boot, or before it and nothing else since
+    for what, number, more in steps:
+        if what == "reboots":
+            world.reboot(number)
+            seen.pop(number, None)
+        elif isinstance(more, Source):
+            seen[number] = more
+            world.found(number, (address(number), more))
+            served.add(number)
+        else:
+            assert isinstance(more, frozenset)
+            evidence = [(address(number), seen[number])] if number in seen else []
+            reports = [(each, Source.REPORTED) for each in more]
+            world.found(number, *evidence, *reports)
+        for address_, owner in world.serving().items():
+            number_of = int(address_) & 0xFF if address_.version == 4 else 0
+            if number_of in seen or number_of in served:
+                assert owner == number_of, f"{address_} is served by {owner}"
+        for each in seen:
+            assert world.state.owners[address(each)] == guest(each)
+            assert world.serving()[address(each)] == each
+
+
+def test_a_conflict_is_told_to_both_and_not_again_and_again() -> None:
+    world = World()
+    world.found(1, (address(1), Source.NEIGHBOUR))
+    world.notes.clear()
+    for _ in range(20):
+        world.found(2, (address(1), Source.REPORTED))
+        world.found(2, (FREE[0], Source.REPORTED))
+    warnings = [(note.guest, note.text) for note in world.notes if note.warning]
+    given = "address 10.0.0.1 (reported by the guest)"
+    assert [each for each in warnings if each[0] is not None] == [
+        (guest(2), f"{given} refused: it is that of guest mail1"),
+        (guest(1), f"guest mail2 claims the {given}, too; it does not get it"),
+    ]
+
+
+def test_what_is_told_of_the_addresses_of_one_guest_has_a_bound() -> None:
+    world = World()
+    world.notes.clear()
+    for number in range(200):
+        world.found(2, refused=(f"10.9.0.{number}",))
+    told = [note.text for note in world.notes if note.guest == guest(2)]
+    assert len(told) == MOST_TOLD + 1
+    assert "more addresses are given" in told[-1]
+    world.reboot(2)
+    world.notes.clear()
+    world.found(2, refused=("10.9.0.1",))
+    assert "address 10.9.0.1 (reported by the guest) refused: it is not" in [
+        note.text for note in world.notes
+    ]
+
+
+def test_the_configuration_is_believed() -> None:
+    """Also where the host sees something else, and while its guest is off."""
+    mine = Member(guest="mail1", address=address(1))
+    world = World(replace(MAIL, servers=(mine, Member(guest="mail*"))))
+    host = Host(own=frozenset({address(1)}), strangers=frozenset({address(1)}))
+    world.say(HostSeen(at=world.now, host=host))
+    assert world.serving()[address(1)] == 1
+    world.found(2, (address(1), Source.NEIGHBOUR))
+    assert world.serving()[address(1)] == 1
+    world.say(Died(at=world.now, guest=guest(1), incarnation=1))
+    world.found(3, (address(1), Source.REPORTED))
+    assert world.serving()[address(1)] == 2

@@ -1,0 +1,473 @@
+"""The state file: what is read is what was written, and a bad file is never fatal."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from tests.soak import SOAK
+from xenlb.ipvs.table import AddressKey, Family, MarkKey, Protocol, ServerKey
+from xenlb.model.addresses import Found, Source
+from xenlb.model.drain import Drain
+from xenlb.model.events import Ask, GuestId, MetadataService, Target
+from xenlb.model.guest import Death, Guest, Phase, Request
+from xenlb.model.health import Change, Health
+from xenlb.model.settings import Check
+from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
+from xenlb.store import state_file
+from xenlb.store.saved_state import Saved
+
+ME = GuestId(uri="xen:///system", uuid=UUID(int=7))
+KEY = AddressKey(protocol=Protocol.UDP, address=ip_address("2001:db8::1"), port=53)
+MARK = MarkKey(family=Family.INET6, mark=7)
+SERVER = ServerKey(address=ip_address("10.0.0.11"), port=26)
+OTHER = ServerKey(address=ip_address("10.0.0.12"), port=26)
+TARGET = Target(check=Check(rise=2, port=80), address=ip_address("10.0.0.11"), port=80)
+
+
+def saved() -> Saved:
+    guest = Guest(
+        id=ME,
+        name="mail1",
+        phase=Phase.LEAVING,
+        incarnation=5,
+        since=10.0,
+        booted=1.0,
+        recheck=2.0,
+        request=Request(ask=Ask.POWEROFF, at=10.0, deadline=310.0),
+        deaths=(Death(incarnation=4, at=0.5),),
+        drain=Drain(reason="drained", by="root", since=9.0, deadline=None),
+        found=(Found(address=ip_address("10.0.0.11"), source=Source.LEASE),),
+        metadata=(MetadataService(name="mail", weight=2, address=ip_address("10.0.0.11")),),
+    )
+    return Saved(
+        state=State(
+            guests={ME: guest},
+            admitted={
+                Slot(owner=ME, service=KEY, server=SERVER): Admission(at=3.0, ramp=True),
+                Slot(owner=None, service=MARK, server=SERVER): Admission(
+                    at=4.0, quiesced=True, quiet=6.0
+                ),
+                Slot(owner=None, service=KEY, server=OTHER): Admission(
+                    at=5.0,
+                    apart={
+                        TARGET: Health(valid_from=5.0, up=True, since=4.0, assumed=True, share=0.5)
+                    },
+                ),
+            },
+            health={
+                TARGET: Health(
+                    valid_from=2.0,
+                    up=True,
+                    since=3.0,
+                    detail="passed before a restart",
+                    share=0.25,
+                    failures=3,
+                    held_until=8.0,
+                    changes=(Change(at=2.5, up=False, detail="refused"),),
+                )
+            },
+            alarms={MARK: Alarm(kind=AlarmKind.DOWN, since=7.0)},
+        ),
+        services=frozenset({KEY, MARK}),
+        servers={(KEY, SERVER): "xen:///system", (MARK, SERVER): ""},
+        addresses=frozenset({("front0", ip_address("192.0.2.10"))}),
+        sysctls={"net.ipv4.vs.expire_nodest_conn": "0"},
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    state_file.save(path, saved())
+    assert state_file.load(path) == saved()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """It does not say since when a server has weight 0."""
+    path = tmp_path / "state.json"
+    state_file.save(path, saved())
+    data = json.loads(path.read_text())
+    data["saved"]["admitted"] = [entry[:8] for entry in data["saved"]["admitted"]]
+    path.write_text(json.dumps(data))
+    admitted = {s: replace(entry, quiet=None) for s, entry in saved().state.admitted.items()}
+    assert state_file.load(path).state.admitted == admitted
+
+
+@pytest.mark.parametrize("up", [None, False, True])
+def test_every_verdict_is_kept(tmp_path: Path, up: bool | None) -> None:
+    """Also that nothing is known: of a check that is not in the file it is known that it is new."""
+    path = tmp_path / "state.json"
+    health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused", assumed=bool(up))}
+    state_file.save(path, Saved(state=State(health=health)))
+    assert state_file.load(path).state.health == health
+
+
+def test_results_in_a_row_do_not_reach_across_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    health = Health(valid_from=0.0, up=True, against=2)
+    state_file.save(path, Saved(state=State(health={TARGET: health})))
+    assert state_file.load(path).state.health == {TARGET: replace(health, against=0)}
+
+
+def test_no_file_is_a_fresh_start(tmp_path: Path) -> None:
+    assert state_file.load(tmp_path / "state.json") == Saved()
+
+
+def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    state_file.save(path, saved())
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"boot": "another"}))
+    assert state_file.load(path) == Saved()
+
+
+@pytest.mark.parametrize(
+    "key", ["guests", "admitted", "verdicts", "alarms", "services", "servers", "addresses"]
+)
+@pytest.mark.parametrize("value", [None, 5, "text", [[]], [[1, 2, 3]], [["tcp", "x", 1]], {}])
+def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "state.json"
+    state_file.save(path, saved())
+    data = json.loads(path.read_text())
+    text = json.dumps(data | {"saved": data["saved"] | {key: value}})
+    path.write_text(text)
+    found = state_file.load(path)
+    if value == {}:
+        return  # an empty mapping reads as an empty list
+    assert found == Saved()
+    assert (tmp_path / "state.broken").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 99}', "\x00"])
+def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    assert state_file.load(path) == Saved()
+    assert (tmp_path / "state.broken").exists()
+
+
+# The changes below it -----------------------------------------------------------------------------
+
+
+def told(number: int, *, by: str = "root") -> Saved:
+    """A drain of a guest, and what that guest has of the table."""
+    address = ip_address("10.0.1.0") + number
+    here = ServerKey(address=address, port=26)
+    guest = GuestId(uri=ME.uri, uuid=UUID(int=100 + number))
+    drain = Drain(reason="drained", by=by, since=9.0, deadline=None)
+    target = replace(TARGET, address=address)
+    return Saved(
+        state=State(
+            guests={guest: Guest(id=guest, name=f"g{number}", drain=drain)},
+            admitted={Slot(owner=guest, service=KEY, server=here): Admission(at=number)},
+            health={target: Health(valid_from=0.0, up=True)},
+            alarms={KEY: Alarm(kind=AlarmKind.BELOW, since=1.0 * number)},
+        ),
+        services=frozenset({KEY}),
+        servers={(KEY, here): ME.uri},
+        addresses=frozenset({("front0", address)}),
+        sysctls={f"net.ipv4.vs.{number}": "0"},
+    )
+
+
+def history() -> list[Saved]:
+    """Each has something new, something other and something less than the one before."""
+    return [saved(), told(1), told(2), told(2, by="admin"), saved(), Saved(), told(3), told(2)]
+
+
+def save_each(path: Path, states: list[Saved]) -> None:
+    file = state_file.StateFile(path)
+    for each in states:
+        file.save(each)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines())
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Files of this process may have so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_each_change_is_a_line_and_no_change_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for number in range(1, len(history()) + 1):
+        path.unlink(missing_ok=True)
+        save_each(path, history()[:number])
+        assert state_file.load(path) == history()[number - 1]
+        assert lines(path) == number
+    before = path.read_bytes()
+    heard = history()[-1]
+    guests = {key: replace(guest, heard=7.0) for key, guest in heard.state.guests.items()}
+    health = {key: replace(each, against=1) for key, each in heard.state.health.items()}
+    save_each(path, [heard, replace(heard, state=replace(heard.state, guests=guests))])
+    save_each(path, [heard, replace(heard, state=replace(heard.state, health=health))])
+    assert path.read_bytes() == before
+
+
+def test_a_change_says_no_more_than_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    many = [told(number).state for number in range(200)]
+    state = State(
+        guests={key: guest for each in many for key, guest in each.guests.items()},
+        admitted={key: entry for each in many for key, entry in each.admitted.items()},
+        health={key: health for each in many for key, health in each.health.items()},
+    )
+    file = state_file.StateFile(path)
+    file.save(Saved(state=state))
+    size = path.stat().st_size
+    (target, health), *_ = state.health.items()
+    failed = {**state.health, target: replace(health, up=False)}
+    # Drawn anew in another order, as settle() does.
+    admitted = dict(reversed(list(state.admitted.items())))
+    file.save(Saved(state=replace(state, health=failed, admitted=admitted)))
+    assert size > 40_000
+    assert path.stat().st_size - size < 300
+
+
+@pytest.mark.parametrize("more", [told(2), told(1, by="admin"), Saved()])
+def test_a_kill_amid_a_line_leaves_what_was_before_it(tmp_path: Path, more: Saved) -> None:
+    path = tmp_path / "state.json"
+    save_each(path, [saved(), told(1)])
+    whole = path.stat().st_size
+    save_each(path, [more])
+    full = path.read_bytes()
+    last = len(full) - 1
+    for size in range(whole, len(full)) if SOAK else {*range(whole, last, 11), whole + 1, last}:
+        path.write_bytes(full[:size])
+        assert state_file.read(path) == told(1)
+        assert path.stat().st_size == size, "somebody may be writing it"
+        assert state_file.load(path) == told(1)
+        assert path.stat().st_size == whole
+        save_each(path, [told(3)])
+        assert state_file.load(path) == told(3)
+    assert not (tmp_path / "state.broken").exists()
+
+
+def test_a_damaged_line_among_others_is_no_kill(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    save_each(path, history())
+    first, second, *rest = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, second[:-9], *rest]))
+    assert state_file.load(path) == Saved()
+    assert (tmp_path / "state.broken").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda text: b"[" * 200_000, id="nested"),
+        pytest.param(lambda text: text + b"\n" + b"[" * 200_000, id="nested, in a line"),
+        pytest.param(lambda text: b"\xff\xfe", id="no text"),
+        pytest.param(lambda text: re.sub(rb'"since":[0-9.]+', b'"since":1e308', text), id="number"),
+        pytest.param(lambda text: re.sub(rb'"since":[0-9.]+', b'"since":NaN', text), id="NaN"),
+        pytest.param(lambda text: re.sub(rb'"uuid"|"id":\[[^]]*\]', b'"id":[]', text), id="short"),
+        pytest.param(lambda text: text.replace(b'"name":"', b'"name":7,"x":"'), id="type"),
+    ],
+)
+def test_no_damage_is_fatal(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.json"
+    state_file.save(path, saved())
+    damaged = damage(path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    assert state_file.read(path) == Saved()
+    assert path.read_bytes() == damaged, "who only reads changes nothing"
+    caplog.clear()
+    assert state_file.load(path) == Saved()
+    assert len(caplog.records) == 1
+    assert (tmp_path / "state.broken").read_bytes() == damaged
+    assert not path.exists()
+
+
+def test_what_is_no_file_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    os.mkfifo(path)
+    assert state_file.load(path) == Saved()
+    assert (tmp_path / "state.broken").is_fifo()
+
+
+def test_who_only_reads_leaves_a_file_of_an_earlier_boot(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    state_file.save(path, saved())
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "boot": "another"}))
+    assert state_file.read(path) == Saved()
+    assert path.exists()
+
+
+def test_a_full_disk_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.json"
+    file = state_file.StateFile(path)
+    file.save(saved())
+    with caplog.at_level(logging.INFO):
+        with room(path.stat().st_size + 20):
+            for number in range(1, 4):
+                file.save(told(number))
+        assert file.problem.startswith(f"{path} cannot be written: ")
+        assert len(caplog.records) == 1
+        file.save(told(4))
+        assert file.problem == ""
+        assert [record.getMessage() for record in caplog.records[1:]] == [
+            f"{path} is written again"
+        ]
+
+
+def test_no_room_for_a_line_leaves_none_and_the_next_says_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    file = state_file.StateFile(path)
+    file.save(saved())
+    before = path.read_bytes()
+    with room(len(before) + 20):
+        file.save(told(1))
+    assert path.read_bytes() == before
+    file.save(replace(told(1), sysctls={}))
+    assert state_file.load(path) == replace(told(1), sysctls={})
+
+
+def test_a_file_that_somebody_took_away_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    file = state_file.StateFile(path)
+    file.save(saved())
+    path.unlink()
+    file.save(told(1))
+    assert state_file.load(path) == told(1)
+
+
+class SlowDisk:
+    """Writes the whole file when it is let, in the thread that asks for it."""
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+        self.busy = 0
+        self.most = 0
+        self.times = 0
+        self.error: OSError | None = None
+
+    def write(self, file: Path, text: str) -> None:
+        self.times += 1
+        self.busy += 1
+        self.most = max(self.busy, self.most)
+        assert self.let.wait(20), "nobody lets it: it is waited for in the owner's thread"
+        self.busy -= 1
+        if self.error is not None:
+            raise self.error
+        state_file.write(file, text)
+
+
+async def until_asked(disk: SlowDisk) -> None:
+    async with asyncio.timeout(10):
+        while not disk.busy:
+            await asyncio.sleep(0.001)
+
+
+def test_what_changes_while_all_is_written_is_in_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_file, "SMALLEST", 0)
+    path = tmp_path / "state.json"
+    disk = SlowDisk()
+
+    async def story() -> None:
+        file = state_file.StateFile(path, write=disk.write)
+        for number in range(20):
+            file.save(told(number % 3))
+        await until_asked(disk)
+        for each in history():
+            file.save(each)
+            assert state_file.load(path) == each, "a kill now would lose it"
+        old = path.stat().st_ino
+        disk.let.set()
+        await file.close()
+        assert path.stat().st_ino != old
+        assert state_file.load(path) == history()[-1]
+        file.save(told(5))
+        assert state_file.load(path) == told(5)
+        await file.close()
+
+    asyncio.run(story())
+    assert disk.most == 1, "two wrote at a time"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_the_file_does_not_grow_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_file, "SMALLEST", 4000)
+    path = tmp_path / "state.json"
+    disk = SlowDisk()
+    disk.let.set()
+
+    async def story() -> None:
+        file = state_file.StateFile(path, write=disk.write)
+        for number in range(100):
+            file.save(told(number % 3))
+            await file.close()
+            assert path.stat().st_size < 12_000
+            assert state_file.load(path) == told(number % 3)
+
+    asyncio.run(story())
+    assert 5 < disk.times < 50
+
+
+def test_a_disk_that_fails_leaves_the_file_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(state_file, "SMALLEST", 0)
+    path = tmp_path / "state.json"
+    disk = SlowDisk()
+    disk.let.set()
+    disk.error = OSError(28, "No space left on device")
+
+    async def story() -> None:
+        file = state_file.StateFile(path, write=disk.write)
+        for number in range(20):
+            file.save(told(number % 3))
+            await file.close()
+            assert state_file.load(path) == told(number % 3)
+        failures = disk.times
+        assert failures > 1
+        assert "No space left" in caplog.text
+        disk.error = None
+        for number in range(20):
+            file.save(told(number % 3))
+            await file.close()
+            assert state_file.load(path) == told(number % 3)
+        assert lines(path) < 20
+
+    asyncio.run(story())
+
+
+def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """As version 6 wrote it for the Saved of these tests, less what version 7 has besides."""
+    before = json.loads(Path(__file__).with_name("state-version-6.json").read_text())
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(before | {"boot": state_file.BOOT_ID.read_text().strip()}))
+    found, today = state_file.load(path), saved()
+    assert found.state.guests[ME].drain == today.state.guests[ME].drain
+    assert found.state.guests[ME].request == today.state.guests[ME].request
+    assert found.state.health == today.state.health
+    assert found.state.admitted.keys() == today.state.admitted.keys()
+    assert found.state.alarms == {MARK: Alarm(kind=AlarmKind.KEPT, since=7.0)}
+    assert (found.services, found.servers) == (today.services, today.servers)
+    assert (found.addresses, found.sysctls) == (today.addresses, today.sysctls)

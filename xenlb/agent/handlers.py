@@ -1,0 +1,322 @@
+"""What the agent answers on its control socket, verb by verb."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from math import inf
+from typing import Any
+
+from xenlb import __version__, clock
+from xenlb.agent.loop import Agent
+from xenlb.control import answers
+from xenlb.control.json_pieces import Shared
+from xenlb.control.protocol import INVALID_CONFIGURATION, USAGE, ControlError
+from xenlb.control.server import Handler
+from xenlb.ipvs import connections
+from xenlb.ipvs.errors import IpvsError
+from xenlb.ipvs.table import IPAddress, Snapshot
+from xenlb.model import alarm, draining, host_drain
+from xenlb.model.events import Ask, DrainAllAsked, DrainAsked, Event, GuestId, UndrainAsked
+from xenlb.model.guest import Guest, Phase
+from xenlb.model.settings import DrainUntil, ServiceSettings
+from xenlb.model.suggestions import near, quoted
+
+Request = Mapping[str, object]
+
+HOLDERS = 5  # clients that are named to one who waits for a drain
+LEFT = 5  # services that are named where a drain would leave them without enough servers
+
+
+class Verbs:
+    """`director_problems`: what is not as it should be of service addresses and sysctls."""
+
+    def __init__(self, agent: Agent, director_problems: Callable[[], list[str]]) -> None:
+        self._agent = agent
+        self._director_problems = director_problems
+        self._started = clock.now()
+        # By the read of the table (its identity), and the service that is asked for.
+        self._reports: dict[tuple[int, str | None], tuple[object, asyncio.Task[Shared]]] = {}
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "status": Handler(self.status),
+            "why": Handler(self.why),
+            "events": Handler(self.events),
+            "reload": Handler(self.reload, writes=True),
+            "progress": Handler(self.progress),
+            "drain": Handler(self.drain, writes=True),
+            "undrain": Handler(self.undrain, writes=True),
+            "drain-all": Handler(self.drain_all, writes=True),
+            "undrain-all": Handler(self.undrain_all, writes=True),
+            "take-over": Handler(self.take_over, writes=True),
+        }
+
+    async def status(self, request: Request) -> object:
+        """All that ask at the same time, which one read of the table answers, share a report."""
+        only = None
+        if request.get("service") is not None:
+            only = self._service(request.get("service")).name
+        snapshot, moment = await self._snapshot()
+        key = id(moment), only
+        if key not in self._reports:
+            making = asyncio.create_task(self._report(snapshot, only), name="report")
+            self._reports[key] = moment, making
+            making.add_done_callback(lambda _: self._reports.pop(key))
+        return await asyncio.shield(self._reports[key][1])
+
+    async def _report(self, snapshot: Snapshot, only: str | None) -> Shared:
+        agent = self._agent
+        state = agent.state
+        shown = await self._services(snapshot, only=only)
+        value = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": clock.wall(self._started),
+            "synced": state.synced and not agent.kernel_problem,
+            "kernel": agent.kernel_problem or None,
+            "libvirt": [
+                {
+                    "uri": uri,
+                    "connected": link.connected,
+                    "since": clock.wall(link.since),
+                    "reason": link.reason,
+                }
+                for uri, link in state.links.items()
+            ],
+            "config": {
+                "file": str(agent.config),
+                "loaded": clock.wall(state.configured_at),
+                "problems": [str(problem) for problem in state.problems],
+                "last_good_since": agent.configuration.last_good_since or None,
+                "changes": state.changes,
+            },
+            "director": {
+                "interface": state.settings.director.interface,
+                "problems": self._director_problems(),
+            },
+            "differences": list(agent.repairs),
+            "refused": [
+                {"operation": f"ipvsadm {failure.op}", "reason": failure.reason}
+                for failure in agent.reconciler.failures.values()
+            ],
+            "warnings": [
+                text if guest is None else f"guest {state.guests[guest].name}: {text}"
+                for guest, text in state.findings
+                if guest is None or guest in state.guests
+            ],
+            "alarms": answers.alarms(state, now=clock.now(), wall=clock.wall),
+            "services": shown,
+        }
+        return Shared(value)
+
+    async def _snapshot(self) -> tuple[Snapshot, object]:
+        """The table, read and repaired now, and which read it was; as it is believed to be where it
+        cannot be read."""
+        try:
+            snapshot = await self._agent.reread()
+        except IpvsError as error:
+            return Snapshot(table=self._agent.table()), error
+        return snapshot, snapshot
+
+    async def _services(
+        self, snapshot: Snapshot, *, only: str | None = None, of: GuestId | None = None
+    ) -> list[dict[str, Any]]:
+        """Of the state as it is when this is called; the loop runs on between its pieces."""
+        agent = self._agent
+        shown = []
+        for service in answers.services(
+            agent.state,
+            snapshot.table,
+            snapshot.counters,
+            failures={p: f.reason for p, f in agent.reconciler.failures.items()},
+            now=clock.now(),
+            wall=clock.wall,
+            only=only,
+            of=of,
+        ):
+            if service is None:
+                await asyncio.sleep(0)
+            else:
+                shown.append(service)
+        return shown
+
+    async def why(self, request: Request) -> object:
+        guest = self._guest(request)
+        snapshot, _ = await self._snapshot()
+        servers = [
+            {"service": service["name"], **server}
+            for service in await self._services(snapshot, of=guest.id)
+            for server in service["servers"]
+        ]
+        return {
+            **answers.guest(self._agent.state, guest.id, wall=clock.wall),
+            "servers": servers,
+            "events": self._agent.journal.lines(guest.id),
+        }
+
+    async def events(self, request: Request) -> AsyncIterator[object]:
+        if request.get("follow"):
+            async for text in self._agent.journal.follow():
+                yield text
+        else:
+            for text in self._agent.journal.texts():
+                yield text
+
+    async def reload(self, request: Request) -> object:
+        problems = await self._agent.reload()
+        if problems:
+            raise ControlError(
+                "the configuration is refused, the last good one goes on:\n" + "\n".join(problems),
+                status=INVALID_CONFIGURATION,
+            )
+        return {"reloaded": True, "changes": self._agent.state.changes}
+
+    async def progress(self, request: Request) -> object:
+        """What one who waits for a drain wants to see: how far it is, and who holds on."""
+        guest = self._guest(request)
+        state = self._agent.state
+        places = list(draining.places(state, guest))
+        holders: dict[IPAddress, int] = {}
+        if guest.drain is not None and guest.drain.left:
+            established = all(s.drain.until is DrainUntil.ESTABLISHED for s, _, _ in places)
+            servers = frozenset(server for _, _, server in places)
+            holders = await asyncio.to_thread(connections.holders, servers, established=established)
+        return {
+            **answers.guest(state, guest.id, wall=clock.wall),
+            "serves": answers.serves(state, guest, clock.now()),
+            "connected": guest.id.uri in state.links and state.links[guest.id.uri].connected,
+            "holders": [
+                {"address": str(address), "connections": count}
+                for address, count in list(holders.items())[:HOLDERS]
+            ],
+            "more_holders": max(0, len(holders) - HOLDERS),
+        }
+
+    async def drain(self, request: Request) -> object:
+        guest = self._running(request)
+        then = request.get("then")
+        if then not in {None, *draining.VERBS}:
+            raise ControlError("after a drain comes poweroff, reboot or nothing", status=USAGE)
+        link = self._agent.state.links.get(guest.id.uri)
+        if then is not None and (link is None or not link.connected):
+            why = f": {link.reason}" if link is not None and link.reason else ""
+            raise ControlError(
+                f"libvirt {guest.id.uri} is not connected{why}; {guest.name} cannot be asked to"
+                " go, and nothing was done",
+                hint="systemctl status libvirtd; xenlb drain works without libvirt",
+            )
+        left = alarm.left_by(self._agent.state, guest.id, clock.now())
+        if left and request.get("force") is not True:
+            raise ControlError(
+                f"that would leave {' and '.join(left[:LEFT])}"
+                + (f" (and {len(left) - LEFT} more)" if len(left) > LEFT else ""),
+                hint="--force does it all the same",
+            )
+        event = DrainAsked(
+            at=clock.now(),
+            guest=guest.id,
+            by=str(request["by"]),
+            timeout=_timeout(request),
+            then=None if then is None else Ask(str(then)),
+        )
+        return await self._ask(event, guest.id)
+
+    async def undrain(self, request: Request) -> object:
+        guest = self._running(request)
+        was_out = draining.is_out(guest)
+        event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
+        answer = await self._ask(event, guest.id)
+        return {**answer, "changed": was_out}
+
+    async def drain_all(self, request: Request) -> object:
+        """Drains what may be drained now; tells how far each is, and who is kept in service."""
+        event = DrainAllAsked(
+            at=clock.now(),
+            by=str(request["by"]),
+            timeout=_timeout(request),
+            rest=request.get("rest") is True,
+        )
+        await self._take(event)
+        state = self._agent.state
+        return {
+            "guests": [
+                answers.guest(state, guest.id, wall=clock.wall)
+                for guest in host_drain.leavers(state)
+                if guest.drain is not None
+            ],
+            "kept": [guest.name for guest in host_drain.kept(state)],
+        }
+
+    async def undrain_all(self, request: Request) -> object:
+        """Puts back what an operator has drained; not what was asked to go."""
+        names = []
+        for guest in host_drain.leavers(self._agent.state):
+            if guest.drain is not None and guest.request is None:
+                event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
+                await self._take(event)
+                names.append(guest.name)
+        return {"guests": names}
+
+    async def _ask(self, event: Event, guest: GuestId) -> dict[str, Any]:
+        await self._take(event)
+        return answers.guest(self._agent.state, guest, wall=clock.wall)
+
+    async def _take(self, event: Event) -> None:
+        """Returns when the owner has taken the event and the kernel has heard of it."""
+        taken = asyncio.get_running_loop().create_future()
+        self._agent.emit(event, taken)
+        await taken
+
+    async def take_over(self, request: Request) -> object:
+        service = self._service(request.get("service"))
+        await self._snapshot()  # what has come since the last read is removed, too
+        return {"done": self._agent.take_over(service, str(request["by"]))}
+
+    def _service(self, name: object) -> ServiceSettings:
+        services = {service.name: service for service in self._agent.state.settings.services}
+        found = services.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise ControlError(
+                f"there is no service {quoted(str(name))}",
+                hint=near(str(name), services)
+                or "its name must stand under services: in the configuration",
+            )
+        return found
+
+    def _guest(self, request: Request) -> Guest:
+        text = request.get("guest")
+        if not isinstance(text, str) or not text:
+            raise ControlError("which guest?", hint="name it or give its UUID", status=USAGE)
+        found = answers.matching(self._agent.state, text)
+        if not found:
+            names = {guest.name for guest in self._agent.state.guests.values()}
+            raise ControlError(
+                f"no guest {quoted(text)} is known here",
+                hint=near(text, names) or "virsh list --all shows the guests of this host",
+            )
+        if len(found) > 1:
+            raise ControlError(
+                f"several guests are called {quoted(text)}",
+                hint="give a UUID: " + ", ".join(describe(guest.id) for guest in found),
+                status=USAGE,
+            )
+        return found[0]
+
+    def _running(self, request: Request) -> Guest:
+        guest = self._guest(request)
+        if guest.phase is Phase.ABSENT:
+            raise ControlError(f"guest {guest.name} is not running")
+        return guest
+
+
+def _timeout(request: Request) -> float | None:
+    timeout = request.get("timeout")
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < inf:
+        raise ControlError("the timeout must be a number of seconds", status=USAGE)
+    return timeout
+
+
+def describe(guest: GuestId) -> str:
+    return f"{guest.uuid} ({guest.uri})"

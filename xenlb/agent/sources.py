@@ -1,0 +1,263 @@
+"""The wiring: which sources run for a configuration, and what of the state interests each."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from uuid import UUID
+
+from xenlb import clock
+from xenlb.agent.conntrack_flusher import Flushing
+from xenlb.agent.drain_worker import Drains
+from xenlb.agent.loop import Agent
+from xenlb.agent.provisioner import Sides
+from xenlb.control.guest_listener import GuestListener
+from xenlb.control.guest_secrets import HostKey, guest_secret
+from xenlb.director import sysctls
+from xenlb.director.addresses import Placed, ServiceAddresses
+from xenlb.director.interface import towards
+from xenlb.health.runner import HealthRunner
+from xenlb.hypervisor.addresses.finder import AddressFinder
+from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource
+from xenlb.hypervisor.libvirt.source import LibvirtSource
+from xenlb.hypervisor.uri import is_local_xen
+from xenlb.hypervisor.xenstore.source import XenstoreSource
+from xenlb.ipvs.table import Forwarding
+from xenlb.model.events import Ask, Asked, Died, Event, GuestId, Stays, SysctlsSeen
+from xenlb.model.guest import Phase
+from xenlb.model.host_drain import is_local
+from xenlb.model.membership import guests_needing_address, metadata_addresses
+from xenlb.model.reserved_addresses import taken_by
+from xenlb.model.settings import AddressPolicy
+from xenlb.model.state import State
+
+log = logging.getLogger(__name__)
+
+RELIST = 60.0  # seconds between two listings of a libvirt, should an event ever be lost
+SYSCTLS = 60.0  # seconds between two looks at the sysctls
+NEEDS = 60.0  # seconds between two looks at the programs and files that checks need
+TOGETHER = 0.2  # what changes within so many seconds is one reason to look
+RESTART = 5.0  # seconds until a source that failed by a fault of its own runs again
+DRIVERS = {"Xen": "libxl", "QEMU": "qemu", "LXC": "lxc"}  # as hooks call what libvirt calls so
+
+
+class Sources:
+    """The running sources of one agent; libvirts come and go with the configuration."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
+        self.libvirts: dict[str, LibvirtSource] = {}
+        self._xenstores: dict[str, XenstoreSource] = {}
+        self._health = HealthRunner(agent.emit, clock.now)
+        self._drains = Drains(agent, self.libvirts)
+        self._flushing = Flushing(agent.note)
+        self._sides = Sides(agent, self._xenstores)
+        self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
+        self._key = HostKey()
+        self._listener = GuestListener(self._secret_of, self.said)
+        self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
+        self._addresses = ServiceAddresses(
+            frozenset(Placed(interface=name, address=address) for name, address in agent.addresses),
+            changed=self._keep_addresses,
+        )
+        self._findings: tuple[sysctls.Finding, ...] = ()
+        self._lacks: tuple[str, ...] = ()
+        self._look_at_sysctls = asyncio.Event()
+
+    def start(self) -> None:
+        self._run("health", self._health.run)
+        self._run("drains", self._drains.run)
+        self._run("connection tracking", self._flushing.run)
+        self._run("insides of guests", self._sides.run)
+        self._run("addresses of guests", self._finder.run)
+        self._run("service addresses", self._addresses.run)
+        self._run("sysctls", self._set_sysctls)
+        self._run("what checks need", self._look_at_needs)
+        self._run("libvirt's hooks", self._hooks.run)
+        self._run("guests' words", self._listener.run)
+
+    async def stop(self) -> None:
+        for name in list(self._tasks):
+            await self._end(name)
+
+    def follow(self, before: State, after: State) -> None:
+        """Tells every source what interests the state now; called after each round."""
+        self._health.targets(after.health)
+        self._drains.follow(after)
+        self._flushing.follow(before, after)
+        self._sides.follow(before, after)
+        if before.guests is not after.guests or before.settings is not after.settings:
+            self._finder.interest(guests_needing_address(after))
+            settings = after.settings
+            self._finder.context(
+                taken_by(settings.services), settings.networks, metadata_addresses(after)
+            )
+        if before.settings is not after.settings or before.links.keys() != after.links.keys():
+            self._reconfigure(after)
+        elif len(before.admitted) != len(after.admitted):
+            self._look_at_sysctls.set()  # of the interfaces by which servers are reached
+
+    def _reconfigure(self, state: State) -> None:
+        director = state.settings.director
+        wanted = state.settings.service_addresses()
+        if director.addresses is AddressPolicy.MANAGE:
+            self._addresses.want(director.interface, wanted)
+        else:
+            self._addresses.leave()
+        self._look_at_sysctls.set()
+        if state.settings.listen is not None:
+            self._key.look()
+        self._listener.listen(state.settings.listen)
+        for uri in state.links:
+            if uri in self.libvirts:
+                self.libvirts[uri].keepalive = state.settings.keepalive
+            else:
+                self._connect(uri, state.settings.keepalive)
+        for uri in self.libvirts.keys() - state.links.keys():
+            del self.libvirts[uri]
+            self._xenstores.pop(uri, None)
+            self._run(f"leave {uri}", partial(self._end, uri))
+
+    def _secret_of(self, uuid: UUID) -> str:
+        return guest_secret(self._key.key(), uuid)
+
+    async def said(self, uuid: UUID, word: str) -> bool:
+        """The word of a guest that has proved to be that guest; does it run here?"""
+        guests = [
+            guest
+            for guest in self._agent.state.guests.values()
+            if guest.id.uuid == uuid and guest.phase is not Phase.ABSENT
+        ]
+        for guest in guests:
+            at, number = clock.now(), guest.incarnation
+            if word == "leaving":
+                event: Event = Asked(at=at, guest=guest.id, incarnation=number, ask=Ask.INSIDE)
+            else:
+                event = Stays(at=at, guest=guest.id, incarnation=number)
+            taken = asyncio.get_running_loop().create_future()
+            self._agent.emit(event, taken)
+            await asyncio.wait({taken})  # what is answered is true: the kernel has heard of it
+            if taken.cancelled():
+                return False  # a newer word has taken its place
+        return bool(guests)
+
+    def hooked(self, call: HookCall) -> None:
+        """What the hook script tells sooner than libvirt's events do; see hooks.py."""
+        for uri, source in self.libvirts.items():
+            if not is_local(uri) or call.driver != DRIVERS.get(source.hypervisor_type):
+                continue
+            guest = GuestId(uri=uri, uuid=call.uuid)
+            match call.operation:
+                case "reconnect":
+                    source.hurry()
+                case "stopped" if call.domid is not None:
+                    died = Died(at=clock.now(), guest=guest, incarnation=call.domid)
+                    self._agent.emit(died)
+                case "prepare" | "migrate" | "restore" if guest in self._agent.state.guests:
+                    self._agent.note(f"libvirt's hook: {call.operation}", guest=guest)
+
+    def _connect(self, uri: str, keepalive: float) -> None:
+        source = LibvirtSource(uri, self._agent.emit, clock.now, keepalive=keepalive)
+        self.libvirts[uri] = source
+        self._run(uri, source.run)
+        self._run(uri, lambda: _relist(source))
+        if is_local_xen(uri):
+            xenstore = XenstoreSource(uri, self._agent.emit, clock.now, find_dead=source.find_dead)
+            self._xenstores[uri] = xenstore
+            self._run(uri, xenstore.run)
+
+    def director_problems(self) -> list[str]:
+        """One sentence each, for `status`."""
+        addresses = [f"{a}: {why}" for a, why in self._addresses.problems.items()]
+        hears = self._agent.state.settings.listen is not None
+        listener = [each for each in (self._listener.problem, hears and self._key.problem) if each]
+        file = [self._agent.file.problem] if self._agent.file.problem else []
+        return (
+            file
+            + addresses
+            + listener
+            + [str(finding) for finding in self._findings]
+            + [*self._lacks]
+        )
+
+    def _keep_addresses(self) -> None:
+        self._agent.keep(
+            addresses=frozenset(
+                (placed.interface, placed.address) for placed in self._addresses.owned
+            )
+        )
+
+    async def _set_sysctls(self) -> None:
+        """Now, when the configuration changes, and now and then: others set them too."""
+        await self._agent.begun.wait()  # reading the table has loaded ip_vs, if anything can
+        while True:
+            self._look_at_sysctls.clear()
+            settings = self._agent.state.settings
+            forwards = sysctls.read("net.ipv4.ip_forward") == 1
+            direct = {
+                slot.server.address
+                for service in settings.services
+                if service.forwarding in {Forwarding.GATEWAYING, Forwarding.TUNNEL}
+                for slot in self._agent.state.admitted
+                if slot.service in service.kernel_keys()
+            }
+            needs = sysctls.needed(
+                settings,
+                sysctls.kernel_version(),
+                forwards=forwards,
+                towards=await towards(direct),
+                advertised=sysctls.advertised(),
+            )
+            outcome = sysctls.apply(needs, settings.director.sysctls)
+            self._findings = outcome.findings
+            amiss = frozenset(finding.name for finding in outcome.findings)
+            if amiss != self._agent.state.amiss:
+                self._agent.emit(SysctlsSeen(at=clock.now(), amiss=amiss))
+            if outcome.changes:
+                self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYSCTLS):
+                    await self._look_at_sysctls.wait()
+                    await asyncio.sleep(TOGETHER)
+
+    async def _look_at_needs(self) -> None:
+        """Says once of each program, user or file that is not there what it is needed for."""
+        while True:
+            lacks = await asyncio.to_thread(self._agent.configuration.lacking)
+            before, self._lacks = self._lacks, tuple(str(lack) for lack in lacks)
+            for lack in self._lacks:
+                if lack not in before:
+                    self._agent.note(lack, warning=True)
+            await asyncio.sleep(NEEDS)
+
+    def _run(self, name: str, source: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.create_task(supervise(name, source), name=name)
+        self._tasks.setdefault(name, []).append(task)
+
+    async def _end(self, name: str) -> None:
+        tasks = self._tasks.pop(name, [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def supervise(name: str, source: Callable[[], Awaitable[None]]) -> None:
+    """Runs a source until it ends; one that fails is started again: the others go on. The same
+    failure again and again (a full disk, say) is said once."""
+    said = ""
+    while True:
+        try:
+            return await source()
+        except Exception as error:  # whatever it is, the other sources and the table must go on
+            if repr(error) != said:
+                log.exception("%s failed and is started again every %g s", name, RESTART)
+            said = repr(error)
+            await asyncio.sleep(RESTART)
+
+
+async def _relist(source: LibvirtSource) -> None:
+    while True:
+        await asyncio.sleep(RELIST)
+        await source.relist()

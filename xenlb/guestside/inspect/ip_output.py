@@ -1,0 +1,272 @@
+"""The lines of ip(8), and of ifconfig, route and /sys for guests without it, as values: pure.
+
+A line that is not understood says nothing; every value is read strictly.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address, ip_interface, ip_network
+
+from xenlb.guestside.inspect.observed import LOCAL, MAIN, Address, DefaultRoute, Link, PolicyRule
+from xenlb.ipvs.table import Family, IPAddress
+from xenlb.untrusted.budget import Budget
+
+INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,14}")
+_RULE = re.compile(r"[A-Za-z0-9./:_\[\] -]{1,80}")  # what is shown to an operator
+_FLAGS = frozenset({"nodad", "tentative", "dadfailed", "deprecated"})
+
+
+def _read_address(text: str) -> IPAddress | None:
+    """None if it is none; a zone (%eth0) is none either: it could be anything."""
+    try:
+        return None if "%" in text else ip_address(text)
+    except ValueError:
+        return None
+
+
+def _after(words: Sequence[str], key: str) -> str:
+    """The word behind this one, or an empty one."""
+    return words[words.index(key) + 1] if key in words[:-1] else ""
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
+
+
+def _name(text: str) -> str:
+    """eth0 of eth0@if5: and of eth0:1, which is an address of eth0 by an older name."""
+    name = text.rstrip(":").split("@")[0].split(":")[0]
+    return name if INTERFACE.fullmatch(name) else ""
+
+
+# ---- addresses and links ----
+
+
+def addresses(lines: Sequence[str]) -> Iterator[Address]:
+    interface = ""
+    for line in lines:
+        words = line.split()
+        if not words:
+            continue
+        if re.fullmatch(r"[0-9]+:", words[0]) and len(words) > 3 and words[2] in ("inet", "inet6"):
+            # A peer's address stands for the network: `inet 10.0.0.1 peer 10.0.0.2/32`.
+            prefix = words[5] if words[4:5] == ["peer"] and len(words) > 5 else words[3]
+            address = _address(words[1], words[3].split("/")[0], prefix.partition("/")[2])
+            flags = frozenset(line.split("\\")[0].split()[4:]) & _FLAGS
+        else:
+            # ifconfig: the interface alone stands at the beginning of a line.
+            if not line[0].isspace():
+                interface = words[0]
+            address, flags = _of_ifconfig(interface, words), frozenset()
+        if address is not None:
+            yield Address(
+                interface=address.interface,
+                address=address.address,
+                prefix=address.prefix,
+                flags=flags,
+            )
+
+
+def _of_ifconfig(interface: str, words: Sequence[str]) -> Address | None:
+    """`inet addr:10.0.0.1 … Mask:255.0.0.0`, or, newer, `inet 10.0.0.1  netmask 255.0.0.0`."""
+    values = dict(word.split(":", 1) for word in words if ":" in word and word[0].isalpha())
+    match words:
+        case ["inet", _, *_] if "addr" in values:
+            return _address(interface, values["addr"], values.get("Mask", "32"))
+        case ["inet", address, *_]:
+            return _address(interface, address, _after(words, "netmask") or "32")
+        case ["inet6", "addr:", address, *_]:
+            return _address(interface, *address.partition("/")[::2])
+        case ["inet6", address, "prefixlen", prefix, *_]:
+            return _address(interface, address, prefix)
+        case _:
+            return None
+
+
+def _address(interface: str, address: str, mask: str) -> Address | None:
+    name, value = _name(interface), _read_address(address)
+    if not name or value is None:
+        return None
+    try:
+        whole = ip_interface(f"{value}/{mask}" if mask else str(value))
+    except ValueError:
+        return None
+    return Address(interface=name, address=value, prefix=whole.network.prefixlen)
+
+
+def links(lines: Sequence[str], devices: Sequence[str]) -> tuple[Link, ...]:
+    """By ip(8), or by /sys where the guest has none."""
+    found = tuple(link for line in lines if (link := _link(line)))
+    return found or tuple(_of_sys(devices))
+
+
+def _link(line: str) -> Link | None:
+    found = re.match(r"[0-9]+: (\S+) <([A-Z0-9_,-]*)> (.*)", line)
+    if not found or not (name := _name(found[1])):
+        return None
+    words = found[3].replace("\\", " ").split()
+    flags = found[2].split(",")
+    medium = next((word for word in words if word.startswith("link/")), "")
+    # The words of a device's kind stand behind the medium's and the numbers that all have.
+    kinds = [word for word in words if word in _KINDS]
+    mode = _after(words, kinds[0]) if kinds else ""
+    return Link(
+        name=name,
+        up="UP" in flags,
+        ethernet=medium == "link/ether" and "NOARP" not in flags,
+        mac=_mac(_after(words, medium)) if medium == "link/ether" else None,
+        kind=kinds[0] if kinds else None,
+        mode=mode if mode in _MODES else None,
+        local=_local(_after(words, "local")) if kinds else None,
+    )
+
+
+_MODES = frozenset({"any", "ip6ip6", "ipip6", "ip6ip", "ipip", "mplsip"})
+_KINDS = frozenset({"ipip", "sit", "gre", "ip6tnl", "ip6gre", "gretap", "ip6gretap"})
+
+
+def _local(text: str) -> IPAddress | None:
+    address = _read_address(text)
+    return None if address is None or address.is_unspecified else address
+
+
+def _of_sys(lines: Sequence[str]) -> Iterator[Link]:
+    for line in lines:
+        match line.split():
+            case [name, flags, *rest] if _name(name) == name and _hexadecimal(flags) is not None:
+                bits = _hexadecimal(flags) or 0
+                mac = _mac(rest[0]) if rest else None
+                # IFF_UP, IFF_BROADCAST, IFF_NOARP of <linux/if.h>
+                ethernet = mac is not None and bool(bits & 0x2) and not bits & 0x80
+                yield Link(name=name, up=bool(bits & 0x1), ethernet=ethernet, mac=mac)
+            case _:
+                pass
+
+
+def _mac(text: str) -> str | None:
+    return text if re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text) else None
+
+
+def _hexadecimal(text: str) -> int | None:
+    return int(text, 16) if re.fullmatch(r"0x[0-9a-f]{1,8}", text) else None
+
+
+# ---- routes and rules ----
+
+
+def routing_tables(lines: Sequence[str]) -> Mapping[str, int]:
+    """The numbers of the routing tables that ip(8) calls by names."""
+    tables = {"main": MAIN, "local": LOCAL, "default": 253}
+    for line in lines:
+        match line.split():
+            case [number, name, *_] if (value := _number(number)) is not None:
+                tables[name] = value
+            case _:
+                pass
+    return tables
+
+
+def _table(word: str, tables: Mapping[str, int]) -> int | None:
+    value = _number(word)
+    return tables.get(word) if value is None else value
+
+
+_REFUSING = frozenset({"unreachable", "blackhole", "prohibit", "throw"})
+
+
+def default_routes(
+    lines: Sequence[str], tables: Mapping[str, int], budget: Budget, *, family: Family
+) -> Iterator[DefaultRoute]:
+    """A piece of the budget for each hop. Raises BudgetSpent."""
+    for line in lines:
+        words = line.replace("\\", " ").split()
+        if words[:1] == ["0.0.0.0"] and words[2:3] == ["0.0.0.0"] and len(words) == 8:
+            gateway, metric = _read_address(words[1]), _number(words[4])  # route -n
+            yield DefaultRoute(
+                family=family,
+                table=MAIN,
+                gateway=_local(str(gateway)),
+                interface=_name(words[7]),
+                metric=metric or 0,
+            )
+        refused = words[0] in _REFUSING if words else False
+        if words[1 if refused else 0 :][:1] != ["default"]:
+            continue
+        table = _table(_after(words, "table") or "main", tables)
+        metric = _number(_after(words, "metric")) or 0
+        if table is None:
+            continue
+        hops = _hops(words)
+        budget.take(len(hops))
+        for hop in hops:
+            via = _after(hop, "via")
+            yield DefaultRoute(
+                family=family,
+                table=table,
+                gateway=_read_address(_after(hop, via) if via in ("inet", "inet6") else via),
+                interface=_name(_after(hop, "dev")) or None,
+                metric=metric,
+                usable=not refused and not {"dead", "linkdown"} & set(hop),
+            )
+
+
+def _hops(words: Sequence[str]) -> list[Sequence[str]]:
+    starts = [at for at, word in enumerate(words) if word == "nexthop"]
+    ends = [*starts[1:], len(words)]
+    return [words[a:b] for a, b in zip(starts, ends, strict=True)] if starts else [words]
+
+
+def policy_rules(
+    lines: Sequence[str], tables: Mapping[str, int], *, family: Family
+) -> Iterator[PolicyRule]:
+    for line in lines:
+        number, colon, text = line.partition(":")
+        priority = _number(number)
+        if not colon or priority is None:
+            continue
+        words = text.split()
+        source = prefix = mark = table = None
+        narrower = refuses = False
+        rest = iter(words)
+        for word in rest:
+            match word:
+                case "from" if (value := next(rest, "")) != "all":
+                    source, prefix = _source(value)
+                    narrower |= source is None
+                case "fwmark":
+                    mark = _mark(next(rest, ""))
+                    narrower |= mark is None
+                case "lookup" | "table":
+                    table = _table(next(rest, ""), tables)
+                case "proto" | "protocol":
+                    next(rest, "")  # who made it
+                case "unreachable" | "blackhole" | "prohibit":
+                    refuses = True
+                case "from" | "unicast":
+                    pass
+                case _:
+                    narrower = True  # iif, suppress_prefixlength, not, goto, and what is to come
+        if table is not None or refuses:
+            yield PolicyRule(
+                family=family,
+                priority=priority,
+                table=table,
+                source=source,
+                prefix=prefix or 0,
+                mark=mark,
+                narrower=narrower,
+                text=text if _RULE.fullmatch(text := " ".join(words)) else "another",
+            )
+
+
+def _source(text: str) -> tuple[IPAddress | None, int | None]:
+    try:
+        network = ip_network(text)
+    except ValueError:
+        return None, None
+    return network.network_address, network.prefixlen
+
+
+def _mark(text: str) -> int | None:
+    """A mark with a mask is something else."""
+    return _hexadecimal(text.removesuffix("/0xffffffff"))

@@ -1,0 +1,47 @@
+"""A guest's files for who brings them in himself: as a tree below a folder, or a tar archive."""
+
+import io
+import os
+import tarfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from xenlb.guestside.install.operations import GuestFile, GuestLink, Wanted
+
+
+def write_tree(files: Sequence[Wanted], folder: Path) -> None:
+    """Writes the files below a folder; each is whole, with its rights, from its first moment."""
+    for file in files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = target.with_name(f".{target.name}.new")
+        new.unlink(missing_ok=True)
+        if isinstance(file, GuestLink):
+            new.symlink_to(file.target)
+            new.replace(target)
+            continue
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "w") as stream:
+            stream.write(file.text)
+            os.fchmod(fd, file.mode)
+        new.replace(target)
+
+
+def archive(files: Sequence[Wanted]) -> bytes:
+    """A tar archive of the files alone, owned by root: unpacking it at / touches no folder's
+    rights. Plain ustar, which the oldest tar and busybox read."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in files:
+            entry = tarfile.TarInfo(file.path)
+            entry.mtime = int(time.time())
+            entry.uname = entry.gname = "root"
+            match file:
+                case GuestLink(target=target):
+                    entry.type, entry.linkname, data = tarfile.SYMTYPE, target, b""
+                case GuestFile(text=text, mode=mode):
+                    entry.mode, data = mode, text.encode()
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()

@@ -1,0 +1,184 @@
+"""The http and https checks: one request of HTTP/1.1, and what its answer must be like.
+
+The status line decides where only the status is asked; nothing behind it is read then beyond what a
+polite end takes (stream.part). Headers and body are read where they are asked about, the body as
+far as a pattern is searched in it (SEARCHED bytes). They are read as browsers and curl read them: a
+header that is none is passed over, and a body is searched as far as it came. Redirections are not
+followed: the answer that redirects is the server's own.
+"""
+
+import re
+
+from xenlb import __version__
+from xenlb.health.transport.result import Answer
+from xenlb.health.transport.stream import NotAsked, Stream, Unexpected, converse
+from xenlb.model.checks import Http, among, codes_text
+from xenlb.model.events import Target
+from xenlb.untrusted.budget import Budget
+from xenlb.untrusted.printable import first_line
+
+SEARCHED = 64 * 1024
+# Answers that only announce the answer (100, 103), at most.
+ANNOUNCED = 5
+SWITCHES = 101  # the one below 200 that no other answer follows
+NO_BODY = frozenset({204, 304})
+LONGEST_HEADER = 64 * 1024  # bytes
+
+_STATUS = re.compile(rb"HTTP/1\.[0-9] +([0-9]{3})(?: (.*))?", re.DOTALL)
+_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?", re.DOTALL)
+
+# Names in lower case.
+Headers = list[tuple[str, str]]
+
+
+async def probe(target: Target, budget: Budget) -> Answer:
+    asks = target.check.asks
+    assert isinstance(asks, Http)
+    return await converse(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
+
+
+async def _talk(stream: Stream, asks: Http) -> Answer:
+    await stream.send(_request(asks, stream.target))
+    status, reason = await _status(stream)
+    said = f"{status} {first_line(reason)}".rstrip()
+    if not among(status, asks.status):
+        raise stream.unexpected(f"status {codes_text(asks.status)}", said, quote=False)
+    if asks.header is not None or asks.body:
+        headers = await _headers(stream)
+        if asks.header is not None:
+            await _check_header(stream, headers, *asks.header)
+        if asks.body:
+            await _check_body(stream, asks, status, headers)
+    await stream.part()
+    return Answer(up=True, detail=f"{stream.where} answers {said}")
+
+
+def _request(asks: Http, target: Target) -> bytes:
+    host = asks.host or _host(target, secure=asks.tls is not None)
+    for text in (asks.method, asks.path, host):
+        if not re.fullmatch("[!-~]+", text):
+            raise NotAsked(f"its request is no HTTP: {first_line(ascii(text))}")
+    lines = (
+        f"{asks.method} {asks.path} HTTP/1.1",
+        f"Host: {host}",
+        f"User-Agent: xenlb/{__version__}",
+        "Accept: */*",
+        "Accept-Encoding: identity",
+        "Connection: close",
+        "",
+        "",
+    )
+    return "\r\n".join(lines).encode()
+
+
+def _host(target: Target, *, secure: bool) -> str:
+    host = f"[{target.address}]" if target.address.version == 6 else str(target.address)
+    return host if target.port == (443 if secure else 80) else f"{host}:{target.port}"
+
+
+async def _status(stream: Stream) -> tuple[int, bytes]:
+    """The code of the answer, and the words behind it."""
+    line = b""
+    for _ in range(ANNOUNCED + 1):
+        line = await stream.line("answer")
+        match = _STATUS.fullmatch(line)
+        if match is None:
+            break
+        status = int(match[1])
+        if status >= 200 or status == SWITCHES:
+            return status, match[2] or b""
+        await _headers(stream)
+    raise stream.unexpected("an answer of HTTP/1", line)
+
+
+async def _headers(stream: Stream) -> Headers:
+    """Those that have come when the connection ends, too."""
+    headers: Headers = []
+    while True:
+        try:
+            line = await stream.line("headers", longest=LONGEST_HEADER)
+        except Unexpected:
+            if stream.ended:
+                return headers
+            raise
+        if not line:
+            return headers
+        text = line.decode("latin-1")
+        if text[0] in " \t" and headers:  # the header before goes on
+            name, value = headers.pop()
+            headers.append((name, f"{value} {text.strip()}"))
+        else:
+            name, _, value = text.partition(":")
+            headers.append((name.strip().lower(), value.strip()))
+
+
+async def _check_header(stream: Stream, headers: Headers, name: str, pattern: str) -> None:
+    values = _values(headers, name)
+    if not await stream.found(pattern, *values):
+        got = f"{name}: {first_line(values[0])}" if values else f"no header {name}"
+        raise stream.unexpected(
+            f'"{first_line(pattern)}" in header {name}', got, quote=bool(values)
+        )
+
+
+def _values(headers: Headers, name: str) -> list[str]:
+    return [value for key, value in headers if key == name.lower()]
+
+
+async def _check_body(stream: Stream, asks: Http, status: int, headers: Headers) -> None:
+    body = bytearray()
+    wrong: Unexpected | None = None
+    if asks.method != "HEAD" and status not in NO_BODY:
+        try:
+            await _read(stream, headers, body)
+        except Unexpected as error:
+            wrong = error
+    text = body.decode("utf-8", "replace")
+    if await stream.found(asks.body, text):
+        return
+    got = text or "an empty one"
+    raise wrong or stream.unexpected(
+        f'"{first_line(asks.body)}" in the body', got, quote=bool(text)
+    )
+
+
+async def _read(stream: Stream, headers: Headers, body: bytearray) -> None:
+    """Into `body`, its first bytes. Raises Unexpected where it is not whole."""
+    codings = ",".join(_values(headers, "Transfer-Encoding")).lower()
+    lengths = [int(value) for value in _values(headers, "Content-Length") if _is_length(value)]
+    if "chunked" in codings:
+        await _read_chunks(stream, body)
+    elif lengths:
+        await _take(stream, body, lengths[0])
+    else:
+        while len(body) < SEARCHED and (piece := await stream.piece("whole body")):
+            body += piece[: SEARCHED - len(body)]
+
+
+def _is_length(value: str) -> bool:
+    return re.fullmatch("[0-9]{1,15}", value) is not None
+
+
+async def _read_chunks(stream: Stream, body: bytearray) -> None:
+    while True:
+        line = await stream.line("whole body")
+        match = _SIZE.fullmatch(line)
+        if match is None:
+            raise stream.unexpected("the size of a chunk of the body", line)
+        size = int(match[1], 16)
+        if size == 0:
+            return
+        await _take(stream, body, size)
+        if len(body) == SEARCHED:
+            return
+        await stream.line("whole body")
+
+
+async def _take(stream: Stream, body: bytearray, size: int) -> None:
+    """So many bytes more, as far as they are searched."""
+    wanted = min(len(body) + size, SEARCHED)
+    while len(body) < wanted:
+        piece = await stream.piece("whole body", most=wanted - len(body))
+        if not piece:
+            raise stream.unexpected("a whole body", bytes(body))
+        body += piece

@@ -1,0 +1,1 @@
+"""What probes share: sockets, streams, TLS certificates, patterns, and the result of a probe."""

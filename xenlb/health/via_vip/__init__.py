@@ -1,0 +1,1 @@
+"""The tcp check of a service address through one server, past the kernel's own TCP."""

@@ -1,0 +1,1 @@
+"""Addresses of running guests, from all sources of this host."""

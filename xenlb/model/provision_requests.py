@@ -1,0 +1,59 @@
+"""Which guests are inspected or configured from this host, and for which services."""
+
+from dataclasses import dataclass
+
+from xenlb.ipvs.table import IPAddress
+from xenlb.model.events import GuestId
+from xenlb.model.guest import Phase
+from xenlb.model.guest_side import Delivery, OnBoot
+from xenlb.model.membership import membership, services_of
+from xenlb.model.settings import ServiceSettings
+from xenlb.model.state import State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvisionRequest:
+    """What a guest is looked at for; another wish, another look."""
+
+    booted: float
+    incarnation: int | None
+    services: tuple[ServiceSettings, ...]
+    addresses: tuple[tuple[str, IPAddress], ...]
+    apply: bool
+    configures_itself: bool = False
+
+
+def provision_requests(state: State) -> dict[GuestId, ProvisionRequest]:
+    """For each guest that is to be looked at: what for."""
+    asking = [service for service in state.settings.services if _asks(service)]
+    if not asking:
+        return {}
+    addresses: dict[GuestId, dict[str, IPAddress]] = {}
+    for service in state.settings.services:
+        for candidate in state.candidates[service.name]:
+            if candidate.owner is not None and candidate.slot is not None:
+                known = addresses.setdefault(candidate.owner, {})
+                known[service.name] = candidate.slot.server.address
+    requests = {}
+    for guest in state.guests.values():
+        if guest.phase is not Phase.UP:
+            continue
+        sides = [
+            member.side for service in asking if (member := membership(service, guest)) is not None
+        ]
+        on_boot = {side.on_boot for side in sides}
+        if on_boot - {OnBoot.OFF}:
+            requests[guest.id] = ProvisionRequest(
+                booted=guest.booted,
+                incarnation=guest.incarnation,
+                services=services_of(state, guest),
+                addresses=tuple(addresses.get(guest.id, {}).items()),
+                apply=OnBoot.APPLY in on_boot,
+                configures_itself=all(side.delivery is Delivery.XENSTORE for side in sides),
+            )
+    return requests
+
+
+def _asks(service: ServiceSettings) -> bool:
+    sides = (service.side, *(member.side for member in service.servers))
+    return any(side is not None and side.on_boot is not OnBoot.OFF for side in sides)

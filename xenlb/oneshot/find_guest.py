@@ -1,0 +1,87 @@
+"""Who a guest is that an operator names, for verbs that make something for it.
+
+The agent is asked first: it has read the metadata of all guests already. Without an agent libvirt
+is asked; nothing of the guest's health is needed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from uuid import UUID
+
+from xenlb import clock
+from xenlb.control import client
+from xenlb.control.protocol import ControlError
+from xenlb.ipvs.table import IPAddress
+from xenlb.model.settings import ServiceSettings, Settings
+from xenlb.model.suggestions import quoted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """`uri`: of its libvirt, or OWN_CHOICE. `addresses`: of its servers, by the names of services,
+    where known. `domid`: of its domain while it runs."""
+
+    name: str
+    uuid: UUID
+    uri: str
+    services: tuple[ServiceSettings, ...]
+    addresses: Mapping[str, IPAddress]
+    domid: int | None
+
+
+def by_agent(socket: Path, settings: Settings, text: str) -> Found:
+    """Raises ControlError: no agent runs, or it knows no such guest."""
+    answer = client.call(socket, "why", guest=text)
+    if not isinstance(answer, Mapping):
+        raise ControlError("the agent's answer is not understood", hint="is it another version?")
+    names = set(answer["services"])
+    return Found(
+        name=str(answer["guest"]),
+        uuid=UUID(str(answer["uuid"])),
+        uri=str(answer["uri"]),
+        services=tuple(service for service in settings.services if service.name in names),
+        addresses={
+            str(server["service"]): ip_address(server["address"])
+            for server in answer["servers"]
+            if server["address"] is not None
+        },
+        domid=None if answer["phase"] == "absent" else answer["domain_id"],
+    )
+
+
+def by_libvirt(settings: Settings, text: str) -> Found:
+    """Raises SourceUnavailable without libvirt, ControlError for no such guest, or several."""
+    from xenlb.control import answers  # noqa: PLC0415
+    from xenlb.model.events import Configured  # noqa: PLC0415
+    from xenlb.model.guest import Phase  # noqa: PLC0415
+    from xenlb.model.membership import addresses_of, services_of  # noqa: PLC0415
+    from xenlb.model.reducer import step  # noqa: PLC0415
+    from xenlb.model.settings import needed_uris  # noqa: PLC0415
+    from xenlb.model.state import State  # noqa: PLC0415
+    from xenlb.oneshot.collect import find_once  # noqa: PLC0415  (loads asyncio and libvirt)
+
+    settings = replace(settings, uris=needed_uris(settings))
+    state = find_once(step(State(), Configured(at=clock.now(), settings=settings)).state)
+    guests = answers.matching(state, text)
+    match guests:
+        case (guest,):
+            return Found(
+                name=guest.name,
+                uuid=guest.id.uuid,
+                uri=guest.id.uri,
+                services=services_of(state, guest),
+                addresses=addresses_of(state, guest),
+                domid=None if guest.phase is Phase.ABSENT else guest.incarnation,
+            )
+        case ():
+            raise ControlError(
+                f"no guest {quoted(text)} is known here",
+                hint="virsh list --all shows the guests of this host",
+            )
+        case _:
+            raise ControlError(
+                f"several guests are called {quoted(text)}",
+                hint="give a UUID: " + ", ".join(f"{g.id.uuid} ({g.id.uri})" for g in guests),
+            )

@@ -1,0 +1,129 @@
+"""One pass without a daemon: what `xenlb plan` prints and `xenlb apply` does.
+
+The same state, rules and reconciler as the agent's; the sources are asked once instead of listened
+to. asyncio and the sources are imported only where the configuration has guests or checks: a
+configuration of plain hosts is applied in the time of its batch.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xenlb import clock
+from xenlb.ipvs import text
+from xenlb.ipvs.kernel import Kernel, KernelTable
+from xenlb.ipvs.op import DeleteServer, DeleteService, Op, OpFailed
+from xenlb.ipvs.reconciler import Reconciler, place_of
+from xenlb.ipvs.table import Table
+from xenlb.model import change_summary
+from xenlb.model.desired import desired
+from xenlb.model.events import Configured
+from xenlb.model.reducer import step
+from xenlb.model.service_remarks import removal
+from xenlb.model.settings import Settings, needed_uris
+from xenlb.model.suggestions import near, quoted
+from xenlb.store import state_file
+
+
+class OnceError(Exception):
+    """The pass cannot be made; nothing was changed."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message} ({hint})")
+        self.message = message
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Once:
+    """`ops`: the difference (planned) or what was done; `failed`: what the kernel refused;
+    `notes`: sentences for people, as foreign entries that are left alone; `summary`: what the
+    operations change, in one line."""
+
+    ops: tuple[Op, ...] = ()
+    failed: tuple[OpFailed, ...] = ()
+    notes: tuple[str, ...] = ()
+    summary: str = ""
+
+
+def run_once(
+    settings: Settings,
+    *,
+    state_path: Path,
+    change: bool,
+    take_over: Collection[str] = (),
+    kernel: KernelTable | None = None,
+) -> Once:
+    """Plans, and applies with `change`. `take_over`: services whose servers of other tools are
+    removed, too. Raises OnceError, and IpvsError from the kernel."""
+    if unknown := [name for name in take_over if name not in _names(settings)]:
+        raise OnceError(
+            f"there is no service {quoted(unknown[0])}",
+            near(unknown[0], _names(settings)) or "name one of the configuration",
+        )
+    saved = (state_file.load if change else state_file.read)(state_path)
+    settings = replace(settings, uris=needed_uris(settings))
+    state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
+    if state.links or state.health:
+        from xenlb.hypervisor.uri import SourceUnavailable  # noqa: PLC0415
+        from xenlb.oneshot.collect import ask_once  # noqa: PLC0415  (loads asyncio and libvirt)
+
+        try:
+            state = ask_once(state)
+        except SourceUnavailable as error:
+            raise OnceError(error.message, error.hint) from error
+    table = kernel or Kernel()
+    try:
+        reconciler = Reconciler(
+            kernel=table, services=set(saved.services), servers=dict(saved.servers)
+        )
+        # Connections are only of interest where a sorry server may wait for its last one.
+        sorry = any(service.sorry_server is not None for service in settings.services)
+        reconciler.absorb(table.read(counters=sorry))
+        for service in settings.services:
+            if service.name in take_over:
+                reconciler.take_over(service.kernel_keys())
+        want = desired(settings.services, state, clock.now())
+        grown = reconciler.claim(want, state.origins())
+        ops = reconciler.plan(want, whole=True, removable=state.listed)
+        notes = tuple(_foreign(reconciler, want))
+        said = _summary(ops, table, reconciler, settings) if ops else ""
+        if not change:
+            return Once(ops=ops, notes=notes, summary=said)
+        save = replace(saved, state=state, services=frozenset(reconciler.services))
+        # Hosts without a check that are ours and in the table, as many as before: it stands there.
+        hosts = not (state.links or state.health or saved.state.guests or saved.state.health)
+        same = hosts and len(state.admitted) == len(saved.state.admitted)
+        if grown or ops or not same:
+            state_file.save(state_path, replace(save, servers=reconciler.servers))
+        result = reconciler.execute(ops, clock.now())
+        if reconciler.release(want):
+            save = replace(save, services=frozenset(reconciler.services))
+            state_file.save(state_path, replace(save, servers=reconciler.servers))
+        return Once(ops=result.done, failed=result.failed, notes=notes, summary=said)
+    finally:
+        table.close()
+
+
+def _names(settings: Settings) -> set[str]:
+    return {service.name for service in settings.services}
+
+
+def _summary(
+    ops: Sequence[Op], table: KernelTable, reconciler: Reconciler, settings: Settings
+) -> str:
+    goes = {place_of(op)[0] for op in ops if isinstance(op, DeleteServer | DeleteService)}
+    have = Table(entries=reconciler.believed)
+    counts = table.read(goes).counters if goes else None
+    return change_summary.summary(ops, have, change_summary.names_of(settings.services), counts)
+
+
+def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:
+    foreign = reconciler.foreign(want)
+    for key in foreign.services:
+        yield f"the service {text.service_key(key)} is another tool's and is left alone"
+    for key, server in foreign.servers:
+        yield (
+            f"the server {server.address} port {server.port} of {text.service_key(key)} is"
+            f" another tool's and is left alone; to remove it: {removal(key, server)}"
+        )

@@ -1,0 +1,1 @@
+"""What outlives a process: the state file and the last good configuration, and their formats."""
