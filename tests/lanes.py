@@ -16,7 +16,7 @@ OTHER_RELEASE = "test_other_release_xen"
 LONG = (
     "guestside/transport/test_delivery",
     "guestside/render/test_guest_script",
-    "hypervisor/test_libvirt",
+    "hypervisor/test_libvirt_source",
     "guestside/render/test_conversation",
     "hypervisor/test_hook_script",
     "test_install",
@@ -24,7 +24,7 @@ LONG = (
     "guestside/inspect/test_verify",
     "hypervisor/test_connections",
     "cli/test_guest",
-    "model/test_step",
+    "model/test_reducer",
     "director/test_addresses",
 )
 
