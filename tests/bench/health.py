@@ -44,7 +44,16 @@ from xenlb.agent.loop import Agent
 from xenlb.health.runner import HealthRunner
 from xenlb.ipvs.op import Op, OpFailed, SetServer
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import Ask, Asked, Described, GuestId, Listed, Power, Probed, Target
+from xenlb.model.events import (
+    DomainDescription,
+    DomainState,
+    GuestId,
+    GuestsListed,
+    ProbeFinished,
+    RequestKind,
+    ShutdownRequested,
+    Target,
+)
 from xenlb.model.health import Health, judge
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
@@ -116,7 +125,7 @@ def deaf_server() -> Iterator[int]:
 
 async def probe_for_good(base: IPv4Address, port: int) -> None:
     """The runner, and a model of nothing but verdicts; how many are up goes to standard output."""
-    emitted: list[Probed] = []
+    emitted: list[ProbeFinished] = []
     runner = HealthRunner(emitted.append, clock.now)
     now = clock.now()
     health: dict[Target, Health] = {
@@ -180,7 +189,7 @@ class Batches(FakeKernel):
         return super().apply(ops)
 
 
-def world(port: int) -> tuple[Settings, Listed]:
+def world(port: int) -> tuple[Settings, GuestsListed]:
     """Guests in a service of their own, without a check; and 5,000 hosts in 500 services."""
     uri = "xen:///system"
     vip = IPv4Address("192.0.2.0")
@@ -203,15 +212,15 @@ def world(port: int) -> tuple[Settings, Listed]:
         for number in range(SERVICES)
     )
     described = tuple(
-        Described(
+        DomainDescription(
             guest=GuestId(uri=uri, uuid=UUID(int=n + 1)),
             name=f"g{n}",
-            power=Power.RUNNING,
+            power=DomainState.RUNNING,
             incarnation=n,
         )
         for n in range(REQUESTS)
     )
-    listed = Listed(at=clock.now(), asked=clock.now(), uri=uri, guests=described)
+    listed = GuestsListed(at=clock.now(), asked=clock.now(), uri=uri, guests=described)
     return Settings(uris=(uri,), services=(guests, *hosts)), listed
 
 
@@ -231,15 +240,15 @@ async def quiesce(port: int) -> dict[str, list[float]]:
         def follow(_: State, state: State) -> None:
             runner.targets(state.health)
 
-        agent.changed = follow
+        agent.on_state_change = follow
         settings, listed = world(port)
         agent.configure(settings)
         agent.emit(listed)
-        tasks = [asyncio.create_task(agent.own())]
-        await agent.begun.wait()
+        tasks = [asyncio.create_task(agent.run())]
+        await agent.first_sync_done.wait()
         now, let_in = clock.now(), asyncio.get_running_loop().create_future()
         *others, last = [
-            Probed(at=now, target=target, asked=now, up=True, detail="was up")
+            ProbeFinished(at=now, target=target, asked=now, up=True, detail="was up")
             for target in agent.state.health
         ]
         for up in others:
@@ -260,7 +269,7 @@ async def quiesce(port: int) -> dict[str, list[float]]:
 async def _requests(
     agent: Agent,
     kernel: Batches,
-    guests: Sequence[Described],
+    guests: Sequence[DomainDescription],
     pause: float,
     end: asyncio.Future[None] | None = None,
 ) -> list[float]:
@@ -269,13 +278,15 @@ async def _requests(
     for described in guests:
         taken = loop.create_future()
 
-        def ask(described: Described = described, taken: asyncio.Future[None] = taken) -> float:
+        def ask(
+            described: DomainDescription = described, taken: asyncio.Future[None] = taken
+        ) -> float:
             time.sleep(pause)
-            asked = Asked(
+            asked = ShutdownRequested(
                 at=clock.now(),
                 guest=described.guest,
                 incarnation=described.incarnation,
-                ask=Ask.POWEROFF,
+                ask=RequestKind.POWEROFF,
             )
             loop.call_soon_threadsafe(agent.emit, asked, taken)
             return asked.at

@@ -38,7 +38,7 @@ from uuid import UUID
 from tests.bench.health import Batches
 from tests.fakes.xenstored import FakeXenstored
 from xenlb import clock
-from xenlb.agent.handlers import Verbs
+from xenlb.agent.handlers import Handlers
 from xenlb.agent.loop import Agent
 from xenlb.agent.main import keep_for_good
 from xenlb.agent.sources import Sources
@@ -46,7 +46,14 @@ from xenlb.config import parse
 from xenlb.control.lock import Lock
 from xenlb.control.server import ControlServer
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import Ask, Asked, Described, GuestId, Listed, Power
+from xenlb.model.events import (
+    DomainDescription,
+    DomainState,
+    GuestId,
+    GuestsListed,
+    RequestKind,
+    ShutdownRequested,
+)
 
 EACH = 10  # hostile servers of a kind, and clients
 READERS = 40
@@ -207,11 +214,11 @@ def floods_xenstore(path: Path) -> None:
 # The agent ----------------------------------------------------------------------------------------
 
 
-def hostile_guest(number: int) -> Described:
-    return Described(
+def hostile_guest(number: int) -> DomainDescription:
+    return DomainDescription(
         guest=GuestId(uri=URI, uuid=UUID(int=100_000 + number)),
         name=f"h{number}",
-        power=Power.RUNNING,
+        power=DomainState.RUNNING,
         incarnation=FIRST_DOMAIN + number,
     )
 
@@ -277,20 +284,20 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
         reader=kernel,
     )
     sources = Sources(agent)
-    verbs = Verbs(agent, sources.director_problems)
+    verbs = Handlers(agent, sources.director_problems)
     async with ControlServer(control, verbs.handlers(), lock=lock):
-        agent.changed = sources.follow
+        agent.on_state_change = sources.on_state_change
         agent.configure(parse(configuration(folder, listen, ports), "bench"))
-        own = asyncio.create_task(agent.own())
+        own = asyncio.create_task(agent.run())
         sources.start()
-        await agent.begun.wait()
+        await agent.first_sync_done.wait()
         while not any(guest.id.uri == URI for guest in agent.state.guests.values()):
             await asyncio.sleep(0.05)  # the listing of libvirt's own guests
         guests = [
-            Described(
+            DomainDescription(
                 guest=GuestId(uri=URI, uuid=UUID(int=n + 1)),
                 name=f"g{n}",
-                power=Power.RUNNING,
+                power=DomainState.RUNNING,
                 incarnation=n,
             )
             for n in range(REQUESTS)
@@ -302,7 +309,7 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
         hostile = map(hostile_guest, range(EACH)) if ports else ()
         now = clock.now()
         begun = asyncio.get_running_loop().create_future()
-        agent.emit(Listed(at=now, asked=now, uri=URI, guests=(*guests, *hostile)), begun)
+        agent.emit(GuestsListed(at=now, asked=now, uri=URI, guests=(*guests, *hostile)), begun)
         await begun
         keep_for_good()
         print("ready", flush=True)
@@ -334,7 +341,7 @@ async def _tick(gaps: list[tuple[float, float]]) -> None:
         gaps.append((last - before - 0.001, taken - was))
 
 
-async def _requests(agent: Agent, kernel: Batches, guests: list[Described]) -> list[float]:
+async def _requests(agent: Agent, kernel: Batches, guests: list[DomainDescription]) -> list[float]:
     """From a thread, which does not wait for a round to end."""
     loop = asyncio.get_running_loop()
     late: list[float] = []
@@ -344,13 +351,15 @@ async def _requests(agent: Agent, kernel: Batches, guests: list[Described]) -> l
             break
         taken = loop.create_future()
 
-        def ask(described: Described = described, taken: asyncio.Future[None] = taken) -> float:
+        def ask(
+            described: DomainDescription = described, taken: asyncio.Future[None] = taken
+        ) -> float:
             time.sleep(PAUSE)
-            asked = Asked(
+            asked = ShutdownRequested(
                 at=clock.now(),
                 guest=described.guest,
                 incarnation=described.incarnation,
-                ask=Ask.POWEROFF,
+                ask=RequestKind.POWEROFF,
             )
             loop.call_soon_threadsafe(agent.emit, asked, taken)
             return asked.at

@@ -12,24 +12,24 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from uuid import UUID
 
-from xenlb.model.addresses import Found, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.desired import desired
 from xenlb.model.events import (
     AddressesFound,
-    Ask,
-    Asked,
     Configured,
-    Described,
     Died,
+    DomainDescription,
+    DomainState,
     Event,
     GuestId,
-    Listed,
-    Power,
-    Probed,
+    GuestsListed,
+    ProbeFinished,
+    RequestKind,
+    ShutdownRequested,
     Started,
     Tick,
 )
-from xenlb.model.reducer import step
+from xenlb.model.reducer import reduce
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 
@@ -55,27 +55,31 @@ def world(settings: Settings) -> State:
     """All guests run and serve."""
     events: list[Event] = [
         Configured(at=0.0, settings=settings),
-        Listed(
+        GuestsListed(
             at=1.0,
             uri=URI,
             asked=0.5,
             guests=tuple(
-                Described(guest=guest(n), name=f"g{n}", power=Power.RUNNING, incarnation=n)
+                DomainDescription(
+                    guest=guest(n), name=f"g{n}", power=DomainState.RUNNING, incarnation=n
+                )
                 for n in range(GUESTS)
             ),
         ),
     ]
     for number in range(GUESTS):
-        found = Found(address=IPv4Address("10.0.0.1") + number, source=Source.LEASE)
+        found = AddressCandidate(
+            address=IPv4Address("10.0.0.1") + number, source=AddressSource.LEASE
+        )
         events.append(
             AddressesFound(at=2.0, guest=guest(number), incarnation=number, found=(found,))
         )
     state = State()
     for event in events:
-        state = step(state, event).state
+        state = reduce(state, event).state
     for target in state.health:
-        passed = Probed(at=3.0, target=target, asked=2.5, up=True, detail="connected")
-        state = step(state, passed).state
+        passed = ProbeFinished(at=3.0, target=target, asked=2.5, up=True, detail="connected")
+        state = reduce(state, passed).state
     return state
 
 
@@ -85,7 +89,7 @@ def cost(state: State, make: Callable[[int], Event], rounds: int = 50) -> str:
     for number in range(rounds):
         event = make(number)
         begun = time.process_time()
-        result = step(state, event)
+        result = reduce(state, event)
         stepped = time.process_time()
         names = result.services
         named = [s for s in result.state.settings.services if names is None or s.name in names]
@@ -100,13 +104,15 @@ def rows(state: State) -> list[tuple[str, State, Callable[[int], Event]]]:
     first = next(iter(state.health))
     failing = state
     for at in (4.0, 5.0):
-        failed = Probed(at=at, target=first, asked=at, up=False, detail="refused")
-        failing = step(failing, failed).state
+        failed = ProbeFinished(at=at, target=first, asked=at, up=False, detail="refused")
+        failing = reduce(failing, failed).state
     return [
         (
             "asked to shut down",
             state,
-            lambda n: Asked(at=9.0, guest=guest(n), incarnation=n, ask=Ask.POWEROFF),
+            lambda n: ShutdownRequested(
+                at=9.0, guest=guest(n), incarnation=n, ask=RequestKind.POWEROFF
+            ),
         ),
         ("died", state, lambda n: Died(at=9.0, guest=guest(n), incarnation=n)),
         (
@@ -117,12 +123,12 @@ def rows(state: State) -> list[tuple[str, State, Callable[[int], Event]]]:
         (
             "check passed, as before",
             state,
-            lambda _: Probed(at=9.0, target=first, asked=8.0, up=True, detail="connected"),
+            lambda _: ProbeFinished(at=9.0, target=first, asked=8.0, up=True, detail="connected"),
         ),
         (
             "check failed for the third time",
             failing,
-            lambda _: Probed(at=9.0, target=first, asked=8.0, up=False, detail="refused"),
+            lambda _: ProbeFinished(at=9.0, target=first, asked=8.0, up=False, detail="refused"),
         ),
         ("tick", state, lambda _: Tick(at=9.0)),
     ]

@@ -13,7 +13,7 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
 from xenlb.model.events import Target
 from xenlb.store import check_codec
@@ -23,7 +23,7 @@ from xenlb.untrusted.budget import BudgetSpent
 async def _asked(target: Target) -> Answer:
     try:
         async with asyncio.timeout(target.check.timeout):
-            return await ask(target, answer_budget())
+            return await run_probe(target, answer_budget())
     except TimeoutError as late:
         return too_late(target, late)
     except BudgetSpent as spent:

@@ -12,27 +12,27 @@ from uuid import UUID
 
 import libvirt
 
-from xenlb.guestside.install.operations import GuestFile, GuestLink, Wanted
+from xenlb.guestside.install.operations import GuestFile, GuestSymlink, Wanted
 from xenlb.guestside.transport.channel import DeliveryError
-from xenlb.guestside.transport.open import Whereabouts, reach
-from xenlb.guestside.transport.survey import look
+from xenlb.guestside.transport.open import GuestLocation, open_transport
+from xenlb.guestside.transport.survey import survey_files
 from xenlb.model.guest_side import Delivery, GuestSide
 
 
 def wanted(value: dict[str, str | int]) -> Wanted:
     if "target" in value:
-        return GuestLink(path=str(value["path"]), target=str(value["target"]))
+        return GuestSymlink(path=str(value["path"]), target=str(value["target"]))
     mode = int(value.get("mode", 0o644))
     block = bool(value.get("block", 0))
     return GuestFile(path=str(value["path"]), text=str(value["text"]), mode=mode, block=block)
 
 
-async def deliver(where: Whereabouts, files: tuple[Wanted, ...]) -> dict[str, object]:
+async def deliver(where: GuestLocation, files: tuple[Wanted, ...]) -> dict[str, object]:
     try:
-        executor = (await reach(where)).executor
-        plan = (await look(executor, files)).plan
+        executor = (await open_transport(where)).executor
+        plan = (await survey_files(executor, files)).plan
         await executor.perform(plan.operations)
-        again = (await look(executor, files)).plan
+        again = (await survey_files(executor, files)).plan
     except DeliveryError as error:
         return {"error": error.message, "hint": error.hint}
     return {
@@ -44,7 +44,7 @@ async def deliver(where: Whereabouts, files: tuple[Wanted, ...]) -> dict[str, ob
 
 def main(uri: str, uuid: str, name: str, delivery: str, address: str) -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    where = Whereabouts(
+    where = GuestLocation(
         uri=uri,
         uuid=UUID(uuid),
         name=name,

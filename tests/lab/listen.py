@@ -22,8 +22,8 @@ from xenlb.hypervisor.addresses.finder import AddressFinder
 from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import Died, GuestId, HypervisorEvent, Listed, Started, Stopped
-from xenlb.model.reserved_addresses import Taken
+from xenlb.model.events import Died, GuestId, GuestsListed, HypervisorEvent, Started, Stopped
+from xenlb.model.reserved_addresses import AddressesInUse
 
 NAMES: dict[UUID, str] = {}
 RUNNING: dict[GuestId, int | None] = {}
@@ -53,7 +53,7 @@ def line(event: HypervisorEvent) -> dict[str, object]:
 def follow(event: HypervisorEvent) -> None:
     """Keeps names, and which guests run."""
     match event:
-        case Listed():
+        case GuestsListed():
             NAMES.update({each.guest.uuid: each.name for each in event.guests})
             for each in event.guests:
                 if each.incarnation is not None:
@@ -85,7 +85,7 @@ async def main(uri: str, *, hooks: bool) -> None:
     xenstore = XenstoreSource(uri, emit, clock, find_dead=libvirt.find_dead)
     on_xen = uri.startswith("xen:")
     finder = AddressFinder(emit, clock, {uri: libvirt}, {uri: xenstore} if on_xen else {})
-    finder.context(Taken(), ())
+    finder.context(AddressesInUse(), ())
     sources = [libvirt.run, finder.run, *([xenstore.run] if on_xen else [])]
     if hooks:
         sources.append(HookSource("/run/xenlb/hooks", hook).run)

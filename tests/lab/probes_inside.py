@@ -9,7 +9,7 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
-from xenlb.health.registry import ask, loaded
+from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import Answer, answer_budget, too_late
 from xenlb.ipvs.table import Tunnel, TunnelType
 from xenlb.model.events import Target
@@ -29,10 +29,10 @@ def target(item: dict[str, Any]) -> Target:
 
 async def one(target: Target) -> Answer:
     """As the runner does it."""
-    await loaded(target)
+    await load_probe(target)
     try:
         async with asyncio.timeout(target.check.timeout):
-            return await ask(target, answer_budget())
+            return await run_probe(target, answer_budget())
     except TimeoutError:
         return too_late(target)
 

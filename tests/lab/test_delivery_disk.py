@@ -21,16 +21,16 @@ from tests.lab.host import LabError
 from tests.lab.needed import lacking
 from tests.lab.uml import qemu_image
 from xenlb.guestside.install.manifest import MANIFEST, NOTHING, parse
-from xenlb.guestside.install.operations import MISSING, File, Folder, GuestFile, GuestLink, Node
-from xenlb.guestside.install.planner import asked, plan
-from xenlb.guestside.transport.image import Disk, Offline
+from xenlb.guestside.install.operations import MISSING, File, Folder, GuestFile, GuestSymlink, Node
+from xenlb.guestside.install.planner import paths_to_read, plan
+from xenlb.guestside.transport.image import Disk, ImageFiles
 
 NEEDS = ("/usr/bin/supermin", "/usr/lib/python3/dist-packages/guestfs.py", "/sbin/mkfs.ext4")
 HOSTS = b"127.0.0.1 localhost\n"
 WANTED = (
     GuestFile(path="etc/xenlb/it's new", text="$(touch /canary)\n", mode=0o600),
     GuestFile(path="etc/hosts", text="192.0.2.1 delivered\n", block=True),
-    GuestLink(path="etc/link", target="/etc/hosts"),
+    GuestSymlink(path="etc/link", target="/etc/hosts"),
 )
 
 
@@ -91,9 +91,9 @@ def test_a_disk_gets_files_and_loses_them(kernel: None, tmp_path: Path) -> None:
         file.truncate(16 * 1024 * 1024)
     subprocess.run(["/sbin/mkfs.ext4", "-q", "-d", str(tree), str(image)], check=True)
     before = shown(image)
-    executor = Offline((Disk(path=str(image), format="raw"),), name="g1", still_off=off)
+    executor = ImageFiles((Disk(path=str(image), format="raw"),), name="g1", still_off=off)
 
-    ask = asked(WANTED, NOTHING)
+    ask = paths_to_read(WANTED, NOTHING)
     fresh: dict[str, Node] = {
         **dict.fromkeys((*ask.files, *ask.folders), MISSING),
         "etc": Folder(empty=False),
@@ -107,7 +107,7 @@ def test_a_disk_gets_files_and_loses_them(kernel: None, tmp_path: Path) -> None:
     assert "/etc/hosts" in _debugfs(image, "stat /etc/link")
     assert "Mode:  0600" in _debugfs(image, 'stat "/etc/xenlb/it\'s new"')
 
-    ask = asked((), applied.manifest)
+    ask = paths_to_read((), applied.manifest)
     present = asyncio.run(executor.read(files=ask.files, folders=ask.folders))
     assert set(present) == {*ask.files, *ask.folders}
     books = present[MANIFEST]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import xenlb.guestside.render
-from xenlb.guestside.requirements.compile import Place, compile_needs
+from xenlb.guestside.requirements.compile import ServiceBinding, compile_needs
 from xenlb.guestside.requirements.needs import settings_lines
 from xenlb.ipvs.table import Family, Forwarding, Tunnel, TunnelChecksum, TunnelType, family_of
 from xenlb.model.guest_side import GuestSide, ReturnPath
@@ -52,7 +52,7 @@ def compiled(
         forwarding=forwarding,
         tunnel=tunnel,
     )
-    place = Place(
+    place = ServiceBinding(
         service=service,
         side=side or GuestSide(),
         address=ip_address(own),

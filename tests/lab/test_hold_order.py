@@ -14,7 +14,7 @@ from tests.lab.host import cache_directory
 from tests.lab.service import nest
 from xenlb.guestside.render.export import write_tree
 from xenlb.guestside.render.hold_files import hold_files
-from xenlb.guestside.requirements.hold import Tell, compile_hold
+from xenlb.guestside.requirements.hold import NotifyVia, compile_hold
 from xenlb.model.guest_side import Init
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
 
@@ -29,7 +29,7 @@ def rendered(folder: Path, init: Init) -> None:
         ports=(Port(number=25),),
         drain=DrainPolicy(timeout=9),
     )
-    hold = compile_hold([service], UUID(int=1), tell=Tell.VIRTIO)
+    hold = compile_hold([service], UUID(int=1), tell=NotifyVia.VIRTIO)
     write_tree(hold_files(hold, init, overrides=folder / "none"), folder)
 
 

@@ -19,10 +19,10 @@ from tests.lab.debian.definition import Network
 from tests.lab.host import LabError
 from tests.lab.uml import UmlLab
 from tests.lab.uml.debian import DebianGuest
-from xenlb.guestside.install.operations import GuestFile, GuestLink
-from xenlb.guestside.render.facts import Facts, Link
+from xenlb.guestside.install.operations import GuestFile, GuestSymlink
+from xenlb.guestside.render.facts import Facts, NetworkLink
 from xenlb.guestside.render.systems import commands, is_left, side_files
-from xenlb.guestside.requirements.compile import Place, compile_needs
+from xenlb.guestside.requirements.compile import ServiceBinding, compile_needs
 from xenlb.guestside.requirements.needs import Needs
 from xenlb.ipvs.table import Family, Forwarding, family_of
 from xenlb.model.guest_side import GuestSide, Init, ReturnPath, System
@@ -53,7 +53,9 @@ USUAL = re.compile(
 )
 
 
-def place(vip: str, own: str, forwarding: Forwarding, side: GuestSide | None = None) -> Place:
+def place(
+    vip: str, own: str, forwarding: Forwarding, side: GuestSide | None = None
+) -> ServiceBinding:
     service = ServiceSettings(
         name="mail",
         address=ip_address(vip),
@@ -61,7 +63,7 @@ def place(vip: str, own: str, forwarding: Forwarding, side: GuestSide | None = N
         ports=(Port(number=25),),
         forwarding=forwarding,
     )
-    return Place(
+    return ServiceBinding(
         service=service,
         side=side or GuestSide(),
         address=ip_address(own),
@@ -99,7 +101,7 @@ class Case:
 
     @property
     def facts(self) -> Facts:
-        return Facts(links=(Link(interface="eth0", network_file=self.network_file),))
+        return Facts(links=(NetworkLink(interface="eth0", network_file=self.network_file),))
 
     @property
     def needs(self) -> Needs:
@@ -128,13 +130,13 @@ CASES = (
 )
 
 
-def put(guest: DebianGuest, files: Sequence[GuestFile | GuestLink]) -> None:
+def put(guest: DebianGuest, files: Sequence[GuestFile | GuestSymlink]) -> None:
     for file in files:
         target = f"{guest.root}/{file.path}"
         match file:
             case GuestFile(text=text, mode=mode, block=False):
                 guest.lab.write(target, text, mode)
-            case GuestLink(target=to):
+            case GuestSymlink(target=to):
                 folder = str(Path(target).parent)
                 guest.lab.run(
                     ["sh", "-ec", 'mkdir -p "$1"; ln -sf "$2" "$3"', "sh", folder, to, target]

@@ -15,7 +15,7 @@ from xenlb.guestside.inspect.observed import Observed
 from xenlb.guestside.inspect.parse import observed, output_budget
 from xenlb.guestside.inspect.script import observe_script
 from xenlb.guestside.inspect.verify import differences
-from xenlb.guestside.requirements.compile import Place, compile_needs
+from xenlb.guestside.requirements.compile import ServiceBinding, compile_needs
 from xenlb.guestside.requirements.needs import Needs
 from xenlb.ipvs.table import Forwarding, Tunnel, TunnelType, family_of
 from xenlb.model.guest_side import GuestSide, Init, System
@@ -24,7 +24,7 @@ from xenlb.model.settings import Port, ServiceSettings
 OWN4, OWN6 = "10.0.0.31", "fd00:10::31"
 
 
-def tunnelled(vip: str, own: str, tunnel: Tunnel | None = None) -> Place:
+def tunnelled(vip: str, own: str, tunnel: Tunnel | None = None) -> ServiceBinding:
     service = ServiceSettings(
         name="mail",
         address=ip_address(vip),
@@ -33,7 +33,7 @@ def tunnelled(vip: str, own: str, tunnel: Tunnel | None = None) -> Place:
         forwarding=Forwarding.TUNNEL,
         tunnel=tunnel,
     )
-    return Place(service=service, side=GuestSide(), address=ip_address(own))
+    return ServiceBinding(service=service, side=GuestSide(), address=ip_address(own))
 
 
 NEEDS = compile_needs(

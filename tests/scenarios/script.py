@@ -28,54 +28,54 @@ from xenlb.ipvs.op import (
 )
 from xenlb.ipvs.table import Counters, Entry, IPAddress, ServerKey, ServiceKey, Table
 from xenlb.model import alarm
-from xenlb.model.addresses import Found, Refused, Source
-from xenlb.model.desired import desired, next_deadline, standing
+from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
+from xenlb.model.desired import desired, next_deadline, server_status
 from xenlb.model.events import (
     AddressesFound,
-    Ask,
-    Asked,
     Configured,
-    Counted,
+    ConnectionsCounted,
     Crashed,
-    Described,
     Died,
     Disconnected,
-    DrainAllAsked,
-    DrainAsked,
+    DomainDescription,
+    DomainState,
+    DrainAllRequested,
+    DrainRequested,
     Event,
     GuestId,
-    Listed,
+    GuestInspected,
+    GuestsListed,
     MetadataChanged,
     MetadataService,
     Paused,
-    Power,
-    Probed,
+    ProbeFinished,
     Rebooted,
+    RequestKind,
     RequestSent,
     Resumed,
-    SideSeen,
+    ShutdownCancelled,
+    ShutdownRequested,
     Started,
-    Stays,
-    Stop,
     Stopped,
-    SysctlsSeen,
+    StopReason,
+    SysctlsChecked,
     Tick,
     Undefined,
-    UndrainAsked,
+    UndrainRequested,
     Verdict,
 )
-from xenlb.model.reducer import step
-from xenlb.model.reserved_addresses import Host, HostSeen
+from xenlb.model.reducer import reduce
+from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 from xenlb.model.settings import needed_uris
 from xenlb.model.state import Note, State
 from xenlb.store import state_file
-from xenlb.store.saved_state import Saved
+from xenlb.store.saved_state import SavedState
 
 SOURCES = {
-    "interface": Source.INTERFACE_XML,
-    "lease": Source.LEASE,
-    "reported": Source.REPORTED,
-    "neighbour": Source.NEIGHBOUR,
+    "interface": AddressSource.INTERFACE_XML,
+    "lease": AddressSource.LEASE,
+    "reported": AddressSource.REPORTED,
+    "neighbour": AddressSource.NEIGHBOUR,
 }
 BEGIN = 1000.0  # boot-time clocks do not begin at 0 when an agent starts
 
@@ -164,7 +164,7 @@ class Player:
             done += self._apply(None, self._idle(words))
         else:
             for event in self._events(verb, words, line.block):
-                result = step(self.state, event)
+                result = reduce(self.state, event)
                 self.state = result.state
                 notes += result.notes
                 done += self._apply(result.services)
@@ -250,7 +250,7 @@ class Player:
                     mine = candidate.owner == self.guests.get(name)
                 if not mine:
                     continue
-                stands = standing(candidate, service, self.state, self.now)
+                stands = server_status(candidate, service, self.state, self.now)
                 weight = "-" if stands.weight is None else str(stands.weight)
                 reason = f" {stands.reason}" if len(words) > 2 else ""
                 told.add(f"status {who} {stands.phase} {weight}{reason}")
@@ -260,7 +260,7 @@ class Player:
         """`NAME TEXT` of a service, as status says it without the time; `NAME -`: none."""
         (service,) = (each for each in self.state.settings.services if each.name == name)
         keys = [key for key in service.kernel_keys() if key in self.state.alarms]
-        said = [alarm.said(self.state, service, key, self.now) for key in keys]
+        said = [alarm.alarm_text(self.state, service, key, self.now) for key in keys]
         return [f"alarm {name} {each}" for each in said or ["-"]]
 
     def _note(self, note: Note) -> str:
@@ -291,14 +291,14 @@ class Player:
             case "probe":
                 return self._probed(words)
             case "sysctls":
-                return [SysctlsSeen(at=at, amiss=frozenset(words))]
+                return [SysctlsChecked(at=at, amiss=frozenset(words))]
             case "drain-all":
                 by = words[0].removeprefix("by=")
-                return [DrainAllAsked(at=at, by=by, rest=words[1:] == ["rest"])]
+                return [DrainAllRequested(at=at, by=by, rest=words[1:] == ["rest"])]
             case "count":
                 return [self._counted(words)]
             case "host":
-                return [HostSeen(at=at, host=_host(words))]
+                return [HostNetworkChanged(at=at, host=_host(words))]
         guest = self._guest(words.pop(0))
         options = dict(word.split("=", 1) for word in words if "=" in word)
         flags = [word for word in words if "=" not in word]
@@ -326,11 +326,15 @@ class Player:
                     )
                 ]
             case "stays" if not options and not flags:
-                return [Stays(at=at, guest=guest, incarnation=incarnation)]
+                return [ShutdownCancelled(at=at, guest=guest, incarnation=incarnation)]
             case "asked" if not options:
-                return [Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask(*flags))]
+                return [
+                    ShutdownRequested(
+                        at=at, guest=guest, incarnation=incarnation, ask=RequestKind(*flags)
+                    )
+                ]
             case "stopped" if not options:
-                why = Stop(" ".join(flags))
+                why = StopReason(" ".join(flags))
                 return [Stopped(at=at, guest=guest, incarnation=incarnation, why=why)]
             case "undefined" if not options and not flags:
                 return [Undefined(at=at, guest=guest)]
@@ -348,26 +352,30 @@ class Player:
                 ]
             case "drain" if not flags:
                 timeout = float(options["timeout"]) if "timeout" in options else None
-                then = Ask(options["then"]) if "then" in options else None
-                drain = DrainAsked(at=at, guest=guest, by=options["by"], timeout=timeout, then=then)
+                then = RequestKind(options["then"]) if "then" in options else None
+                drain = DrainRequested(
+                    at=at, guest=guest, by=options["by"], timeout=timeout, then=then
+                )
                 return [drain]
             case "sent" if not options:
                 ask, *failure = flags
-                sent = RequestSent(at=at, guest=guest, ask=Ask(ask), failure=" ".join(failure))
+                sent = RequestSent(
+                    at=at, guest=guest, ask=RequestKind(ask), failure=" ".join(failure)
+                )
                 return [sent]
             case "side" if not options:
                 name, *problem = flags
                 return [self._side(guest, name, " ".join(problem))]
             case "undrain" if not flags:
-                return [UndrainAsked(at=at, guest=guest, by=options["by"])]
+                return [UndrainRequested(at=at, guest=guest, by=options["by"])]
         raise ValueError(f"{verb} {words}")
 
-    def _side(self, guest: GuestId, name: str, problem: str) -> SideSeen:
+    def _side(self, guest: GuestId, name: str, problem: str) -> GuestInspected:
         """What was found for one service; of the others it is as before."""
         known = self.state.guests[guest]
         (service,) = (each for each in self.state.settings.services if each.name == name)
         others = tuple(each for each in known.sides if each.service.name != name)
-        return SideSeen(
+        return GuestInspected(
             at=self.now,
             guest=guest,
             incarnation=known.incarnation,
@@ -387,7 +395,7 @@ class Player:
         known = next(name for name, each in self.guests.items() if each == guest)
         return known.partition("@")[0]
 
-    def _listed(self, words: list[str]) -> Listed:
+    def _listed(self, words: list[str]) -> GuestsListed:
         """`URI [asked=SECONDS-AGO] GUEST=off|running/ID|paused/ID|crashed/ID …`"""
         uri = words.pop(0)
         asked = self.now
@@ -400,17 +408,17 @@ class Player:
             guest = self._guest(name)
             power, _, number = value.partition("/")
             guests.append(
-                Described(
+                DomainDescription(
                     guest=guest,
                     name=self._name(guest),
-                    power=Power(power),
+                    power=DomainState(power),
                     incarnation=int(number) if number else None,
                     metadata=self.metadata.get(guest, ()),
                 )
             )
-        return Listed(at=self.now, uri=uri, asked=asked, guests=tuple(guests))
+        return GuestsListed(at=self.now, uri=uri, asked=asked, guests=tuple(guests))
 
-    def _counted(self, words: list[str]) -> Counted:
+    def _counted(self, words: list[str]) -> ConnectionsCounted:
         """`GUEST=ACTIVE[/INACTIVE] …`: so many connections each of its servers in the table has."""
         counters: dict[ServiceKey, dict[ServerKey, Counters]] = {}
         for word in words:
@@ -423,7 +431,7 @@ class Player:
                 mine = slot.owner == self._guest(name)
                 if mine and self.table.server(slot.service, slot.server) is not None:
                     counters.setdefault(slot.service, {})[slot.server] = count
-        return Counted(at=self.now, counters=counters)
+        return ConnectionsCounted(at=self.now, counters=counters)
 
     def _probed(self, words: list[str]) -> list[Event]:
         """`GUEST|ADDRESS up|down [port=PORT] [type=TYPE] [share=N%] [asked=SECONDS-AGO]`: all its
@@ -446,7 +454,7 @@ class Player:
         if not targets or result not in {"up", "down"}:
             raise ScriptError(f"{name} is not probed, only {sorted(map(str, self.state.health))}")
         return [
-            Probed(
+            ProbeFinished(
                 at=self.now,
                 target=target,
                 asked=asked,
@@ -464,7 +472,7 @@ class Player:
     def _restart(self) -> None:
         """kill -9 and a start: what was not in the state file is forgotten; the table is not."""
         path = self.folder / "state.json"
-        state_file.save(path, Saved(state=self.state))
+        state_file.save(path, SavedState(state=self.state))
         self.state = state_file.load(path).state
         self.want = Table()
 
@@ -504,7 +512,7 @@ def _joins(word: str) -> MetadataService:
     )
 
 
-def _host(words: Sequence[str]) -> Host:
+def _host(words: Sequence[str]) -> HostNetwork:
     """`own=ADDRESS,… gateway=ADDRESS,… stranger=ADDRESS,…`"""
     given = {name: addresses.split(",") for name, addresses in (w.split("=") for w in words)}
     own, gateways, strangers = (
@@ -512,16 +520,18 @@ def _host(words: Sequence[str]) -> Host:
     )
     if given:
         raise ValueError(f"host {given}")
-    return Host(own=own, gateways=gateways, strangers=strangers)
+    return HostNetwork(own=own, gateways=gateways, strangers=strangers)
 
 
 def _addresses(
     words: Sequence[str], *, refused: bool
-) -> tuple[tuple[Found, ...], tuple[Refused, ...]]:
+) -> tuple[tuple[AddressCandidate, ...], tuple[RejectedAddress, ...]]:
     """`SOURCE=ADDRESS …`; of refused ones one, and then why it is refused."""
     pairs = [word.split("=", 1) for word in words if "=" in word and not word.startswith("id=")]
     if not refused:
-        return tuple(Found(address=ip_address(a), source=SOURCES[s]) for s, a in pairs), ()
+        return tuple(
+            AddressCandidate(address=ip_address(a), source=SOURCES[s]) for s, a in pairs
+        ), ()
     ((source, text),) = pairs
     reason = " ".join(word for word in words if "=" not in word)
-    return (), (Refused(text=text, source=SOURCES[source], reason=reason),)
+    return (), (RejectedAddress(text=text, source=SOURCES[source], reason=reason),)

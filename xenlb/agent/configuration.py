@@ -18,7 +18,7 @@ from pathlib import Path
 
 from xenlb import clock, config
 from xenlb.config import ConfigError, Loaded
-from xenlb.config.host_requirements import NeedKind
+from xenlb.config.host_requirements import RequirementKind
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Settings
 from xenlb.store import last_good
@@ -46,7 +46,7 @@ def start(file: Path, place: Path) -> Start:
     except ConfigError as error:
         refused = error
     try:
-        known = last_good.recall(place, of=file)
+        known = last_good.read_last_good(place, of=file)
         if known is None:
             raise refused
         loaded = config.loaded(known.data, str(file))
@@ -93,7 +93,7 @@ class Configuration:
         now = clock.wall(clock.now())
         try:
             await asyncio.to_thread(
-                last_good.keep, self._place, loaded.data, of=self.file, since=now
+                last_good.write_last_good, self._place, loaded.data, of=self.file, since=now
             )
             self._complaint = ""
         except OSError as error:
@@ -134,7 +134,7 @@ class Configuration:
         who keeps the service addresses looks at it all the time."""
         if self.in_use is None:
             return ()
-        interfaces = {need for need in self.in_use.needs if need.kind is NeedKind.INTERFACE}
+        interfaces = {need for need in self.in_use.needs if need.kind is RequirementKind.INTERFACE}
         return self.in_use.lacking(but=interfaces)
 
 

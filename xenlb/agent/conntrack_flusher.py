@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
-from xenlb.director.conntrack import Gone, flush
+from xenlb.director.conntrack import FailedServer, flush
 from xenlb.ipvs.table import AddressKey
 from xenlb.model.guest import Phase
 from xenlb.model.settings import OnFailure
@@ -18,12 +18,12 @@ from xenlb.model.state import State
 log = logging.getLogger(__name__)
 
 
-def failed(before: State, after: State) -> frozenset[Gone]:
+def failed_servers(before: State, after: State) -> frozenset[FailedServer]:
     """Servers that left the table with this step because their check fails."""
     return frozenset(_failed(before, after))
 
 
-def _failed(before: State, after: State) -> Iterator[Gone]:
+def _failed(before: State, after: State) -> Iterator[FailedServer]:
     for service in after.settings.services:
         if not service.flush or service.on_failure is not OnFailure.REMOVE:
             continue
@@ -38,19 +38,21 @@ def _failed(before: State, after: State) -> Iterator[Gone]:
             if guest is not None and guest.phase is Phase.ABSENT:
                 continue
             protocol = slot.service.protocol if isinstance(slot.service, AddressKey) else None
-            yield Gone(address=slot.server.address, protocol=protocol, port=slot.server.port)
+            yield FailedServer(
+                address=slot.server.address, protocol=protocol, port=slot.server.port
+            )
 
 
-class Flushing:
+class ConntrackFlusher:
     """Flushes in a thread, one after the other; `note` takes what was done, as one line."""
 
     def __init__(self, note: Callable[[str], object]) -> None:
         self._note = note
-        self._gone: set[Gone] = set()
+        self._gone: set[FailedServer] = set()
         self._wake = asyncio.Event()
 
-    def follow(self, before: State, after: State) -> None:
-        if before.admitted is not after.admitted and (gone := failed(before, after)):
+    def on_state_change(self, before: State, after: State) -> None:
+        if before.admitted is not after.admitted and (gone := failed_servers(before, after)):
             self._gone |= gone
             self._wake.set()
 

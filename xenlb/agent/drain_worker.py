@@ -13,11 +13,11 @@ from xenlb import clock
 from xenlb.agent.loop import Agent
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
-from xenlb.hypervisor.threads import Stuck
+from xenlb.hypervisor.threads import CallTimeout
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.model.draining import VERBS, due, lasting, to_count
-from xenlb.model.events import Ask, Counted, GuestId, RequestSent
+from xenlb.model.events import ConnectionsCounted, GuestId, RequestKind, RequestSent
 from xenlb.model.state import State
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ AGAIN = 1.0  # seconds until libvirt is asked again
 REFUSALS = 3  # libvirt refuses for reasons that pass: another job holds the domain, it restarts
 
 
-class Drains:
+class DrainWorker:
     """`libvirts` are the running sources, by URI."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Drains:
         self._lasting = asyncio.Event()
         self._asking: dict[GuestId, asyncio.Task[None]] = {}
 
-    def follow(self, state: State) -> None:
+    def on_state_change(self, state: State) -> None:
         """Heeds the state after a round."""
         if lasting(state):
             self._lasting.set()
@@ -59,7 +59,7 @@ class Drains:
     async def run(self) -> None:
         """Counts while a drain lasts; until cancelled."""
         try:
-            self.follow(self._agent.state)  # of the agent before
+            self.on_state_change(self._agent.state)  # of the agent before
             while True:
                 await self._lasting.wait()
                 await self._count()
@@ -79,9 +79,9 @@ class Drains:
         except IpvsError as error:
             log.debug("the connections that are left cannot be counted: %s", error)
             return
-        self._agent.emit(Counted(at=at, counters=snapshot.counters))
+        self._agent.emit(ConnectionsCounted(at=at, counters=snapshot.counters))
 
-    async def _ask(self, guest: GuestId, ask: Ask) -> None:
+    async def _ask(self, guest: GuestId, ask: RequestKind) -> None:
         """Until libvirt was asked or has refused for good; a libvirt that is away is waited for, as
         long as the order has time."""
         refusals, failure, told = 0, "", False
@@ -90,9 +90,11 @@ class Drains:
             try:
                 if source is None:
                     raise Unreachable(f"libvirt {guest.uri} is not connected")
-                await (source.reboot(guest) if ask is Ask.REBOOT else source.shutdown(guest))
+                await (
+                    source.reboot(guest) if ask is RequestKind.REBOOT else source.shutdown(guest)
+                )
                 failure = ""
-            except (Unreachable, Stuck) as error:
+            except (Unreachable, CallTimeout) as error:
                 log.debug("%s of %s waits: %s", ask, guest, error)
                 if not told:
                     told = True
@@ -106,8 +108,8 @@ class Drains:
                 if refusals < REFUSALS and not error.gone:
                     await asyncio.sleep(AGAIN)
                     continue
-            taken = asyncio.get_running_loop().create_future()
+            applied = asyncio.get_running_loop().create_future()
             sent = RequestSent(at=clock.now(), guest=guest, ask=ask, failure=failure)
-            self._agent.emit(sent, taken)
-            await taken  # else the next round would ask once more
+            self._agent.emit(sent, applied)
+            await applied  # else the next round would ask once more
             return

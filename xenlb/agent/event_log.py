@@ -20,7 +20,7 @@ from xenlb.control.protocol import Json
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.state import Note
-from xenlb.untrusted.rate import Rate
+from xenlb.untrusted.rate import TokenBucket
 
 log = logging.getLogger("xenlb")
 
@@ -44,12 +44,12 @@ class _Line:
 class _Said:
     """What one guest has in the host's journal: how often, and lines that were left out."""
 
-    rate: Rate = field(default_factory=lambda: Rate(BURST, RATE))
+    rate: TokenBucket = field(default_factory=lambda: TokenBucket(BURST, RATE))
     left_out: int = 0
 
 
 @dataclass(slots=True)
-class Journal:
+class EventLog:
     """`wall` turns the boot-time clock into ISO 8601. `file` None: in memory alone.
 
     What is kept is bounded, and shared out among guests: the oldest line of the guest with the most

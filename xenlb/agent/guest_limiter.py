@@ -11,15 +11,15 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from xenlb.model.events import Ask, Asked, Event, GuestId, Stays
-from xenlb.untrusted.rate import Rate
+from xenlb.model.events import Event, GuestId, RequestKind, ShutdownCancelled, ShutdownRequested
+from xenlb.untrusted.rate import TokenBucket
 
 BURST, RATE = 6, 1 / 3  # words at once, then a second
 TOO_OFTEN = "speaks too often; its newest word is heard every few seconds"
 REMEMBERED = 1024  # guests; those that have been quiet for long are forgotten first
 
-Word = Asked | Stays
-Taken = asyncio.Future[None] | None
+Word = ShutdownRequested | ShutdownCancelled
+Applied = asyncio.Future[None] | None
 
 
 @dataclass(slots=True)
@@ -27,8 +27,8 @@ class _Guest:
     """`held`: the newest word of each kind that was not let through yet, the oldest kind first.
     `told`: the journal knows that it speaks too often."""
 
-    rate: Rate = field(default_factory=lambda: Rate(BURST, RATE))
-    held: dict[bool, tuple[Word, Taken]] = field(default_factory=dict)
+    rate: TokenBucket = field(default_factory=lambda: TokenBucket(BURST, RATE))
+    held: dict[bool, tuple[Word, Applied]] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     told: bool = False
 
@@ -38,7 +38,7 @@ class GuestLimiter:
 
     def __init__(
         self,
-        emit: Callable[[Event, Taken], None],
+        emit: Callable[[Event, Applied], None],
         clock: Callable[[], float],
         note: Callable[..., None],
     ) -> None:
@@ -47,25 +47,25 @@ class GuestLimiter:
         self._note = note
         self._guests: dict[GuestId, _Guest] = {}
 
-    def hear(self, event: Event, taken: Taken = None) -> None:
-        """In the loop's thread. `taken` is cancelled where a newer word takes its place."""
+    def hear(self, event: Event, applied: Applied = None) -> None:
+        """In the loop's thread. `applied` is cancelled where a newer word takes its place."""
         if not isinstance(event, Word):
-            self._emit(event, taken)
+            self._emit(event, applied)
             return
         guest, now = self._guest(event.guest), self._clock()
         if not guest.held:
             guest.told = guest.told and not guest.rate.idle(now)
             if guest.rate.take(now):
-                self._emit(event, taken)
+                self._emit(event, applied)
                 return
         if not guest.told:
             guest.told = True
             self._note(TOO_OFTEN, guest=event.guest, warning=True)
-        kind = isinstance(event, Stays) or event.ask is Ask.INSIDE
+        kind = isinstance(event, ShutdownCancelled) or event.ask is RequestKind.INSIDE
         _, former = guest.held.pop(kind, (event, None))
         if former is not None:
             former.cancel()
-        guest.held[kind] = event, taken
+        guest.held[kind] = event, applied
         self._wait(guest, now)
 
     def close(self) -> None:

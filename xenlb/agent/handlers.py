@@ -16,10 +16,17 @@ from xenlb.ipvs import connections
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.table import IPAddress, Snapshot
 from xenlb.model import alarm, draining, host_drain
-from xenlb.model.events import Ask, DrainAllAsked, DrainAsked, Event, GuestId, UndrainAsked
+from xenlb.model.events import (
+    DrainAllRequested,
+    DrainRequested,
+    Event,
+    GuestId,
+    RequestKind,
+    UndrainRequested,
+)
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import DrainUntil, ServiceSettings
-from xenlb.model.suggestions import near, quoted
+from xenlb.model.suggestions import quoted, suggestion
 
 Request = Mapping[str, object]
 
@@ -27,7 +34,7 @@ HOLDERS = 5  # clients that are named to one who waits for a drain
 LEFT = 5  # services that are named where a drain would leave them without enough servers
 
 
-class Verbs:
+class Handlers:
     """`director_problems`: what is not as it should be of service addresses and sysctls."""
 
     def __init__(self, agent: Agent, director_problems: Callable[[], list[str]]) -> None:
@@ -205,32 +212,32 @@ class Verbs:
                 " go, and nothing was done",
                 hint="systemctl status libvirtd; xenlb drain works without libvirt",
             )
-        left = alarm.left_by(self._agent.state, guest.id, clock.now())
+        left = alarm.services_left_by(self._agent.state, guest.id, clock.now())
         if left and request.get("force") is not True:
             raise ControlError(
                 f"that would leave {' and '.join(left[:LEFT])}"
                 + (f" (and {len(left) - LEFT} more)" if len(left) > LEFT else ""),
                 hint="--force does it all the same",
             )
-        event = DrainAsked(
+        event = DrainRequested(
             at=clock.now(),
             guest=guest.id,
             by=str(request["by"]),
             timeout=_timeout(request),
-            then=None if then is None else Ask(str(then)),
+            then=None if then is None else RequestKind(str(then)),
         )
         return await self._ask(event, guest.id)
 
     async def undrain(self, request: Request) -> object:
         guest = self._running(request)
         was_out = draining.is_out(guest)
-        event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
+        event = UndrainRequested(at=clock.now(), guest=guest.id, by=str(request["by"]))
         answer = await self._ask(event, guest.id)
         return {**answer, "changed": was_out}
 
     async def drain_all(self, request: Request) -> object:
         """Drains what may be drained now; tells how far each is, and who is kept in service."""
-        event = DrainAllAsked(
+        event = DrainAllRequested(
             at=clock.now(),
             by=str(request["by"]),
             timeout=_timeout(request),
@@ -252,7 +259,7 @@ class Verbs:
         names = []
         for guest in host_drain.leavers(self._agent.state):
             if guest.drain is not None and guest.request is None:
-                event = UndrainAsked(at=clock.now(), guest=guest.id, by=str(request["by"]))
+                event = UndrainRequested(at=clock.now(), guest=guest.id, by=str(request["by"]))
                 await self._take(event)
                 names.append(guest.name)
         return {"guests": names}
@@ -262,10 +269,10 @@ class Verbs:
         return answers.guest(self._agent.state, guest, wall=clock.wall)
 
     async def _take(self, event: Event) -> None:
-        """Returns when the owner has taken the event and the kernel has heard of it."""
-        taken = asyncio.get_running_loop().create_future()
-        self._agent.emit(event, taken)
-        await taken
+        """Returns when the owner has applied the event and the kernel has heard of it."""
+        applied = asyncio.get_running_loop().create_future()
+        self._agent.emit(event, applied)
+        await applied
 
     async def take_over(self, request: Request) -> object:
         service = self._service(request.get("service"))
@@ -278,7 +285,7 @@ class Verbs:
         if found is None:
             raise ControlError(
                 f"there is no service {quoted(str(name))}",
-                hint=near(str(name), services)
+                hint=suggestion(str(name), services)
                 or "its name must stand under services: in the configuration",
             )
         return found
@@ -287,12 +294,12 @@ class Verbs:
         text = request.get("guest")
         if not isinstance(text, str) or not text:
             raise ControlError("which guest?", hint="name it or give its UUID", status=USAGE)
-        found = answers.matching(self._agent.state, text)
+        found = answers.guests_named(self._agent.state, text)
         if not found:
             names = {guest.name for guest in self._agent.state.guests.values()}
             raise ControlError(
                 f"no guest {quoted(text)} is known here",
-                hint=near(text, names) or "virsh list --all shows the guests of this host",
+                hint=suggestion(text, names) or "virsh list --all shows the guests of this host",
             )
         if len(found) > 1:
             raise ControlError(

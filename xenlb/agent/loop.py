@@ -1,11 +1,8 @@
 """The agent: the one task that owns the state and the kernel's table.
 
-Sources put events into a queue. The owner takes all that is there, folds them into the state, and
-in the same breath gives the kernel what follows from it; then, and only then, it tells the sources
-what interests it now. What must outlive it is written down in between (state_file.py). Nothing else
-changes state or table.
-
-The wiring of the sources is in sources.py, the control socket's verbs in handlers.py.
+Sources put events into a queue. Each round folds the queued events into the state, writes the
+difference to the kernel's table, saves the state, and then tells the sources of the new state.
+Nothing else changes state or table.
 """
 
 import asyncio
@@ -19,22 +16,22 @@ from pathlib import Path
 from xenlb import clock
 from xenlb.agent import table_notes
 from xenlb.agent.configuration import Configuration
-from xenlb.agent.event_log import Journal
+from xenlb.agent.event_log import EventLog
 from xenlb.agent.guest_limiter import GuestLimiter
 from xenlb.agent.table_reads import TableReads
 from xenlb.config import ConfigError
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteService, Op
-from xenlb.ipvs.reconciler import Reconciler, repairs, surprised
+from xenlb.ipvs.reconciler import Reconciler, contradicts_cache, repairs
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey, Snapshot, Table
 from xenlb.model.desired import desired, next_deadline
 from xenlb.model.drain import Counts
-from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, Probed, Tick
-from xenlb.model.reducer import step
+from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, ProbeFinished, Tick
+from xenlb.model.reducer import reduce
 from xenlb.model.settings import ServiceSettings, Settings, needed_uris
 from xenlb.model.state import Note, State
-from xenlb.store.saved_state import Saved
+from xenlb.store.saved_state import SavedState
 from xenlb.store.state_file import StateFile
 
 log = logging.getLogger(__name__)
@@ -69,10 +66,10 @@ class Agent:
         self.file = StateFile(state_file) if isinstance(state_file, Path) else state_file
         self.state_file = self.file.path
         self.socket = socket
-        self.changed: Callable[[State, State], None] = lambda before, after: None
-        self.begun = asyncio.Event()
+        self.on_state_change: Callable[[State, State], None] = lambda before, after: None
+        self.first_sync_done = asyncio.Event()
         history = self.state_file.with_name("events.jsonl")
-        self.journal = Journal(wall=clock.wall, file=history)
+        self.journal = EventLog(wall=clock.wall, file=history)
         saved = self.file.saved
         self.state = saved.state
         self.addresses = saved.addresses
@@ -88,7 +85,7 @@ class Agent:
         self._told_problem = ""  # the kernel's refusal that the journal has already
         self._reads = TableReads(reader or Kernel())
         self._queue: deque[Event] = deque()
-        self._taken: list[tuple[Event, asyncio.Future[None]]] = []
+        self._applied: list[tuple[Event, asyncio.Future[None]]] = []
         self._news = asyncio.Event()
         self._snapshot: Snapshot | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -105,25 +102,25 @@ class Agent:
 
     # --- what others call ------------------------------------------------------------------------
 
-    def emit(self, event: Event, taken: asyncio.Future[None] | None = None) -> None:
-        """Takes an event; in the loop's thread. `taken` is done when the kernel has heard of it,
+    def emit(self, event: Event, applied: asyncio.Future[None] | None = None) -> None:
+        """Takes an event; in the loop's thread. `applied` is done when the kernel has heard of it,
         and cancelled where a newer word of the same guest takes its place."""
-        self._limiter.hear(event, taken)
+        self._limiter.hear(event, applied)
 
-    def _queue_event(self, event: Event, taken: asyncio.Future[None] | None) -> None:
+    def _queue_event(self, event: Event, applied: asyncio.Future[None] | None) -> None:
         self._queue.append(event)
-        if taken is not None:
-            self._taken.append((event, taken))
+        if applied is not None:
+            self._applied.append((event, applied))
         self._news.set()
 
     def configure(
         self,
         settings: Settings,
         counters: Counts | None = None,
-        taken: asyncio.Future[None] | None = None,
+        applied: asyncio.Future[None] | None = None,
     ) -> None:
         settings = replace(settings, uris=needed_uris(settings))
-        self.emit(Configured(at=clock.now(), settings=settings, counters=counters), taken)
+        self.emit(Configured(at=clock.now(), settings=settings, counters=counters), applied)
 
     async def reload(self, *, ordered: bool = True) -> tuple[str, ...]:
         """Reads the configuration again; the problems, if it is refused. When this returns the
@@ -141,10 +138,10 @@ class Agent:
             counters = None
             with suppress(IpvsError):  # it tells of itself; connections are not counted then
                 counters = (await self.reread()).counters
-            taken = asyncio.get_running_loop().create_future()
-            self.configure(loaded.settings, counters, taken)
+            applied = asyncio.get_running_loop().create_future()
+            self.configure(loaded.settings, counters, applied)
             await configuration.use(loaded)
-            await taken
+            await applied
         return ()
 
     async def reread(self) -> Snapshot:
@@ -180,7 +177,7 @@ class Agent:
 
     # --- the owner task --------------------------------------------------------------------------
 
-    async def own(self) -> None:
+    async def run(self) -> None:
         """Until cancelled. `round_at` is the time of the last round, at most PULSE ago."""
         try:
             while True:
@@ -221,16 +218,16 @@ class Agent:
         now = clock.now()
         if self._due is not None and self._due <= now:
             events.append(Tick(at=now))
-        alone = all(isinstance(event, Probed) for event in events)
-        heard, taken, until = float("inf"), 0, now + (RESULTS_TIME if alone else 0.0)
+        alone = all(isinstance(event, ProbeFinished) for event in events)
+        heard, applied, until = float("inf"), 0, now + (RESULTS_TIME if alone else 0.0)
         late: list[Event] = []
         for event in events:
-            if isinstance(event, Probed):
-                if taken and clock.now() >= until:
+            if isinstance(event, ProbeFinished):
+                if applied and clock.now() >= until:
                     late.append(event)
                     continue
-                taken += 1
-            result = step(self.state, event)
+                applied += 1
+            result = reduce(self.state, event)
             self.state = result.state
             heard = min(heard, event.at)
             notes += result.notes
@@ -240,14 +237,14 @@ class Agent:
         # The kernel first: writing a log may take its time.
         notes += self._apply(names, heard if events else None)
         self._save()
-        self._answer_taken()
+        self._answer_applied()
         if self._reading is None:
             self._reads.answer(self.table())
         guests = {**self.state.guests, **before.guests}
         for note in notes:
             self.journal.write(note, guests)
         if events:
-            self.changed(before, self.state)
+            self.on_state_change(before, self.state)
         self._upkeep()
 
     def _next(self) -> list[Event]:
@@ -256,21 +253,23 @@ class Agent:
         later: deque[Event] = deque()
         results = 0
         for event in self._queue:
-            if isinstance(event, Probed):
+            if isinstance(event, ProbeFinished):
                 results += 1
-            (later if isinstance(event, Probed) and results > RESULTS else events).append(event)
+            (later if isinstance(event, ProbeFinished) and results > RESULTS else events).append(
+                event
+            )
         self._queue = later
         return events
 
-    def _answer_taken(self) -> None:
+    def _answer_applied(self) -> None:
         """Tells those whose event the kernel has heard of."""
         waiting = set(map(id, self._queue))
-        asked, self._taken = self._taken, []
-        for event, taken in asked:
+        asked, self._applied = self._applied, []
+        for event, applied in asked:
             if id(event) in waiting:
-                self._taken.append((event, taken))
-            elif not taken.done():
-                taken.set_result(None)
+                self._applied.append((event, applied))
+            elif not applied.done():
+                applied.set_result(None)
 
     def _apply(self, names: Collection[str] | None, heard: float | None) -> list[Note]:
         """Gives the kernel what follows from the state, for the named services or for all."""
@@ -278,7 +277,7 @@ class Agent:
         snapshot, self._snapshot = self._snapshot, None
         thought = self.table()
         if snapshot is not None:
-            self.reconciler.absorb(snapshot)
+            self.reconciler.load_snapshot(snapshot)
             self._swept, self._known = False, True
         if not self._known:
             return []
@@ -296,7 +295,7 @@ class Agent:
             self._save()
         ops = self.reconciler.plan(want, whole=whole, removable=self.state.listed)
         drift = frozenset[Op]()
-        if snapshot is not None and self.begun.is_set() and not self._told_problem:
+        if snapshot is not None and self.first_sync_done.is_set() and not self._told_problem:
             drift = repairs(ops, thought, self.table())
         # A service takes all its servers along, and since the last read another tool may have put
         # one of its own there.
@@ -309,7 +308,9 @@ class Agent:
         news = []
         if snapshot is not None:
             told, self._foreign = self._foreign, self.reconciler.foreign(want).servers
-            news = table_notes.foreign(self._foreign - told, self.state.settings.services, now)
+            news = table_notes.foreign_notes(
+                self._foreign - told, self.state.settings.services, now
+            )
         try:
             result = self.reconciler.execute(ops, now)
         except IpvsError as error:
@@ -319,16 +320,16 @@ class Agent:
             self.repairs = tuple(f"ipvsadm {op}" for op in result.done if op in drift)
         if not self.kernel_problem:
             self._told_problem = ""
-        if surprised(result.failed):
+        if contradicts_cache(result.failed):
             self._resync_soon()
         if whole:
             self._swept = True
-            self.begun.set()
+            self.first_sync_done.set()
             self.reconciler.forgive(ops)
             if self.reconciler.release(want):
                 self._note_owned()
         took = None if heard is None else clock.now() - heard
-        return news + table_notes.of_pass(result, self.reconciler, drift, clock.now(), took)
+        return news + table_notes.pass_notes(result, self.reconciler, drift, clock.now(), took)
 
     def _resync_soon(self) -> None:
         if not self.kernel_problem:  # else its time is set
@@ -346,14 +347,14 @@ class Agent:
         return [note.text for note in notes]
 
     def _kernel_failed(self, error: IpvsError) -> None:
-        """A read or a write. The table is believed to be as it was, and written all the same: what
+        """A read or a write. The table is cached to be as it was, and written all the same: what
         stood in the way of one message may have passed."""
         first = not self._told_problem
         if str(error) != self._told_problem:
             self.note(str(error), warning=True)
         self.kernel_problem = self._told_problem = str(error)
         self._resync_at = clock.now() + (0.0 if first else RETRY)
-        self.begun.set()
+        self.first_sync_done.set()
         self._swept = False
 
     # --- upkeep: full reads, the state file ------------------------------------------------------
@@ -385,7 +386,7 @@ class Agent:
     def _save(self) -> None:
         services, servers = self._owned
         self.file.save(
-            Saved(
+            SavedState(
                 state=self.state,
                 services=services,
                 servers=servers,
@@ -395,5 +396,5 @@ class Agent:
         )
 
     def table(self) -> Table:
-        """The table as it is believed to be."""
-        return Table(entries=self.reconciler.believed)
+        """The table as it is cached to be."""
+        return Table(entries=self.reconciler.cached)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xenlb import clock
 from xenlb.agent.configuration import Start
-from xenlb.agent.handlers import Verbs
+from xenlb.agent.handlers import Handlers
 from xenlb.agent.loop import Agent
 from xenlb.agent.sources import Sources
 from xenlb.config.watcher import ConfigWatcher
@@ -67,14 +67,14 @@ class Daemon:
             self._loop.add_signal_handler(number, stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_ordered)
         sources = Sources(self._agent)
-        verbs = Verbs(self._agent, sources.director_problems)
+        verbs = Handlers(self._agent, sources.director_problems)
         async with ControlServer(self._socket, verbs.handlers(), lock=self._lock):
-            self._agent.changed = sources.follow
+            self._agent.on_state_change = sources.on_state_change
             await self._begin(first)
             tasks = [
                 asyncio.create_task(work, name=name)
                 for name, work in {
-                    "owner": self._agent.own(),
+                    "owner": self._agent.run(),
                     "reloads": self._reloads(),
                     "signs of life": self._signs_of_life(),
                     "stop": stop.wait(),
@@ -123,7 +123,7 @@ class Daemon:
             self._notifier.ready("the configuration is refused" if problems else "balancing")
 
     async def _signs_of_life(self) -> None:
-        await self._agent.begun.wait()
+        await self._agent.first_sync_done.wait()
         keep_for_good()
         self._notifier.ready("balancing")
         log.info("ready")

@@ -10,11 +10,11 @@ from contextlib import AbstractAsyncContextManager
 from xenlb.agent.loop import Agent
 from xenlb.control.guest_secrets import KeyFileError, guest_secret, master_key
 from xenlb.guestside import provision, self_config
-from xenlb.guestside.lock import folder_beside, turn
+from xenlb.guestside.lock import guest_lock, lock_folder
 from xenlb.guestside.render.template import TemplateError
 from xenlb.guestside.requirements.compile import NeedsError
-from xenlb.guestside.requirements.hold import Hold, Tell, compile_hold, tell_where_heard
-from xenlb.guestside.target import Subject, subject_of
+from xenlb.guestside.requirements.hold import Hold, NotifyVia, compile_hold, reachable_notify_via
+from xenlb.guestside.target import GuestTarget, guest_target
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.hypervisor.uri import real_uri
 from xenlb.hypervisor.xenstore.source import XenstoreSource
@@ -27,7 +27,7 @@ from xenlb.model.provision_requests import ProvisionRequest
 PATIENCE = 5.0  # seconds
 
 
-class NotSeen(Exception):
+class InspectionFailed(Exception):
     """Nothing can be said of the guest; one sentence. `may_boot`: because it does not answer yet,
     or its address is not known yet."""
 
@@ -36,7 +36,7 @@ class NotSeen(Exception):
         self.may_boot = may_boot
 
 
-async def look(
+async def inspect_guest(
     agent: Agent, guest: GuestId, request: ProvisionRequest, xenstore: XenstoreSource | None
 ) -> tuple[Verdict, ...]:
     """`xenstore`: of the guest's libvirt, where there is one. Raises NotSeen."""
@@ -46,17 +46,17 @@ async def look(
             return await _self_made(agent, subject, request, xenstore)
         return await _reached(agent, subject, request)
     except (DeliveryError, NeedsError) as error:
-        raise NotSeen(error.message, may_boot=True) from None
+        raise InspectionFailed(error.message, may_boot=True) from None
     except KeyFileError as error:
-        raise NotSeen(error.message) from None
+        raise InspectionFailed(error.message) from None
     except TemplateError as error:
-        raise NotSeen(str(error)) from None
+        raise InspectionFailed(str(error)) from None
 
 
-async def _subject(agent: Agent, guest: GuestId, request: ProvisionRequest) -> Subject:
+async def _subject(agent: Agent, guest: GuestId, request: ProvisionRequest) -> GuestTarget:
     known = agent.state.guests.get(guest)
     uri = await asyncio.to_thread(real_uri, guest.uri)
-    return await subject_of(
+    return await guest_target(
         name=str(guest.uuid) if known is None else known.name,
         uuid=guest.uuid,
         uri=uri,
@@ -69,38 +69,38 @@ async def _subject(agent: Agent, guest: GuestId, request: ProvisionRequest) -> S
 
 def _hold(agent: Agent, guest: GuestId, uri: str, request: ProvisionRequest) -> Hold:
     listen = agent.state.settings.listen
-    tell = tell_where_heard(uri, listen)
-    secret = guest_secret(master_key(), guest.uuid) if tell is Tell.TCP else ""
+    tell = reachable_notify_via(uri, listen)
+    secret = guest_secret(master_key(), guest.uuid) if tell is NotifyVia.TCP else ""
     return compile_hold(request.services, guest.uuid, tell=tell, agent=listen, secret=secret)
 
 
 async def _reached(
-    agent: Agent, subject: Subject, request: ProvisionRequest
+    agent: Agent, subject: GuestTarget, request: ProvisionRequest
 ) -> tuple[Verdict, ...]:
     overrides = agent.config.parent / "templates"
-    reached = await provision.way_into(subject)
+    reached = await provision.open_access(subject)
     if reached.channel is None:
-        raise NotSeen(f"{subject.name} can be reached only while it is off")
+        raise InspectionFailed(f"{subject.name} can be reached only while it is off")
     seen = None
     if request.apply:
         async with _turn(agent, subject):
             found = await provision.survey(subject, reached, overrides=overrides)
             seen = (await provision.apply(found, reached, overrides=overrides)).seen
     if seen is None:
-        seen = await provision.see(subject, reached.channel)
+        seen = await provision.inspect(subject, reached.channel)
     return await asyncio.to_thread(provision.verdicts, subject, seen)
 
 
-def _turn(agent: Agent, subject: Subject) -> AbstractAsyncContextManager[None]:
-    folder = folder_beside(agent.socket)
-    return turn(folder, subject.uuid, name=subject.name, patience=PATIENCE)
+def _turn(agent: Agent, subject: GuestTarget) -> AbstractAsyncContextManager[None]:
+    folder = lock_folder(agent.socket)
+    return guest_lock(folder, subject.uuid, name=subject.name, patience=PATIENCE)
 
 
 async def _self_made(
-    agent: Agent, subject: Subject, request: ProvisionRequest, xenstore: XenstoreSource | None
+    agent: Agent, subject: GuestTarget, request: ProvisionRequest, xenstore: XenstoreSource | None
 ) -> tuple[Verdict, ...]:
     if xenstore is None:
-        raise NotSeen(f"{subject.name} is not a guest of this host's Xen")
+        raise InspectionFailed(f"{subject.name} is not a guest of this host's Xen")
     async with _turn(agent, subject):
-        problem = await self_config.bring(subject, xenstore)
+        problem = await self_config.deliver_settings(subject, xenstore)
     return tuple(Verdict(service=service, problem=problem) for service in request.services)

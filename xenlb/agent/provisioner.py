@@ -20,7 +20,7 @@ from functools import partial
 from xenlb import clock
 from xenlb.agent.loop import Agent
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import GuestId, SideSeen, Verdict
+from xenlb.model.events import GuestId, GuestInspected, Verdict
 from xenlb.model.provision_requests import ProvisionRequest, provision_requests
 from xenlb.model.state import State
 
@@ -41,7 +41,7 @@ def pause_after(looks: int, hung: int) -> float:
     return min(FIRST_PAUSE * 2.0 ** min(looks - 1, 10), LONGEST_PAUSE)
 
 
-class Sides:
+class Provisioner:
     """`xenstores` are the running sources, by URI."""
 
     def __init__(self, agent: Agent, xenstores: Mapping[str, XenstoreSource]) -> None:
@@ -55,7 +55,7 @@ class Sides:
         self._pauses: dict[GuestId, asyncio.Event] = {}
         self._news = asyncio.Event()
 
-    def follow(self, before: State, state: State) -> None:
+    def on_state_change(self, before: State, state: State) -> None:
         """Heeds the state after a round."""
         if before.guests is state.guests and before.candidates is state.candidates:
             return
@@ -101,13 +101,13 @@ class Sides:
         """Until all is in place, or something else is wished."""
         looks = 0
         while self._requests.get(guest) == request:
-            look = self._verdicts if request.configures_itself else self._in_a_place
-            verdicts = await look(guest, request)
+            inspect_guest = self._verdicts if request.configures_itself else self._in_a_place
+            verdicts = await inspect_guest(guest, request)
             looks += 1
             if self._requests.get(guest) != request:
                 return
             if verdicts is not None:
-                seen = SideSeen(
+                seen = GuestInspected(
                     at=clock.now(), guest=guest, incarnation=request.incarnation, verdicts=verdicts
                 )
                 self._agent.emit(seen)
@@ -132,12 +132,14 @@ class Sides:
         lane = self._slow if guest in self.late else self._quick
         await lane.acquire()
         begun, given_up = clock.now(), False
-        look = asyncio.create_task(self._verdicts(guest, request), name=f"look into {guest}")
+        inspect_guest = asyncio.create_task(
+            self._verdicts(guest, request), name=f"look into {guest}"
+        )
         try:
-            await asyncio.wait({look}, timeout=IN_TIME)
-            if look.done():
+            await asyncio.wait({inspect_guest}, timeout=IN_TIME)
+            if inspect_guest.done():
                 self.late.discard(guest)
-                return look.result()
+                return inspect_guest.result()
             self.late.add(guest)
             if lane is self._quick:
                 if self._slow.locked():
@@ -147,14 +149,14 @@ class Sides:
                 await self._slow.acquire()  # at once, as it is free
                 lane.release()
                 lane = self._slow
-            return await look
+            return await inspect_guest
         finally:
             if given_up or clock.now() - begun >= HANGS:
                 self._hung[guest] = self._hung.get(guest, 0) + 1
             else:
                 self._hung.pop(guest, None)
-            look.cancel()
-            await asyncio.wait({look})
+            inspect_guest.cancel()
+            await asyncio.wait({inspect_guest})
             lane.release()
 
     async def _verdicts(
@@ -162,11 +164,11 @@ class Sides:
     ) -> tuple[Verdict, ...] | None:
         """None: nothing can be said, which is no news of a guest that boots."""
         # What goes into guests is loaded when a guest is to be looked at: not every agent does.
-        from xenlb.agent.provision import NotSeen, look  # noqa: PLC0415
+        from xenlb.agent.provision import InspectionFailed, inspect_guest  # noqa: PLC0415
 
         try:
-            return await look(self._agent, guest, request, self._xenstores.get(guest.uri))
-        except NotSeen as error:
+            return await inspect_guest(self._agent, guest, request, self._xenstores.get(guest.uri))
+        except InspectionFailed as error:
             if error.may_boot and clock.now() - request.booted < BOOTING:
                 log.debug("guest %s: %s", guest, error)
                 return None

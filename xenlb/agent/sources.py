@@ -8,14 +8,14 @@ from functools import partial
 from uuid import UUID
 
 from xenlb import clock
-from xenlb.agent.conntrack_flusher import Flushing
-from xenlb.agent.drain_worker import Drains
+from xenlb.agent.conntrack_flusher import ConntrackFlusher
+from xenlb.agent.drain_worker import DrainWorker
 from xenlb.agent.loop import Agent
-from xenlb.agent.provisioner import Sides
+from xenlb.agent.provisioner import Provisioner
 from xenlb.control.guest_listener import GuestListener
 from xenlb.control.guest_secrets import HostKey, guest_secret
 from xenlb.director import sysctls
-from xenlb.director.addresses import Placed, ServiceAddresses
+from xenlb.director.addresses import PlacedAddress, ServiceAddresses
 from xenlb.director.interface import towards
 from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses.finder import AddressFinder
@@ -24,11 +24,19 @@ from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.uri import is_local_xen
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.ipvs.table import Forwarding
-from xenlb.model.events import Ask, Asked, Died, Event, GuestId, Stays, SysctlsSeen
+from xenlb.model.events import (
+    Died,
+    Event,
+    GuestId,
+    RequestKind,
+    ShutdownCancelled,
+    ShutdownRequested,
+    SysctlsChecked,
+)
 from xenlb.model.guest import Phase
 from xenlb.model.host_drain import is_local
 from xenlb.model.membership import guests_needing_address, metadata_addresses
-from xenlb.model.reserved_addresses import taken_by
+from xenlb.model.reserved_addresses import addresses_in_use
 from xenlb.model.settings import AddressPolicy
 from xenlb.model.state import State
 
@@ -51,18 +59,20 @@ class Sources:
         self.libvirts: dict[str, LibvirtSource] = {}
         self._xenstores: dict[str, XenstoreSource] = {}
         self._health = HealthRunner(agent.emit, clock.now)
-        self._drains = Drains(agent, self.libvirts)
-        self._flushing = Flushing(agent.note)
-        self._sides = Sides(agent, self._xenstores)
+        self._drains = DrainWorker(agent, self.libvirts)
+        self._flushing = ConntrackFlusher(agent.note)
+        self._sides = Provisioner(agent, self._xenstores)
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
         self._key = HostKey()
         self._listener = GuestListener(self._secret_of, self.said)
         self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
         self._addresses = ServiceAddresses(
-            frozenset(Placed(interface=name, address=address) for name, address in agent.addresses),
+            frozenset(
+                PlacedAddress(interface=name, address=address) for name, address in agent.addresses
+            ),
             changed=self._keep_addresses,
         )
-        self._findings: tuple[sysctls.Finding, ...] = ()
+        self._findings: tuple[sysctls.SysctlFinding, ...] = ()
         self._lacks: tuple[str, ...] = ()
         self._look_at_sysctls = asyncio.Event()
 
@@ -82,17 +92,17 @@ class Sources:
         for name in list(self._tasks):
             await self._end(name)
 
-    def follow(self, before: State, after: State) -> None:
+    def on_state_change(self, before: State, after: State) -> None:
         """Tells every source what interests the state now; called after each round."""
         self._health.targets(after.health)
-        self._drains.follow(after)
-        self._flushing.follow(before, after)
-        self._sides.follow(before, after)
+        self._drains.on_state_change(after)
+        self._flushing.on_state_change(before, after)
+        self._sides.on_state_change(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
             self._finder.interest(guests_needing_address(after))
             settings = after.settings
             self._finder.context(
-                taken_by(settings.services), settings.networks, metadata_addresses(after)
+                addresses_in_use(settings.services), settings.networks, metadata_addresses(after)
             )
         if before.settings is not after.settings or before.links.keys() != after.links.keys():
             self._reconfigure(after)
@@ -133,13 +143,15 @@ class Sources:
         for guest in guests:
             at, number = clock.now(), guest.incarnation
             if word == "leaving":
-                event: Event = Asked(at=at, guest=guest.id, incarnation=number, ask=Ask.INSIDE)
+                event: Event = ShutdownRequested(
+                    at=at, guest=guest.id, incarnation=number, ask=RequestKind.INSIDE
+                )
             else:
-                event = Stays(at=at, guest=guest.id, incarnation=number)
-            taken = asyncio.get_running_loop().create_future()
-            self._agent.emit(event, taken)
-            await asyncio.wait({taken})  # what is answered is true: the kernel has heard of it
-            if taken.cancelled():
+                event = ShutdownCancelled(at=at, guest=guest.id, incarnation=number)
+            applied = asyncio.get_running_loop().create_future()
+            self._agent.emit(event, applied)
+            await asyncio.wait({applied})  # what is answered is true: the kernel has heard of it
+            if applied.cancelled():
                 return False  # a newer word has taken its place
         return bool(guests)
 
@@ -191,7 +203,9 @@ class Sources:
 
     async def _set_sysctls(self) -> None:
         """Now, when the configuration changes, and now and then: others set them too."""
-        await self._agent.begun.wait()  # reading the table has loaded ip_vs, if anything can
+        await (
+            self._agent.first_sync_done.wait()
+        )  # reading the table has loaded ip_vs, if anything can
         while True:
             self._look_at_sysctls.clear()
             settings = self._agent.state.settings
@@ -214,7 +228,7 @@ class Sources:
             self._findings = outcome.findings
             amiss = frozenset(finding.name for finding in outcome.findings)
             if amiss != self._agent.state.amiss:
-                self._agent.emit(SysctlsSeen(at=clock.now(), amiss=amiss))
+                self._agent.emit(SysctlsChecked(at=clock.now(), amiss=amiss))
             if outcome.changes:
                 self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})
             with suppress(TimeoutError):

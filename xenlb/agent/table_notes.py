@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 
 from xenlb.ipvs.op import Op
-from xenlb.ipvs.reconciler import Pass, Reconciler
+from xenlb.ipvs.reconciler import Reconciler, ReconcileResult
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model.change_summary import names_of
 from xenlb.model.service_remarks import foreign_server
@@ -11,8 +11,12 @@ from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Note
 
 
-def of_pass(
-    result: Pass, reconciler: Reconciler, drift: Collection[Op], now: float, took: float | None
+def pass_notes(
+    result: ReconcileResult,
+    reconciler: Reconciler,
+    drift: Collection[Op],
+    now: float,
+    took: float | None,
 ) -> list[Note]:
     """What was done, and what the kernel has refused for the first time. `drift`: the operations
     that repair what others changed; `took`: the seconds since the event that the others follow."""
@@ -30,7 +34,7 @@ def of_pass(
     return notes
 
 
-def foreign(
+def foreign_notes(
     servers: Iterable[tuple[ServiceKey, ServerKey]], services: Iterable[ServiceSettings], now: float
 ) -> list[Note]:
     """Servers of other tools in services of ours that were not told yet."""

@@ -35,12 +35,12 @@ def render(
     check_place(output, as_tar=as_tar)
     from xenlb.cli import guest_common
     from xenlb.guestside.director_files import director_files
-    from xenlb.guestside.render.facts import Facts, Link
+    from xenlb.guestside.render.facts import Facts, NetworkLink
     from xenlb.model.guest_side import System
 
     settings = guest_common.settings_of(options)
     interface = settings.director.interface or ""
-    facts = Facts(links=(Link(interface=interface, network_file=network_file),))
+    facts = Facts(links=(NetworkLink(interface=interface, network_file=network_file),))
     files = guest_common.excused(
         lambda: director_files(
             settings, system=System(system), facts=facts, overrides=options.templates

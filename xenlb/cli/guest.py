@@ -19,16 +19,16 @@ from xenlb.control.protocol import FAILED
 
 if TYPE_CHECKING:
     from xenlb.guestside.inspect.finding import Difference
-    from xenlb.guestside.install.planner import Changed
-    from xenlb.guestside.provision import Done, Survey
-    from xenlb.guestside.self_config_status import Seen
-    from xenlb.guestside.target import Subject
-    from xenlb.guestside.transport.open import Reached
+    from xenlb.guestside.install.planner import ChangedFiles
+    from xenlb.guestside.provision import Applied, Survey
+    from xenlb.guestside.self_config_status import SelfConfigStatus
+    from xenlb.guestside.target import GuestTarget
+    from xenlb.guestside.transport.open import Access
 
     class Work(Protocol):
         """work.apply or work.remove."""
 
-        async def __call__(self, found: Survey, reached: Reached, *, overrides: Path) -> Done: ...
+        async def __call__(self, found: Survey, reached: Access, *, overrides: Path) -> Applied: ...
 
 
 BY_ITS_OWN_WORD = "has all that it needs, as it says itself"
@@ -178,12 +178,12 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
         return guest_selfconfig.remove(options, it)
     from xenlb.cli import guest_common
     from xenlb.guestside import provision
-    from xenlb.guestside.install.planner import Changed
+    from xenlb.guestside.install.planner import ChangedFiles
 
-    changed = Changed.DISCARD if force else Changed.KEEP
+    changed = ChangedFiles.DISCARD if force else ChangedFiles.KEEP
     found, done = guest_common.run(_in_turn(options, it, way, provision.remove, removing=changed))
     _told(found)
-    if found.look.plan.kept:
+    if found.files.plan.kept:
         raise Failure(
             f"not everything was removed from {it.name}",
             hint="xenlb guest remove --force takes away what was changed, too",
@@ -192,7 +192,7 @@ def remove(options: Options, guest: str, *, way: Way, force: bool) -> None:
     return _ended(it, said=done.said, well="has nothing of xenlb")
 
 
-def _subject(options: Options, name: str, way: Way) -> "Subject":
+def _subject(options: Options, name: str, way: Way) -> "GuestTarget":
     from xenlb.cli import guest_common
     from xenlb.model.guest_side import Delivery
 
@@ -202,19 +202,19 @@ def _subject(options: Options, name: str, way: Way) -> "Subject":
     held = guest_common.hold(found, settings, key=way.key)
     delivery = "rootfs" if way.root is not None else way.delivery
     return guest_common.run(
-        guest_common.subject(
+        guest_common.target_of(
             found, held, delivery=None if delivery is None else Delivery(delivery), ssh=way.ssh
         )
     )
 
 
-def _makes_itself(it: "Subject") -> bool:
+def _makes_itself(it: "GuestTarget") -> bool:
     from xenlb.model.guest_side import Delivery
 
     return it.side.delivery is Delivery.XENSTORE
 
 
-def _surveyed(options: Options, it: "Subject", way: Way) -> "Survey":
+def _surveyed(options: Options, it: "GuestTarget", way: Way) -> "Survey":
     from xenlb.cli import guest_common
 
     found, _ = guest_common.run(_survey(options, it, way))
@@ -222,27 +222,27 @@ def _surveyed(options: Options, it: "Subject", way: Way) -> "Survey":
 
 
 async def _survey(
-    options: Options, it: "Subject", way: Way, *, removing: "Changed | None" = None
-) -> "tuple[Survey, Reached]":
+    options: Options, it: "GuestTarget", way: Way, *, removing: "ChangedFiles | None" = None
+) -> "tuple[Survey, Access]":
     from xenlb.guestside import provision
 
-    reached = await provision.way_into(it, root=way.root)
+    reached = await provision.open_access(it, root=way.root)
     found = await provision.survey(it, reached, overrides=options.templates, removing=removing)
     return found, reached
 
 
 async def _in_turn(
     options: Options,
-    it: "Subject",
+    it: "GuestTarget",
     way: Way,
     work: "Work",
     *,
-    removing: "Changed | None" = None,
-) -> "tuple[Survey, Done]":
+    removing: "ChangedFiles | None" = None,
+) -> "tuple[Survey, Applied]":
     """What was found, and what `work` has made of it, while nobody else changes the guest."""
     from xenlb.cli import guest_common
 
-    async with guest_common.turn(options, it):
+    async with guest_common.locked_guest(options, it):
         found, reached = await _survey(options, it, way, removing=removing)
         return found, await work(found, reached, overrides=options.templates)
 
@@ -250,21 +250,21 @@ async def _in_turn(
 def _changes(found: "Survey") -> list[str]:
     from xenlb.guestside.install.preview import differences
 
-    lines = list(differences(found.look.plan, found.look.present))
-    lines += list(found.look.plan.notes)
+    lines = list(differences(found.files.plan, found.files.present))
+    lines += list(found.files.plan.notes)
     return lines + [str(each) for each in found.differences]
 
 
 def _told(found: "Survey") -> None:
-    for operation in found.look.plan.operations:
-        if operation.path in found.look.plan.paths:
+    for operation in found.files.plan.operations:
+        if operation.path in found.files.plan.paths:
             click.echo(operation)
-    for note in found.look.plan.notes:
+    for note in found.files.plan.notes:
         click.echo(note)
 
 
 def _ended(
-    it: "Subject",
+    it: "GuestTarget",
     *,
     said: tuple[str, ...] = (),
     left: "tuple[Difference, ...]" = (),
@@ -284,11 +284,11 @@ def _json(found: "Survey") -> dict[str, object]:
         **_json_of(found.subject, found.differences),
         "system": found.platform.system.value,
         "init": found.platform.init.value,
-        "files": [f"/{path}" for path in found.look.plan.paths],
+        "files": [f"/{path}" for path in found.files.plan.paths],
     }
 
 
-def _json_of_self_made(it: "Subject", seen: "Seen") -> dict[str, object]:
+def _json_of_self_made(it: "GuestTarget", seen: "SelfConfigStatus") -> dict[str, object]:
     """Nobody has looked into it: it has no files to be written, and what it is, is not known."""
     return {
         **_json_of(it, seen.differences),
@@ -299,7 +299,7 @@ def _json_of_self_made(it: "Subject", seen: "Seen") -> dict[str, object]:
     }
 
 
-def _json_of(it: "Subject", left: "tuple[Difference, ...]") -> dict[str, object]:
+def _json_of(it: "GuestTarget", left: "tuple[Difference, ...]") -> dict[str, object]:
     return {
         "guest": it.name,
         "uuid": str(it.uuid),

@@ -16,18 +16,23 @@ from xenlb.config import ConfigError, load
 from xenlb.control.guest_secrets import KeyFileError, guest_secret, master_key
 from xenlb.control.protocol import FAILED, NOT_PERMITTED, UNREACHABLE, ControlError
 from xenlb.guestside.inspect.parse import ObserveError
-from xenlb.guestside.lock import folder_beside
-from xenlb.guestside.lock import turn as turn_of
+from xenlb.guestside.lock import guest_lock, lock_folder
 from xenlb.guestside.render.template import TemplateError
 from xenlb.guestside.requirements.compile import NeedsError
-from xenlb.guestside.requirements.hold import Hold, Tell, compile_hold, tell_by, tell_where_heard
-from xenlb.guestside.target import Subject, subject_of
+from xenlb.guestside.requirements.hold import (
+    Hold,
+    NotifyVia,
+    compile_hold,
+    notify_via_of,
+    reachable_notify_via,
+)
+from xenlb.guestside.target import GuestTarget, guest_target
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.hypervisor.uri import SourceUnavailable, real_uri
 from xenlb.model.guest_side import Delivery
 from xenlb.model.settings import Settings
 from xenlb.oneshot import find_guest
-from xenlb.oneshot.find_guest import Found
+from xenlb.oneshot.find_guest import GuestIdentity
 
 T = TypeVar("T")
 PATIENCE = 300.0  # seconds; who is at work in a guest may have a slow one
@@ -40,7 +45,7 @@ def settings_of(options: Options) -> Settings:
         raise invalid(error) from None
 
 
-def find(options: Options, settings: Settings, name: str) -> Found:
+def find(options: Options, settings: Settings, name: str) -> GuestIdentity:
     """The guest as the agent knows it; as libvirt does where no agent runs."""
     try:
         found = _found(options, settings, name)
@@ -49,7 +54,7 @@ def find(options: Options, settings: Settings, name: str) -> Found:
         raise Failure(error.message, hint=error.hint) from error
 
 
-def _found(options: Options, settings: Settings, name: str) -> Found:
+def _found(options: Options, settings: Settings, name: str) -> GuestIdentity:
     try:
         return find_guest.by_agent(options.socket, settings, name)
     except ControlError as error:
@@ -59,10 +64,10 @@ def _found(options: Options, settings: Settings, name: str) -> Found:
 
 
 def hold(
-    found: Found,
+    found: GuestIdentity,
     settings: Settings,
     *,
-    tell: Tell | None = None,
+    tell: NotifyVia | None = None,
     key: Path,
     must_tell: bool = False,
 ) -> Hold | None:
@@ -71,16 +76,16 @@ def hold(
     only waits, unless it must tell."""
     if not found.services:
         return None
-    way = tell_by(found.uri) if tell is None else tell
-    if must_tell and way is Tell.TCP and settings.listen is None:
+    way = notify_via_of(found.uri) if tell is None else tell
+    if must_tell and way is NotifyVia.TCP and settings.listen is None:
         raise Failure(
             f"guest {found.name} cannot report its shutdown to this host",
             hint='add  guests: {listen: "ADDRESS:7371"}  to the configuration, or use --tell none',
         )
     if tell is None:
-        way = tell_where_heard(found.uri, settings.listen)
+        way = reachable_notify_via(found.uri, settings.listen)
     secret = ""
-    if way is Tell.TCP:
+    if way is NotifyVia.TCP:
         try:
             secret = guest_secret(master_key(key), found.uuid)
         except KeyFileError as error:
@@ -88,11 +93,15 @@ def hold(
     return compile_hold(found.services, found.uuid, tell=way, agent=settings.listen, secret=secret)
 
 
-async def subject(
-    found: Found, held: Hold | None, *, delivery: Delivery | None = None, ssh: str | None = None
-) -> Subject:
+async def target_of(
+    found: GuestIdentity,
+    held: Hold | None,
+    *,
+    delivery: Delivery | None = None,
+    ssh: str | None = None,
+) -> GuestTarget:
     """`delivery`, `ssh`: in place of what is configured."""
-    it = await subject_of(
+    it = await guest_target(
         name=found.name,
         uuid=found.uuid,
         uri=found.uri,
@@ -109,10 +118,10 @@ async def subject(
     return replace(it, side=side)
 
 
-def turn(options: Options, it: Subject) -> AbstractAsyncContextManager[None]:
+def locked_guest(options: Options, it: GuestTarget) -> AbstractAsyncContextManager[None]:
     """Nobody else changes the guest meanwhile; the operator is told where that takes waiting."""
-    return turn_of(
-        folder_beside(options.socket),
+    return guest_lock(
+        lock_folder(options.socket),
         it.uuid,
         name=it.name,
         patience=PATIENCE,

@@ -123,7 +123,7 @@ def _rendered(
     from xenlb.guestside.render.facts import Facts
     from xenlb.guestside.render.systems import side_files
     from xenlb.guestside.requirements.compile import compile_needs
-    from xenlb.guestside.requirements.hold import Tell
+    from xenlb.guestside.requirements.hold import NotifyVia
     from xenlb.model.guest_side import Init, System
 
     settings = guest_common.settings_of(options)
@@ -133,11 +133,11 @@ def _rendered(
             f"guest {found.name} is in no service: there is nothing that it needs",
             hint=f"name it under servers: in {options.config}",
         )
-    way = None if tell is None else Tell(tell)
+    way = None if tell is None else NotifyVia(tell)
     held = guest_common.hold(found, settings, tell=way, key=key, must_tell=True)
 
     async def files() -> "tuple[Wanted, ...]":
-        it = await guest_common.subject(found, held)
+        it = await guest_common.target_of(found, held)
         return side_files(
             compile_needs(it.places, hold=it.hold),
             system=System(system) if system else it.side.system or System.SHELL,

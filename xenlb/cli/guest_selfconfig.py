@@ -10,28 +10,28 @@ import click
 from xenlb.cli import guest_common
 from xenlb.cli.options import Failure, Options
 from xenlb.guestside import self_config
-from xenlb.guestside.self_config_status import Seen
-from xenlb.guestside.target import Subject
+from xenlb.guestside.self_config_status import SelfConfigStatus
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.hypervisor.xenstore import guest_settings
-from xenlb.hypervisor.xenstore.client import Refused, Unavailable
+from xenlb.hypervisor.xenstore.client import XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.guest_settings import Connection
 
 T = TypeVar("T")
 DENIED = {errno.EPERM, errno.EACCES}
 
 
-def seen(it: Subject) -> Seen:
+def seen(it: GuestTarget) -> SelfConfigStatus:
     """What it was given, what it needs, what it says."""
     return guest_common.run(_with_xenstore(it, lambda xenstore: _look(it, xenstore)))
 
 
-def apply(options: Options, it: Subject) -> Seen:
+def apply(options: Options, it: GuestTarget) -> SelfConfigStatus:
     """Gives it its settings; what it says of them then, if anything."""
     return guest_common.run(_in_turn(options, it))
 
 
-def remove(options: Options, it: Subject) -> None:
+def remove(options: Options, it: GuestTarget) -> None:
     """It takes away all that it has made; the programs of its image stay, and those of the hold
     have the settings of the image again."""
     left = "nothing of xenlb but the programs of its image"
@@ -49,36 +49,36 @@ def remove(options: Options, it: Subject) -> None:
     click.echo(f"{it.name} has {left}, as it says itself")
 
 
-async def _in_turn(options: Options, it: Subject) -> Seen:
-    async with guest_common.turn(options, it):
+async def _in_turn(options: Options, it: GuestTarget) -> SelfConfigStatus:
+    async with guest_common.locked_guest(options, it):
         return await _with_xenstore(it, lambda xenstore: _bring(it, xenstore))
 
 
-async def _bring(it: Subject, xenstore: Connection) -> Seen:
+async def _bring(it: GuestTarget, xenstore: Connection) -> SelfConfigStatus:
     before = await _look(it, xenstore)
     if not before.in_step:
         click.echo(f"write {before.place}")
-    with suppress(self_config.NotTakenUp):  # what it says instead is seen
-        await self_config.bring(it, xenstore)
+    with suppress(self_config.NotConfigured):  # what it says instead is seen
+        await self_config.deliver_settings(it, xenstore)
     return await _look(it, xenstore)
 
 
-async def _look(it: Subject, xenstore: Connection) -> Seen:
+async def _look(it: GuestTarget, xenstore: Connection) -> SelfConfigStatus:
     domid = self_config.running(it)
-    return Seen(
+    return SelfConfigStatus(
         place=guest_settings.place(domid),
-        wanted=self_config.text_for(it),
+        wanted=self_config.settings_text_for(it),
         given=await xenstore.given(domid),
         word=await xenstore.said(domid),
     )
 
 
-async def _with_xenstore(it: Subject, work: Callable[[Connection], Awaitable[T]]) -> T:
+async def _with_xenstore(it: GuestTarget, work: Callable[[Connection], Awaitable[T]]) -> T:
     """Raises DeliveryError."""
     domid = self_config.running(it)
     try:
         xenstore = Connection()
-    except Unavailable as error:
+    except XenstoreUnavailable as error:
         denied = error.code in DENIED
         raise DeliveryError(
             f"xenstore: {error}",
@@ -91,9 +91,9 @@ async def _with_xenstore(it: Subject, work: Callable[[Connection], Awaitable[T]]
                 f"{it.name} is not domain {domid} of this host any more", hint="try again"
             )
         return await work(xenstore)
-    except Unavailable as error:
+    except XenstoreUnavailable as error:
         raise DeliveryError(f"xenstore: {error}", hint="does xenstored run here?") from None
-    except Refused as error:
+    except XenstoreError as error:
         denied = error.code in DENIED
         raise DeliveryError(
             f"xenstore says {error}",

@@ -40,7 +40,7 @@ GLOBAL = {"--config": True, "--socket": True, "--verbose": False, "-v": False}
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 
 
-class Verbs(click.Group):
+class VerbGroup(click.Group):
     """A group whose commands are looked up in VERBS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -58,9 +58,9 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            from xenlb.model.suggestions import near, quoted
+            from xenlb.model.suggestions import quoted, suggestion
 
-            hint = near(args[0], VERBS)
+            hint = suggestion(args[0], VERBS)
             raise click.UsageError(
                 f"there is no verb {quoted(args[0])}" + (f"; {hint}" if hint else ""), ctx
             )
@@ -71,7 +71,7 @@ class Verbs(click.Group):
             formatter.write_dl([(verb, said) for verb, (_, said) in VERBS.items()])
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     type=ANY_PATH,

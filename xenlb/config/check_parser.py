@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from xenlb.config import scalars, yaml_nodes
+from xenlb.config import quantities, yaml_nodes
 from xenlb.config.check_types import TYPE_KEYS, TYPES, made, type_of
-from xenlb.config.cursor import Cursor, Fields, Place, Reported, Value
-from xenlb.config.scalars import Wrong, did_you_mean, quoted
-from xenlb.config.yaml_nodes import Kind, Scalar
+from xenlb.config.cursor import Cursor, Fields, Location, Reported, Value
+from xenlb.config.invalid_value import InvalidValue, did_you_mean, quoted
+from xenlb.config.yaml_nodes import NodeKind, Scalar
 from xenlb.model.checks import Asks
 from xenlb.model.settings import Check
 
@@ -28,7 +28,7 @@ _KNOWN: Final = frozenset(CHECK_KEYS)
 _COMMON: Final = frozenset(COMMON_KEYS)
 _KEYS: Final = {name: _COMMON.union(kind.keys) for name, kind in TYPES.items()}
 _Class = type[Any]
-_Entries = tuple[tuple[str, Place, Cursor], ...]
+_Entries = tuple[tuple[str, Location, Cursor], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class CheckDraft:
     """`place`: of its mapping, None where the service has no key `check`. `told`: the keys of its
     type."""
 
-    place: Place | None
+    place: Location | None
     type: Value[str]
     told: Mapping[str, Value[Any]]
     interval: Value[float]
@@ -108,14 +108,14 @@ def _section(cursor: Cursor) -> _Section:
             return _Section((cursor,), listed=False)
         case yaml_nodes.Sequence():
             return _Section(_listed(cursor))
-        case Scalar(kind=Kind.NOTHING, trap=None):
-            raise Wrong("has no value", hint="write none for no check, or {type: tcp}")
+        case Scalar(kind=NodeKind.NOTHING, trap=None):
+            raise InvalidValue("has no value", hint="write none for no check, or {type: tcp}")
         case Scalar():
             text = cursor.raw().text
             if text == "none":
                 return _Section(())
             known = f"{{type: {text}}}" if text in TYPES else "{type: tcp}"
-            raise Wrong(f"{quoted(text)} is not a check", hint=f"write {known}, or none")
+            raise InvalidValue(f"{quoted(text)} is not a check", hint=f"write {known}, or none")
 
 
 def _all_or_any(cursor: Cursor) -> _Section:
@@ -136,20 +136,22 @@ def _listed(cursor: Cursor) -> tuple[Cursor, ...]:
     found = []
     items = cursor.items(_EXAMPLE)
     if not items:
-        raise Wrong("has no check", hint="write none for no check")
+        raise InvalidValue("has no check", hint="write none for no check")
     if len(items) > MOST_CHECKS:
-        raise Wrong(f"has {len(items)} checks", hint=f"at most {MOST_CHECKS}")
+        raise InvalidValue(f"has {len(items)} checks", hint=f"at most {MOST_CHECKS}")
     for item in items:
         try:
             if isinstance(item.node, Scalar) and item.node.text in TYPES:
-                raise Wrong(
+                raise InvalidValue(
                     f"{quoted(item.node.text)} is not a check",
                     hint=f"write {{type: {item.node.text}}}",
                 )
             if {"all", "any"} & {name for name, _, _ in item.entries()}:
-                raise Wrong("all and any are not nested", hint="write the checks in one list")
+                raise InvalidValue(
+                    "all and any are not nested", hint="write the checks in one list"
+                )
             found.append(item)
-        except Wrong as wrong:
+        except InvalidValue as wrong:
             item.report_wrong(wrong)
     return tuple(found)
 
@@ -215,7 +217,7 @@ def _report_keys_of_other_types(kind: Value[str], entries: _Entries, cursor: Cur
 
 
 def _duration(cursor: Cursor, least: float) -> float:
-    return cursor.parsed(lambda text: scalars.duration(text, least=least, most=scalars.DAY))
+    return cursor.parsed(lambda text: quantities.duration(text, least=least, most=quantities.DAY))
 
 
 _LEFT_OUT: Final = ChecksDraft(

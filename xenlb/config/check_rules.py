@@ -6,9 +6,9 @@ Those of a check that stands under `defaults` are about what the service makes o
 from typing import Any, Final
 
 from xenlb.config.check_parser import CheckDraft
-from xenlb.config.cursor import Place, Report
+from xenlb.config.cursor import Location, Report
 from xenlb.config.draft import Draft
-from xenlb.config.scalars import show_duration
+from xenlb.config.quantities import show_duration
 from xenlb.ipvs.table import Forwarding, Protocol, TunnelType
 from xenlb.model.checks import Exec, Icmp, protocols_of
 from xenlb.model.settings import OnFailure
@@ -20,7 +20,7 @@ def check(draft: Draft, report: Report) -> None:
     part = draft.check
     if not part.section.value or part.section.bad:
         return
-    seen: dict[Any, Place] = {}
+    seen: dict[Any, Location] = {}
     for each in part.checks:
         _times(draft, each, report)
         if each.type.bad:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from xenlb.config import scalars, yaml_nodes
+from xenlb.config import quantities, scalars, yaml_nodes
 from xenlb.config.cursor import Cursor, Fields, Reported
-from xenlb.config.host_requirements import NeedKind
-from xenlb.config.scalars import Wrong, quoted
-from xenlb.config.yaml_nodes import Kind
+from xenlb.config.host_requirements import RequirementKind
+from xenlb.config.invalid_value import InvalidValue, quoted
+from xenlb.config.yaml_nodes import NodeKind
 from xenlb.model.checks import (
     Agent,
     Asks,
@@ -91,10 +91,10 @@ class CheckType(NamedTuple):
 def type_of(cursor: Cursor) -> str:
     text = cursor.raw().text
     if text == "none":
-        raise Wrong("'none' is not a type of check", hint="write check: none")
+        raise InvalidValue("'none' is not a type of check", hint="write check: none")
     meant = _TYPE_ELSEWHERE.get(text.lower())
     if meant is not None:
-        raise Wrong(f"{quoted(text)} is what others call it", hint=f"write {meant}")
+        raise InvalidValue(f"{quoted(text)} is what others call it", hint=f"write {meant}")
     return cursor.word(tuple(TYPES), "a type of check")
 
 
@@ -120,14 +120,14 @@ def _named(asks: Http) -> Http:
 
 def _bounded(text: str, most: int) -> str:
     if len(text) > most:
-        raise Wrong(f"{quoted(text)} is {len(text)} characters long", hint=f"at most {most}")
+        raise InvalidValue(f"{quoted(text)} is {len(text)} characters long", hint=f"at most {most}")
     return text
 
 
 def _matching(pattern: re.Pattern[str], what: str, hint: str) -> Callable[[Cursor], str]:
     def parse(text: str) -> str:
         if not pattern.fullmatch(_bounded(text, LONGEST_TEXT)):
-            raise Wrong(f"{quoted(text)} is not {what}", hint=hint)
+            raise InvalidValue(f"{quoted(text)} is not {what}", hint=hint)
         return text
 
     return lambda cursor: cursor.name(parse)
@@ -146,7 +146,7 @@ _absolute = _matching(re.compile("/.*"), "an absolute path", "begin it with /")
 
 
 def _user(cursor: Cursor) -> str:
-    return cursor.needed(NeedKind.USER, _user_name(cursor))
+    return cursor.needed(RequirementKind.USER, _user_name(cursor))
 
 
 def _query(cursor: Cursor) -> str:
@@ -178,7 +178,7 @@ def _compiled(text: str) -> str:
             re.compile(text)
     except (re.error, OverflowError, RecursionError, Warning) as error:
         said = str(error) or "it is too deep"
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} is not a regular expression: {said[:80]}",
             hint=r"write \ before a character that is meant as it is: \( \[ \* \? \.",
         ) from None
@@ -188,7 +188,7 @@ def _compiled(text: str) -> str:
 def _header(cursor: Cursor) -> tuple[str, str]:
     match = _HEADER.fullmatch(cursor.text())
     if match is None:
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(cursor.text())} is not a header and a pattern",
             hint="write 'NAME: PATTERN', like 'Content-Type: ^text/html'",
         )
@@ -198,22 +198,22 @@ def _header(cursor: Cursor) -> tuple[str, str]:
 def _sent(cursor: Cursor) -> str:
     r"""Bytes, each as the character of its number: ASCII, and what is not as \xHH."""
     scalar = cursor.raw()
-    if scalar.kind is not Kind.TEXT:
-        raise Wrong(
+    if scalar.kind is not NodeKind.TEXT:
+        raise InvalidValue(
             f"{scalar.text[:60]} is {scalar.kind} to YAML, not a text",
             hint=f"write it in quotes: '{scalar.text[:60]}'",
         )
     text = _bounded(scalar.text, LONGEST_TEXT)
     if not text:
-        raise Wrong("is an empty text", hint="remove the key: nothing is sent then")
+        raise InvalidValue("is an empty text", hint="remove the key: nothing is sent then")
     if not text.isascii():
-        raise Wrong(f"{quoted(text)} is not ASCII", hint=r"write other bytes as \xHH")
+        raise InvalidValue(f"{quoted(text)} is not ASCII", hint=r"write other bytes as \xHH")
 
     def byte(match: re.Match[str]) -> str:
         if match[1] is not None:
             return chr(int(match[1], 16))
         if match[2] not in _ESCAPES:
-            raise Wrong(
+            raise InvalidValue(
                 f"{quoted(match[0])} is not an escape that send knows",
                 hint=r"write \r, \n, \t, \\ or \xHH",
             )
@@ -238,10 +238,12 @@ def _codes(least: int, most: int) -> Callable[[Cursor], Codes]:
         text = scalars.plain_text(item.raw().text)
         match = _CODE.fullmatch(text)
         if match is None:
-            raise Wrong(f"{quoted(text)} is not a code", hint="write 200, or 200-399")
+            raise InvalidValue(f"{quoted(text)} is not a code", hint="write 200, or 200-399")
         low, high = int(match[1]), int(match[2] or match[1])
         if not least <= low <= high <= most:
-            raise Wrong(f"{text} is out of range", hint=f"{least} … {most}, the lower one first")
+            raise InvalidValue(
+                f"{text} is out of range", hint=f"{least} … {most}, the lower one first"
+            )
         return low, high
 
     def codes(cursor: Cursor) -> Codes:
@@ -249,7 +251,9 @@ def _codes(least: int, most: int) -> Callable[[Cursor], Codes]:
             return (code(cursor),)
         found = cursor.each(code, "[200, 301-308]")
         if not found or len(found) > MOST_CODES:
-            raise Wrong(f"has {len(found)} codes", hint=f"write 1 … {MOST_CODES}, or remove it")
+            raise InvalidValue(
+                f"has {len(found)} codes", hint=f"write 1 … {MOST_CODES}, or remove it"
+            )
         return found
 
     return codes
@@ -268,7 +272,7 @@ def _tls(cursor: Cursor) -> Tls | None:
     fields = Fields(own=cursor.keys(TLS_KEYS))
     name = fields.read("name", _tls_name, None)
     verify = fields.read("verify", Cursor.true_or_false, True)
-    ca_file = fields.read("ca-file", lambda c: c.needed(NeedKind.FILE, _absolute(c)), None)
+    ca_file = fields.read("ca-file", lambda c: c.needed(RequirementKind.FILE, _absolute(c)), None)
     if name.bad or verify.bad or ca_file.bad:
         raise Reported("")
     if ca_file.given and not verify.value:
@@ -281,38 +285,40 @@ def _tls(cursor: Cursor) -> Tls | None:
 def _tls_always(cursor: Cursor) -> Tls:
     tls = _tls(cursor)
     if tls is None:
-        raise Wrong("this type of check has TLS always", hint="remove it, or use http or tcp")
+        raise InvalidValue(
+            "this type of check has TLS always", hint="remove it, or use http or tcp"
+        )
     return tls
 
 
 def _weight(cursor: Cursor) -> Share:
     fields = Fields(own=cursor.keys(WEIGHT_KEYS))
-    least = fields.read("least", lambda c: c.parsed(scalars.percent), 0.0)
-    most = fields.read("most", lambda c: c.parsed(scalars.percent), 1.0)
+    least = fields.read("least", lambda c: c.parsed(quantities.percent), 0.0)
+    most = fields.read("most", lambda c: c.parsed(quantities.percent), 1.0)
     if least.bad or most.bad:
         raise Reported("")
     if least.value > most.value:
-        raise Wrong("least is more than most", hint="write the smaller share as least")
+        raise InvalidValue("least is more than most", hint="write the smaller share as least")
     return Share(least=least.value, most=most.value)
 
 
 def _command(cursor: Cursor) -> tuple[str, ...]:
     if isinstance(cursor.node, yaml_nodes.Scalar) and not cursor.node.nothing:
         text = scalars.plain_text(cursor.raw().text)
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} would need a shell, and there is none", hint=f"write {_listed(text)}"
         )
     words = cursor.each(lambda item: _bounded(item.text(), LONGEST_TEXT), "[/usr/lib/check, -v]")
     if not words or len(words) > MOST_WORDS:
-        raise Wrong(
+        raise InvalidValue(
             f"has {len(words)} words", hint=f"write the program and its arguments, 1 … {MOST_WORDS}"
         )
     if not words[0].startswith("/"):
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(words[0])} is not an absolute path",
             hint="write where the program is, like /usr/lib/nagios/plugins/check_ssh",
         )
-    cursor.items("")[0].needed(NeedKind.PROGRAM, words[0])
+    cursor.items("")[0].needed(RequirementKind.PROGRAM, words[0])
     return words
 
 

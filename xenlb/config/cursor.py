@@ -10,24 +10,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, NamedTuple, NoReturn, TypeVar
 
-from xenlb.config import scalars, yaml_nodes
-from xenlb.config.host_requirements import Need, NeedKind
-from xenlb.config.scalars import Wrong, did_you_mean, quoted
-from xenlb.config.yaml_nodes import Kind, Node, Scalar
+from xenlb.config import quantities, scalars, yaml_nodes
+from xenlb.config.host_requirements import Requirement, RequirementKind
+from xenlb.config.invalid_value import InvalidValue, did_you_mean, quoted
+from xenlb.config.yaml_nodes import Node, NodeKind, Scalar
 from xenlb.model.problem import Problem
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 
-class Reported(Wrong):
+class Reported(InvalidValue):
     """The value cannot be taken, and the report already says why."""
 
 
 # As in yaml_nodes.py, tuples for what is made by the ten thousand.
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     line: int
     column: int
     path: str
@@ -40,17 +40,17 @@ class Report:
 
     file: str
     found: dict[Problem, None] = field(default_factory=dict)
-    needs: dict[Need, Place] = field(default_factory=dict)
+    needs: dict[Requirement, Location] = field(default_factory=dict)
     warned: list[Problem] = field(default_factory=list)
 
-    def add(self, place: Place, message: str, hint: str) -> None:
+    def add(self, place: Location, message: str, hint: str) -> None:
         self.found[self.problem(place, message, hint)] = None
 
-    def warn(self, place: Place, message: str, hint: str) -> None:
+    def warn(self, place: Location, message: str, hint: str) -> None:
         """What is allowed, and yet likely to be a mistake."""
         self.warned.append(self.problem(place, message, hint))
 
-    def problem(self, place: Place, message: str, hint: str) -> Problem:
+    def problem(self, place: Location, message: str, hint: str) -> Problem:
         return Problem(
             file=self.file,
             line=place.line,
@@ -69,7 +69,7 @@ class Value(NamedTuple, Generic[T]):
     taken (`bad`). `inherited`: it stands under `defaults`, not with the service."""
 
     value: T
-    place: Place | None = None
+    place: Location | None = None
     inherited: bool = False
     bad: bool = False
 
@@ -90,15 +90,15 @@ class Cursor(NamedTuple):
     report: Report
 
     @property
-    def place(self) -> Place:
-        return Place(self.node.line, self.node.column, self.path)
+    def place(self) -> Location:
+        return Location(self.node.line, self.node.column, self.path)
 
     def wrong(self, message: str, hint: str) -> None:
         self.report.add(self.place, message, hint)
 
-    def needed(self, kind: NeedKind, name: str) -> str:
+    def needed(self, kind: RequirementKind, name: str) -> str:
         """The name, which stands for something that this host must have."""
-        self.report.needs.setdefault(Need(kind, name), self.place)
+        self.report.needs.setdefault(Requirement(kind, name), self.place)
         return name
 
     # Scalars
@@ -109,10 +109,10 @@ class Cursor(NamedTuple):
         node = self.node
         if isinstance(node, Scalar):
             if node.nothing:
-                raise Wrong("has no value", hint="write one or remove it")
+                raise InvalidValue("has no value", hint="write one or remove it")
             return node
         what = "list" if isinstance(node, yaml_nodes.Sequence) else "mapping"
-        raise Wrong(f"is a {what} where one value is expected", hint="write one value")
+        raise InvalidValue(f"is a {what} where one value is expected", hint="write one value")
 
     def parsed(self, parse: Callable[[str], T]) -> T:
         """A value with a form of its own (address, duration, port), quoted or not."""
@@ -120,8 +120,8 @@ class Cursor(NamedTuple):
 
     def text(self) -> str:
         scalar = self.raw()
-        if scalar.kind is not Kind.TEXT:
-            raise Wrong(
+        if scalar.kind is not NodeKind.TEXT:
+            raise InvalidValue(
                 f"{scalar.text[:60]} is {scalar.kind} to YAML, not a text",
                 hint=f"write it in quotes: '{scalar.text[:60]}'",
             )
@@ -131,7 +131,7 @@ class Cursor(NamedTuple):
         """One of the words known; `what` they are, for the message."""
         text = self.raw().text
         if text not in known:
-            raise Wrong(f"{quoted(text)} is not {what}", hint=did_you_mean(text, known))
+            raise InvalidValue(f"{quoted(text)} is not {what}", hint=did_you_mean(text, known))
         return text
 
     def name(self, parse: Callable[[str], T]) -> T:
@@ -141,11 +141,11 @@ class Cursor(NamedTuple):
     def whole_number(self, least: int, most: int) -> int:
         scalar = self.raw()
         if not scalar.plain:
-            raise Wrong(
+            raise InvalidValue(
                 f"{quoted(scalar.text)} is in quotes, but a number is expected",
                 hint=f"write {scalar.text[:20]}" if scalar.text.isdecimal() else "write a number",
             )
-        return scalars.whole_number(scalar.text, least=least, most=most)
+        return quantities.whole_number(scalar.text, least=least, most=most)
 
     def true_or_false(self) -> bool:
         scalar = self.raw()
@@ -155,7 +155,7 @@ class Cursor(NamedTuple):
                  "0": "false"}.get(scalar.text.lower(), scalar.text.lower())  # fmt: skip
         quotes = "" if scalar.plain else " without quotes"
         hint = f"write {meant}{quotes}" if meant in {"true", "false"} else "write true or false"
-        raise Wrong(f"{quoted(scalar.text)} is neither true nor false", hint=hint)
+        raise InvalidValue(f"{quoted(scalar.text)} is neither true nor false", hint=hint)
 
     def choice(
         self, kind: type[E], also: Mapping[str, E] | None = None, without: Collection[E] = ()
@@ -163,7 +163,7 @@ class Cursor(NamedTuple):
         """A member of the enumeration. `also`: what other programs call them, for the hint."""
         other = (also or {}).get(self.raw().text.lower())
         if other is not None:
-            raise Wrong(
+            raise InvalidValue(
                 f"{quoted(self.raw().text)} is what others call it", hint=f"write {other.value}"
             )
         known = tuple(member.value for member in kind if member not in without)
@@ -186,14 +186,14 @@ class Cursor(NamedTuple):
         for item in self.items(example):
             try:
                 results.append(parse(item))
-            except Wrong as wrong:
+            except InvalidValue as wrong:
                 item.report_wrong(wrong)
                 bad = True
         if bad:
             raise Reported("")
         return tuple(results)
 
-    def entries(self) -> "tuple[tuple[str, Place, Cursor], ...]":
+    def entries(self) -> "tuple[tuple[str, Location, Cursor], ...]":
         """Key, place of the key, and value, for every usable key; the others are reported."""
         self._check_trap()
         if not isinstance(self.node, yaml_nodes.Mapping):
@@ -207,15 +207,15 @@ class Cursor(NamedTuple):
                 continue
             try:
                 if not isinstance(key, Scalar):
-                    raise Wrong("a list or a mapping as a key", hint="a key is a text")
+                    raise InvalidValue("a list or a mapping as a key", hint="a key is a text")
                 if key.nothing:
-                    raise Wrong("a key without a name", hint="write KEY: VALUE")
+                    raise InvalidValue("a key without a name", hint="write KEY: VALUE")
                 name = where.text()
-            except Wrong as wrong:
+            except InvalidValue as wrong:
                 where.report_wrong(wrong)
                 continue
             path = f"{self.path}.{name}"[:200] if self.path else name[:200]
-            place = Place(key.line, key.column, path)
+            place = Location(key.line, key.column, path)
             if name in first:
                 self.report.add(
                     place,
@@ -241,7 +241,7 @@ class Cursor(NamedTuple):
                 self.report.add(place, "unknown key", did_you_mean(name, known))
         return result
 
-    def report_wrong(self, wrong: Wrong) -> None:
+    def report_wrong(self, wrong: InvalidValue) -> None:
         if not isinstance(wrong, Reported):
             self.wrong(wrong.message if self.path else f"the file {wrong.message}", wrong.hint)
 
@@ -255,13 +255,13 @@ class Cursor(NamedTuple):
     def _not(self, expected: str) -> NoReturn:
         match self.node:
             case Scalar(nothing=True):
-                raise Wrong("has no value", hint=expected)
+                raise InvalidValue("has no value", hint=expected)
             case Scalar(text=text):
-                raise Wrong(f"{quoted(text)} is one value", hint=expected)
+                raise InvalidValue(f"{quoted(text)} is one value", hint=expected)
             case yaml_nodes.Sequence():
-                raise Wrong("is a list", hint=expected)
+                raise InvalidValue("is a list", hint=expected)
             case yaml_nodes.Mapping():
-                raise Wrong("is a mapping", hint=expected)
+                raise InvalidValue("is a mapping", hint=expected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +280,7 @@ class Fields:
                 return Value(default)
         try:
             return Value(parse(cursor), cursor.place, inherited)
-        except Wrong as wrong:
+        except InvalidValue as wrong:
             cursor.report_wrong(wrong)
             return Value(value=default, place=cursor.place, inherited=inherited, bad=True)
 
@@ -291,6 +291,6 @@ def keys_of(cursor: Cursor | None, known: tuple[str, ...]) -> dict[str, Cursor]:
         return {}
     try:
         return cursor.keys(known)
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         cursor.report_wrong(wrong)
         return {}

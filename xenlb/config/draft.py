@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xenlb.config.check_parser import ChecksDraft
-from xenlb.config.cursor import Place, Value
+from xenlb.config.cursor import Location, Value
 from xenlb.config.guest_side import SideDraft
 from xenlb.ipvs.table import (
     Family,
@@ -47,11 +47,11 @@ class Draft:
     written in IPv4's dots."""
 
     name: str
-    place: Place
+    place: Location
     address: Value[IPAddress | None]
     fwmark: Value[int | None]
     written_family: Value[Family]
-    placed_ports: Value[tuple[tuple[Port, Place], ...]]
+    placed_ports: Value[tuple[tuple[Port, Location], ...]]
     scheduler: Value[str]
     flags: Value[tuple[str, ...]]
     one_packet: Value[bool]
@@ -106,7 +106,7 @@ class Draft:
             return None
         return self.ports[0].number or None
 
-    def place_of(self, *involved: Value[Any]) -> Place:
+    def place_of(self, *involved: Value[Any]) -> Location:
         """Where to report: what stands with the service itself before what is a default."""
         given = sorted(
             (value for value in involved if value.place is not None),

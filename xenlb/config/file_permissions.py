@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection
 from typing import NamedTuple
 
-from xenlb.config.path_resolution import steps
+from xenlb.config.path_resolution import path_steps
 
 
 class Writer(NamedTuple):
@@ -32,7 +32,7 @@ def other_writer(path: str | os.PathLike[str], trusted: Collection[int] = ()) ->
     groups = {0} if os.geteuid() == 0 else {0, os.getegid()}
     if (writer := _writer("/", os.lstat("/"), users, groups)) is not None:
         return writer
-    for step, is_link in steps(os.path.abspath(path)):
+    for step, is_link in path_steps(os.path.abspath(path)):
         if is_link:
             continue  # its folder says who may replace it
         try:
@@ -78,7 +78,7 @@ def unreadable(path: str | os.PathLike[str]) -> str:
     """What root, who may not read the file all the same, can do about it: a unit without
     CAP_DAC_OVERRIDE reads what is root's, or everybody's."""
     blocking = os.path.abspath(path)
-    for step, _ in steps(blocking):
+    for step, _ in path_steps(blocking):
         if not os.access(step, os.X_OK if step.is_dir() else os.R_OK):
             blocking = str(step)
             break

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from xenlb.config import scalars
 from xenlb.config.cursor import Cursor, Fields, Report, Value
-from xenlb.config.scalars import Wrong
+from xenlb.config.invalid_value import InvalidValue
 from xenlb.ipvs.table import Forwarding, IPAddress
 from xenlb.model.guest_side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
 
@@ -83,18 +83,18 @@ def _gateways(cursor: Cursor) -> tuple[IPAddress, ...]:
     """ADDRESS, or one of each family."""
     try:
         items = cursor.items("[10.0.0.1, 'fd00::1']")
-    except Wrong:
+    except InvalidValue:
         return (cursor.parsed(scalars.server_address),)
     found = tuple(item.parsed(scalars.server_address) for item in items)
     if not found or len({address.version for address in found}) < len(found):
-        raise Wrong("is not one address of each family", hint="write [10.0.0.1, 'fd00::1']")
+        raise InvalidValue("is not one address of each family", hint="write [10.0.0.1, 'fd00::1']")
     return found
 
 
 def _addresses(cursor: Cursor) -> tuple[IPAddress, ...]:
     found = cursor.each(lambda item: item.parsed(scalars.service_address), "[192.0.2.10]")
     if len(set(found)) < len(found):
-        raise Wrong("an address stands here twice", hint="remove one")
+        raise InvalidValue("an address stands here twice", hint="remove one")
     return found
 
 

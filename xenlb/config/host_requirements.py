@@ -14,68 +14,70 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class NeedKind(StrEnum):
+class RequirementKind(StrEnum):
     INTERFACE = "interface"
     PROGRAM = "program"
     USER = "user"
     FILE = "file"
 
 
-class Need(NamedTuple):
-    kind: NeedKind
+class Requirement(NamedTuple):
+    kind: RequirementKind
     name: str
 
 
-class Lack(NamedTuple):
+class MissingRequirement(NamedTuple):
     """Why a need is not met, and what to do about it."""
 
     message: str
     hint: str
 
 
-def lacking(needs: Iterable[Need]) -> dict[Need, Lack]:
+def missing_requirements(needs: Iterable[Requirement]) -> dict[Requirement, MissingRequirement]:
     """The needs that this host does not meet now."""
     found = {need: _lack(need) for need in needs}
     return {need: lack for need, lack in found.items() if lack is not None}
 
 
-def _lack(need: Need) -> Lack | None:
+def _lack(need: Requirement) -> MissingRequirement | None:
     match need.kind:
-        case NeedKind.INTERFACE:
+        case RequirementKind.INTERFACE:
             return _no_interface(need.name)
-        case NeedKind.PROGRAM:
+        case RequirementKind.PROGRAM:
             return _no_program(need.name)
-        case NeedKind.USER:
+        case RequirementKind.USER:
             return _no_user(need.name)
-        case NeedKind.FILE:
+        case RequirementKind.FILE:
             return _no_file(need.name)
 
 
-def _no_interface(name: str) -> Lack | None:
+def _no_interface(name: str) -> MissingRequirement | None:
     try:  # not /sys/class/net, which may be of another network name space
         socket.if_nametoindex(name)
     except OSError:
         near = get_close_matches(name, [known for _, known in socket.if_nameindex()], n=1)
         hint = f"did you mean {near[0]}?" if near else "ip link shows the interfaces"
-        return Lack(f"this host has no interface {name}", hint)
+        return MissingRequirement(f"this host has no interface {name}", hint)
     return None
 
 
-def _no_program(path: str) -> Lack | None:
+def _no_program(path: str) -> MissingRequirement | None:
     try:
         status = os.stat(path)
     except OSError as error:
-        return Lack(f"there is no program {path}: {_why(error)}", "install it, or correct the path")
+        return MissingRequirement(
+            f"there is no program {path}: {_why(error)}", "install it, or correct the path"
+        )
     if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
-        return Lack(f"{path} is no program", f"chmod +x {path}, or correct the path")
+        return MissingRequirement(f"{path} is no program", f"chmod +x {path}, or correct the path")
     return None
 
 
-def _no_user(name: str) -> Lack | None:
+def _no_user(name: str) -> MissingRequirement | None:
     try:
         pwd.getpwnam(name)
     except KeyError:
-        return Lack(f"this host has no user {name}", "getent passwd shows the users")
+        return MissingRequirement(f"this host has no user {name}", "getent passwd shows the users")
     return None
 
 
@@ -87,11 +89,13 @@ def uids(name: str) -> tuple[int, ...]:
         return ()
 
 
-def _no_file(path: str) -> Lack | None:
+def _no_file(path: str) -> MissingRequirement | None:
     try:
         os.stat(path)
     except OSError as error:
-        return Lack(f"there is no file {path}: {_why(error)}", "put it there, or correct the path")
+        return MissingRequirement(
+            f"there is no file {path}: {_why(error)}", "put it there, or correct the path"
+        )
     return None
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from xenlb.config import file_permissions, host_requirements, scalars, service_parser
+from xenlb.config import file_permissions, host_requirements, quantities, scalars, service_parser
 from xenlb.config.advice import advice
 from xenlb.config.build_settings import settings_of, without_idle_defaults
-from xenlb.config.cursor import Cursor, Fields, Place, Report, keys_of
+from xenlb.config.cursor import Cursor, Fields, Location, Report, keys_of
 from xenlb.config.draft import Draft
-from xenlb.config.host_requirements import Need, NeedKind
-from xenlb.config.scalars import Wrong
+from xenlb.config.host_requirements import Requirement, RequirementKind
+from xenlb.config.invalid_value import InvalidValue
 from xenlb.config.service_rules import RULES, servers_are_no_vips, unique_keys
 from xenlb.config.yaml_nodes import LARGEST_FILE, compose, decode
 from xenlb.model.checks import Exec
@@ -48,13 +48,13 @@ class Loaded:
     report: Report
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Requirement]:
         return frozenset(self.report.needs)
 
-    def lacking(self, *, but: Collection[Need] = ()) -> tuple[Problem, ...]:
+    def lacking(self, *, but: Collection[Requirement] = ()) -> tuple[Problem, ...]:
         """What this host has not of what is needed, in file order, without the needs in `but`."""
         needs = self.report.needs
-        lacks = host_requirements.lacking(need for need in needs if need not in but)
+        lacks = host_requirements.missing_requirements(need for need in needs if need not in but)
         found = [self.report.problem(needs[need], *lack) for need, lack in lacks.items()]
         return tuple(sorted(found, key=lambda problem: (problem.line, problem.column)))
 
@@ -74,7 +74,7 @@ def read(path: str | os.PathLike[str], *, anywhere: bool = False) -> Loaded:
     report = Report(file=file)
     writer = file_permissions.other_writer(file)
     if writer is not None:
-        report.warn(Place(1, 1, ""), f"{writer}, and with it change all of this", writer.cure)
+        report.warn(Location(1, 1, ""), f"{writer}, and with it change all of this", writer.cure)
     settings = _parsed(decode(data, file), report)
     if unsafe := _unsafe(settings, report, writer):
         raise ConfigError(unsafe)
@@ -95,7 +95,7 @@ def _unsafe(
     for program, user in sorted(programs):
         other = writer or file_permissions.other_writer(program, host_requirements.uids(user))
         if other is not None:
-            place = report.needs[Need(NeedKind.PROGRAM, program)]
+            place = report.needs[Requirement(RequirementKind.PROGRAM, program)]
             message = f"exec is refused: {other}, and so run programs as root"
             if writer is None:
                 message = f"exec is refused: {other}, and so run programs as {user}"
@@ -167,7 +167,7 @@ def _unreadable(file: str, error: OSError | ValueError | None) -> Problem:
 def _settings(root: Cursor, report: Report) -> Settings | None:
     try:
         top = root.keys(ROOT_KEYS)
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         root.report_wrong(wrong)
         return None
     if "services" not in top:
@@ -213,7 +213,7 @@ def _networks(guests: Fields) -> tuple[IPNetwork, ...]:
 
 
 def _keepalive(cursor: Cursor) -> float:
-    return cursor.parsed(lambda text: scalars.duration(text, least=4, most=600))
+    return cursor.parsed(lambda text: quantities.duration(text, least=4, most=600))
 
 
 def _uri(item: Cursor) -> str:
@@ -231,7 +231,7 @@ def _set(cursor: Cursor, parse: Callable[[Cursor], T], example: str) -> tuple[T,
     def new(item: Cursor) -> T:
         value = parse(item)
         if value in first:
-            raise Wrong(
+            raise InvalidValue(
                 f"{value} stands here twice", hint=f"it is {first[value]} already: remove one"
             )
         first[value] = item.path
@@ -247,18 +247,18 @@ def _drafts(top: dict[str, Cursor]) -> list[Draft]:
         return []
     try:
         entries = cursor.entries()
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         cursor.report_wrong(wrong)
         return []
     drafts = []
     for name, place, body in entries:
         try:
             scalars.service_name(name)
-        except Wrong as wrong:
+        except InvalidValue as wrong:
             body.report.add(place, wrong.message, wrong.hint)
         try:
             own = body.keys(service_parser.SERVICE_KEYS)
-        except Wrong as wrong:
+        except InvalidValue as wrong:
             body.report_wrong(wrong)
             continue
         draft = service_parser.read(name, place, Fields(own=own, inherited=inherited))
@@ -280,10 +280,10 @@ def _director(top: dict[str, Cursor], drafts: list[Draft], root: Cursor) -> Dire
     ):
         at = (section or root).place
         root.report.add(
-            Place(line=at.line, column=at.column, path="director.interface"),
+            Location(line=at.line, column=at.column, path="director.interface"),
             "no interface for the service addresses",
             "add director: {interface: eth0}, or addresses: leave",
         )
     if interface.value is not None and addresses.value is AddressPolicy.MANAGE:
-        fields.own["interface"].needed(NeedKind.INTERFACE, interface.value)
+        fields.own["interface"].needed(RequirementKind.INTERFACE, interface.value)
     return Director(interface=interface.value, addresses=addresses.value, sysctls=sysctls.value)

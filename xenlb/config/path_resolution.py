@@ -8,7 +8,7 @@ from typing import NamedTuple
 MOST_LINKS = 40  # the kernel's limit for one path
 
 
-class Step(NamedTuple):
+class PathStep(NamedTuple):
     """`path`: a folder or link on the way to the file, or the file itself; its parent has no link
     in it."""
 
@@ -16,7 +16,7 @@ class Step(NamedTuple):
     is_link: bool
 
 
-def steps(path: str) -> Iterator[Step]:
+def path_steps(path: str) -> Iterator[PathStep]:
     """Yield the steps to an absolute path, without the root. What does not exist is no link."""
     folder = Path("/")
     rest = list(Path(path).parts[1:])
@@ -30,10 +30,10 @@ def steps(path: str) -> Iterator[Step]:
         try:
             target = os.readlink(step)
         except OSError:
-            yield Step(step, is_link=False)
+            yield PathStep(step, is_link=False)
             folder = step
             continue
-        yield Step(step, is_link=True)
+        yield PathStep(step, is_link=True)
         links += 1
         if links > MOST_LINKS:
             return

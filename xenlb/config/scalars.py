@@ -1,31 +1,21 @@
-"""Text of the configuration → values: durations, ports, addresses, names, URIs.
+"""Text of the configuration → values: ports, addresses, names, URIs.
 
-Pure functions of one text, each raising Wrong with what is wrong and what to write instead. They
+Pure functions of one text. Each raises InvalidValue with what is wrong and what to write. They
 know nothing of YAML (yaml_nodes.py, cursor.py) and nothing of other keys (service_rules.py).
 """
 
 import re
-from decimal import Decimal
 from difflib import get_close_matches
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 from socket import AF_INET, inet_pton
 from typing import Final
 from urllib.parse import urlsplit
 
+from xenlb.config.invalid_value import InvalidValue, did_you_mean, quoted
+from xenlb.config.quantities import whole_number
 from xenlb.ipvs import table
 from xenlb.ipvs.table import IPAddress, Protocol
 from xenlb.model.settings import IPNetwork, Port
-from xenlb.untrusted import printable
-
-
-class Wrong(Exception):
-    """A value that cannot be taken. `message` says why, `hint` what to write."""
-
-    def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
 
 SCHEDULERS: Final = (
     "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos",
@@ -37,16 +27,6 @@ DRIVERS: Final = (
 )  # fmt: skip
 TRANSPORTS: Final = ("unix", "ssh", "tls", "tcp", "ext", "libssh", "libssh2")
 
-HOUR: Final = 3600.0
-DAY: Final = 24 * HOUR
-# ipvsadm's own limit for a persistence timeout (31 days). The kernel multiplies the seconds with
-# HZ in 32 bits, so that a few weeks more would wrap around with HZ=1000.
-LONGEST_PERSISTENCE: Final = 31 * DAY
-
-_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
-_DURATION = re.compile(r"(0|[1-9][0-9]{0,11})(ms|s|m|h)")
-_NUMBER = re.compile(r"[0-9]+")
-_PERCENT = re.compile(r"(0|[1-9][0-9]{0,3})%")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\.?")
 _GUEST_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
@@ -54,98 +34,14 @@ _SSH_DESTINATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(@[A-Za-z0-9][A-Za-z0
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
 
 
-def quoted(text: str) -> str:
-    """The text as it is shown in a message: in quotes, on one line, at most 60 characters."""
-    return printable.quoted(text, 60)
-
-
-def did_you_mean(text: str, known: tuple[str, ...]) -> str:
-    """The hint for a word that is not among those known."""
-    match = get_close_matches(text.lower().replace("_", "-")[:64], known, n=1)
-    return f"did you mean {match[0]}?" if match else f"one of: {', '.join(known)}"
-
-
 def plain_text(text: str) -> str:
     if not text.strip():
-        raise Wrong("is an empty text", hint="write a value or remove the key")
+        raise InvalidValue("is an empty text", hint="write a value or remove the key")
     if _UNPRINTABLE.search(text):
-        raise Wrong(f"{quoted(text)} contains a control character", hint="remove it")
+        raise InvalidValue(f"{quoted(text)} contains a control character", hint="remove it")
     if text != text.strip():
-        raise Wrong(f"{quoted(text)} begins or ends with a blank", hint="remove the blank")
+        raise InvalidValue(f"{quoted(text)} begins or ends with a blank", hint="remove the blank")
     return text
-
-
-def show_duration(seconds: float) -> str:
-    """Seconds as the configuration writes them, in the largest unit that is exact."""
-    ms = round(seconds * 1000)
-    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
-        if ms and ms % size == 0:
-            return f"{ms // size}{unit}"
-    return f"{ms}ms" if ms else "0s"
-
-
-def duration(text: str, *, least: float, most: float) -> float:
-    """A duration as 500ms, 30s, 5m or 2h, in seconds."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        if _NUMBER.fullmatch(text):
-            shown = (text.lstrip("0") or "0")[:12]
-            raise Wrong(f"{shown} what? a duration needs a unit", hint=f"write {shown}s")
-        if match := re.fullmatch(r"([0-9]{1,9}\.[0-9]{1,9})(ms|s|m|h)", text):
-            exact = Decimal(match[1]) * _UNITS[match[2]]
-            raise Wrong(
-                f"{text} is not a whole number with a unit",
-                hint=f"write {show_duration(round(exact) / 1000)}",
-            )
-        raise Wrong(f"{quoted(text)} is not a duration", hint="write 500ms, 30s, 5m or 2h")
-    seconds = int(match[1]) * _UNITS[match[2]] / 1000
-    if seconds < least:
-        raise Wrong(f"{text} is too short", hint=f"at least {show_duration(least)}")
-    if seconds > most:
-        raise Wrong(f"{text} is too long", hint=f"at most {show_duration(most)}")
-    return seconds
-
-
-def persistence(text: str) -> int:
-    """Seconds of persistence: the kernel takes whole ones only, and 0 means none."""
-    if re.fullmatch(r"0(ms|s|m|h)", text):
-        raise Wrong("a persistence of nothing", hint="leave the key out for no persistence")
-    seconds = duration(text, least=0, most=LONGEST_PERSISTENCE)
-    if seconds != int(seconds) or seconds < 1:
-        raise Wrong(f"{text}: the kernel counts persistence in whole seconds", hint="write 300s")
-    return int(seconds)
-
-
-def whole_number(text: str, *, least: int, most: int) -> int:
-    """A decimal number; the forms that YAML reads in another base are refused."""
-    if re.fullmatch(r"[-+]?0[0-9_]+", text):
-        digits = text.replace("_", "").lstrip("+-0") or "0"
-        raise Wrong(
-            f"{quoted(text)} begins with 0, which YAML reads as octal",
-            hint=f"write {digits[:20]}",
-        )
-    if match := re.fullmatch(r"0([xob])([0-9A-Fa-f]{1,16})", text):
-        base = {"x": 16, "o": 8, "b": 2}[match[1]]
-        try:
-            hint = f"write {int(match[2], base)}"
-        except ValueError:
-            hint = "write it in decimal digits"
-        raise Wrong(f"{quoted(text)} is not a decimal number", hint=hint)
-    if re.fullmatch(r"[-+]?[0-9][0-9_]*(:[0-9]{1,2})+", text):
-        raise Wrong(
-            f"{quoted(text)} is one number of base 60 to YAML", hint="write one plain number"
-        )
-    if re.fullmatch(r"[-+]?[0-9][0-9_,]*", text) and not re.fullmatch(r"-?[0-9]+", text):
-        digits = re.sub(r"[^0-9-]", "", text)[:20]
-        raise Wrong(f"{quoted(text)} is not written in digits alone", hint=f"write {digits}")
-    if re.fullmatch(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9.]+[eE][-+]?[0-9]+)", text):
-        raise Wrong(f"{quoted(text)} is not a whole number", hint=f"write {least} … {most}")
-    if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
-        raise Wrong(f"{quoted(text)} is not a number", hint=f"write {least} … {most}")
-    # Not int() of thousands of digits: Python refuses that with an error of its own.
-    if len(text) > 20 or not least <= int(text) <= most:
-        raise Wrong(f"{text[:24]} is out of range", hint=f"{least} … {most}")
-    return int(text)
 
 
 def port_number(text: str) -> int:
@@ -159,18 +55,22 @@ def port(text: str) -> Port:
     names = tuple(member.value for member in Protocol)
     if slash and protocol not in names:
         near = get_close_matches(protocol.lower(), names, n=1, cutoff=0.8)
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(protocol)} is not a protocol of IPVS",
             hint=f"did you mean {near[0]}?" if near else "write 25, 25/tcp, 53/udp or 2905/sctp",
         )
     if re.fullmatch(r"[0-9]+ *(-|\.\.) *[0-9]+", number):
         hint = "list them, or use fwmark: and let a firewall rule mark the range"
-        raise Wrong(f"{quoted(text)} is a range, and a service takes single ports", hint=hint)
+        raise InvalidValue(
+            f"{quoted(text)} is a range, and a service takes single ports", hint=hint
+        )
     try:
         value = whole_number(number, least=0, most=65535)
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         if "is not a number" in wrong.message:
-            raise Wrong(wrong.message, hint="write a port as 25, 465/tcp or 53/udp") from None
+            raise InvalidValue(
+                wrong.message, hint="write a port as 25, 465/tcp or 53/udp"
+            ) from None
         raise
     return Port(number=value, protocol=Protocol(protocol) if slash else Protocol.TCP)
 
@@ -193,15 +93,15 @@ def address(text: str) -> IPAddress:
     if plain is not None:
         return plain
     if "/" in text:
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} has a prefix length", hint="write the address alone, without /…"
         )
     if "%" in text:
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} has a scope, which IPVS does not know", hint="write a global address"
         )
     if text.startswith("["):
-        raise Wrong(f"{quoted(text)} is in brackets", hint="write the address alone")
+        raise InvalidValue(f"{quoted(text)} is in brackets", hint="write the address alone")
     try:
         result = ip_address(text)
     except ValueError:
@@ -210,21 +110,23 @@ def address(text: str) -> IPAddress:
         elif re.fullmatch(r"[0-9.]+:[0-9]+", text):
             hint = "write the address alone, without the port"
         elif _HOST_NAME.fullmatch(text):
-            raise Wrong(
+            raise InvalidValue(
                 f"{quoted(text)} is a name, and names are not looked up",
                 hint="write the IP address",
             ) from None
         else:
             hint = "write one like 192.0.2.10 or 2001:db8::10"
-        raise Wrong(f"{quoted(text)} is not an IP address", hint=hint) from None
+        raise InvalidValue(f"{quoted(text)} is not an IP address", hint=hint) from None
     if isinstance(result, IPv6Address) and result.ipv4_mapped is not None:
-        raise Wrong(f"{text} is an IPv4 address inside IPv6", hint=f"write {result.ipv4_mapped}")
+        raise InvalidValue(
+            f"{text} is an IPv4 address inside IPv6", hint=f"write {result.ipv4_mapped}"
+        )
     if result.is_unspecified:
-        raise Wrong(f"{result} is no machine's address", hint="write the address itself")
+        raise InvalidValue(f"{result} is no machine's address", hint="write the address itself")
     if result.is_multicast:
-        raise Wrong(f"{result} is a multicast address", hint="write a unicast address")
+        raise InvalidValue(f"{result} is a multicast address", hint="write a unicast address")
     if result == IPv4Address("255.255.255.255"):
-        raise Wrong(f"{result} is the broadcast address", hint="write a unicast address")
+        raise InvalidValue(f"{result} is the broadcast address", hint="write a unicast address")
     return result
 
 
@@ -232,7 +134,7 @@ def service_address(text: str) -> IPAddress:
     """A VIP: its peers must be able to reach it, so loopback is out too."""
     result = address(text)
     if result.is_loopback:
-        raise Wrong(
+        raise InvalidValue(
             f"{result} is a loopback address, which no client can reach",
             hint="write an address of the clients' side",
         )
@@ -244,7 +146,7 @@ def server_address(text: str) -> IPAddress:
     result = address(text)
     # ip_vs_add_dest() answers EINVAL: a table entry cannot carry the interface.
     if isinstance(result, IPv6Address) and result.is_link_local:
-        raise Wrong(
+        raise InvalidValue(
             f"{result} is a link-local address, which IPVS cannot reach",
             hint="write a global or unique local address",
         )
@@ -256,9 +158,11 @@ def endpoint(text: str) -> tuple[IPAddress, int | None]:
     if text.startswith("["):
         inside, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise Wrong(f"{quoted(text)} is not [ADDRESS]:PORT", hint="write '[2001:db8::99]:25'")
+            raise InvalidValue(
+                f"{quoted(text)} is not [ADDRESS]:PORT", hint="write '[2001:db8::99]:25'"
+            )
         if "." in inside and ":" not in inside:
-            raise Wrong(
+            raise InvalidValue(
                 f"{quoted(text)} has an IPv4 address in brackets", hint=f"write {inside}{rest}"
             )
         return server_address(inside), port_number(rest[1:]) if rest else None
@@ -272,11 +176,11 @@ def listening(text: str) -> tuple[IPAddress, int]:
     """ADDRESS:PORT, where this host listens."""
     if text.isascii() and text.isdigit():
         hint = f"write the address at which the guests reach this host: 10.0.0.1:{text[:5]}"
-        raise Wrong(f"{quoted(text)} has no address", hint=hint)
+        raise InvalidValue(f"{quoted(text)} has no address", hint=hint)
     result, number = endpoint(text)
     if number is None:
         where = f"'[{result}]:7371'" if isinstance(result, IPv6Address) else f"{result}:7371"
-        raise Wrong(f"{quoted(text)} has no port", hint=f"write {where}")
+        raise InvalidValue(f"{quoted(text)} has no port", hint=f"write {where}")
     return result, number
 
 
@@ -286,36 +190,23 @@ def netmask(text: str) -> tuple[int, bool]:
         try:
             bits = int(IPv4Address(text))
         except AddressValueError:
-            raise Wrong(
+            raise InvalidValue(
                 f"{quoted(text)} is not a netmask", hint="write 255.255.255.0 or 24"
             ) from None
         prefix = bits.bit_count()
         if bits != (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF:
-            raise Wrong(
+            raise InvalidValue(
                 f"{text} has gaps", hint="write a netmask whose ones come first, or a prefix length"
             )
         if prefix == 0:
-            raise Wrong(f"{text} puts all clients on one server", hint="at least 128.0.0.0")
+            raise InvalidValue(f"{text} puts all clients on one server", hint="at least 128.0.0.0")
         return prefix, True
     return whole_number(text.removeprefix("/"), least=1, most=128), False
 
 
-def percent(text: str) -> float:
-    """0% … 100%, as a share of 1."""
-    match = _PERCENT.fullmatch(text)
-    if match is None:
-        if _NUMBER.fullmatch(text):
-            shown = text[:4]
-            raise Wrong(f"{shown} what? a share needs a percent sign", hint=f"write {shown}%")
-        raise Wrong(f"{quoted(text)} is not a share", hint="write 0% … 100% in whole numbers")
-    if int(match[1]) > 100:
-        raise Wrong(f"{text} is more than all", hint="0% … 100%")
-    return int(match[1]) / 100
-
-
 def service_name(text: str) -> str:
     if not _SERVICE_NAME.fullmatch(text):
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} cannot be the name of a service",
             hint="1 to 63 of the letters A-Z a-z, digits, dot, underscore and hyphen",
         )
@@ -325,16 +216,18 @@ def service_name(text: str) -> str:
 def interface(text: str) -> str:
     """A name as dev_valid_name() of the kernel takes it."""
     if len(text.encode()) > 15:
-        raise Wrong(f"{quoted(text)} is too long for an interface", hint="at most 15 characters")
+        raise InvalidValue(
+            f"{quoted(text)} is too long for an interface", hint="at most 15 characters"
+        )
     if text in {".", ".."} or re.search(r"[/:\s]", text):
-        raise Wrong(f"{quoted(text)} is not the name of an interface", hint="see: ip link")
+        raise InvalidValue(f"{quoted(text)} is not the name of an interface", hint="see: ip link")
     return text
 
 
 def guest_interface(text: str) -> str:
     """An interface in a guest, where its name gets into files: no character that means more."""
     if not _GUEST_INTERFACE.fullmatch(text):
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} is not the name of a guest's interface",
             hint="at most 15 letters, digits, dots, hyphens and underscores, like eth0",
         )
@@ -344,7 +237,7 @@ def guest_interface(text: str) -> str:
 def ssh_destination(text: str) -> str:
     """USER@HOST or a name of ssh's own configuration; nothing that ssh would take for an option."""
     if not _SSH_DESTINATION.fullmatch(text):
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} is not a destination for ssh", hint="write one like root@mail1"
         )
     return text
@@ -352,17 +245,19 @@ def ssh_destination(text: str) -> str:
 
 def network(text: str) -> IPNetwork:
     if "/" not in text:
-        raise Wrong(f"{quoted(text)} has no prefix length", hint="write one like 10.0.0.0/24")
+        raise InvalidValue(
+            f"{quoted(text)} has no prefix length", hint="write one like 10.0.0.0/24"
+        )
     try:
         return ip_network(text)
     except ValueError:
         try:
             wider = ip_network(text, strict=False)
         except ValueError:
-            raise Wrong(
+            raise InvalidValue(
                 f"{quoted(text)} is not a network", hint="write one like 10.0.0.0/24"
             ) from None
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(text)} has bits set behind its prefix", hint=f"write {wider}"
         ) from None
 
@@ -373,25 +268,27 @@ def libvirt_uri(text: str) -> str:
         parts = urlsplit(text)
         user = parts.password, parts.port
     except ValueError:
-        raise Wrong(f"{quoted(text)} is not a URI", hint="write one like xen:///system") from None
+        raise InvalidValue(
+            f"{quoted(text)} is not a URI", hint="write one like xen:///system"
+        ) from None
     if user[0] is not None:
-        raise Wrong(
+        raise InvalidValue(
             "a password in a URI", hint="use a key, or libvirt's auth.conf; write USER@ alone"
         )
     driver, plus, transport = parts.scheme.partition("+")
     if "://" not in text or not driver:
-        raise Wrong(f"{quoted(text)} is not a URI", hint="write one like xen:///system")
+        raise InvalidValue(f"{quoted(text)} is not a URI", hint="write one like xen:///system")
     if driver not in DRIVERS:
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(driver)} is not a driver of libvirt", hint=did_you_mean(driver, DRIVERS)
         )
     if plus and transport not in TRANSPORTS:
-        raise Wrong(
+        raise InvalidValue(
             f"{quoted(transport)} is not a transport of libvirt",
             hint=did_you_mean(transport, TRANSPORTS),
         )
     if re.search(r"\s", text):
-        raise Wrong(f"{quoted(text)} contains a blank", hint="write %20 for it")
+        raise InvalidValue(f"{quoted(text)} contains a blank", hint="write %20 for it")
     if not parts.path:
-        raise Wrong(f"{quoted(text)} has no path", hint=f"write {text[:60]}/system")
+        raise InvalidValue(f"{quoted(text)} has no path", hint=f"write {text[:60]}/system")
     return text

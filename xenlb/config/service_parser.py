@@ -5,11 +5,11 @@ Keys are looked at one by one here; what they mean together is in service_rules.
 
 from typing import Final
 
-from xenlb.config import check_parser, guest_side, scalars, yaml_nodes
-from xenlb.config.cursor import Cursor, Fields, Place, Value, keys_of
+from xenlb.config import check_parser, guest_side, quantities, scalars, yaml_nodes
+from xenlb.config.cursor import Cursor, Fields, Location, Value, keys_of
 from xenlb.config.draft import Draft, MemberDraft, TunnelDraft
-from xenlb.config.scalars import Wrong, quoted
-from xenlb.config.yaml_nodes import Kind, Scalar
+from xenlb.config.invalid_value import InvalidValue, quoted
+from xenlb.config.yaml_nodes import NodeKind, Scalar
 from xenlb.ipvs.table import (
     Family,
     Forwarding,
@@ -68,7 +68,7 @@ U32: Final = 2**32 - 1
 THRESHOLD: Final = 2**31 - 1  # Linux 6.12 refuses more
 
 
-def read(name: str, place: Place, fields: Fields) -> Draft:
+def read(name: str, place: Location, fields: Fields) -> Draft:
     """The draft of a service; every value that cannot be taken is in the report."""
     sides = _side_fields(fields)
     return Draft(
@@ -83,7 +83,7 @@ def read(name: str, place: Place, fields: Fields) -> Draft:
         ),
         flags=fields.read("scheduler-flags", _flags, ()),
         one_packet=fields.read("one-packet", Cursor.true_or_false, False),
-        persistence=fields.read("persistence", lambda c: c.parsed(scalars.persistence), None),
+        persistence=fields.read("persistence", lambda c: c.parsed(quantities.persistence), None),
         netmask=fields.read("persistence-netmask", lambda c: c.parsed(scalars.netmask), None),
         forwarding=fields.read("forwarding", _forwarding, Forwarding.MASQUERADE),
         tunnel=_tunnel(fields),
@@ -94,8 +94,8 @@ def read(name: str, place: Place, fields: Fields) -> Draft:
         check=check_parser.read(fields),
         flush=fields.read("flush", Cursor.true_or_false, False),
         on_failure=fields.read("on-failure", lambda c: c.choice(OnFailure), OnFailure.REMOVE),
-        keep_in_service=fields.read("keep-in-service", lambda c: c.parsed(scalars.percent), 0.0),
-        slow_start=fields.read("slow-start", lambda c: _duration(c, 0, scalars.DAY), 0.0),
+        keep_in_service=fields.read("keep-in-service", lambda c: c.parsed(quantities.percent), 0.0),
+        slow_start=fields.read("slow-start", lambda c: _duration(c, 0, quantities.DAY), 0.0),
         sorry_server=fields.read("sorry-server", lambda c: c.parsed(scalars.endpoint), None),
         drain=_drain(fields),
         servers=fields.read("servers", lambda c: _servers(c, sides), ()),
@@ -112,7 +112,7 @@ def read_defaults(cursor: Cursor | None) -> dict[str, Cursor]:
             found.pop(key).wrong(
                 "belongs to one service and has no default", "move it to its service"
             )
-    place = cursor.place if cursor is not None else Place(line=1, column=1, path="defaults")
+    place = cursor.place if cursor is not None else Location(line=1, column=1, path="defaults")
     read("", place, Fields(own={}, inherited=found))
     return found
 
@@ -122,7 +122,7 @@ def _forwarding(cursor: Cursor) -> Forwarding:
 
 
 def _duration(cursor: Cursor, least: float, most: float) -> float:
-    return cursor.parsed(lambda text: scalars.duration(text, least=least, most=most))
+    return cursor.parsed(lambda text: quantities.duration(text, least=least, most=most))
 
 
 def _port_number(cursor: Cursor) -> int:
@@ -133,10 +133,10 @@ def _weight(cursor: Cursor) -> int:
     return cursor.whole_number(0, MOST_WEIGHT)
 
 
-def _ports(cursor: Cursor) -> tuple[tuple[Port, Place], ...]:
+def _ports(cursor: Cursor) -> tuple[tuple[Port, Location], ...]:
     ports = cursor.each(lambda item: (item.parsed(scalars.port), item.place), "[25, 465/tcp]")
     if not ports:
-        raise Wrong("has no port", hint="write at least one: [25]")
+        raise InvalidValue("has no port", hint="write at least one: [25]")
     return ports
 
 
@@ -148,7 +148,7 @@ def _flags(cursor: Cursor) -> tuple[str, ...]:
 
     flags = cursor.each(flag, "[sh-fallback, sh-port]")
     if len(set(flags)) < len(flags):
-        raise Wrong("a flag stands here twice", hint="remove one")
+        raise InvalidValue("a flag stands here twice", hint="remove one")
     return flags
 
 
@@ -185,7 +185,7 @@ def _drain(fields: Fields) -> DrainPolicy:
         if not _is_mapping(layer.get("drain")):
             keys_of(layer.get("drain"), DRAIN_KEYS)  # reports what it is instead
     nested = _section(fields, "drain", DRAIN_KEYS)
-    week = 7 * scalars.DAY
+    week = 7 * quantities.DAY
     return DrainPolicy(
         timeout=nested.read("timeout", lambda c: _duration(c, 0, week), default.timeout).value,
         until=nested.read("until", lambda c: c.choice(DrainUntil), default.until).value,
@@ -208,13 +208,13 @@ def _servers(cursor: Cursor, sides: Fields) -> tuple[MemberDraft, ...]:
     members = []
     for item in cursor.items("- guest: mail1"):
         try:
-            if isinstance(item.node, Scalar) and item.node.kind is Kind.TEXT:
+            if isinstance(item.node, Scalar) and item.node.kind is NodeKind.TEXT:
                 text = item.raw().text[:60]
-                raise Wrong(
+                raise InvalidValue(
                     f"{quoted(text)} is neither guest nor host", hint=f"write - guest: {text}"
                 )
             members.append(_plain_host(item) or _member(item, sides))
-        except Wrong as wrong:
+        except InvalidValue as wrong:
             item.report_wrong(wrong)
     return tuple(members)
 
@@ -235,7 +235,7 @@ def _plain_host(cursor: Cursor) -> MemberDraft | None:
         ):
             address = scalars.plain_ipv4(node.text)
             if address is not None:
-                place = Place(node.line, node.column, f"{cursor.path}.host"[:200])
+                place = Location(node.line, node.column, f"{cursor.path}.host"[:200])
                 return MemberDraft(_NO_GUEST, Value(address, place), _NO_ADDRESS, _NO_WEIGHT, None)
     return None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from xenlb.config import check_rules, guest_side
-from xenlb.config.cursor import Place, Report
+from xenlb.config.cursor import Location, Report
 from xenlb.config.draft import Draft
 from xenlb.config.service_parser import SCHEDULER_FLAGS
 from xenlb.ipvs.table import (
@@ -55,7 +55,7 @@ def identity(draft: Draft, report: Report) -> None:
 
 
 def port_list(draft: Draft, report: Report) -> None:
-    seen: dict[Port, Place] = {}
+    seen: dict[Port, Location] = {}
     for port, place in draft.placed_ports.value:
         if port in seen:
             report.add(
@@ -204,8 +204,8 @@ def sorry_server(draft: Draft, report: Report) -> None:
 
 
 def servers(draft: Draft, report: Report) -> None:
-    addresses: dict[IPAddress, Place] = {}
-    guests: dict[str, Place] = {}
+    addresses: dict[IPAddress, Location] = {}
+    guests: dict[str, Location] = {}
     for member in draft.servers.value:
         for value in (member.host, member.address):
             if value.value is None or value.place is None:
@@ -230,7 +230,7 @@ def servers(draft: Draft, report: Report) -> None:
             guests.setdefault(guest.value, guest.place)
 
 
-def _same_family(draft: Draft, address: IPAddress, place: Place, report: Report) -> None:
+def _same_family(draft: Draft, address: IPAddress, place: Location, report: Report) -> None:
     """ip_vs_genl_set_cmd() answers EINVAL to mixed families, except for tunnels."""
     own, other = draft.family, family_of(address)
     if own is None or own is other or draft.forwarding.value is Forwarding.TUNNEL:
@@ -275,7 +275,7 @@ RULES: Final[tuple[Callable[[Draft, Report], None], ...]] = (
 
 def unique_keys(drafts: Collection[Draft], report: Report) -> None:
     """A kernel service belongs to one service of the configuration."""
-    seen: dict[ServiceKey, tuple[str, Place]] = {}
+    seen: dict[ServiceKey, tuple[str, Location]] = {}
     for draft in drafts:
         for key, place in dict(_keys(draft)).items():
             if key in seen:
@@ -288,7 +288,7 @@ def unique_keys(drafts: Collection[Draft], report: Report) -> None:
             seen.setdefault(key, (draft.name, place))
 
 
-def _keys(draft: Draft) -> Iterator[tuple[ServiceKey, Place]]:
+def _keys(draft: Draft) -> Iterator[tuple[ServiceKey, Location]]:
     address, mark = draft.address.value, draft.fwmark.value
     if address is not None and not draft.fwmark.given:
         for port, place in draft.placed_ports.value:
@@ -312,7 +312,7 @@ def servers_are_no_vips(drafts: Collection[Draft], report: Report) -> None:
         if draft.address.value is not None:
             vips.setdefault(draft.address.value, draft.name)
     for draft in drafts:
-        found: list[tuple[IPAddress, Place]] = [
+        found: list[tuple[IPAddress, Location]] = [
             (value.value, value.place)
             for member in draft.servers.value
             for value in (member.host, member.address)

@@ -22,7 +22,7 @@ from watchdog.events import DirDeletedEvent, FileSystemEvent, FileSystemEventHan
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
-from xenlb.config.path_resolution import steps
+from xenlb.config.path_resolution import path_steps
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def folders(path: str) -> set[Folder]:
     early, the folder in which its next part is missing."""
     found: set[Folder] = set()
     last = Path("/")
-    for step, is_link in steps(path):
+    for step, is_link in path_steps(path):
         last = step
         if is_link:
             found |= _folder(step.parent)

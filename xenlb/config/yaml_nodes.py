@@ -26,7 +26,7 @@ DEEPEST: Final = 32
 _TOO_DEEP: Final = (f"nested deeper than {DEEPEST} levels", "flatten it")
 
 
-class Kind(StrEnum):
+class NodeKind(StrEnum):
     """What a plain scalar is to a YAML reader, of version 1.1 or 1.2 whichever is worse."""
 
     TEXT = "a text"
@@ -57,8 +57,8 @@ class Scalar(NamedTuple):
     trap: Trap | None = None
 
     @property
-    def kind(self) -> Kind:
-        return _kind(self.text) if self.plain else Kind.TEXT
+    def kind(self) -> NodeKind:
+        return _kind(self.text) if self.plain else NodeKind.TEXT
 
     @property
     def nothing(self) -> bool:
@@ -86,9 +86,9 @@ Node = Scalar | Sequence | Mapping
 
 _NOTHING: Final = ("", "~", "null", "Null", "NULL")
 _KINDS: Final = (
-    (Kind.NOTHING, re.compile("|".join(_NOTHING[1:]) + "|")),
+    (NodeKind.NOTHING, re.compile("|".join(_NOTHING[1:]) + "|")),
     (
-        Kind.TRUTH,
+        NodeKind.TRUTH,
         re.compile(
             "|".join(
                 form
@@ -98,23 +98,23 @@ _KINDS: Final = (
         ),
     ),
     (
-        Kind.NUMBER,
+        NodeKind.NUMBER,
         re.compile(
             r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7]+|0b[01_]+|[0-9][0-9_]*(:[0-5]?[0-9])*(\.[0-9_]*)?"
             r"|\.[0-9][0-9_]*|[0-9]*\.?[0-9]+[eE][-+]?[0-9]+|[0-9]+\.[eE][-+]?[0-9]+"
             r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
         ),
     ),
-    (Kind.DATE, re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?")),
+    (NodeKind.DATE, re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?")),
 )
 
 
 @lru_cache(maxsize=1024)
-def _kind(text: str) -> Kind:
+def _kind(text: str) -> NodeKind:
     for kind, pattern in _KINDS:
         if pattern.fullmatch(text):
             return kind
-    return Kind.TEXT
+    return NodeKind.TEXT
 
 
 _BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")

@@ -10,7 +10,7 @@ from typing import Any
 from xenlb.ipvs import text
 from xenlb.ipvs.table import AddressKey, Counters, MarkKey, ServerKey, ServiceKey, Table
 from xenlb.model import alarm, inconsistencies, service_remarks
-from xenlb.model.desired import ServerPhase, Standing, standing
+from xenlb.model.desired import ServerPhase, ServerStatus, server_status
 from xenlb.model.drain import Drain
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
@@ -53,7 +53,7 @@ def services(
                     continue
                 server = _server(
                     candidate,
-                    standing(candidate, service, state, now),
+                    server_status(candidate, service, state, now),
                     state,
                     service=service,
                     table=table,
@@ -95,7 +95,7 @@ def _alarm(
 ) -> dict[str, Any]:
     it = state.alarms.get(key)
     return {
-        "alarm": None if it is None else alarm.said(state, service, key, now),
+        "alarm": None if it is None else alarm.alarm_text(state, service, key, now),
         "alarm_kind": None if it is None else it.kind.value,
         "alarm_since": None if it is None else wall(it.since),
     }
@@ -108,7 +108,7 @@ def alarms(state: State, *, now: float, wall: Wall) -> list[dict[str, Any]]:
             "service": service.name,
             "address": text.place(key),
             "kind": it.kind.value,
-            "text": alarm.said(state, service, key, now),
+            "text": alarm.alarm_text(state, service, key, now),
             "since": wall(it.since),
         }
         for service in state.settings.services
@@ -138,7 +138,7 @@ def _key(key: ServiceKey) -> dict[str, Any]:
 
 def _server(
     candidate: Candidate,
-    stands: Standing,
+    stands: ServerStatus,
     state: State,
     *,
     service: ServiceSettings,
@@ -205,7 +205,7 @@ def _check(target: Target, health: Health, *, now: float, wall: Wall) -> dict[st
         "detail": health.detail,
         "share": health.share,
         "failures": health.failures,
-        "deadline": wall(health.held_until) if health.holds(now) else None,
+        "deadline": wall(health.held_until) if health.damped(now) else None,
         "changes": [
             {
                 "at": wall(change.at),
@@ -220,7 +220,7 @@ def _check(target: Target, health: Health, *, now: float, wall: Wall) -> dict[st
 def serves(state: State, guest: Guest, now: float) -> bool:
     """Does the guest serve wherever it should?"""
     phases = {
-        standing(candidate, service, state, now).phase
+        server_status(candidate, service, state, now).phase
         for service in services_of(state, guest)
         for candidate in state.candidates[service.name]
         if candidate.owner == guest.id
@@ -228,7 +228,7 @@ def serves(state: State, guest: Guest, now: float) -> bool:
     return phases <= {ServerPhase.SERVING} and guest.phase is Phase.UP
 
 
-def matching(state: State, name: str) -> tuple[Guest, ...]:
+def guests_named(state: State, name: str) -> tuple[Guest, ...]:
     """The guests meant by a name or a UUID, as an operator types it."""
     meant = Member(guest=name)
     return tuple(

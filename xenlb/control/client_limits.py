@@ -10,7 +10,7 @@ PLACES_OF_USER = 16
 PLACES_OF_ROOT = 128
 
 
-class ClientPlaces:
+class ClientLimits:
     """Who is in, by user id."""
 
     def __init__(self) -> None:

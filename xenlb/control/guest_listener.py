@@ -27,7 +27,7 @@ from ipaddress import IPv6Address
 from uuid import UUID
 
 from xenlb.control.guest_secrets import KeyFileError, answer_to
-from xenlb.control.listener_limits import Peer, PeerRates, Places, peer_of
+from xenlb.control.listener_limits import ConnectionLimits, Peer, PeerRates, peer_of
 from xenlb.ipvs.table import IPAddress
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class GuestListener:
         self._where: Where | None = None
         self._moved = asyncio.Event()
         self._clients: set[asyncio.Task[None]] = set()
-        self._places = Places[asyncio.Task[None]]()
+        self._places = ConnectionLimits[asyncio.Task[None]]()
         self._rates = PeerRates()
         self.problem = ""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Generic, TypeVar
 
-from xenlb.untrusted.rate import Rate
+from xenlb.untrusted.rate import TokenBucket
 
 # Conversations: so many at once, then so many a second. A guest that finds nobody tries again
 # every half second for three; a host that goes down has all its guests leave at once.
@@ -57,11 +57,11 @@ class _Complaints:
 class PeerRates:
     """How often each peer may begin a conversation, and how often the log is told of it."""
 
-    _addresses: OrderedDict[str, Rate] = field(default_factory=OrderedDict)
-    _networks: OrderedDict[str, Rate] = field(default_factory=OrderedDict)
+    _addresses: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
+    _networks: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
     _complaints: OrderedDict[str, _Complaints] = field(default_factory=OrderedDict)
-    _all: Rate = field(default_factory=lambda: Rate(BURST, RATE))
-    _lines: Rate = field(default_factory=lambda: Rate(LINES, LINES_RATE))
+    _all: TokenBucket = field(default_factory=lambda: TokenBucket(BURST, RATE))
+    _lines: TokenBucket = field(default_factory=lambda: TokenBucket(LINES, LINES_RATE))
 
     def refusal(self, peer: Peer, now: float) -> str:
         """Why this peer gets no conversation now; "" if it does, and then it has spent one."""
@@ -85,7 +85,7 @@ class PeerRates:
         return more
 
 
-class Places(Generic[T]):
+class ConnectionLimits(Generic[T]):
     """Who holds a place, the longest first."""
 
     def __init__(self) -> None:
@@ -111,8 +111,10 @@ class Places(Generic[T]):
         self._held.pop(holder, None)
 
 
-def _recent(rates: OrderedDict[str, Rate], key: str, burst: float, rate: float) -> Rate:
-    found = rates.pop(key, None) or Rate(burst, rate)
+def _recent(
+    rates: OrderedDict[str, TokenBucket], key: str, burst: float, rate: float
+) -> TokenBucket:
+    found = rates.pop(key, None) or TokenBucket(burst, rate)
     _put(rates, key, found)
     return found
 

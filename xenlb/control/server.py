@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from xenlb.control.client_limits import ClientPlaces
+from xenlb.control.client_limits import ClientLimits
 from xenlb.control.json_pieces import SIZE, pieces
 from xenlb.control.lock import Lock
 from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError
@@ -92,7 +92,7 @@ class ControlServer:
         self._lock = lock or Lock(path)
         self._identity: tuple[int, int] | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._places = ClientPlaces()
+        self._places = ClientLimits()
         self._refused = deque[socket.socket]()  # they may still write their request
         self._looking: asyncio.Task[None] | None = None
         self._clients: set[asyncio.Task[None]] = set()

@@ -23,7 +23,7 @@ from typing import Any
 
 from xenlb.director import interface as rtnl
 from xenlb.director.announce import announce
-from xenlb.director.interface import Changes, Failed, Heard, Held, Link
+from xenlb.director.interface import AddressChange, Changes, Held, Interface, InterfaceError
 from xenlb.ipvs.table import IPAddress
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ ANNOUNCEMENTS, APART = 2, 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class PlacedAddress:
     """An address that we put on an interface."""
 
     interface: str
@@ -73,7 +73,7 @@ class ServiceAddresses:
 
     def __init__(
         self,
-        owned: frozenset[Placed] = frozenset(),
+        owned: frozenset[PlacedAddress] = frozenset(),
         *,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -83,7 +83,7 @@ class ServiceAddresses:
         self._problems: dict[IPAddress, str] = {}
         self._present: frozenset[IPAddress] = frozenset()
         self._seen: set[IPAddress] = set()  # were in place since they are wanted
-        self._link: Link | None = None
+        self._link: Interface | None = None
         self._cause: str | None = None  # why addresses may have vanished, if it was not somebody
         self._holds: dict[IPAddress, _Hold] = {}
         self._retry_at = inf
@@ -92,7 +92,7 @@ class ServiceAddresses:
         self._wake = asyncio.Event()
 
     @property
-    def owned(self) -> frozenset[Placed]:
+    def owned(self) -> frozenset[PlacedAddress]:
         """What is to be handed to the next agent: the addresses that we added."""
         return frozenset(self._owned)
 
@@ -151,7 +151,7 @@ class ServiceAddresses:
         try:
             async with rtnl.connection() as route:
                 problems = await self._pass(route, goal)
-        except (Failed, OSError) as error:
+        except (InterfaceError, OSError) as error:
             problems = dict.fromkeys(goal.addresses, f"the kernel does not answer: {error}")
             self._retry_at = self._announce_at = time.monotonic() + FIRST_RETRY
         if self._goal is not goal:  # something else is wanted meanwhile
@@ -168,11 +168,11 @@ class ServiceAddresses:
             index = 0 if self._link is None else self._link.index
             changes.watch(self._goal.interface, index, self._goal.addresses)
 
-    def _heard(self, heard: Heard) -> None:
+    def _heard(self, heard: AddressChange) -> None:
         match heard:
-            case Heard.GONE:
+            case AddressChange.GONE:
                 self._cause = ANEW
-            case Heard.WENT_DOWN if self._cause is None:
+            case AddressChange.WENT_DOWN if self._cause is None:
                 self._cause = CAME_UP
         self._wake.set()
 
@@ -216,11 +216,11 @@ class ServiceAddresses:
         return await self._remove_unwanted(route, goal) | problems
 
     async def _add(
-        self, route: Any, link: Link, goal: _Goal, address: IPAddress, cause: str | None
+        self, route: Any, link: Interface, goal: _Goal, address: IPAddress, cause: str | None
     ) -> str | None:
         """Adds the address, or says why not."""
         assert goal.interface is not None
-        placed = Placed(interface=goal.interface, address=address)
+        placed = PlacedAddress(interface=goal.interface, address=address)
         again, now = address in self._seen, time.monotonic()
         if cause is not None:
             self._holds.pop(address, None)
@@ -230,7 +230,7 @@ class ServiceAddresses:
             return hold.reason
         try:
             await rtnl.add(route, link, address)
-        except Failed as error:
+        except InterfaceError as error:
             if error.errno != errno.EEXIST:  # somebody was faster
                 hold.delay = min(LAST_RETRY, max(FIRST_RETRY, 2 * hold.delay))
                 hold.until, hold.reason = now + hold.delay, _refused(link, address, error)
@@ -276,19 +276,21 @@ class ServiceAddresses:
             # With another prefix length it is not the one that we added.
             ours = {h.address: h for h in found if h.prefix == h.address.max_prefixlen}
             for address in sorted(addresses, key=_order):
-                placed = Placed(interface=name, address=address)
+                placed = PlacedAddress(interface=name, address=address)
                 try:
                     if address in ours:
                         await rtnl.remove(route, ours[address])
                         log.info("removed %s: no service has it any more there", placed)
-                except Failed as error:
+                except InterfaceError as error:
                     problems[address] = f"it cannot be removed from {name}: {error}"
                     self._retry_at = time.monotonic() + LAST_RETRY
                 else:
                     self._owned.discard(placed)
         return problems
 
-    async def _others(self, route: Any, link: Link, versions: set[int]) -> dict[IPAddress, Held]:
+    async def _others(
+        self, route: Any, link: Interface, versions: set[int]
+    ) -> dict[IPAddress, Held]:
         """The addresses of this host's other interfaces, without what we put there."""
         found: list[Held] = []
         for version in versions:
@@ -306,7 +308,7 @@ class ServiceAddresses:
         self._unannounced.update(dict.fromkeys(addresses, ANNOUNCEMENTS))
         self._announce_at = -inf
 
-    def _announce(self, link: Link) -> None:
+    def _announce(self, link: Interface) -> None:
         """Sends the announcements that are due; while there is no carrier, they wait for it."""
         now = time.monotonic()
         if not link.running:
@@ -341,13 +343,13 @@ def _order(address: IPAddress) -> tuple[int, int]:
     return address.version, int(address)
 
 
-def _missing(interface: str | None, link: Link | None) -> str:
+def _missing(interface: str | None, link: Interface | None) -> str:
     if interface is None:
         return "there is no interface for it (director: interface)"
     return f"{interface} is down" if link is not None else f"there is no interface {interface}"
 
 
-def _refused(link: Link, address: IPAddress, error: Failed) -> str:
+def _refused(link: Interface, address: IPAddress, error: InterfaceError) -> str:
     match error.errno:
         case errno.EPERM:
             return f"not permitted to add it to {link.name} (needs CAP_NET_ADMIN)"

@@ -9,7 +9,7 @@ import socket
 import struct
 from ipaddress import IPv6Address
 
-from xenlb.director.interface import Link
+from xenlb.director.interface import Interface
 from xenlb.ipvs.table import IPAddress
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ OVERRIDE = 0x20000000
 TARGET_LINK_LAYER_ADDRESS = 2
 
 
-def announce(link: Link, address: IPAddress) -> None:
+def announce(link: Interface, address: IPAddress) -> None:
     """Sends one packet. A failure is a DEBUG line: the address works without it."""
     if link.hardware is None or not link.running:
         return
@@ -51,7 +51,7 @@ def arp_frame(hardware: bytes, packed: bytes) -> bytes:
     )
 
 
-def _advertise(link: Link, hardware: bytes, address: IPv6Address) -> None:
+def _advertise(link: Interface, hardware: bytes, address: IPv6Address) -> None:
     body = struct.pack("!BBHI", NEIGHBOUR_ADVERTISEMENT, 0, 0, OVERRIDE) + address.packed
     body += struct.pack("!BB", TARGET_LINK_LAYER_ADDRESS, 1) + hardware
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:

@@ -53,7 +53,7 @@ _NESTED = 0x8000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gone:
+class FailedServer:
     """A server that has left. Protocol None and port 0 are all of them."""
 
     address: IPAddress
@@ -61,7 +61,7 @@ class Gone:
     port: int = 0
 
 
-def flush(servers: Iterable[Gone]) -> int:
+def flush(servers: Iterable[FailedServer]) -> int:
     """How many entries were deleted. Takes its time with a large table: for a thread. Raises
     OSError."""
     if not _COUNT.exists():
@@ -76,7 +76,7 @@ def flush(servers: Iterable[Gone]) -> int:
     return deleted
 
 
-def _entries(asking: socket.socket, server: Gone) -> Iterator[bytes]:
+def _entries(asking: socket.socket, server: FailedServer) -> Iterator[bytes]:
     """What names each of its entries to the kernel."""
     family = family_of(server.address)
     question = b""
@@ -101,7 +101,7 @@ def _entries(asking: socket.socket, server: Gone) -> Iterator[bytes]:
             )
 
 
-def _is_of(server: Gone, family: Family, reply: bytes) -> bool:
+def _is_of(server: FailedServer, family: Family, reply: bytes) -> bool:
     parts = attributes(reply, 0, len(reply))
     addresses, numbers = parts.get(_IP, b""), parts.get(_PROTO, b"")
     proto = attributes(numbers, 0, len(numbers))

@@ -46,7 +46,7 @@ _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, chang
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class Interface:
     """An interface. `running`: it is up and has a carrier; `hardware`: its Ethernet address."""
 
     index: int
@@ -66,7 +66,7 @@ class Held:
     duplicate: bool  # duplicate address detection found it on another host
 
 
-class Failed(Exception):
+class InterfaceError(Exception):
     """The kernel refused a request; `errno` says why."""
 
     def __init__(self, error: NetlinkError) -> None:
@@ -83,13 +83,13 @@ def connection() -> Any:
     return AsyncIPRoute(strict_check=True)
 
 
-async def find(route: Any, name: str) -> Link | None:
+async def find(route: Any, name: str) -> Interface | None:
     try:
         (message,) = await route.link("get", ifname=name)
     except NetlinkError as error:
         if error.code == errno.ENODEV:
             return None
-        raise Failed(error) from error
+        raise InterfaceError(error) from error
     return _link(message)
 
 
@@ -115,11 +115,11 @@ async def addresses(route: Any, *, index: int = 0, version: int = 0) -> list[Hel
             )
         ]
     except NetlinkError as error:
-        raise Failed(error) from error
+        raise InterfaceError(error) from error
     return [_held(message) for message in messages if index in {0, message["index"]}]
 
 
-async def add(route: Any, link: Link, address: IPAddress) -> None:
+async def add(route: Any, link: Interface, address: IPAddress) -> None:
     """Adds the address alone, without a network.
 
     IPv6: no duplicate address detection, as it fails where the servers have the address too, and
@@ -138,7 +138,7 @@ async def add(route: Any, link: Link, address: IPAddress) -> None:
             **options,
         )
     except NetlinkError as error:
-        raise Failed(error) from error
+        raise InterfaceError(error) from error
 
 
 async def remove(route: Any, held: Held) -> None:
@@ -146,7 +146,7 @@ async def remove(route: Any, held: Held) -> None:
         await route.addr("del", index=held.index, address=str(held.address), prefixlen=held.prefix)
     except NetlinkError as error:
         if error.code not in {errno.EADDRNOTAVAIL, errno.ENODEV}:  # gone meanwhile
-            raise Failed(error) from error
+            raise InterfaceError(error) from error
 
 
 async def towards(destinations: Iterable[IPAddress]) -> frozenset[str]:
@@ -180,10 +180,10 @@ async def sources(destinations: Iterable[IPAddress]) -> dict[IPAddress, IPAddres
     return found
 
 
-def _link(message: Any) -> Link:
+def _link(message: Any) -> Interface:
     flags = message["flags"]
     ethernet = message["ifi_type"] == ARPHRD_ETHER
-    return Link(
+    return Interface(
         index=message["index"],
         name=message.get("ifname"),
         up=bool(flags & IFF_UP),
@@ -203,7 +203,7 @@ def _held(message: Any) -> Held:
     )
 
 
-class Heard(Enum):
+class AddressChange(Enum):
     """What a message about our interface or addresses tells."""
 
     CHANGED = auto()
@@ -218,7 +218,7 @@ class Changes:
     messages for want of room (ENOBUFS), that counts as a change.
     """
 
-    def __init__(self, heard: Callable[[Heard], None]) -> None:
+    def __init__(self, heard: Callable[[AddressChange], None]) -> None:
         self._heard = heard
         self._socket = socket.socket(
             socket.AF_NETLINK,
@@ -260,7 +260,7 @@ class Changes:
                 return
             except OSError as error:
                 log.debug("messages about interfaces were lost: %s", error)
-                self._heard(Heard.CHANGED)
+                self._heard(AddressChange.CHANGED)
                 return
             self._message(data)
 
@@ -274,12 +274,12 @@ class Changes:
             offset += (length + 3) & ~3
             if kind not in {RTM_NEWLINK, RTM_DELLINK}:
                 if any(packed in body for packed in self._packed):
-                    self._heard(Heard.CHANGED)
+                    self._heard(AddressChange.CHANGED)
                 continue
             _, _, index, flags, _ = _LINK.unpack_from(body)
             if index != self._index and not (self._name and self._name in body):
                 continue
             if kind == RTM_DELLINK:
-                self._heard(Heard.GONE)
+                self._heard(AddressChange.GONE)
             else:
-                self._heard(Heard.CHANGED if flags & IFF_UP else Heard.WENT_DOWN)
+                self._heard(AddressChange.CHANGED if flags & IFF_UP else AddressChange.WENT_DOWN)

@@ -38,7 +38,7 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class SysctlRequirement:
     """A sysctl, the value that the services need, and why. Values in `also` do as well. `first`:
     what must be so before, or setting it does harm."""
 
@@ -47,7 +47,7 @@ class Need:
     why: str
     scope: Scope
     also: tuple[int, ...] = ()
-    first: "tuple[Need, ...]" = ()
+    first: "tuple[SysctlRequirement, ...]" = ()
 
     @property
     def command(self) -> str:
@@ -59,10 +59,10 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class SysctlChange:
     """A sysctl that was set; `old` is what it was before."""
 
-    need: Need
+    need: SysctlRequirement
     old: int
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class SysctlFinding:
     """Something that is not as needed, why that matters, and what cures it.
 
     `have` is None where there is no such sysctl; `trouble` is what was in the way of setting it.
@@ -90,11 +90,11 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class SysctlOutcome:
     """What `apply` set, and what it left."""
 
-    changes: tuple[Change, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    changes: tuple[SysctlChange, ...] = ()
+    findings: tuple[SysctlFinding, ...] = ()
 
 
 def needed(
@@ -104,7 +104,7 @@ def needed(
     forwards: bool = False,
     towards: Collection[str] = (),
     advertised: Collection[str] = (),
-) -> tuple[Need, ...]:
+) -> tuple[SysctlRequirement, ...]:
     """What the services need on a kernel of that version (major, minor).
 
     `forwards`: does this host forward IPv4 packets already? It may then be the guests' gateway,
@@ -119,13 +119,15 @@ def needed(
     masqueraded = {s.family for s in services if s.forwarding is Forwarding.MASQUERADE}
     answers = "with masquerading, the servers' answers are forwarded by this host"
     if Family.INET in masqueraded:
-        needs.append(Need(name="net.ipv4.ip_forward", value=1, why=answers, scope=Scope.NET))
+        needs.append(
+            SysctlRequirement(name="net.ipv4.ip_forward", value=1, why=answers, scope=Scope.NET)
+        )
         forwards = True
     if Family.INET6 in masqueraded:
         heeded = tuple(_of_advertised(advertised))
         needs.extend(heeded)
         needs.append(
-            Need(
+            SysctlRequirement(
                 name="net.ipv6.conf.all.forwarding",
                 value=1,
                 why=answers,
@@ -143,15 +145,17 @@ def needed(
     return tuple(needs)
 
 
-def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> Iterator[Need]:
-    yield Need(
+def _of_ipvs(
+    services: Sequence[ServiceSettings], kernel: tuple[int, int]
+) -> Iterator[SysctlRequirement]:
+    yield SysctlRequirement(
         name=f"{VS}.expire_nodest_conn",
         value=1,
         why="so that connections to a removed server are reset, not left hanging",
         scope=Scope.IPVS,
     )
     if any(service.persistence is not None for service in services):
-        yield Need(
+        yield SysctlRequirement(
             name=f"{VS}.expire_quiescent_template",
             value=1,
             why="a server that is drained gets no new connections of its persistent clients",
@@ -162,7 +166,7 @@ def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> It
         # Bit 0: the entry of a connection that has ended; bit 1: also one in FIN_WAIT, which is all
         # that is seen of an end where the answers pass the director by (is_new_conn_expected() in
         # ip_vs_core.c). Without it a busy client's reused port goes on to the drained server.
-        yield Need(
+        yield SysctlRequirement(
             name=f"{VS}.conn_reuse_mode",
             value=3 if direct else 1,
             also=(3,),
@@ -171,7 +175,7 @@ def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> It
             scope=Scope.IPVS,
         )
     else:
-        yield Need(
+        yield SysctlRequirement(
             name=f"{VS}.conn_reuse_mode",
             value=0,
             why="kernels before 5.9 drop the first packet from a client's port that is used again,"
@@ -180,11 +184,11 @@ def _of_ipvs(services: Sequence[ServiceSettings], kernel: tuple[int, int]) -> It
         )
 
 
-def _of_advertised(interfaces: Collection[str]) -> Iterator[Need]:
+def _of_advertised(interfaces: Collection[str]) -> Iterator[SysctlRequirement]:
     """A host that forwards heeds router advertisements only with accept_ra=2, and the kernel drops
     the default routes of the others at once (rt6_purge_dflt_routers())."""
     for interface in sorted(interfaces):
-        yield Need(
+        yield SysctlRequirement(
             name=f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra",
             value=2,
             why="a host that forwards IPv6 loses its own default route by router advertisement"
@@ -193,7 +197,7 @@ def _of_advertised(interfaces: Collection[str]) -> Iterator[Need]:
         )
 
 
-def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[Need]:
+def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[SysctlRequirement]:
     """Where the guests' default gateway is this host, their answers come from a service address,
     an address of this host itself: martians. The kernel takes the maximum of `all` and the
     interface for rp_filter, and either for accept_local."""
@@ -207,7 +211,7 @@ def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[Need]:
         values[f"net.ipv4.conf.{name}.accept_local"] = 1
         values[f"net.ipv4.conf.{name}.rp_filter"] = 0
     for key, value in values.items():
-        yield Need(name=key, value=value, why=why, scope=Scope.NET)
+        yield SysctlRequirement(name=key, value=value, why=why, scope=Scope.NET)
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:
@@ -243,23 +247,23 @@ def advertised(*, routes: Path = ROUTES, root: Path = PROC_SYS) -> frozenset[str
 
 
 def apply(
-    needs: Sequence[Need],
+    needs: Sequence[SysctlRequirement],
     policy: SysctlPolicy,
     *,
     root: Path = PROC_SYS,
     persisted: Path = PERSISTED,
-) -> Outcome:
+) -> SysctlOutcome:
     """Sets what the policy says is to be set, and reports the rest. May be called again at will.
 
     The ip_vs module must be loaded by now: without it there is no net.ipv4.vs, and a finding says
     so.
     """
-    changes: list[Change] = []
-    findings: list[Finding] = []
+    changes: list[SysctlChange] = []
+    findings: list[SysctlFinding] = []
     loaded = _path(VS, root).is_dir()
     if not loaded and any(need.scope is Scope.IPVS for need in needs):
         findings.append(
-            Finding(
+            SysctlFinding(
                 name=VS,
                 have=None,
                 want=None,
@@ -286,11 +290,11 @@ def apply(
             except OSError as error:
                 trouble = (error.strerror or str(error)).lower()
             else:
-                changes.append(Change(need=need, old=have))
+                changes.append(SysctlChange(need=need, old=have))
                 log.info("%s", changes[-1])
                 continue
         findings.append(
-            Finding(
+            SysctlFinding(
                 name=need.name,
                 have=have,
                 want=need.value,
@@ -301,14 +305,14 @@ def apply(
         )
     if policy is SysctlPolicy.APPLY and (problem := _persist(needs, persisted)) is not None:
         findings.append(problem)
-    return Outcome(changes=tuple(changes), findings=tuple(findings))
+    return SysctlOutcome(changes=tuple(changes), findings=tuple(findings))
 
 
 def _path(name: str, root: Path) -> Path:
     return root / name.translate(str.maketrans("./", "/."))
 
 
-def persisted(needs: Iterable[Need], *, by: str) -> str:
+def persisted(needs: Iterable[SysctlRequirement], *, by: str) -> str:
     """A file of sysctl.d for the next boot; `by`: what in the configuration makes it."""
     lines = [f"# Written by xenlb ({by}); changes here are overwritten.\n"]
     # The minus: at boot, neither the module nor the interface may be there yet. udev sets those of
@@ -317,7 +321,7 @@ def persisted(needs: Iterable[Need], *, by: str) -> str:
     return "\n".join(lines)
 
 
-def _persist(needs: Iterable[Need], file: Path) -> Finding | None:
+def _persist(needs: Iterable[SysctlRequirement], file: Path) -> SysctlFinding | None:
     """Writes the file, if it differs; in one step, so that it is never half."""
     content = persisted(needs, by="director: {sysctls: apply}")
     new = file.with_name(f".{file.name}.new")
@@ -331,7 +335,7 @@ def _persist(needs: Iterable[Need], file: Path) -> Finding | None:
             os.fsync(writing.fileno())
         new.replace(file)
     except OSError as error:
-        return Finding(
+        return SysctlFinding(
             name=str(file),
             have=None,
             want=None,

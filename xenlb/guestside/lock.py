@@ -24,13 +24,13 @@ from xenlb.guestside.transport.channel import DeliveryError
 LOOK = 0.2  # seconds; flock(2) itself would block a thread, which nobody can interrupt
 
 
-def folder_beside(socket: Path) -> Path:
+def lock_folder(socket: Path) -> Path:
     """Where the locks are: agent and commands know the same socket."""
     return socket.parent / "guests"
 
 
 @asynccontextmanager
-async def turn(
+async def guest_lock(
     folder: Path,
     uuid: UUID,
     *,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from xenlb.guestside.inspect.observed import Observed
 from xenlb.guestside.install.operations import Executor, File, Folder, Missing, Present
-from xenlb.guestside.render.facts import LOOPBACK_FILE, MANAGES_LOOPBACK, Facts, Link
+from xenlb.guestside.render.facts import LOOPBACK_FILE, MANAGES_LOOPBACK, Facts, NetworkLink
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.model.guest_side import GuestSide, Init, System
 
@@ -40,7 +40,7 @@ def facts_of(observed: Observed, *, container: bool = False) -> Facts:
     loopback = systems.get("lo")
     return Facts(
         links=tuple(
-            Link(
+            NetworkLink(
                 interface=interface,
                 network_file=each.network_file,
                 address_routes=each.address_routes,

@@ -17,7 +17,7 @@ from xenlb.guestside.inspect.parse import ObserveError, observed, output_budget
 from xenlb.guestside.inspect.script import observe_script
 from xenlb.guestside.inspect.verify import differences
 from xenlb.guestside.install.operations import File, Wanted
-from xenlb.guestside.install.planner import Changed
+from xenlb.guestside.install.planner import ChangedFiles
 from xenlb.guestside.install.preview import visible
 from xenlb.guestside.platform import Platform, of_files, of_observed
 from xenlb.guestside.render.systems import (
@@ -31,11 +31,11 @@ from xenlb.guestside.render.template import render
 from xenlb.guestside.requirements.compile import compile_needs
 from xenlb.guestside.requirements.needs import Needs
 from xenlb.guestside.scripts import after_script, applied_script, removed_script
-from xenlb.guestside.target import Subject
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport import open
 from xenlb.guestside.transport.channel import Channel, DeliveryError, Output
-from xenlb.guestside.transport.open import Reached
-from xenlb.guestside.transport.survey import Look, look
+from xenlb.guestside.transport.open import Access
+from xenlb.guestside.transport.survey import FileSurvey, survey_files
 from xenlb.model.events import Verdict
 
 NO_SETTINGS = "xenlb 1\n"
@@ -46,11 +46,11 @@ class Survey:
     """A guest as it is and as it should be. `seen` None: it is off, and only its files are known.
     `former`: the settings that it was given last."""
 
-    subject: Subject
+    subject: GuestTarget
     needs: Needs
     platform: Platform
     seen: Observed | None
-    look: Look
+    files: FileSurvey
     former: str
 
     @property
@@ -62,8 +62,8 @@ class Survey:
     def _files(self) -> tuple[Difference, ...]:
         """Of a guest that runs only where xenlb has put files there: it may have been configured by
         other means."""
-        plan = self.look.plan
-        if not plan.changes_guest or (self.seen is not None and not self.look.installed):
+        plan = self.files.plan
+        if not plan.changes_guest or (self.seen is not None and not self.files.installed):
             return ()
         count = len(plan.paths)
         shown = ", ".join(f"/{path}" for path in plan.paths[:3]) + ", …" * (count > 3)
@@ -71,7 +71,7 @@ class Survey:
         return (Difference(message=f"{files} missing or different: {shown}", hint=APPLY),)
 
 
-def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:
+def verdicts(subject: GuestTarget, seen: Observed) -> tuple[Verdict, ...]:
     """For each of its services: has a guest that runs all that it needs? What a guest has may be
     much: not for a loop."""
     found = []
@@ -82,9 +82,9 @@ def verdicts(subject: Subject, seen: Observed) -> tuple[Verdict, ...]:
     return tuple(found)
 
 
-async def way_into(subject: Subject, *, root: str | None = None) -> Reached:
+async def open_access(subject: GuestTarget, *, root: str | None = None) -> Access:
     """`root`: where the operator mounted its root file system. Raises DeliveryError."""
-    where = open.Whereabouts(
+    where = open.GuestLocation(
         uri=subject.uri,
         uuid=subject.uuid,
         name=subject.name,
@@ -92,10 +92,10 @@ async def way_into(subject: Subject, *, root: str | None = None) -> Reached:
         address=subject.address,
         root=root,
     )
-    return await open.reach(where)
+    return await open.open_transport(where)
 
 
-async def see(subject: Subject, channel: Channel) -> Observed:
+async def inspect(subject: GuestTarget, channel: Channel) -> Observed:
     """What is true in a guest that runs. Raises DeliveryError."""
     needs = compile_needs(subject.places, hold=subject.hold)
     sides = (subject.side, *(place.side for place in subject.places))
@@ -112,11 +112,11 @@ async def see(subject: Subject, channel: Channel) -> Observed:
 
 
 async def survey(
-    subject: Subject, reached: Reached, *, overrides: Path, removing: Changed | None = None
+    subject: GuestTarget, reached: Access, *, overrides: Path, removing: ChangedFiles | None = None
 ) -> Survey:
     """Changes nothing. `removing`: the guest is to have nothing of xenlb any more, and what becomes
     of files that somebody has changed. Raises DeliveryError, NeedsError, TemplateError."""
-    seen = None if reached.channel is None else await see(subject, reached.channel)
+    seen = None if reached.channel is None else await inspect(subject, reached.channel)
     platform = await _platform(subject, reached, seen)
     needs, wanted = Needs(), tuple[Wanted, ...]()
     if removing is None:
@@ -128,25 +128,25 @@ async def survey(
             facts=platform.facts,
             overrides=overrides,
         )
-    found = await look(reached.executor, wanted, changed=removing or Changed.KEEP)
+    found = await survey_files(reached.executor, wanted, changed=removing or ChangedFiles.KEEP)
     return Survey(
         subject=subject,
         needs=needs,
         platform=platform,
         seen=seen,
-        look=found,
+        files=found,
         former=_former(found),
     )
 
 
-async def _platform(subject: Subject, reached: Reached, seen: Observed | None) -> Platform:
+async def _platform(subject: GuestTarget, reached: Access, seen: Observed | None) -> Platform:
     side, name = subject.side, subject.name
     if seen is None:
         return await of_files(side, reached.executor, name=name, container=subject.container)
     return of_observed(side, seen, name=name, container=subject.container)
 
 
-def _former(found: Look) -> str:
+def _former(found: FileSurvey) -> str:
     match found.present.get(GUEST_SETTINGS):
         case File(content=content) if GUEST_SETTINGS in found.installed:
             return content.decode("ascii", "replace")
@@ -155,7 +155,7 @@ def _former(found: Look) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class Applied:
     """`said`: what the guest said of what failed; `left`: what is still not as it should be;
     `seen`: the guest afterwards, None where it is off or was not looked at."""
 
@@ -164,15 +164,15 @@ class Done:
     seen: Observed | None = None
 
 
-async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
+async def apply(found: Survey, reached: Access, *, overrides: Path) -> Applied:
     """Brings the guest in line with what was found. Raises DeliveryError; what was done before
     stays, and the next apply goes on from there."""
-    plan = found.look.plan
+    plan = found.files.plan
     if not plan.operations and not await asyncio.to_thread(lambda: found.differences):
-        return Done(seen=found.seen)
+        return Applied(seen=found.seen)
     await reached.executor.perform(plan.operations)
     if reached.channel is None:
-        return Done()
+        return Applied()
     platform = found.platform
     script = applied_script(
         render("guest.sh", {}, overrides=overrides),
@@ -183,24 +183,24 @@ async def apply(found: Survey, reached: Reached, *, overrides: Path) -> Done:
         ),
     )
     output = await reached.channel.run(script)
-    seen = await see(found.subject, reached.channel)
+    seen = await inspect(found.subject, reached.channel)
     left = await asyncio.to_thread(differences, found.needs, seen)
-    return Done(said=_said(output), left=left, seen=seen)
+    return Applied(said=_said(output), left=left, seen=seen)
 
 
-async def remove(found: Survey, reached: Reached, *, overrides: Path) -> Done:
+async def remove(found: Survey, reached: Access, *, overrides: Path) -> Applied:
     """Takes away all that xenlb has made in the guest. Raises DeliveryError."""
     said: tuple[str, ...] = ()
     channel = reached.channel
-    if channel is not None and found.look.installed:
+    if channel is not None and found.files.installed:
         script = removed_script(render("guest.sh", {}, overrides=overrides), former=found.former)
         said = _said(await channel.run(script))
-    await reached.executor.perform(found.look.plan.operations)
-    if channel is not None and found.look.installed:
+    await reached.executor.perform(found.files.plan.operations)
+    if channel is not None and found.files.installed:
         platform = found.platform
         after = removal_commands(system=platform.system, init=platform.init, facts=platform.facts)
         said += _said(await channel.run(after_script(after)))
-    return Done(said=said)
+    return Applied(said=said)
 
 
 def _said(output: Output) -> tuple[str, ...]:

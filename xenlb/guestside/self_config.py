@@ -11,16 +11,16 @@ from typing import Protocol
 
 from xenlb.guestside.render.systems import IMAGE_HOLD, settings_text
 from xenlb.guestside.requirements.compile import compile_needs
-from xenlb.guestside.requirements.hold import Tell, tell_by
+from xenlb.guestside.requirements.hold import NotifyVia, notify_via_of
 from xenlb.guestside.requirements.hold import settings_text as hold_text
-from xenlb.guestside.target import Subject
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import DeliveryError
-from xenlb.hypervisor.xenstore.client import Refused, Unavailable
+from xenlb.hypervisor.xenstore.client import XenstoreError, XenstoreUnavailable
 
 ANSWER = 30.0  # seconds; a guest looks every few seconds, and a busy one takes its time
 
 
-class NotTakenUp(DeliveryError):
+class NotConfigured(DeliveryError):
     """The guest was given its settings, and has said nothing of them."""
 
 
@@ -34,7 +34,7 @@ class Xenstore(Protocol):
         """Waits for what came of it: `ok` or `failed`."""
 
 
-def text_for(subject: Subject) -> str:
+def settings_text_for(subject: GuestTarget) -> str:
     """The settings of a guest, all in one. In no service, it has the hold of its image again, and
     nothing else. Raises NeedsError, TemplateError."""
     text = settings_text(compile_needs(subject.places))
@@ -42,15 +42,15 @@ def text_for(subject: Subject) -> str:
     return text + "".join(f"hold {line}\n" for line in held if not line.startswith("#"))
 
 
-def in_no_service(subject: Subject) -> Subject:
+def in_no_service(subject: GuestTarget) -> GuestTarget:
     """The same guest, for which there is nothing to do."""
     return replace(subject, places=(), hold=None)
 
 
-def running(subject: Subject) -> int:
+def running(subject: GuestTarget) -> int:
     """Its domain, on this host's Xen: other hosts, and other hypervisors, have domains of the same
     numbers. Raises DeliveryError."""
-    if tell_by(subject.uri) is not Tell.XENSTORE:
+    if notify_via_of(subject.uri) is not NotifyVia.XENSTORE:
         raise DeliveryError(
             f"{subject.name} is not a guest of this host's Xen ({subject.uri})",
             hint="run it on that host; what is no Xen guest is reached by ssh, agent or rootfs",
@@ -62,18 +62,18 @@ def running(subject: Subject) -> int:
     return subject.domid
 
 
-async def bring(subject: Subject, xenstore: Xenstore) -> str:
+async def deliver_settings(subject: GuestTarget, xenstore: Xenstore) -> str:
     """Gives it its settings and waits for its answer: what is wrong, "" if nothing is. Raises
     DeliveryError where xenstore cannot be reached, NotTakenUp, NeedsError, TemplateError."""
     domid = running(subject)
     try:
-        serial = await xenstore.offer(domid, text_for(subject))
+        serial = await xenstore.offer(domid, settings_text_for(subject))
         async with asyncio.timeout(ANSWER):
             answer = await xenstore.answer(domid, serial)
-    except (Unavailable, Refused) as error:
+    except (XenstoreUnavailable, XenstoreError) as error:
         raise DeliveryError(f"xenstore: {error}", hint="does xenstored run here?") from None
     except TimeoutError:
-        raise NotTakenUp(
+        raise NotConfigured(
             f"{subject.name} has not taken up what it needs", hint="does xenlb-guest run in it?"
         ) from None
     return "" if answer == "ok" else "the guest could not do all that it needs (its log says)"

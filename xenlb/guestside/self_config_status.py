@@ -15,7 +15,7 @@ from xenlb.guestside.install.preview import visible
 from xenlb.hypervisor.xenstore.guest_settings import Given, serial, understood
 
 
-class Report(StrEnum):
+class GuestReport(StrEnum):
     """What it says of the settings that it was given last."""
 
     OK = "ok"
@@ -26,7 +26,7 @@ class Report(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class SelfConfigStatus:
     """`place`: of its settings in xenstore; `wanted`: their text as it should be; `word`: its own,
     unchecked, None where it has said nothing."""
 
@@ -36,13 +36,13 @@ class Seen:
     word: str | None
 
     @property
-    def report(self) -> Report:
+    def report(self) -> GuestReport:
         if self.word is None:
-            return Report.MISSING
+            return GuestReport.MISSING
         said, came = understood(self.word)
         if not said:
-            return Report.BROKEN
-        return Report(came) if said == self.given.serial else Report.OLD
+            return GuestReport.BROKEN
+        return GuestReport(came) if said == self.given.serial else GuestReport.OLD
 
     @property
     def in_step(self) -> bool:
@@ -66,24 +66,24 @@ class Seen:
         if not self.in_step:
             yield Difference(message="it was given other settings than it needs now", hint=APPLY)
         match self.report:
-            case Report.OK:
+            case GuestReport.OK:
                 pass
-            case Report.FAILED:
+            case GuestReport.FAILED:
                 yield Difference(
                     message="it could not do all that it was given",
                     hint="its log says what: journalctl -u xenlb-guest, inside",
                 )
-            case Report.MISSING:
+            case GuestReport.MISSING:
                 yield Difference(
                     message="it has reported nothing of itself",
                     hint="does xenlb-guest run in it? xenlb guest image makes what it needs",
                 )
-            case Report.OLD:
+            case GuestReport.OLD:
                 yield Difference(
                     message="it has not taken up what it was given last: its report is older",
                     hint="it looks every few seconds; does xenlb-guest still run in it?",
                 )
-            case Report.BROKEN:
+            case GuestReport.BROKEN:
                 yield Difference(
                     message=f"its report is not understood: '{visible(self.word or '')}'",
                     hint="data/xenlb-guest should have 16 hexadecimal digits and ok or failed;"

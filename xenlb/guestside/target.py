@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from xenlb.guestside.requirements.compile import NeedsError, Place
+from xenlb.guestside.requirements.compile import NeedsError, ServiceBinding
 from xenlb.guestside.requirements.hold import Hold
 from xenlb.ipvs.table import IPAddress, family_of
 from xenlb.model.guest_side import GuestSide
@@ -17,14 +17,14 @@ from xenlb.model.settings import ServiceSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class GuestTarget:
     """A guest and its places. `uri`: of its libvirt, a real one. `side`: how it is reached and what
     it is, the same in all places. `hold` None: it is in no service. `domid` None: it is off."""
 
     name: str
     uuid: UUID
     uri: str
-    places: tuple[Place, ...]
+    places: tuple[ServiceBinding, ...]
     side: GuestSide
     hold: Hold | None
     domid: int | None
@@ -41,7 +41,7 @@ class Subject:
         return min(known, key=lambda address: address.version, default=None)
 
 
-async def subject_of(
+async def guest_target(
     *,
     name: str,
     uuid: UUID,
@@ -50,7 +50,7 @@ async def subject_of(
     addresses: Mapping[str, IPAddress],
     hold: Hold | None,
     domid: int | None,
-) -> Subject:
+) -> GuestTarget:
     """`addresses`: of the guest's servers, by the names of services. Raises NeedsError where its
     services contradict each other."""
     from xenlb.director.interface import sources  # noqa: PLC0415  (loads pyroute2)
@@ -62,7 +62,9 @@ async def subject_of(
     )
     _agree(name, places)
     side = places[0].side if places else GuestSide()
-    return Subject(name=name, uuid=uuid, uri=uri, places=places, side=side, hold=hold, domid=domid)
+    return GuestTarget(
+        name=name, uuid=uuid, uri=uri, places=places, side=side, hold=hold, domid=domid
+    )
 
 
 def _place(
@@ -70,15 +72,15 @@ def _place(
     side: GuestSide,
     address: IPAddress | None,
     ways: Mapping[IPAddress, IPAddress],
-) -> Place:
+) -> ServiceBinding:
     """The director is reached at the address from which it sends to the guest, unless another is
     configured."""
     found = [ways[address]] if address is not None and address in ways else []
     gateways = {family_of(each): each for each in (*found, *side.gateways)}
-    return Place(service=service, side=side, address=address, gateways=gateways)
+    return ServiceBinding(service=service, side=side, address=address, gateways=gateways)
 
 
-def _agree(name: str, places: tuple[Place, ...]) -> None:
+def _agree(name: str, places: tuple[ServiceBinding, ...]) -> None:
     """One guest has one system and is reached in one way."""
     for key in ("delivery", "system", "init", "ssh", "table"):
         said = {getattr(place.side, key): place.service.name for place in places}

@@ -26,7 +26,7 @@ LET_ON = 16
 T = TypeVar("T")
 
 
-class Turns:
+class Pacer:
     """Of the steps of all probes in one loop. `clock`: s; of the time that the loop stands."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -79,7 +79,7 @@ class Turns:
 
 
 @types.coroutine
-def metered(work: Awaitable[T], budget: Budget, turns: Turns) -> Generator[Any, Any, T]:
+def metered(work: Awaitable[T], budget: Budget, turns: Pacer) -> Generator[Any, Any, T]:
     """What `work` returns. Each of its steps waits for its turn and is taken out of the budget."""
     steps: Any = work.__await__()
     try:

@@ -54,13 +54,13 @@ VIA_VIP = "via_vip.vip"
 _loaded: dict[str, Probe] = {}
 
 
-async def ask(target: Target, budget: Budget | None = None) -> Answer:
+async def run_probe(target: Target, budget: Budget | None = None) -> Answer:
     """One probe; how long it may take is the caller's business. `budget`: what its answer may cost,
     where the caller measures that; without one it has that of any answer. Raises BudgetSpent."""
-    return await (await loaded(target))(target, budget or answer_budget())
+    return await (await load_probe(target))(target, budget or answer_budget())
 
 
-async def loaded(target: Target) -> Probe:
+async def load_probe(target: Target) -> Probe:
     """What asks this target. Loading it the first time may take a second on a busy host, which is
     not the server's delay."""
     module = MODULES[type(target.check.asks)] if target.vip is None else VIA_VIP

@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from xenlb.health.pacing import Turns, metered
-from xenlb.health.registry import ask, loaded
+from xenlb.health.pacing import Pacer, metered
+from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import Answer, Probe, answer_budget, too_late, too_much
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.health import Health, bounded
 from xenlb.untrusted.budget import Budget, BudgetSpent
 
@@ -85,10 +85,10 @@ class HealthRunner:
 
     def __init__(
         self,
-        emit: Callable[[Probed], None],
+        emit: Callable[[ProbeFinished], None],
         clock: Callable[[], float],
         *,
-        probe: Probe = ask,
+        probe: Probe = run_probe,
         at_once: int | None = None,
     ) -> None:
         self._emit = emit
@@ -103,7 +103,7 @@ class HealthRunner:
         self._sleeps_until = -inf
         self._full = False  # no more probes may begin until one has ended
         self._wake = asyncio.Event()
-        self._turns = Turns()
+        self._turns = Pacer()
 
     def targets(self, health: Mapping[Target, Health]) -> None:
         """What is to be probed from now on, with the verdicts so far. Called after every step.
@@ -170,7 +170,7 @@ class HealthRunner:
                 self._schedule(entry, max(self._clock(), verdict.valid_from))
             else:
                 under_way.task.cancel()
-        elif under_way is None and (verdict.up, verdict.against) != (before.up, before.against):
+        elif under_way is None and (verdict.up, verdict.streak) != (before.up, before.streak):
             self._schedule(entry, max(self._clock(), entry.asked + self._wait(entry)))
 
     def _next_due(self) -> _Entry | None:
@@ -208,11 +208,11 @@ class HealthRunner:
         """The same, were its answers free."""
         check, health = entry.target.check, entry.health
         now = self._clock()
-        if health.against > 0 and self._held(entry, now):
+        if health.streak > 0 and self._held(entry, now):
             # It would be let in, were it not held back: nothing depends on the next result but the
             # first one after that. The one that is asked when the hold is over ends it.
             return min(check.interval, max(DOUBTFUL, health.held_until - entry.asked))
-        if health.against > 0:
+        if health.streak > 0:
             return _doubtful(entry)
         if health.up is None and not health.apart:
             waited = now - health.valid_from
@@ -225,7 +225,7 @@ class HealthRunner:
     @staticmethod
     def _held(entry: _Entry, now: float) -> bool:
         """Is it held back, with as many good results as it needs?"""
-        return entry.health.holds(now) and entry.health.passes(entry.target.check)
+        return entry.health.damped(now) and entry.health.passes(entry.target.check)
 
     def _begin(self, entry: _Entry) -> None:
         target = entry.target
@@ -238,8 +238,8 @@ class HealthRunner:
         task.add_done_callback(lambda done: self._ended(target, asked, done))
 
     async def _ask(self, target: Target, budget: Budget) -> Answer:
-        if self._probe is ask:
-            await loaded(target)
+        if self._probe is run_probe:
+            await load_probe(target)
         try:
             async with asyncio.timeout(target.check.timeout):
                 return await metered(self._probe(target, budget), budget, self._turns)
@@ -289,12 +289,12 @@ class HealthRunner:
         if (
             health.apart
             or (contradicts and not held)
-            or (health.against > 0 and not contradicts)
+            or (health.streak > 0 and not contradicts)
             or answer.detail != health.detail
             or share != health.share
         ):
             self._emit(
-                Probed(
+                ProbeFinished(
                     at=now,
                     target=entry.target,
                     asked=asked,

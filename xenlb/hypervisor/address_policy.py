@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.addresses import Found, Refused, Source
-from xenlb.model.reserved_addresses import Host, Taken, refusal
+from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
+from xenlb.model.reserved_addresses import AddressesInUse, HostNetwork, rejection_reason
 from xenlb.model.settings import IPNetwork
 from xenlb.untrusted.printable import printable
 
@@ -24,15 +24,15 @@ class NoAddress(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class PolicyContext:
     """What an address is held against.
 
     `networks`: of this host's interfaces on which the guest's network cards are; `within`: those
     of the configuration, which narrow that; none: they do not.
     """
 
-    host: Host = field(default_factory=Host)
-    taken: Taken = field(default_factory=Taken)
+    host: HostNetwork = field(default_factory=HostNetwork)
+    taken: AddressesInUse = field(default_factory=AddressesInUse)
     networks: tuple[IPNetwork, ...] = ()
     within: tuple[IPNetwork, ...] = ()
 
@@ -62,14 +62,16 @@ def parse(text: str) -> IPAddress:
     return address
 
 
-def judge(candidate: str | bytes, source: Source, context: Context) -> Found | Refused:
+def check_address(
+    candidate: str | bytes, source: AddressSource, context: PolicyContext
+) -> AddressCandidate | RejectedAddress:
     """Never raises, whatever the candidate is."""
     if isinstance(candidate, bytes):
         # Longer than the longest even if every byte became one replacement character.
         candidate = candidate[: LONGEST + 1].decode("ascii", errors="replace")
 
-    def refused(reason: str) -> Refused:
-        return Refused(text=text, source=source, reason=reason)
+    def refused(reason: str) -> RejectedAddress:
+        return RejectedAddress(text=text, source=source, reason=reason)
 
     text = printable(candidate, LONGEST)
     try:
@@ -77,7 +79,7 @@ def judge(candidate: str | bytes, source: Source, context: Context) -> Found | R
     except NoAddress as error:
         return refused(str(error))
     text = str(address)  # so that the model knows it again
-    if reason := refusal(address, context.host, context.taken):
+    if reason := rejection_reason(address, context.host, context.taken):
         return refused(reason)
     if not source.trusted:
         inside = [n for n in context.networks if n.version == address.version and address in n]
@@ -89,7 +91,7 @@ def judge(candidate: str | bytes, source: Source, context: Context) -> Found | R
             n.version == address.version and address in n for n in context.within
         ):
             return refused("it lies in none of guests.networks")
-    return Found(address=address, source=source)
+    return AddressCandidate(address=address, source=source)
 
 
 def _edge(address: IPAddress, network: IPNetwork) -> bool:
@@ -100,21 +102,21 @@ def _edge(address: IPAddress, network: IPNetwork) -> bool:
     return address.version == 4 and address == network.broadcast_address
 
 
-def judge_all(
-    candidates: Iterable[tuple[str | bytes, Source]], context: Context
-) -> tuple[tuple[Found, ...], tuple[Refused, ...]]:
+def check_addresses(
+    candidates: Iterable[tuple[str | bytes, AddressSource]], context: PolicyContext
+) -> tuple[tuple[AddressCandidate, ...], tuple[RejectedAddress, ...]]:
     """Each address once, from its best source, in the order of Source and then by the number of
     sources that give it; refusals likewise."""
-    order = {source: place for place, source in enumerate(Source)}
-    found: dict[IPAddress, Found] = {}
-    sources: dict[IPAddress, set[Source]] = {}
-    refused: dict[str, Refused] = {}
+    order = {source: place for place, source in enumerate(AddressSource)}
+    found: dict[IPAddress, AddressCandidate] = {}
+    sources: dict[IPAddress, set[AddressSource]] = {}
+    refused: dict[str, RejectedAddress] = {}
     for candidate, source in sorted(candidates, key=lambda pair: order[pair[1]]):
-        match judge(candidate, source, context):
-            case Found() as good:
+        match check_address(candidate, source, context):
+            case AddressCandidate() as good:
                 found.setdefault(good.address, good)
                 sources.setdefault(good.address, set()).add(source)
-            case Refused() as bad:
+            case RejectedAddress() as bad:
                 refused.setdefault(bad.text, bad)
     ranked = sorted(
         found.values(), key=lambda each: (order[each.source], -len(sources[each.address]))

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Stuck(Exception):
+class CallTimeout(Exception):
     """A call did not return in time; its thread was left behind."""
 
 
@@ -78,7 +78,7 @@ async def in_thread(
         if future.done() and not future.cancelled():
             raise  # the call's own
         give_up()
-        raise Stuck(f"no answer within {limit} s") from None
+        raise CallTimeout(f"no answer within {limit} s") from None
     except asyncio.CancelledError:
         give_up()
         raise

@@ -22,10 +22,10 @@ def real_uri(uri: str) -> str:
         return uri
     import libvirt  # noqa: PLC0415  (a command that needs no libvirt does not load it)
 
-    from xenlb.hypervisor.libvirt.queries import CallFailed, asking  # noqa: PLC0415
+    from xenlb.hypervisor.libvirt.queries import CallFailed, libvirt_errors  # noqa: PLC0415
 
     try:
-        with asking():
+        with libvirt_errors():
             connection = libvirt.openReadOnly(None)
             try:
                 return str(connection.getURI())

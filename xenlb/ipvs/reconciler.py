@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 RETRY_FIRST = 1.0  # seconds until a failed operation is tried again; doubled each time
 RETRY_LAST = 60.0
 
-# The table is not what we believed it to be.
+# The table is not what we cached it to be.
 _SURPRISES = {errno.EEXIST, errno.ENOENT, errno.ESRCH}
 
 Place = tuple[ServiceKey, ServerKey | None]  # a server, or a service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class FailedOperation:
     """An operation that the kernel refused `attempts` times in a row, last with `errno`."""
 
     op: Op
@@ -62,7 +62,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
+class ReconcileResult:
     """What one pass did: operations taken, refused; were they repairs of what others changed?"""
 
     done: tuple[Op, ...] = ()
@@ -70,7 +70,7 @@ class Pass:
     drift: bool = False
 
 
-def place_of(op: Op) -> Place:
+def entry_key(op: Op) -> Place:
     match op:
         case AddService(service=service) | SetService(service=service):
             return service.key, None
@@ -86,7 +86,7 @@ def repairs(ops: Iterable[Op], thought: Table, found: Table) -> frozenset[Op]:
     """Those of the operations whose place was found other than it was thought to be."""
 
     def at(table: Table, op: Op) -> Service | Server | None:
-        key, server = place_of(op)
+        key, server = entry_key(op)
         entry = table.entries.get(key)
         if entry is None:
             return None
@@ -97,7 +97,7 @@ def repairs(ops: Iterable[Op], thought: Table, found: Table) -> frozenset[Op]:
 
 @dataclass(slots=True)
 class Reconciler:
-    """Used by one thread at a time, except `absorb`'s reading, which may happen elsewhere.
+    """Used by one thread at a time, except `load_snapshot`'s reading, which may happen elsewhere.
 
     `services` and `servers` are ours; the value of a server is the libvirt URI of its guest, ""
     for a host. They are written down (state_file.py) before the kernel hears of a new one.
@@ -107,13 +107,13 @@ class Reconciler:
     kernel: KernelTable
     services: set[ServiceKey] = field(default_factory=set)
     servers: dict[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
-    failures: dict[Place, Failure] = field(default_factory=dict)
-    believed: dict[ServiceKey, Entry] = field(default_factory=dict)
+    failures: dict[Place, FailedOperation] = field(default_factory=dict)
+    cached: dict[ServiceKey, Entry] = field(default_factory=dict)
     touched: set[ServiceKey] = field(default_factory=set)
     counted: dict[ServiceKey, Mapping[ServerKey, Counters]] = field(default_factory=dict)
     leaving: set[ServiceKey] = field(default_factory=set)
 
-    def absorb(self, snapshot: Snapshot) -> None:
+    def load_snapshot(self, snapshot: Snapshot) -> None:
         """Takes a full read for the truth, except for services changed since `touched` was emptied,
         which was when the reading began."""
         fresh = dict(snapshot.table.entries)
@@ -122,18 +122,18 @@ class Reconciler:
         }
         for key in self.touched:
             fresh.pop(key, None)
-            if key in self.believed:
-                fresh[key] = self.believed[key]
+            if key in self.cached:
+                fresh[key] = self.cached[key]
         self.touched.clear()
-        self.believed = fresh
+        self.cached = fresh
 
     def plan(self, want: Table, *, whole: bool, removable: Callable[[str], bool]) -> tuple[Op, ...]:
-        """The operations that make the believed table the wanted one.
+        """The operations that make the cached table the wanted one.
 
         `whole`: `want` is the whole table, not only some services of it. `removable` says whether a
         server of that libvirt URI may be removed yet.
         """
-        have = Table(entries=self.believed if whole else self._part(want))
+        have = Table(entries=self.cached if whole else self._part(want))
         owned = self._owned(want, whole=whole, removable=removable)
         return diff(want, have, replace(owned, idle=self._idle(want)))
 
@@ -141,11 +141,11 @@ class Reconciler:
         """Of the servers that are leaving, those that have weight 0 and had no connection when the
         table was last read. A connection whose handshake is under way is an inactive one."""
         found = set()
-        self.leaving &= self.believed.keys()  # a service that has gone has none
+        self.leaving &= self.cached.keys()  # a service that has gone has none
         for key, entry in want.entries.items():
             self.leaving.discard(key)
             for server in entry.leaving:
-                there = self.believed[key].servers.get(server) if key in self.believed else None
+                there = self.cached[key].servers.get(server) if key in self.cached else None
                 if there is None:
                     continue
                 self.leaving.add(key)
@@ -157,7 +157,7 @@ class Reconciler:
         return frozenset(found)
 
     def _part(self, want: Table) -> dict[ServiceKey, Entry]:
-        return {key: self.believed[key] for key in want.entries if key in self.believed}
+        return {key: self.cached[key] for key in want.entries if key in self.cached}
 
     def _owned(self, want: Table, *, whole: bool, removable: Callable[[str], bool]) -> Owned:
         if not whole:
@@ -201,54 +201,54 @@ class Reconciler:
         for place in self.servers:
             key, server = place
             if key is not last:  # neighbours are of one service
-                last, there, wanted = key, self.believed.get(key), want.entries.get(key)
+                last, there, wanted = key, self.cached.get(key), want.entries.get(key)
             if server not in (there.servers if there else nothing) and server not in (
                 wanted.servers if wanted else nothing
             ):
                 gone.append(place)
         for place in gone:
             del self.servers[place]
-        empty = [k for k in self.services if k not in self.believed and k not in want.entries]
+        empty = [k for k in self.services if k not in self.cached and k not in want.entries]
         self.services.difference_update(empty)
         return bool(gone or empty)
 
-    def execute(self, ops: Sequence[Op], now: float) -> Pass:
+    def execute(self, ops: Sequence[Op], now: float) -> ReconcileResult:
         """Gives the kernel the operations, except those refused before whose retry is not due."""
         due = [op for op in ops if self._is_due(op, now)] if self.failures else list(ops)
         if not due:
-            return Pass()
+            return ReconcileResult()
         failed = self.kernel.apply(due)
         refused = {failure.op for failure in failed}
         done = [op for op in due if op not in refused] if failed else due
-        for key in {place_of(op)[0] for op in due}:
+        for key in {entry_key(op)[0] for op in due}:
             self.touched.add(key)
             self.counted.pop(key, None)  # counted before
         for failure in failed:
             self._fail(failure, now)
         if self.failures:
             for op in done:
-                self.failures.pop(place_of(op), None)
+                self.failures.pop(entry_key(op), None)
         self._believe(done)
-        return Pass(done=tuple(done), failed=failed)
+        return ReconcileResult(done=tuple(done), failed=failed)
 
     def take_over(self, keys: Iterable[ServiceKey]) -> None:
         """Makes every server of these services ours, so that one that is not wanted is removed."""
         for key in keys:
-            if (entry := self.believed.get(key)) is not None:
+            if (entry := self.cached.get(key)) is not None:
                 self.services.add(key)
                 for server in entry.servers:
                     self.servers.setdefault((key, server), "")
 
     def _is_due(self, op: Op, now: float) -> bool:
-        key, server = place_of(op)
+        key, server = entry_key(op)
         waits = [self.failures.get((key, None)), self.failures.get((key, server))]
         return all(wait is None or wait.retry_at <= now for wait in waits)
 
     def _fail(self, failed: OpFailed, now: float) -> None:
-        place = place_of(failed.op)
+        place = entry_key(failed.op)
         before = self.failures.get(place)
         attempts = 1 if before is None else before.attempts + 1
-        self.failures[place] = Failure(
+        self.failures[place] = FailedOperation(
             op=failed.op,
             errno=failed.errno,
             since=now if before is None else before.since,
@@ -258,11 +258,11 @@ class Reconciler:
 
     def forgive(self, planned: Sequence[Op]) -> None:
         """Forgets failures of places that need no change any more; `planned`: a whole plan."""
-        places = {place_of(op) for op in planned}
+        places = {entry_key(op) for op in planned}
         self.failures = {place: f for place, f in self.failures.items() if place in places}
 
-    def failure_of(self, op: Op) -> Failure | None:
-        return self.failures.get(place_of(op))
+    def failure_of(self, op: Op) -> FailedOperation | None:
+        return self.failures.get(entry_key(op))
 
     def retry_at(self) -> float | None:
         return min((failure.retry_at for failure in self.failures.values()), default=None)
@@ -270,33 +270,33 @@ class Reconciler:
     def foreign(self, want: Table) -> Foreign:
         """What is in the table and not ours."""
         owned = Owned(services=self.services, servers=self.servers.keys())
-        return foreign(want, Table(entries=self.believed), owned)
+        return foreign(want, Table(entries=self.cached), owned)
 
     def _believe(self, done: Sequence[Op]) -> None:
         # Entries are never changed, for others may hold them; one is copied once for all its
         # operations, or a service of thousands of servers would be copied as often.
         copies: dict[ServiceKey, dict[ServerKey, Server]] = {}
         for op in done:
-            key = place_of(op)[0]
+            key = entry_key(op)[0]
             if isinstance(op, DeleteService):
-                self.believed.pop(key, None)
+                self.cached.pop(key, None)
                 copies.pop(key, None)
                 continue
             servers = copies.get(key)
-            entry = self.believed.get(key)
+            entry = self.cached.get(key)
             if servers is None:
                 servers = copies[key] = {} if entry is None else dict(entry.servers)
                 if entry is not None:
-                    self.believed[key] = Entry(service=entry.service, servers=servers)
+                    self.cached[key] = Entry(service=entry.service, servers=servers)
             match op:
                 case AddService(service=service) | SetService(service=service):
-                    self.believed[key] = Entry(service=service, servers=servers)
+                    self.cached[key] = Entry(service=service, servers=servers)
                 case AddServer(server=server) | SetServer(server=server):
                     servers[server.key] = server
                 case DeleteServer(key=server_key):
                     servers.pop(server_key, None)
 
 
-def surprised(failed: Sequence[OpFailed]) -> bool:
-    """Do these failures say that the table is another than we believed?"""
+def contradicts_cache(failed: Sequence[OpFailed]) -> bool:
+    """Do these failures say that the table is another than we cached?"""
     return any(failure.errno in _SURPRISES for failure in failed)

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.addresses import RANKS, Found
-from xenlb.model.events import Probed
+from xenlb.model.addresses import RANKS, AddressCandidate
+from xenlb.model.events import ProbeFinished
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, State
@@ -23,7 +23,9 @@ from xenlb.model.state import Candidate, State
 Places = Mapping[IPAddress, Sequence[Candidate]]
 
 
-def ranked(usable: Mapping[IPAddress, Sequence[Found]], guest: Guest) -> tuple[IPAddress, ...]:
+def ranked(
+    usable: Mapping[IPAddress, Sequence[AddressCandidate]], guest: Guest
+) -> tuple[IPAddress, ...]:
     """Best first: those not given up, by the best source, by the number of sources that confirm an
     address, and as the sources gave them."""
     return tuple(
@@ -31,11 +33,11 @@ def ranked(usable: Mapping[IPAddress, Sequence[Found]], guest: Guest) -> tuple[I
     )
 
 
-def _class(found: Iterable[Found], address: IPAddress, guest: Guest) -> tuple[bool, int]:
+def _class(found: Iterable[AddressCandidate], address: IPAddress, guest: Guest) -> tuple[bool, int]:
     return address in guest.given_up, min(RANKS[each.source] for each in found)
 
 
-def among(
+def choose(
     service: ServiceSettings, guest: Guest, places: Places, state: State
 ) -> tuple[IPAddress, ...]:
     """The addresses, best first as given, with the one that the server has put first."""
@@ -70,7 +72,7 @@ def _in_table(guest: Guest, candidates: Iterable[Candidate], state: State) -> bo
     return any(entry is not None and entry.at >= guest.booted for entry in entries)
 
 
-def given_up(state: State, event: Probed) -> tuple[State, Guest] | None:
+def given_up(state: State, event: ProbeFinished) -> tuple[State, Guest] | None:
     """The state in which the address of a probe that failed is given up, with its guest; None: it
     is not."""
     address = event.target.address

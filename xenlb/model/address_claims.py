@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.addresses import RANKS, Found, Source
+from xenlb.model.addresses import RANKS, AddressCandidate, AddressSource
 from xenlb.model.events import AddressesFound, GuestId
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import addresses_of, belonging, owner_name, refused_metadata
-from xenlb.model.state import Note, State, Step
+from xenlb.model.state import Note, State, Transition
 
 # Seconds that the address of a guest which went or boots waits for it. With the slowest shutdown of
 # the defaults (5 minutes) before, and minutes for a boot: afterwards others may report it.
@@ -53,7 +53,7 @@ def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
     return owners
 
 
-def claimed(state: State, guest: Guest) -> tuple[Found, ...]:
+def claimed(state: State, guest: Guest) -> tuple[AddressCandidate, ...]:
     """Every address that is the guest's, unless another has a better claim: as a server of any
     service."""
     services, written = belonging(
@@ -65,7 +65,7 @@ def claimed(state: State, guest: Guest) -> tuple[Found, ...]:
     absent = guest.phase is Phase.ABSENT
     # What is written for a guest is not free while it is off, either.
     waiting = guest.reserved.union(found.address for found in written if absent)
-    served = tuple(Found(address=each, source=Source.SERVED) for each in waiting)
+    served = tuple(AddressCandidate(address=each, source=AddressSource.SERVED) for each in waiting)
     return served if absent else (*written, *guest.found, *served)
 
 
@@ -92,7 +92,7 @@ def over(guest: Guest, at: float) -> Guest:
     return replace(guest, reserved=frozenset(), reserved_until=None)
 
 
-def noted(before: Guest, event: AddressesFound, step: Step) -> Step:
+def noted(before: Guest, event: AddressesFound, step: Transition) -> Transition:
     """The step with what is to be said of the addresses that the event brings: each once in a boot,
     and not more than so much of one guest."""
     after = step.state.guests[event.guest]
@@ -125,7 +125,7 @@ def noted(before: Guest, event: AddressesFound, step: Step) -> Step:
     return replace(step, state=replace(step.state, guests=guests), notes=(*said, *step.notes))
 
 
-def _of_found(found: Found, guest: Guest, state: State, at: float) -> list[Note]:
+def _of_found(found: AddressCandidate, guest: Guest, state: State, at: float) -> list[Note]:
     """One line, and where the address is another guest's, too, a warning for each of both."""
     address, owner = found.address, state.owners.get(found.address, guest.id)
     text = f"address {address} ({found.source})"

@@ -6,7 +6,7 @@ from enum import StrEnum
 from xenlb.ipvs.table import IPAddress
 
 
-class Source(StrEnum):
+class AddressSource(StrEnum):
     """Where an address of a guest comes from, best first.
 
     The first three are written on the host. The next three are the host's own evidence: a lease or
@@ -26,29 +26,33 @@ class Source(StrEnum):
     @property
     def trusted(self) -> bool:
         """Was it written on the host? What the host sees, a guest can bring about."""
-        return self in {Source.CONFIGURATION, Source.METADATA, Source.INTERFACE_XML}
+        return self in {
+            AddressSource.CONFIGURATION,
+            AddressSource.METADATA,
+            AddressSource.INTERFACE_XML,
+        }
 
 
-RANKS = {source: rank for rank, source in enumerate(Source)}
+RANKS = {source: rank for rank, source in enumerate(AddressSource)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class AddressCandidate:
     """An address that a source gave for a guest."""
 
     address: IPAddress
-    source: Source
+    source: AddressSource
 
     def __str__(self) -> str:
         return f"{self.address} ({self.source})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class RejectedAddress:
     """An address (or what was given for one, cut to 64 characters) that is not used, and why."""
 
     text: str
-    source: Source
+    source: AddressSource
     reason: str
 
     def __str__(self) -> str:

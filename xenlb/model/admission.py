@@ -24,10 +24,10 @@ from xenlb.model.health import Failing, Health, Judged, free_to_leave
 from xenlb.model.membership import candidates, membership, sorry_target
 from xenlb.model.readiness import lacking
 from xenlb.model.settings import OnFailure, ServiceSettings
-from xenlb.model.state import Admission, Candidate, Note, Slot, State, Step
+from xenlb.model.state import Admission, Candidate, Note, Slot, State, Transition
 
 
-def settle(before: State, state: State, names: frozenset[str] | None, at: float) -> Step:
+def settle(before: State, state: State, names: frozenset[str] | None, at: float) -> Transition:
     """The state with all that follows from the rest drawn anew, and for which services it was.
 
     `names`: the services where something changed; None means all. `before` is the settled state
@@ -81,15 +81,15 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
         for key, mine in found_of.items():
             if (it := alarm.raised(service, key, tuple(mine), state, at)) is not None:
                 alarms[key] = it
-    return Step(state=replace(state, alarms=alarms), services=names, notes=tuple(notes))
+    return Transition(state=replace(state, alarms=alarms), services=names, notes=tuple(notes))
 
 
-def settled(
+def recompute(
     before: State, state: State, names: frozenset[str] | None, at: float, *notes: Note
-) -> Step:
+) -> Transition:
     """A step to the state with all that follows from it."""
     step = settle(before, state, names, at)
-    said = (*notes, *step.notes, *alarm.news(before, step.state, at))
+    said = (*notes, *step.notes, *alarm.alarm_notes(before, step.state, at))
     return replace(step, notes=said)
 
 
@@ -303,7 +303,7 @@ def _let_back(
         if _takes(state.judged(candidate, service), before):
             return state, []
         own = {
-            target: replace(known, up=True, against=0, since=at, apart=False)
+            target: replace(known, up=True, streak=0, since=at, apart=False)
             for target in candidate.targets
             if (known := state.seen(target, candidate)).passes(target.check)
         }

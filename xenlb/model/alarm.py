@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from xenlb.ipvs import text
 from xenlb.ipvs.table import ServiceKey
-from xenlb.model.desired import ServerPhase, Standing, standing
-from xenlb.model.events import GuestId, Probed
+from xenlb.model.desired import ServerPhase, ServerStatus, server_status
+from xenlb.model.events import GuestId, ProbeFinished
 from xenlb.model.membership import services_of, sorry_target
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Alarm, AlarmKind, Candidate, Note, State
@@ -59,7 +59,7 @@ def measure(
     """`candidates`: those of one kernel service. `without`: as if this guest were drained."""
     found = Measured()
     for candidate in candidates:
-        stands = standing(candidate, service, state, now)
+        stands = server_status(candidate, service, state, now)
         phase, weight = stands.phase, stands.weight or 0
         if phase is ServerPhase.SERVING and candidate.owner == without and without is not None:
             phase, weight = ServerPhase.DRAINING, 0
@@ -77,7 +77,7 @@ def measure(
 
 
 def _unheard(
-    candidate: Candidate, service: ServiceSettings, state: State, stands: Standing
+    candidate: Candidate, service: ServiceSettings, state: State, stands: ServerStatus
 ) -> bool:
     if stands.phase is not ServerPhase.STARTING or candidate.slot is None:
         return False
@@ -121,13 +121,13 @@ def _any_serves(
     service: ServiceSettings, candidates: tuple[Candidate, ...], state: State, at: float
 ) -> bool:
     for candidate in candidates:
-        stands = standing(candidate, service, state, at)
+        stands = server_status(candidate, service, state, at)
         if stands.phase is ServerPhase.SERVING and stands.weight:
             return True
     return False
 
 
-def said(state: State, service: ServiceSettings, key: ServiceKey, now: float) -> str:
+def alarm_text(state: State, service: ServiceSettings, key: ServiceKey, now: float) -> str:
     """`no server serves: 2 failed, 1 absent`"""
     mine = [each for each in state.candidates[service.name] if each.service == key]
     found = measure(service, mine, state, now)
@@ -163,14 +163,14 @@ def sorry_failure(state: State, service: ServiceSettings, key: ServiceKey) -> st
     return "" if health is None or health.up else health.detail
 
 
-def sorry_news(state: State, result: Probed) -> Iterator[Note]:
+def sorry_news(state: State, result: ProbeFinished) -> Iterator[Note]:
     """A sorry server that fails from the beginning, which is no news of a server."""
     for service in state.settings.services:
         if service.name in state.asked[result.target]:
             for key in service.kernel_keys():
                 if sorry_target(service, key) == result.target:
-                    said = f"service {service.name}: the sorry server fails its check"
-                    text = f"{said} {result.target}: {result.detail}"
+                    subject = f"service {service.name}: the sorry server fails its check"
+                    text = f"{subject} {result.target}: {result.detail}"
                     yield Note(at=result.at, text=text, warning=True)
 
 
@@ -178,7 +178,7 @@ def _share(found: Measured) -> str:
     return f"{found.staying / found.able * 100 if found.able else 0:.3g}%"
 
 
-def left_by(state: State, guest: GuestId, now: float) -> list[str]:
+def services_left_by(state: State, guest: GuestId, now: float) -> list[str]:
     """The kernel services that a drain of this guest would leave without a serving server, or with
     less than keep-in-service wants: one line each. Those that are so already are not among them."""
     lines = []
@@ -208,7 +208,7 @@ _ENDS = {
 }
 
 
-def news(before: State, state: State, at: float) -> Iterator[Note]:
+def alarm_notes(before: State, state: State, at: float) -> Iterator[Note]:
     """What is to be told of alarms that began, changed their kind, or ended between the two."""
     if before.alarms == state.alarms:
         return
@@ -217,7 +217,7 @@ def news(before: State, state: State, at: float) -> Iterator[Note]:
             was, now = before.alarms.get(key), state.alarms.get(key)
             name = f"service {service.name} ({text.place(key)})"
             if now is not None and (was is None or was.kind is not now.kind):
-                told = said(state, service, key, at)
+                told = alarm_text(state, service, key, at)
                 yield Note(at=at, text=f"{name}: {told}", warning=True)
             elif was is not None and now is None:
                 lasted = f"the alarm lasted {at - was.since:.0f} s"

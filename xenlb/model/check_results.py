@@ -6,15 +6,15 @@ The rules of verdicts are in health.py, those of addresses in address_choice.py.
 from dataclasses import replace
 
 from xenlb.model import address_choice, alarm, verdict_overrides
-from xenlb.model.admission import settled
+from xenlb.model.admission import recompute
 from xenlb.model.desired import shared
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.health import judge
 from xenlb.model.membership import names_of
-from xenlb.model.state import Note, State, Step
+from xenlb.model.state import Note, State, Transition
 
 
-def probed(state: State, event: Probed) -> Step:
+def apply_check_result(state: State, event: ProbeFinished) -> Transition:
     result = _judged(state, event)
     given_up = address_choice.given_up(result.state, event)
     if given_up is None:
@@ -22,21 +22,21 @@ def probed(state: State, event: Probed) -> Step:
     changed, guest = given_up
     text = f"address {event.target.address} is given up: another one of the guest passes"
     note = Note(at=event.at, guest=guest.id, text=text)
-    after = settled(result.state, changed, names_of(changed, guest), event.at, note)
+    after = recompute(result.state, changed, names_of(changed, guest), event.at, note)
     assert result.services is not None
     assert after.services is not None
-    return Step(
+    return Transition(
         state=after.state,
         services=result.services | after.services,
         notes=(*result.notes, *after.notes),
     )
 
 
-def _judged(state: State, event: Probed) -> Step:
+def _judged(state: State, event: ProbeFinished) -> Transition:
     target = event.target
     health = state.health.get(target)
     if health is None:
-        return Step(state=state)
+        return Transition(state=state)
     after = judge(health, event, target.check)
     changed = state
     if after != health:  # else it flaps, and is held back: nothing of that is new
@@ -46,28 +46,28 @@ def _judged(state: State, event: Probed) -> Step:
         changed, news = verdict_overrides.judged(changed, event)
         after = changed.health[target]
     # Back where nobody else serves, though it is held back.
-    news = news or (health.against < after.against and after.passes(target.check))
+    news = news or (health.streak < after.streak and after.passes(target.check))
     names = frozenset(state.asked[target])
     if (health.up, health.share) == (after.up, after.share) and not news:
         # With its first answer a check that fails may begin an alarm.
         if after.up is not None or health.detail:
-            return Step(state=changed)
-        return settled(state, changed, names, event.at, *alarm.sorry_news(changed, event))
+            return Transition(state=changed)
+        return recompute(state, changed, names, event.at, *alarm.sorry_news(changed, event))
     owner = state.owners.get(target.address)
     if after.up is health.up and (event.up or not news):
         if not _reweighs(state, changed, target):
-            return settled(state, changed, names, event.at) if news else Step(state=changed)
+            return recompute(state, changed, names, event.at) if news else Transition(state=changed)
         share = "the whole" if after.share is None else f"{after.share * 100:.3g}% of the"
         text = f"check {target} gives {share} weight: {event.detail}"
-        return settled(state, changed, names, event.at, Note(at=event.at, text=text, guest=owner))
+        return recompute(state, changed, names, event.at, Note(at=event.at, text=text, guest=owner))
     text = f"check {target} {'passes' if after.up else 'fails'}: {event.detail}"
-    if after.holds(event.at):
+    if after.damped(event.at):
         text += (
             f"; that is {after.failures} times in a row,"
             f" it is held back for {after.held_until - event.at:g} s at least"
         )
     note = Note(at=event.at, text=text, warning=not after.up, guest=owner)
-    return settled(state, changed, names, event.at, note)
+    return recompute(state, changed, names, event.at, note)
 
 
 def _reweighs(before: State, state: State, target: Target) -> bool:

@@ -37,7 +37,7 @@ class ServerPhase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class ServerStatus:
     """Where a server stands. `weight` None: not in the table. `deadline`: when that may change, and
     `then` what comes at that time."""
 
@@ -49,7 +49,9 @@ class Standing:
     then: str = ""
 
 
-def standing(candidate: Candidate, service: ServiceSettings, state: State, now: float) -> Standing:
+def server_status(
+    candidate: Candidate, service: ServiceSettings, state: State, now: float
+) -> ServerStatus:
     """Weight and phase of one server at `now`."""
     admission = state.admitted.get(candidate.slot) if candidate.slot is not None else None
     quiet = _quiet(admission, candidate.service, service, now)
@@ -57,17 +59,17 @@ def standing(candidate: Candidate, service: ServiceSettings, state: State, now: 
     if guest is not None:
         match guest.phase:
             case Phase.ABSENT:
-                return Standing(
+                return ServerStatus(
                     phase=ServerPhase.ABSENT, weight=None, reason="not running", since=guest.since
                 )
             case Phase.PAUSED:
-                return Standing(
+                return ServerStatus(
                     phase=ServerPhase.PAUSED, weight=quiet, reason="paused", since=guest.since
                 )
             case Phase.LEAVING | Phase.SUSPENDING:
                 return _leaving(guest, quiet, _places(guest, state))
         if guest.drain is not None:
-            return Standing(
+            return ServerStatus(
                 phase=ServerPhase.DRAINING,
                 weight=quiet,
                 reason=guest.drain.text() + guest.drain.progress(_places(guest, state)),
@@ -84,10 +86,10 @@ def _places(guest: Guest, state: State) -> int:
     return sum(len(service.kernel_keys()) for service in services_of(state, guest))
 
 
-def _leaving(guest: Guest, quiet: int | None, places: int) -> Standing:
+def _leaving(guest: Guest, quiet: int | None, places: int) -> ServerStatus:
     request, drain = guest.request, guest.drain
     reason = "asked to go" if request is None else request.text()
-    return Standing(
+    return ServerStatus(
         phase=ServerPhase.DRAINING,
         weight=quiet,
         reason=reason if drain is None else reason + drain.progress(places),
@@ -105,7 +107,7 @@ def _up(
     *,
     admission: Admission | None,
     since: float,
-) -> Standing:
+) -> ServerStatus:
     judged = state.judged(candidate, service)
     health = None if judged is None else judged[1]
     if admission is None:
@@ -114,7 +116,7 @@ def _up(
             return _outside(candidate, judged, now, since=since)
         guest = None if candidate.owner is None else state.guests[candidate.owner]
         missing = "" if guest is None else lacking(service, guest)
-        return Standing(
+        return ServerStatus(
             phase=ServerPhase.STARTING,
             weight=None,
             reason=missing or "about to be let in",
@@ -124,7 +126,7 @@ def _up(
     if judged is not None:
         target, verdict = judged
         if verdict.up is None:
-            return Standing(
+            return ServerStatus(
                 phase=ServerPhase.STARTING,
                 weight=_quiet(admission, candidate.service, service, now),
                 reason="waits for a check to pass again",
@@ -139,7 +141,7 @@ def _up(
             reason, held = _failure(target, verdict, now)
     up = health is None or bool(health.up)
     if admission.quiesced:
-        return Standing(
+        return ServerStatus(
             phase=ServerPhase.FAILED,
             weight=_quiet(admission, candidate.service, service, now),
             reason=reason,
@@ -150,7 +152,7 @@ def _up(
     share = None if health is None else health.share
     weight, deadline = _ramped(shared(candidate.weight, health), service, admission, now)
     if not up:  # settle() would have taken it out, were it free to go
-        return Standing(
+        return ServerStatus(
             phase=ServerPhase.FAILED,
             weight=weight,
             reason=f"{reason}; still in service only because of keep-in-service",
@@ -164,7 +166,7 @@ def _up(
         reason = "slow start"
     elif weight != candidate.weight and share is not None:
         reason = f"its checks leave it {share * 100:.3g}% of its weight"
-    return Standing(
+    return ServerStatus(
         phase=ServerPhase.SERVING,
         weight=weight or _quiet(admission, candidate.service, service, now),
         reason=reason,
@@ -193,11 +195,13 @@ def _udp_end(admission: Admission, key: ServiceKey, service: ServiceSettings) ->
     return admission.quiet + service.drain.udp
 
 
-def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: float) -> Standing:
+def _outside(
+    candidate: Candidate, judged: Judged | None, now: float, *, since: float
+) -> ServerStatus:
     """Of a server that is not in the table because no check says that it may be."""
     if judged is not None and judged[1].up is False:
         reason, held = _failure(*judged, now)
-        return Standing(
+        return ServerStatus(
             phase=ServerPhase.FAILED,
             weight=None,
             reason=reason,
@@ -208,7 +212,7 @@ def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: 
     detail = candidate.why
     if not detail and judged is not None:
         detail = judged[1].detail
-    return Standing(
+    return ServerStatus(
         phase=ServerPhase.STARTING,
         weight=None,
         reason=detail or "waits for its first check",
@@ -218,7 +222,7 @@ def _outside(candidate: Candidate, judged: Judged | None, now: float, *, since: 
 
 def _failure(target: Target, verdict: Health, now: float) -> tuple[str, float | None]:
     """Why a server fails, and until when it is held back if it is."""
-    if verdict.holds(now):
+    if verdict.damped(now):
         again = f"check {target} fails again and again ({verdict.failures} times in a row)"
         return f"{again}; held back", verdict.held_until
     return f"check {target} fails: {verdict.detail}", None
@@ -297,7 +301,7 @@ def desired(services: Iterable[ServiceSettings], state: State, now: float) -> Ta
             key: {} for key in service.kernel_keys()
         }
         for candidate in state.candidates[service.name]:
-            weight = standing(candidate, service, state, now).weight
+            weight = server_status(candidate, service, state, now).weight
             if weight is not None and candidate.slot is not None:
                 servers[candidate.service][candidate.slot.server] = server_of(
                     service, candidate.slot.server, weight

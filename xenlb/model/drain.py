@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from xenlb.ipvs.table import AddressKey, Counters, Forwarding, Protocol, ServerKey, ServiceKey
-from xenlb.model.events import Ask
+from xenlb.model.events import RequestKind
 from xenlb.model.settings import DrainUntil, ServiceSettings
 
 SETTLED = 1.0  # seconds
@@ -69,7 +69,7 @@ class Drain:
     since: float
     deadline: float | None = None
     requested: bool = False
-    then: Ask | None = None
+    then: RequestKind | None = None
     asked: bool = False
     failure: str = ""
     left: int | None = None

@@ -10,41 +10,41 @@ from math import inf
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model import drain as drains
 from xenlb.model.address_claims import over
-from xenlb.model.admission import settled
+from xenlb.model.admission import recompute
 from xenlb.model.desired import timed_slots
 from xenlb.model.drain import Drain, Outcome, connections, hindrances
 from xenlb.model.events import (
-    Ask,
-    Counted,
-    DrainAllAsked,
-    DrainAsked,
+    ConnectionsCounted,
+    DrainAllRequested,
+    DrainRequested,
     GuestId,
+    RequestKind,
     RequestSent,
-    UndrainAsked,
+    UndrainRequested,
 )
-from xenlb.model.guest import Guest, Happening, Phase, Request, hear, undrained
+from xenlb.model.guest import Guest, LifecycleEvent, Phase, Request, transition, undrained
 from xenlb.model.host_drain import free_to_go
 from xenlb.model.membership import names_of, services_of
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Note, State, Step
+from xenlb.model.state import Note, State, Transition
 
 # Seconds, for a guest that belongs to no service.
 DEFAULT_GRACE = 300.0
 DEFAULT_TIMEOUT = 60.0
 HOLD_MARGIN = 60.0  # on top of drain.timeout: to tell the host, and to stop what was held
 
-VERBS = {Ask.POWEROFF: "shutdown", Ask.REBOOT: "reboot"}
+VERBS = {RequestKind.POWEROFF: "shutdown", RequestKind.REBOOT: "reboot"}
 
 
-def requested(state: State, guest: Guest, ask: Ask, at: float) -> Guest:
+def requested(state: State, guest: Guest, ask: RequestKind, at: float) -> Guest:
     """The guest after it was asked to go, if it goes because of that: not if it does not run, or is
     told to suspend after it was told to shut down. What its hold says of a request that is known
     gives it the time of the hold, and is no other news."""
-    if guest.phase is not (Phase.SUSPENDING if ask is Ask.SUSPEND else Phase.LEAVING):
+    if guest.phase is not (Phase.SUSPENDING if ask is RequestKind.SUSPEND else Phase.LEAVING):
         return guest
     services = services_of(state, guest)
     grace = max((service.drain.shutdown_grace for service in services), default=DEFAULT_GRACE)
-    if ask is Ask.INSIDE:  # it has a hold, which may take as long as a drain
+    if ask is RequestKind.INSIDE:  # it has a hold, which may take as long as a drain
         held = max((service.drain.timeout for service in services), default=0.0) + HOLD_MARGIN
         grace = max(grace, held)
         if guest.request is not None:
@@ -63,7 +63,7 @@ def requested(state: State, guest: Guest, ask: Ask, at: float) -> Guest:
 
 def goes_by_itself(guest: Guest) -> bool:
     """Is it going because it said so, and nobody else? Only then its own word is enough to stay."""
-    return guest.request is not None and guest.request.ask is Ask.INSIDE
+    return guest.request is not None and guest.request.ask is RequestKind.INSIDE
 
 
 def endings(before: Guest, after: Guest, at: float) -> Iterator[Note]:
@@ -91,15 +91,15 @@ def _ending(guest: Guest, drain: Drain, at: float) -> Note:
 # --- operators -----------------------------------------------------------------------------------
 
 
-def drain(state: State, event: DrainAsked) -> Step:
+def drain(state: State, event: DrainRequested) -> Transition:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT:
-        return Step(state=state)
+        return Transition(state=state)
     changed, notes = _drained(state, guest, event)
-    return settled(state, changed, names_of(state, guest), event.at, *notes)
+    return recompute(state, changed, names_of(state, guest), event.at, *notes)
 
 
-def _drained(state: State, guest: Guest, event: DrainAsked) -> tuple[State, tuple[Note, ...]]:
+def _drained(state: State, guest: Guest, event: DrainRequested) -> tuple[State, tuple[Note, ...]]:
     services = services_of(state, guest)
     policies = [service.drain.timeout for service in services]
     longest = max(policies, default=DEFAULT_TIMEOUT) if event.timeout is None else event.timeout
@@ -127,57 +127,59 @@ def is_out(guest: Guest) -> bool:
     return guest.phase is not Phase.ABSENT and (guest.drain is not None or going)
 
 
-def undrain(state: State, event: UndrainAsked) -> Step:
+def undrain(state: State, event: UndrainRequested) -> Transition:
     """Also takes back that it was asked to go: who says so knows that it stays."""
     guest = state.guests.get(event.guest)
     if guest is None or not is_out(guest):
-        return Step(state=state)
+        return Transition(state=state)
     after = undrained(guest, Outcome.UNDRAINED, at=event.at)
     if guest.request is not None:
-        after = hear(after, Happening.STAYS, at=event.at, incarnation=guest.incarnation)
+        after = transition(after, LifecycleEvent.STAYS, at=event.at, incarnation=guest.incarnation)
     changed = replace(state, guests={**state.guests, guest.id: after})
     notes = [
         Note(at=event.at, guest=guest.id, text=f"undrained by {event.by}"),
         *endings(guest, after, event.at),
     ]
-    return settled(state, changed, names_of(state, guest), event.at, *notes)
+    return recompute(state, changed, names_of(state, guest), event.at, *notes)
 
 
-def drain_all(state: State, event: DrainAllAsked) -> Step:
+def drain_all(state: State, event: DrainAllRequested) -> Transition:
     """As many guests of this host as may go now; see host_drain.py. May be asked again at will."""
     changed, notes, names = state, list[Note](), frozenset[str]()
     for guest_id in free_to_go(state, rest=event.rest):
         guest = state.guests[guest_id]
-        asked = DrainAsked(at=event.at, guest=guest_id, by=event.by, timeout=event.timeout)
+        asked = DrainRequested(at=event.at, guest=guest_id, by=event.by, timeout=event.timeout)
         changed, said = _drained(changed, guest, asked)
         notes += said
         names |= names_of(state, guest)
-    return settled(state, changed, names, event.at, *notes)
+    return recompute(state, changed, names, event.at, *notes)
 
 
 # --- what comes of it ----------------------------------------------------------------------------
 
 
-def sent(state: State, event: RequestSent) -> Step:
+def sent(state: State, event: RequestSent) -> Transition:
     """libvirt was asked for what comes after the drain of a guest that still runs."""
     guest = state.guests.get(event.guest)
     if guest is None or guest.drain is None or guest.drain.then is not event.ask:
-        return Step(state=state)  # it has gone, or boots already, or was undrained
+        return Transition(state=state)  # it has gone, or boots already, or was undrained
     verb = VERBS[event.ask]
     after = replace(guest, drain=replace(guest.drain, asked=True, failure=event.failure))
     if event.failure:
         text = f"libvirt refuses the {verb}: {event.failure}; it stays out of service"
     else:
         text = f"{verb} asked of libvirt"
-        after = hear(after, Happening.ASKED_TO_GO, at=event.at, incarnation=guest.incarnation)
+        after = transition(
+            after, LifecycleEvent.ASKED_TO_GO, at=event.at, incarnation=guest.incarnation
+        )
         if after.request is None:  # not every hypervisor tells of a request
             after = requested(state, after, event.ask, event.at)
     changed = replace(state, guests={**state.guests, guest.id: after})
     note = Note(at=event.at, guest=guest.id, text=text, warning=bool(event.failure))
-    return settled(state, changed, names_of(state, guest), event.at, note)
+    return recompute(state, changed, names_of(state, guest), event.at, note)
 
 
-def counted(state: State, event: Counted) -> Step:
+def counted(state: State, event: ConnectionsCounted) -> Transition:
     """What is left of the connections of each guest that is drained."""
     guests = dict(state.guests)
     notes: list[Note] = []
@@ -196,7 +198,7 @@ def counted(state: State, event: Counted) -> Step:
             guests[key] = replace(guest, drain=after)
         if not after.lasts:
             notes.append(_ending(guest, after, event.at))
-    return Step(state=replace(state, guests=guests), notes=tuple(notes))
+    return Transition(state=replace(state, guests=guests), notes=tuple(notes))
 
 
 def places(state: State, guest: Guest) -> Iterator[tuple[ServiceSettings, ServiceKey, ServerKey]]:
@@ -223,7 +225,7 @@ def lasting(state: State) -> bool:
     return any(guest.drain is not None and guest.drain.lasts for guest in state.guests.values())
 
 
-def due(state: State, at: float) -> Mapping[GuestId, Ask]:
+def due(state: State, at: float) -> Mapping[GuestId, RequestKind]:
     """What is to be asked of libvirt now: the guests whose drain is over, and for what."""
     return {
         key: guest.drain.then
@@ -235,7 +237,7 @@ def due(state: State, at: float) -> Mapping[GuestId, Ask]:
     }
 
 
-def tick(state: State, at: float) -> Step:
+def tick(state: State, at: float) -> Transition:
     """Deadlines that have come: of requests, drains, slow starts, UDP, reserved addresses."""
     guests = dict(state.guests)
     notes: list[Note] = []
@@ -248,7 +250,7 @@ def tick(state: State, at: float) -> Step:
     for key, guest in state.guests.items():
         after = guest
         if guest.request is not None and guest.request.deadline <= at:
-            stays = hear(guest, Happening.STAYS, at=at, incarnation=guest.incarnation)
+            stays = transition(guest, LifecycleEvent.STAYS, at=at, incarnation=guest.incarnation)
             after = replace(stays, request=None)
             names |= names_of(state, guest)
             notes.append(_ignored(guest.request, after, at))
@@ -262,7 +264,7 @@ def tick(state: State, at: float) -> Step:
             names |= names_of(state, guest)
             notes.append(_unasked(after, drain))
         guests[key] = over(after, at)
-    return settled(state, replace(state, guests=guests), frozenset(names), at, *notes)
+    return recompute(state, replace(state, guests=guests), frozenset(names), at, *notes)
 
 
 def _unasked(guest: Guest, drain: Drain) -> Note:
@@ -276,7 +278,7 @@ def _unasked(guest: Guest, drain: Drain) -> Note:
 
 
 def _ignored(request: Request, after: Guest, at: float) -> Note:
-    inside = request.ask is Ask.INSIDE
+    inside = request.ask is RequestKind.INSIDE
     since = "said that it shuts down" if inside else f"was {request.text()}"
     becomes = "still drained" if after.drain else "back into service"
     text = f"still runs {at - request.at:.0f} s after it {since}: {becomes}"

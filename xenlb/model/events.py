@@ -10,9 +10,9 @@ from enum import StrEnum
 from uuid import UUID
 
 from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey, Tunnel
-from xenlb.model.addresses import Found, Refused
+from xenlb.model.addresses import AddressCandidate, RejectedAddress
 from xenlb.model.problem import Problem
-from xenlb.model.reserved_addresses import HostSeen
+from xenlb.model.reserved_addresses import HostNetworkChanged
 from xenlb.model.settings import Check, ServiceSettings, Settings
 
 
@@ -31,7 +31,7 @@ class GuestId:
         return f"{self.uuid} at {self.uri}"
 
 
-class Power(StrEnum):
+class DomainState(StrEnum):
     """What libvirt says of a domain, as far as it matters here."""
 
     OFF = "off"
@@ -40,7 +40,7 @@ class Power(StrEnum):
     CRASHED = "crashed"  # dead, but kept by on_crash=preserve
 
 
-class Ask(StrEnum):
+class RequestKind(StrEnum):
     """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN. Nobody asked
     a guest that goes by itself; its hold tells (guestside/requirements/hold.py): INSIDE."""
 
@@ -51,7 +51,7 @@ class Ask(StrEnum):
     INSIDE = "inside"
 
 
-class Stop(StrEnum):
+class StopReason(StrEnum):
     """Why a domain stopped, in libvirt's words."""
 
     SHUTDOWN = "shutdown"
@@ -74,12 +74,12 @@ class MetadataService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Described:
+class DomainDescription:
     """What libvirt lists of one domain. `incarnation` is its domain id, None while it is off."""
 
     guest: GuestId
     name: str
-    power: Power
+    power: DomainState
     incarnation: int | None = None
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
@@ -89,14 +89,14 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class GuestsListed:
     """Every domain of one libvirt, after (re)connecting or at a resync. `asked` is when the listing
     began: it tells nothing of what came later."""
 
     at: float
     uri: str
     asked: float
-    guests: tuple[Described, ...]
+    guests: tuple[DomainDescription, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,17 +122,17 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ShutdownRequested:
     """A guest was asked to go. It may refuse, and on QEMU it may be too early in its boot."""
 
     at: float
     guest: GuestId
     incarnation: int | None
-    ask: Ask
+    ask: RequestKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stays:
+class ShutdownCancelled:
     """A guest that said it goes says that it stays (its hold was started again)."""
 
     at: float
@@ -156,7 +156,7 @@ class Stopped:
     at: float
     guest: GuestId
     incarnation: int | None
-    why: Stop
+    why: StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +215,8 @@ class AddressesFound:
     at: float
     guest: GuestId
     incarnation: int | None
-    found: tuple[Found, ...]
-    refused: tuple[Refused, ...] = ()
+    found: tuple[AddressCandidate, ...]
+    refused: tuple[RejectedAddress, ...] = ()
 
 
 # --- from the health room ------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
+class ProbeFinished:
     """A probe's result; `detail` is one line (expected, got). `asked`: when the probe began.
     `share`: of the configured weight, if the answer says one; `away`: the server wants none."""
 
@@ -272,7 +272,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SideSeen:
+class GuestInspected:
     """The inside of a running guest was looked at, for each of its services that asks for it; all
     that was known of it before is replaced."""
 
@@ -286,7 +286,7 @@ class SideSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
+class ConnectionsCounted:
     """What the kernel counts for the servers of guests that are drained."""
 
     at: float
@@ -294,7 +294,7 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SysctlsSeen:
+class SysctlsChecked:
     """`amiss`: those that are not as the services need them, after what was set was set."""
 
     at: float
@@ -322,18 +322,18 @@ class ConfigurationRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrainAsked:
+class DrainRequested:
     """`timeout` None: the policy of each service. `then`: what is asked of the guest after it."""
 
     at: float
     guest: GuestId
     by: str
     timeout: float | None = None
-    then: Ask | None = None
+    then: RequestKind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrainAllAsked:
+class DrainAllRequested:
     """The host goes down: as many of its guests as keep-in-service allows now; with `rest`, also
     those that it keeps, because nothing more will take over."""
 
@@ -349,12 +349,12 @@ class RequestSent:
 
     at: float
     guest: GuestId
-    ask: Ask
+    ask: RequestKind
     failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UndrainAsked:
+class UndrainRequested:
     at: float
     guest: GuestId
     by: str
@@ -368,11 +368,11 @@ class Tick:
 
 
 HypervisorEvent = (
-    Listed
+    GuestsListed
     | Disconnected
     | Started
-    | Asked
-    | Stays
+    | ShutdownRequested
+    | ShutdownCancelled
     | Died
     | Stopped
     | Crashed
@@ -382,19 +382,19 @@ HypervisorEvent = (
     | Undefined
     | MetadataChanged
     | AddressesFound
-    | HostSeen
+    | HostNetworkChanged
 )
 Event = (
     HypervisorEvent
-    | Probed
-    | SideSeen
-    | Counted
-    | SysctlsSeen
+    | ProbeFinished
+    | GuestInspected
+    | ConnectionsCounted
+    | SysctlsChecked
     | Configured
     | ConfigurationRefused
-    | DrainAsked
-    | DrainAllAsked
+    | DrainRequested
+    | DrainAllRequested
     | RequestSent
-    | UndrainAsked
+    | UndrainRequested
     | Tick
 )

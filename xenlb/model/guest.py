@@ -33,9 +33,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.addresses import Found, Refused
+from xenlb.model.addresses import AddressCandidate, RejectedAddress
 from xenlb.model.drain import Drain, Outcome, ended
-from xenlb.model.events import Ask, GuestId, MetadataService, Verdict
+from xenlb.model.events import GuestId, MetadataService, RequestKind, Verdict
 
 DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, under load
 
@@ -48,7 +48,7 @@ class Phase(StrEnum):
     PAUSED = "paused"
 
 
-class Happening(StrEnum):
+class LifecycleEvent(StrEnum):
     """What can happen to a guest."""
 
     RUNNING = "runs"  # libvirt lists it, or says STARTED
@@ -64,26 +64,26 @@ class Happening(StrEnum):
 _A, _U, _L, _S, _P = Phase.ABSENT, Phase.UP, Phase.LEAVING, Phase.SUSPENDING, Phase.PAUSED
 
 # What a new incarnation begins as; what is not here cannot be the first news of one.
-START: dict[Happening, Phase] = {
-    Happening.RUNNING: Phase.UP,
-    Happening.RESUMED: Phase.UP,
-    Happening.REBOOTED: Phase.UP,
-    Happening.PAUSED: Phase.PAUSED,
-    Happening.ASKED_TO_GO: Phase.LEAVING,
-    Happening.ASKED_TO_SUSPEND: Phase.SUSPENDING,
+START: dict[LifecycleEvent, Phase] = {
+    LifecycleEvent.RUNNING: Phase.UP,
+    LifecycleEvent.RESUMED: Phase.UP,
+    LifecycleEvent.REBOOTED: Phase.UP,
+    LifecycleEvent.PAUSED: Phase.PAUSED,
+    LifecycleEvent.ASKED_TO_GO: Phase.LEAVING,
+    LifecycleEvent.ASKED_TO_SUSPEND: Phase.SUSPENDING,
 }
 
 # fmt: off
 # What becomes of the present incarnation, by the phase it is in.
-TABLE: dict[Happening, dict[Phase, Phase]] = {
-    Happening.RUNNING:          {_A: _A, _U: _U, _L: _L, _S: _S, _P: _U},
-    Happening.RESUMED:          {_A: _A, _U: _U, _L: _L, _S: _U, _P: _U},
-    Happening.PAUSED:           {_A: _A, _U: _P, _L: _L, _S: _S, _P: _P},
-    Happening.ASKED_TO_GO:      {_A: _A, _U: _L, _L: _L, _S: _L, _P: _L},
-    Happening.ASKED_TO_SUSPEND: {_A: _A, _U: _S, _L: _L, _S: _S, _P: _S},
-    Happening.REBOOTED:         {_A: _U, _U: _U, _L: _U, _S: _U, _P: _U},
-    Happening.STAYS:            {_A: _A, _U: _U, _L: _U, _S: _U, _P: _P},
-    Happening.GONE:             {_A: _A, _U: _A, _L: _A, _S: _A, _P: _A},
+TABLE: dict[LifecycleEvent, dict[Phase, Phase]] = {
+    LifecycleEvent.RUNNING:          {_A: _A, _U: _U, _L: _L, _S: _S, _P: _U},
+    LifecycleEvent.RESUMED:          {_A: _A, _U: _U, _L: _L, _S: _U, _P: _U},
+    LifecycleEvent.PAUSED:           {_A: _A, _U: _P, _L: _L, _S: _S, _P: _P},
+    LifecycleEvent.ASKED_TO_GO:      {_A: _A, _U: _L, _L: _L, _S: _L, _P: _L},
+    LifecycleEvent.ASKED_TO_SUSPEND: {_A: _A, _U: _S, _L: _L, _S: _S, _P: _S},
+    LifecycleEvent.REBOOTED:         {_A: _U, _U: _U, _L: _U, _S: _U, _P: _U},
+    LifecycleEvent.STAYS:            {_A: _A, _U: _U, _L: _U, _S: _U, _P: _P},
+    LifecycleEvent.GONE:             {_A: _A, _U: _A, _L: _A, _S: _A, _P: _A},
 }
 # fmt: on
 
@@ -92,13 +92,15 @@ TABLE: dict[Happening, dict[Phase, Phase]] = {
 class Request:
     """A guest was asked to go at `at`; at `deadline` it is taken for having ignored it."""
 
-    ask: Ask
+    ask: RequestKind
     at: float
     deadline: float
 
     def text(self) -> str:
         """As `status` shows it."""
-        return "shuts down from inside" if self.ask is Ask.INSIDE else f"asked for {self.ask}"
+        return (
+            "shuts down from inside" if self.ask is RequestKind.INSIDE else f"asked for {self.ask}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +137,8 @@ class Guest:
     deaths: tuple[Death, ...] = ()
     drain: Drain | None = None
     drained: Drain | None = None
-    found: tuple[Found, ...] = ()
-    refused: tuple[Refused, ...] = ()
+    found: tuple[AddressCandidate, ...] = ()
+    refused: tuple[RejectedAddress, ...] = ()
     given_up: frozenset[IPAddress] = frozenset()
     reserved: frozenset[IPAddress] = frozenset()
     reserved_until: float | None = None
@@ -156,7 +158,9 @@ class Guest:
         )
 
 
-def hear(guest: Guest, happening: Happening, *, at: float, incarnation: int | None) -> Guest:
+def transition(
+    guest: Guest, happening: LifecycleEvent, *, at: float, incarnation: int | None
+) -> Guest:
     """The guest after a happening of one of its incarnations.
 
     `incarnation` None means that the source could not say which: then it is the present one, and
@@ -165,12 +169,14 @@ def hear(guest: Guest, happening: Happening, *, at: float, incarnation: int | No
     runs = guest.phase is not Phase.ABSENT
     if incarnation is None:
         incarnation = guest.incarnation
-        if incarnation is None or not (runs or happening is Happening.REBOOTED):
+        if incarnation is None or not (runs or happening is LifecycleEvent.REBOOTED):
             return guest
     present = incarnation == guest.incarnation
-    if happening is Happening.GONE:
+    if happening is LifecycleEvent.GONE:
         return _gone(guest, at=at, incarnation=incarnation)
-    if happening is Happening.REBOOTED and present:  # QEMU said SHUTDOWN before: back from the dead
+    if (
+        happening is LifecycleEvent.REBOOTED and present
+    ):  # QEMU said SHUTDOWN before: back from the dead
         return _boot(guest, TABLE[happening][guest.phase], at=at, incarnation=incarnation)
     if guest.is_dead(incarnation, at):
         return guest

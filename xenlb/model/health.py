@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from math import isnan
 
 from xenlb.model.checks import Agent, Exec, Share
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.settings import Check
 
 FIRST_HOLD = 5.0  # seconds
@@ -39,7 +39,7 @@ class Change:
 class Health:
     """The verdict on a target: `up` None is unknown.
 
-    `against` counts the results in a row that contradict the verdict. `since`: when the verdict
+    `streak` counts the results in a row that contradict the verdict. `since`: when the verdict
     was reached. Results of probes begun before `valid_from` do not count. `assumed`: it is up
     because its server was in service before it had this check, which has said nothing yet. `apart`:
     some server has a verdict of its own on the target (verdict_overrides.py), for which every
@@ -50,7 +50,7 @@ class Health:
 
     valid_from: float
     up: bool | None = None
-    against: int = 0
+    streak: int = 0
     since: float = 0.0
     detail: str = ""
     assumed: bool = False
@@ -60,17 +60,17 @@ class Health:
     held_until: float = 0.0
     changes: tuple[Change, ...] = ()
 
-    def holds(self, now: float) -> bool:
+    def damped(self, now: float) -> bool:
         """Is it down because it flaps, whatever its check says now?"""
         return self.up is False and self.failures > FREE and now < self.held_until
 
     def passes(self, check: Check) -> bool:
         """Has it passed as often as it has to? It is down all the same as long as it is held back,
         and until it is asked again then."""
-        return self.up is False and self.against >= check.rise
+        return self.up is False and self.streak >= check.rise
 
 
-def judge(health: Health, result: Probed, check: Check) -> Health:
+def judge(health: Health, result: ProbeFinished, check: Check) -> Health:
     """The verdict after one more result: `rise` good ones make it up, `fall` bad ones down."""
     if result.asked < health.valid_from:
         return health
@@ -80,22 +80,22 @@ def judge(health: Health, result: Probed, check: Check) -> Health:
     if result.up is bool(health.up):
         return replace(
             health,
-            against=0,
+            streak=0,
             detail=result.detail,
             share=share,
             assumed=False,
             apart=health.apart and not result.up,
         )
     needed = check.rise if result.up else check.fall
-    against = min(health.against + 1, needed)
-    if against < needed or (result.up and health.holds(result.at)):
-        return replace(health, against=against, detail=result.detail, share=share)
+    streak = min(health.streak + 1, needed)
+    if streak < needed or (result.up and health.damped(result.at)):
+        return replace(health, streak=streak, detail=result.detail, share=share)
     after = health if result.up else _failed(health, result.at, check)
     change = Change(at=result.at, up=result.up, detail=result.detail)
     return replace(
         after,
         up=result.up,
-        against=0,
+        streak=0,
         since=result.at,
         detail=result.detail,
         assumed=False,
@@ -138,7 +138,7 @@ def share_bounds(check: Check) -> Share | None:
 Judged = tuple[Target, Health]
 
 
-def together(verdicts: Sequence[Judged], *, one_is_enough: bool) -> Judged:
+def combine(verdicts: Sequence[Judged], *, one_is_enough: bool) -> Judged:
     """The check on which a server of several hangs, and the verdict on the server: all have to
     pass, or one. Its share is the smallest of those that pass, or of all if it does not."""
     if len(verdicts) == 1:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from xenlb.ipvs.table import ServiceKey
-from xenlb.model.desired import ServerPhase, standing
+from xenlb.model.desired import ServerPhase, server_status
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import may_leave
@@ -61,7 +61,7 @@ def free_to_go(state: State, *, rest: bool) -> tuple[GuestId, ...]:
             if candidate.owner is None and candidate.slot is None:
                 continue
             # How much weight it has now is of no matter here, so neither is the time.
-            stands = standing(candidate, service, state, 0.0)
+            stands = server_status(candidate, service, state, 0.0)
             if stands.phase is ServerPhase.ABSENT:
                 continue
             it = weighed.setdefault(candidate.service, _Weighed(share=service.keep_in_service))

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from xenlb.model.addresses import Found, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.membership import names_of, refused_metadata
 from xenlb.model.settings import Member, ServiceSettings, uuid_text
-from xenlb.model.state import Note, State, Step
-from xenlb.model.suggestions import near, quoted
+from xenlb.model.state import Note, State, Transition
+from xenlb.model.suggestions import quoted, suggestion
 
 Finding = tuple[GuestId | None, str]
 
@@ -33,7 +33,7 @@ def unknown(state: State, service: ServiceSettings) -> Iterator[tuple[Member, st
         if meant is not None:
             yield member, "no libvirt has a guest of this UUID"
         elif not member.is_pattern:
-            hint = near(member.guest, names)
+            hint = suggestion(member.guest, names)
             said = "no libvirt has a guest of this name"
             yield member, f"{said}; {hint}" if hint else said
         elif not any(fnmatchcase(name, member.guest) for name in names):
@@ -50,7 +50,7 @@ def of_metadata(state: State, guest: Guest) -> list[str]:
     for entry in guest.metadata:
         if entry.name in mine:
             if entry.address is not None:
-                given = Found(address=entry.address, source=Source.METADATA)
+                given = AddressCandidate(address=entry.address, source=AddressSource.METADATA)
                 if reason := refused_metadata(given, state):
                     said.append(f"its metadata gives the address {entry.address}: {reason}")
             continue
@@ -60,7 +60,7 @@ def of_metadata(state: State, guest: Guest) -> list[str]:
                 " metadata (from-metadata: true)"
             )
         else:
-            hint = near(entry.name, services)
+            hint = suggestion(entry.name, services)
             text = f"its metadata names the service {quoted(entry.name)}, which is not configured"
             said.append(f"{text}; {hint}" if hint else text)
     return said
@@ -78,7 +78,7 @@ def _all(state: State) -> Iterator[Finding]:
             yield guest.id, text
 
 
-def noted(before: State, step: Step, at: float) -> Step:
+def noted(before: State, step: Transition, at: float) -> Transition:
     """The step with what is found after it, and a warning for each that is new."""
     found = tuple(_all(step.state))
     news = (

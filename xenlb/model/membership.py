@@ -20,12 +20,12 @@ from xenlb.ipvs.table import (
     family_of,
 )
 from xenlb.model import address_choice
-from xenlb.model.addresses import Found, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.checks import Exec, Icmp, protocols_of
 from xenlb.model.events import GuestId, MetadataService, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.guest_side import GuestSide
-from xenlb.model.reserved_addresses import refusal, taken_by
+from xenlb.model.reserved_addresses import addresses_in_use, rejection_reason
 from xenlb.model.settings import Check, IPNetwork, Member, ServiceSettings
 from xenlb.model.state import Candidate, Slot, State
 
@@ -37,7 +37,7 @@ class Membership:
     """
 
     weight: int
-    written: tuple[Found, ...]
+    written: tuple[AddressCandidate, ...]
     side: GuestSide
     network: IPNetwork | None = None
 
@@ -63,9 +63,9 @@ def _membership(
         weight = entry.weight
     written = []
     if member is not None and member.address is not None:
-        written.append(Found(address=member.address, source=Source.CONFIGURATION))
+        written.append(AddressCandidate(address=member.address, source=AddressSource.CONFIGURATION))
     if entry is not None and entry.address is not None:
-        written.append(Found(address=entry.address, source=Source.METADATA))
+        written.append(AddressCandidate(address=entry.address, source=AddressSource.METADATA))
     return Membership(
         weight=service.weight if weight is None else weight,
         written=tuple(written),
@@ -89,10 +89,10 @@ def belonging(
     name: str,
     uuid: UUID,
     metadata: tuple[MetadataService, ...],
-) -> tuple[tuple[ServiceSettings, ...], tuple[Found, ...]]:
+) -> tuple[tuple[ServiceSettings, ...], tuple[AddressCandidate, ...]]:
     """The services of a guest, and the addresses written for it in any of them, not judged."""
     mine: list[ServiceSettings] = []
-    written: list[Found] = []
+    written: list[AddressCandidate] = []
     for service in services:
         found = _membership(service, name, uuid, metadata)
         if found is not None:
@@ -136,15 +136,15 @@ def needs_address(service: ServiceSettings, guest: Guest) -> bool:
 def is_judged(service: ServiceSettings, guest: Guest) -> bool:
     """Is the guest's address held against what the host sees? Not one of the configuration."""
     member = membership(service, guest)
-    return member is None or all(each.source is Source.METADATA for each in member.written)
+    return member is None or all(each.source is AddressSource.METADATA for each in member.written)
 
 
-def refused_metadata(found: Found, state: State) -> str:
+def refused_metadata(found: AddressCandidate, state: State) -> str:
     """Why an address that a guest's metadata gives is not used; "" if it may be, and for every
     other source, which is judged before it gets here."""
-    if found.source is not Source.METADATA:
+    if found.source is not AddressSource.METADATA:
         return ""
-    return refusal(found.address, state.host, taken_by(state.settings.services))
+    return rejection_reason(found.address, state.host, addresses_in_use(state.settings.services))
 
 
 def candidates(
@@ -167,7 +167,7 @@ def candidates(
                 for address in addresses
             }
             chosen = (
-                address_choice.among(service, guest, at, state) if len(at) > 1 else addresses[:1]
+                address_choice.choose(service, guest, at, state) if len(at) > 1 else addresses[:1]
             )
             guests.append((guest.name, guest.id, member.weight, chosen, at, why))
     guests.sort(key=lambda found: found[:2])
@@ -198,7 +198,7 @@ def _addresses(
     """The addresses that the guest's server may have, best first; if there is none, why. One that
     is written is the only one."""
     why = "its address is not known yet"
-    usable: dict[IPAddress, list[Found]] = {}
+    usable: dict[IPAddress, list[AddressCandidate]] = {}
     for found in (*member.written, *guest.found):
         if not _fits(service, found.address):
             why = f"its address {found.address} is not of the service's family"
@@ -207,9 +207,9 @@ def _addresses(
         elif found.address in owners and owners[found.address] != guest.id:
             whose = owner_name(owners[found.address], state)
             why = f"its address {found.address} ({found.source}) is refused: it is that of {whose}"
-            if found.source in {Source.CONFIGURATION, Source.METADATA}:
+            if found.source in {AddressSource.CONFIGURATION, AddressSource.METADATA}:
                 return (), why
-        elif found.source in {Source.CONFIGURATION, Source.METADATA}:
+        elif found.source in {AddressSource.CONFIGURATION, AddressSource.METADATA}:
             return (found.address,), ""
         elif member.network is not None and found.address not in member.network:
             why = f"its address {found.address} ({found.source}) is not in {member.network}"

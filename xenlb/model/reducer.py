@@ -16,118 +16,133 @@ from xenlb.model import (
     readiness,
     reconfigure,
 )
-from xenlb.model.addresses import RANKS, Found
-from xenlb.model.admission import settled
+from xenlb.model.addresses import RANKS, AddressCandidate
+from xenlb.model.admission import recompute
 from xenlb.model.events import (
     AddressesFound,
-    Ask,
-    Asked,
     ConfigurationRefused,
     Configured,
-    Counted,
+    ConnectionsCounted,
     Crashed,
-    Described,
     Died,
     Disconnected,
-    DrainAllAsked,
-    DrainAsked,
+    DomainDescription,
+    DomainState,
+    DrainAllRequested,
+    DrainRequested,
     Event,
-    Listed,
+    GuestInspected,
+    GuestsListed,
     MetadataChanged,
     Paused,
-    Power,
-    Probed,
+    ProbeFinished,
     Rebooted,
+    RequestKind,
     RequestSent,
     Resumed,
-    SideSeen,
+    ShutdownCancelled,
+    ShutdownRequested,
     Started,
-    Stays,
     Stopped,
-    SysctlsSeen,
+    SysctlsChecked,
     Tick,
     Undefined,
-    UndrainAsked,
+    UndrainRequested,
 )
-from xenlb.model.guest import Guest, Happening, Phase, hear
+from xenlb.model.guest import Guest, LifecycleEvent, Phase, transition
 from xenlb.model.membership import names_of
-from xenlb.model.reserved_addresses import HostSeen
-from xenlb.model.state import Note, State, Step
+from xenlb.model.reserved_addresses import HostNetworkChanged
+from xenlb.model.state import Note, State, Transition
 
 
-def step(state: State, event: Event) -> Step:
+def reduce(state: State, event: Event) -> Transition:
     """Total: every event is taken in every state."""
     result = _step(state, event)
-    if isinstance(event, Configured | Listed | Started | MetadataChanged | Undefined | HostSeen):
+    if isinstance(
+        event,
+        Configured | GuestsListed | Started | MetadataChanged | Undefined | HostNetworkChanged,
+    ):
         return inconsistencies.noted(state, result, event.at)
     return result
 
 
-def _step(state: State, event: Event) -> Step:
+def _step(state: State, event: Event) -> Transition:
     match event:
         case Configured():
             return reconfigure.configured(state, event)
         case ConfigurationRefused():
             return reconfigure.refused(state, event)
-        case Listed():
+        case GuestsListed():
             return _listed(state, event)
         case Disconnected(at=at, uri=uri, reason=reason):
             link = state.links.get(uri)
             if link is None:
-                return Step(state=state)
+                return Transition(state=state)
             links = {
                 **state.links,
                 uri: replace(link, connected=False, since=at, reason=reason),
             }
             text = f"libvirt {uri} is not connected: {reason}; its guests stay as they are"
             note = Note(at=at, text=f"{text} (systemctl status libvirtd)", warning=True)
-            return Step(state=replace(state, links=links), notes=(note,))
-        case Probed():
-            return check_results.probed(state, event)
-        case SideSeen():
+            return Transition(state=replace(state, links=links), notes=(note,))
+        case ProbeFinished():
+            return check_results.apply_check_result(state, event)
+        case GuestInspected():
             return _inside(state, event)
-        case Counted():
+        case ConnectionsCounted():
             return draining.counted(state, event)
-        case SysctlsSeen(amiss=amiss):
-            return Step(state=replace(state, amiss=amiss))
+        case SysctlsChecked(amiss=amiss):
+            return Transition(state=replace(state, amiss=amiss))
         case Tick(at=at):
             return draining.tick(state, at)
-        case DrainAsked():
+        case DrainRequested():
             return draining.drain(state, event)
-        case DrainAllAsked():
+        case DrainAllRequested():
             return draining.drain_all(state, event)
         case RequestSent():
             return draining.sent(state, event)
-        case UndrainAsked():
+        case UndrainRequested():
             return draining.undrain(state, event)
         case AddressesFound():
             return _addresses(state, event)
-        case HostSeen(at=at, host=host):
-            return settled(state, replace(state, host=host), None, at)
+        case HostNetworkChanged(at=at, host=host):
+            return recompute(state, replace(state, host=host), None, at)
         case MetadataChanged():
             return _metadata(state, event)
         case Undefined(guest=guest_id):
             guest = state.guests.get(guest_id)
             if guest is None or guest.phase is not Phase.ABSENT:
-                return Step(state=state)
+                return Transition(state=state)
             names = names_of(state, guest)
             guests = {key: value for key, value in state.guests.items() if key != guest_id}
-            return settled(state, replace(state, guests=guests), names, event.at)
-        case Started() | Asked() | Died() | Stopped() | Crashed() | Paused() | Resumed():
+            return recompute(state, replace(state, guests=guests), names, event.at)
+        case (
+            Started() | ShutdownRequested() | Died() | Stopped() | Crashed() | Paused() | Resumed()
+        ):
             return _lived(state, event)
-        case Rebooted() | Stays():
+        case Rebooted() | ShutdownCancelled():
             return _lived(state, event)
         case _:
             assert_never(event)
 
 
-LifeEvent = Started | Asked | Stays | Died | Stopped | Crashed | Paused | Resumed | Rebooted
+LifeEvent = (
+    Started
+    | ShutdownRequested
+    | ShutdownCancelled
+    | Died
+    | Stopped
+    | Crashed
+    | Paused
+    | Resumed
+    | Rebooted
+)
 
 
-def _lived(state: State, event: LifeEvent) -> Step:
+def _lived(state: State, event: LifeEvent) -> Transition:
     """Something happened in the life of a guest."""
     if event.guest.uri not in state.links:
-        return Step(state=state)
+        return Transition(state=state)
     guest = state.guests.get(event.guest)
     if guest is None:
         name = event.name if isinstance(event, Started) else ""
@@ -140,14 +155,16 @@ def _lived(state: State, event: LifeEvent) -> Step:
             metadata_problems=event.metadata_problems,
             metadata_heard=event.at,
         )
-    if isinstance(event, Stays) and not draining.goes_by_itself(guest):
-        return Step(state=state)  # at its boot, or its own word on what somebody else asked for
+    if isinstance(event, ShutdownCancelled) and not draining.goes_by_itself(guest):
+        return Transition(
+            state=state
+        )  # at its boot, or its own word on what somebody else asked for
     happening, text = _happening(event)
-    heard = hear(guest, happening, at=event.at, incarnation=event.incarnation)
+    heard = transition(guest, happening, at=event.at, incarnation=event.incarnation)
     present = event.incarnation in {None, heard.incarnation}
     if isinstance(event, Started) and heard.booted == event.at:
         heard = replace(heard, found=_brought_along(state, heard))
-    if isinstance(event, Asked) and present:
+    if isinstance(event, ShutdownRequested) and present:
         heard = draining.requested(state, heard, event.ask, event.at)
     took = _took(guest, heard)
     if took or present:  # news of a former incarnation says nothing of this one's life
@@ -158,24 +175,28 @@ def _lived(state: State, event: LifeEvent) -> Step:
     news = () if _stands(guest, event) else (note,)
     notes = (*news, *draining.endings(guest, heard, event.at))
     names = names_of(state, guest) | names_of(changed, heard)
-    return settled(state, changed, names, event.at, *notes)
+    return recompute(state, changed, names, event.at, *notes)
 
 
 def _stands(guest: Guest, event: LifeEvent) -> bool:
     """Is it what the guest was asked for already? Then it has the time for it anew, and that is no
     news: a guest may write its own request, as often as it likes."""
-    if not isinstance(event, Asked) or guest.request is None or guest.phase is Phase.ABSENT:
+    if (
+        not isinstance(event, ShutdownRequested)
+        or guest.request is None
+        or guest.phase is Phase.ABSENT
+    ):
         return False
     present = event.incarnation in {None, guest.incarnation}
     return present and guest.request.ask is event.ask
 
 
-def _no_news(happening: Happening) -> str:
+def _no_news(happening: LifecycleEvent) -> str:
     """Of an event that comes late, or is of a domain that has gone."""
-    return ", as was known" if happening is Happening.GONE else ", without effect"
+    return ", as was known" if happening is LifecycleEvent.GONE else ", without effect"
 
 
-def _brought_along(state: State, guest: Guest) -> tuple[Found, ...]:
+def _brought_along(state: State, guest: Guest) -> tuple[AddressCandidate, ...]:
     """The addresses of the same guest at the libvirt that it is leaving: it keeps them."""
     for other in state.guests.values():
         if other.id.uuid == guest.id.uuid and other.phase is Phase.SUSPENDING:
@@ -187,42 +208,42 @@ def _took(before: Guest, after: Guest) -> bool:
     return replace(before, deaths=()) != replace(after, deaths=())
 
 
-def _happening(event: LifeEvent) -> tuple[Happening, str]:
+def _happening(event: LifeEvent) -> tuple[LifecycleEvent, str]:
     domain = "" if event.incarnation is None else f" (domain {event.incarnation})"
     match event:
         case Started(paused=True):
-            return Happening.PAUSED, f"started, paused{domain}"
+            return LifecycleEvent.PAUSED, f"started, paused{domain}"
         case Started():
-            return Happening.RUNNING, f"started{domain}"
-        case Asked(ask=Ask.SUSPEND):
-            return Happening.ASKED_TO_SUSPEND, f"asked to suspend{domain}"
-        case Asked(ask=Ask.INSIDE):
-            return Happening.ASKED_TO_GO, f"shuts down from inside{domain}"
-        case Asked(ask=ask):
-            return Happening.ASKED_TO_GO, f"asked for {ask}{domain}"
-        case Stays():
-            return Happening.STAYS, f"says that it stays{domain}"
+            return LifecycleEvent.RUNNING, f"started{domain}"
+        case ShutdownRequested(ask=RequestKind.SUSPEND):
+            return LifecycleEvent.ASKED_TO_SUSPEND, f"asked to suspend{domain}"
+        case ShutdownRequested(ask=RequestKind.INSIDE):
+            return LifecycleEvent.ASKED_TO_GO, f"shuts down from inside{domain}"
+        case ShutdownRequested(ask=ask):
+            return LifecycleEvent.ASKED_TO_GO, f"asked for {ask}{domain}"
+        case ShutdownCancelled():
+            return LifecycleEvent.STAYS, f"says that it stays{domain}"
         case Died():
-            return Happening.GONE, f"gone{domain}"
+            return LifecycleEvent.GONE, f"gone{domain}"
         case Stopped(why=why):
-            return Happening.GONE, f"stopped: {why}{domain}"
+            return LifecycleEvent.GONE, f"stopped: {why}{domain}"
         case Crashed():
-            return Happening.GONE, f"crashed{domain}"
+            return LifecycleEvent.GONE, f"crashed{domain}"
         case Paused():
-            return Happening.PAUSED, f"paused{domain}"
+            return LifecycleEvent.PAUSED, f"paused{domain}"
         case Resumed():
-            return Happening.RESUMED, f"resumed{domain}"
+            return LifecycleEvent.RESUMED, f"resumed{domain}"
         case Rebooted():
-            return Happening.REBOOTED, f"rebooted{domain}"
+            return LifecycleEvent.REBOOTED, f"rebooted{domain}"
         case _:
             assert_never(event)
 
 
-def _listed(state: State, event: Listed) -> Step:
+def _listed(state: State, event: GuestsListed) -> Transition:
     """All guests of one libvirt. What was heard of a guest since the listing began is newer."""
     link = state.links.get(event.uri)
     if link is None:
-        return Step(state=state)
+        return Transition(state=state)
     links = dict(state.links)
     links[event.uri] = replace(
         link,
@@ -254,10 +275,10 @@ def _listed(state: State, event: Listed) -> Step:
         links = {uri: link for uri, link in links.items() if uri in wanted}
         guests = {key: guest for key, guest in guests.items() if key.uri in links}
     changed = replace(state, links=links, guests=guests)
-    return settled(state, changed, None, event.at, *notes)
+    return recompute(state, changed, None, event.at, *notes)
 
 
-def _described(guest: Guest | None, described: Described, event: Listed) -> Guest:
+def _described(guest: Guest | None, described: DomainDescription, event: GuestsListed) -> Guest:
     if guest is None:
         guest = Guest(id=described.guest, name=described.name, since=event.at)
     guest = replace(guest, name=described.name)
@@ -271,34 +292,36 @@ def _described(guest: Guest | None, described: Described, event: Listed) -> Gues
     if guest.heard > event.asked and not other:
         return guest
     happening = {
-        Power.OFF: Happening.GONE,
-        Power.CRASHED: Happening.GONE,
-        Power.RUNNING: Happening.RUNNING,
-        Power.PAUSED: Happening.PAUSED,
+        DomainState.OFF: LifecycleEvent.GONE,
+        DomainState.CRASHED: LifecycleEvent.GONE,
+        DomainState.RUNNING: LifecycleEvent.RUNNING,
+        DomainState.PAUSED: LifecycleEvent.PAUSED,
     }[described.power]
-    if happening is Happening.GONE:
+    if happening is LifecycleEvent.GONE:
         if guest.phase is Phase.ABSENT:
             return guest
-        return hear(guest, happening, at=event.at, incarnation=guest.incarnation)
-    return hear(guest, happening, at=event.at, incarnation=described.incarnation)
+        return transition(guest, happening, at=event.at, incarnation=guest.incarnation)
+    return transition(guest, happening, at=event.at, incarnation=described.incarnation)
 
 
-def _addresses(state: State, event: AddressesFound) -> Step:
+def _addresses(state: State, event: AddressesFound) -> Transition:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
-        return Step(state=state)
+        return Transition(state=state)
     refused = {item.text for item in event.refused}
     before = tuple(item for item in guest.found if str(item.address) not in refused)
     found = _kept(before, event.found)
     after = replace(guest, found=found, refused=event.refused)
     if after == guest:
-        return Step(state=state)
+        return Transition(state=state)
     changed = replace(state, guests={**state.guests, guest.id: after})
-    result = settled(state, changed, names_of(changed, after), event.at)
+    result = recompute(state, changed, names_of(changed, after), event.at)
     return address_claims.noted(guest, event, result)
 
 
-def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, ...]:
+def _kept(
+    before: tuple[AddressCandidate, ...], found: tuple[AddressCandidate, ...]
+) -> tuple[AddressCandidate, ...]:
     """What was found now; of a family that nothing was found of, what was found before.
 
     Neighbour entries and reports come and go, and those of IPv4 and IPv6 apart from each other.
@@ -310,23 +333,23 @@ def _kept(before: tuple[Found, ...], found: tuple[Found, ...]) -> tuple[Found, .
     return tuple(sorted([*found, *kept], key=lambda item: RANKS[item.source]))
 
 
-def _inside(state: State, event: SideSeen) -> Step:
+def _inside(state: State, event: GuestInspected) -> Transition:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
-        return Step(state=state)
+        return Transition(state=state)
     after = replace(guest, sides=event.verdicts)
     changed = replace(state, guests={**state.guests, guest.id: after})
     notes = [
         Note(at=event.at, guest=guest.id, text=text, warning=warning)
         for text, warning in readiness.news(guest.sides, after.sides)
     ]
-    return settled(state, changed, names_of(changed, after), event.at, *notes)
+    return recompute(state, changed, names_of(changed, after), event.at, *notes)
 
 
-def _metadata(state: State, event: MetadataChanged) -> Step:
+def _metadata(state: State, event: MetadataChanged) -> Transition:
     guest = state.guests.get(event.guest)
     if guest is None:
-        return Step(state=state)
+        return Transition(state=state)
     after = replace(
         guest,
         metadata=event.services,
@@ -341,6 +364,6 @@ def _metadata(state: State, event: MetadataChanged) -> Step:
     ]
     if after.metadata != guest.metadata:
         notes.append(Note(at=event.at, guest=guest.id, text="metadata changed"))
-    return settled(
+    return recompute(
         state, changed, names_of(state, guest) | names_of(changed, after), event.at, *notes
     )

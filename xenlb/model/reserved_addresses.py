@@ -13,7 +13,7 @@ from xenlb.model.settings import ServiceSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class HostNetwork:
     """What this host knows of its network. `own`: its addresses; `gateways`: the next hops of its
     routes; `strangers`: neighbours whose MAC addresses are those of no guest."""
 
@@ -23,16 +23,16 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostSeen:
+class HostNetworkChanged:
     """The event that this host's network is seen, for the first time or changed. `at` as in
     events.py."""
 
     at: float
-    host: Host
+    host: HostNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class AddressesInUse:
     """Addresses of the configuration: `services` of services, `sorry` of sorry servers."""
 
     services: frozenset[IPAddress] = frozenset()
@@ -45,7 +45,7 @@ STRANGER = (
 )
 
 
-def refusal(address: IPAddress, host: Host, taken: Taken) -> str:
+def rejection_reason(address: IPAddress, host: HostNetwork, taken: AddressesInUse) -> str:
     """Why no guest may have the address; "" if one may."""
     for addresses, reason in (
         (taken.services, "it is a service address"),
@@ -60,9 +60,9 @@ def refusal(address: IPAddress, host: Host, taken: Taken) -> str:
 
 
 @lru_cache(maxsize=16)
-def taken_by(services: tuple[ServiceSettings, ...]) -> Taken:
+def addresses_in_use(services: tuple[ServiceSettings, ...]) -> AddressesInUse:
     """What a configuration takes."""
-    return Taken(
+    return AddressesInUse(
         services=frozenset(each.address for each in services if each.address is not None),
         sorry=frozenset(each.sorry_server[0] for each in services if each.sorry_server is not None),
     )

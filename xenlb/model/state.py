@@ -8,9 +8,9 @@ from types import MappingProxyType
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest
-from xenlb.model.health import Health, Judged, together
+from xenlb.model.health import Health, Judged, combine
 from xenlb.model.problem import Problem
-from xenlb.model.reserved_addresses import Host
+from xenlb.model.reserved_addresses import HostNetwork
 from xenlb.model.settings import ServiceSettings, Settings
 
 
@@ -57,7 +57,7 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class LibvirtLink:
     """A libvirt: `listed` once its guests were listed since the agent started."""
 
     connected: bool = False
@@ -101,9 +101,9 @@ class State:
     configured_at: float = 0.0
     changes: str = ""
     findings: tuple[tuple[GuestId | None, str], ...] = ()
-    links: Mapping[str, Link] = field(default_factory=dict)
+    links: Mapping[str, LibvirtLink] = field(default_factory=dict)
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
-    host: Host = field(default_factory=Host)
+    host: HostNetwork = field(default_factory=HostNetwork)
     amiss: frozenset[str] = frozenset()
     owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class State:
         verdicts = [
             (each, own.get(each) or self.seen(each, candidate)) for each in candidate.targets
         ]
-        return together(verdicts, one_is_enough=service.any_check)
+        return combine(verdicts, one_is_enough=service.any_check)
 
     def seen(self, target: Target, candidate: Candidate) -> Health:
         """The verdict of one check on a server."""
@@ -172,7 +172,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Transition:
     """The new state, the services whose servers may have changed, and what to write down.
 
     `services` None means all.

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from xenlb.untrusted import printable
 
 
-def near(name: str, names: Iterable[str]) -> str:
+def suggestion(name: str, names: Iterable[str]) -> str:
     """`did you mean web1?`; "" where nothing comes near."""
     found = get_close_matches(name, sorted(names), n=1, cutoff=0.6)
     return f"did you mean {found[0]}?" if found else ""

@@ -16,7 +16,7 @@ Kept in Admission.apart; Health.apart of the target says that somebody has such 
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.health import Health, judge, share_bounds
 from xenlb.model.state import Admission, Candidate, Slot, State
 
@@ -58,7 +58,7 @@ def begun(before: State, state: State, known: Container[Target], at: float) -> S
 
 
 def _sound(known: Health) -> bool:
-    return bool(known.up) and known.against == 0
+    return bool(known.up) and known.streak == 0
 
 
 def _first(target: Target, known: Health, verdict: Health | None, at: float) -> Health:
@@ -67,13 +67,13 @@ def _first(target: Target, known: Health, verdict: Health | None, at: float) -> 
     that was not asked. The share is what it was, so that no weight jumps twice, if the check's
     answers say one: no other could change it."""
     if known.up:
-        return replace(known, valid_from=at, against=0, apart=False)
+        return replace(known, valid_from=at, streak=0, apart=False)
     since = verdict.since if verdict is not None and verdict.up else at
     share = None if verdict is None or share_bounds(target.check) is None else verdict.share
     return Health(valid_from=at, up=True, since=since, assumed=True, share=share)
 
 
-def judged(state: State, result: Probed) -> tuple[State, bool]:
+def judged(state: State, result: ProbeFinished) -> tuple[State, bool]:
     """The servers' own verdicts after one more result, which the target's has heard already; and
     whether anything can follow for a server."""
     target = result.target

@@ -21,8 +21,8 @@ from xenlb.model.membership import (
     needs_address,
     services_of,
 )
-from xenlb.model.reducer import step
-from xenlb.model.reserved_addresses import taken_by
+from xenlb.model.reducer import reduce
+from xenlb.model.reserved_addresses import addresses_in_use
 from xenlb.model.state import State
 
 LISTING = 20.0  # seconds
@@ -42,7 +42,7 @@ class _Asker:
         self._lost: Disconnected | None = None
 
     def emit(self, event: Event) -> None:
-        self.state = step(self.state, event).state
+        self.state = reduce(self.state, event).state
         if isinstance(event, Disconnected):
             self._lost = event
         self._news.set()
@@ -88,7 +88,9 @@ class _Asker:
             await self._until_listed()
             settings = self.state.settings
             finder.context(
-                taken_by(settings.services), settings.networks, metadata_addresses(self.state)
+                addresses_in_use(settings.services),
+                settings.networks,
+                metadata_addresses(self.state),
             )
             finder.interest(guests_needing_address(self.state))
             await self.until(self._addresses_known, ADDRESSES)
@@ -109,7 +111,7 @@ class _Asker:
         """Has every target a verdict, or failed as often as would take it out of service?"""
         health.targets(self.state.health)
         return all(
-            verdict.up is not None or (verdict.detail and not verdict.against)
+            verdict.up is not None or (verdict.detail and not verdict.streak)
             for verdict in self.state.health.values()
         )
 
@@ -124,12 +126,12 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def find_once(state: State) -> State:
+def collect_addresses(state: State) -> State:
     """The state after every libvirt of its configuration has listed its guests, and their addresses
     were looked for; nobody is probed. Raises SourceUnavailable."""
     return asyncio.run(_Asker(state).ask(probe=Probing.NOBODY))
 
 
-def ask_once(state: State) -> State:
+def collect(state: State) -> State:
     """The state after every source of its configuration was heard; raises SourceUnavailable."""
     return asyncio.run(_Asker(state).ask(probe=Probing.ALL))

@@ -19,7 +19,7 @@ from xenlb.model.suggestions import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class GuestIdentity:
     """`uri`: of its libvirt, or OWN_CHOICE. `addresses`: of its servers, by the names of services,
     where known. `domid`: of its domain while it runs."""
 
@@ -31,13 +31,13 @@ class Found:
     domid: int | None
 
 
-def by_agent(socket: Path, settings: Settings, text: str) -> Found:
+def by_agent(socket: Path, settings: Settings, text: str) -> GuestIdentity:
     """Raises ControlError: no agent runs, or it knows no such guest."""
     answer = client.call(socket, "why", guest=text)
     if not isinstance(answer, Mapping):
         raise ControlError("the agent's answer is not understood", hint="is it another version?")
     names = set(answer["services"])
-    return Found(
+    return GuestIdentity(
         name=str(answer["guest"]),
         uuid=UUID(str(answer["uuid"])),
         uri=str(answer["uri"]),
@@ -51,23 +51,23 @@ def by_agent(socket: Path, settings: Settings, text: str) -> Found:
     )
 
 
-def by_libvirt(settings: Settings, text: str) -> Found:
+def by_libvirt(settings: Settings, text: str) -> GuestIdentity:
     """Raises SourceUnavailable without libvirt, ControlError for no such guest, or several."""
     from xenlb.control import answers  # noqa: PLC0415
     from xenlb.model.events import Configured  # noqa: PLC0415
     from xenlb.model.guest import Phase  # noqa: PLC0415
     from xenlb.model.membership import addresses_of, services_of  # noqa: PLC0415
-    from xenlb.model.reducer import step  # noqa: PLC0415
+    from xenlb.model.reducer import reduce  # noqa: PLC0415
     from xenlb.model.settings import needed_uris  # noqa: PLC0415
     from xenlb.model.state import State  # noqa: PLC0415
-    from xenlb.oneshot.collect import find_once  # noqa: PLC0415  (loads asyncio and libvirt)
+    from xenlb.oneshot.collect import collect_addresses  # noqa: PLC0415  (loads asyncio and libvirt)
 
     settings = replace(settings, uris=needed_uris(settings))
-    state = find_once(step(State(), Configured(at=clock.now(), settings=settings)).state)
-    guests = answers.matching(state, text)
+    state = collect_addresses(reduce(State(), Configured(at=clock.now(), settings=settings)).state)
+    guests = answers.guests_named(state, text)
     match guests:
         case (guest,):
-            return Found(
+            return GuestIdentity(
                 name=guest.name,
                 uuid=guest.id.uuid,
                 uri=guest.id.uri,

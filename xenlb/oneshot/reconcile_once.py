@@ -13,15 +13,15 @@ from xenlb import clock
 from xenlb.ipvs import text
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteServer, DeleteService, Op, OpFailed
-from xenlb.ipvs.reconciler import Reconciler, place_of
+from xenlb.ipvs.reconciler import Reconciler, entry_key
 from xenlb.ipvs.table import Table
 from xenlb.model import change_summary
 from xenlb.model.desired import desired
 from xenlb.model.events import Configured
-from xenlb.model.reducer import step
+from xenlb.model.reducer import reduce
 from xenlb.model.service_remarks import removal
 from xenlb.model.settings import Settings, needed_uris
-from xenlb.model.suggestions import near, quoted
+from xenlb.model.suggestions import quoted, suggestion
 from xenlb.store import state_file
 
 
@@ -35,7 +35,7 @@ class OnceError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Once:
+class OncePass:
     """`ops`: the difference (planned) or what was done; `failed`: what the kernel refused;
     `notes`: sentences for people, as foreign entries that are left alone; `summary`: what the
     operations change, in one line."""
@@ -53,23 +53,23 @@ def run_once(
     change: bool,
     take_over: Collection[str] = (),
     kernel: KernelTable | None = None,
-) -> Once:
+) -> OncePass:
     """Plans, and applies with `change`. `take_over`: services whose servers of other tools are
     removed, too. Raises OnceError, and IpvsError from the kernel."""
     if unknown := [name for name in take_over if name not in _names(settings)]:
         raise OnceError(
             f"there is no service {quoted(unknown[0])}",
-            near(unknown[0], _names(settings)) or "name one of the configuration",
+            suggestion(unknown[0], _names(settings)) or "name one of the configuration",
         )
     saved = (state_file.load if change else state_file.read)(state_path)
     settings = replace(settings, uris=needed_uris(settings))
-    state = step(saved.state, Configured(at=clock.now(), settings=settings)).state
+    state = reduce(saved.state, Configured(at=clock.now(), settings=settings)).state
     if state.links or state.health:
         from xenlb.hypervisor.uri import SourceUnavailable  # noqa: PLC0415
-        from xenlb.oneshot.collect import ask_once  # noqa: PLC0415  (loads asyncio and libvirt)
+        from xenlb.oneshot.collect import collect  # noqa: PLC0415  (loads asyncio and libvirt)
 
         try:
-            state = ask_once(state)
+            state = collect(state)
         except SourceUnavailable as error:
             raise OnceError(error.message, error.hint) from error
     table = kernel or Kernel()
@@ -79,7 +79,7 @@ def run_once(
         )
         # Connections are only of interest where a sorry server may wait for its last one.
         sorry = any(service.sorry_server is not None for service in settings.services)
-        reconciler.absorb(table.read(counters=sorry))
+        reconciler.load_snapshot(table.read(counters=sorry))
         for service in settings.services:
             if service.name in take_over:
                 reconciler.take_over(service.kernel_keys())
@@ -89,7 +89,7 @@ def run_once(
         notes = tuple(_foreign(reconciler, want))
         said = _summary(ops, table, reconciler, settings) if ops else ""
         if not change:
-            return Once(ops=ops, notes=notes, summary=said)
+            return OncePass(ops=ops, notes=notes, summary=said)
         save = replace(saved, state=state, services=frozenset(reconciler.services))
         # Hosts without a check that are ours and in the table, as many as before: it stands there.
         hosts = not (state.links or state.health or saved.state.guests or saved.state.health)
@@ -100,7 +100,7 @@ def run_once(
         if reconciler.release(want):
             save = replace(save, services=frozenset(reconciler.services))
             state_file.save(state_path, replace(save, servers=reconciler.servers))
-        return Once(ops=result.done, failed=result.failed, notes=notes, summary=said)
+        return OncePass(ops=result.done, failed=result.failed, notes=notes, summary=said)
     finally:
         table.close()
 
@@ -112,8 +112,8 @@ def _names(settings: Settings) -> set[str]:
 def _summary(
     ops: Sequence[Op], table: KernelTable, reconciler: Reconciler, settings: Settings
 ) -> str:
-    goes = {place_of(op)[0] for op in ops if isinstance(op, DeleteServer | DeleteService)}
-    have = Table(entries=reconciler.believed)
+    goes = {entry_key(op)[0] for op in ops if isinstance(op, DeleteServer | DeleteService)}
+    have = Table(entries=reconciler.cached)
     counts = table.read(goes).counters if goes else None
     return change_summary.summary(ops, have, change_summary.names_of(settings.services), counts)
 

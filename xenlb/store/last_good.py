@@ -39,11 +39,11 @@ def checksum_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def keep(place: Path, data: bytes, *, of: Path, since: str) -> None:
+def write_last_good(place: Path, data: bytes, *, of: Path, since: str) -> None:
     """Writes the copy, unless it is there already: atomically, and so that it outlives a power cut.
     Raises OSError."""
     with suppress(LastGoodError, OSError):
-        known = recall(place, of=of)
+        known = read_last_good(place, of=of)
         if known is not None and known.data == data:
             return
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def keep(place: Path, data: bytes, *, of: Path, since: str) -> None:
         os.close(folder)
 
 
-def recall(place: Path, *, of: Path) -> LastGood | None:
+def read_last_good(place: Path, *, of: Path) -> LastGood | None:
     """The copy of that file, None where there is none. Raises LastGoodError where it is damaged,
     or where another user can write it."""
     try:

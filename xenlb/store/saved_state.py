@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
+class SavedState:
     """`servers`: ours, with the libvirt URI of their guest. `addresses`: service addresses that we
     put on an interface. `sysctls`: the values before ours."""
 
@@ -26,14 +26,14 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class StateChange:
     """`now`: what is new or other than it was; `gone`: what is not there any more, as it was."""
 
-    now: Saved = field(default_factory=Saved)
-    gone: Saved = field(default_factory=Saved)
+    now: SavedState = field(default_factory=SavedState)
+    gone: SavedState = field(default_factory=SavedState)
 
 
-def change(before: Saved, after: Saved) -> Change:
+def state_change(before: SavedState, after: SavedState) -> StateChange:
     """What makes `after` of `before`. To be called after each round, with ten thousand servers."""
     was, state = before.state, after.state
     guests, guests_gone = _changed(was.guests, state.guests, _lasting)
@@ -42,15 +42,15 @@ def change(before: Saved, after: Saved) -> Change:
     alarms, alarms_gone = _changed(was.alarms, state.alarms)
     servers, servers_gone = _changed(before.servers, after.servers)
     sysctls, sysctls_gone = _changed(before.sysctls, after.sysctls)
-    return Change(
-        now=Saved(
+    return StateChange(
+        now=SavedState(
             state=State(guests=guests, admitted=admitted, health=health, alarms=alarms),
             services=after.services - before.services,
             servers=servers,
             addresses=after.addresses - before.addresses,
             sysctls=sysctls,
         ),
-        gone=Saved(
+        gone=SavedState(
             state=State(
                 guests=guests_gone, admitted=admitted_gone, health=health_gone, alarms=alarms_gone
             ),
@@ -62,7 +62,7 @@ def change(before: Saved, after: Saved) -> Change:
     )
 
 
-def changed(before: Saved, changes: Iterable[Change]) -> Saved:
+def apply_change(before: SavedState, changes: Iterable[StateChange]) -> SavedState:
     """The other way round, one after the other."""
     state = before.state
     guests, admitted = dict(state.guests), dict(state.admitted)
@@ -81,7 +81,7 @@ def changed(before: Saved, changes: Iterable[Change]) -> Saved:
         _change(admitted, now.state.admitted, gone.state.admitted)
         _change(health, now.state.health, gone.state.health)
         _change(alarms, now.state.alarms, gone.state.alarms)
-    return Saved(
+    return SavedState(
         state=State(guests=guests, admitted=admitted, health=health, alarms=alarms),
         services=frozenset(services),
         servers=servers,
@@ -122,4 +122,4 @@ def _lasting(guest: Guest) -> object:
 
 
 def _verdict(health: Health) -> object:
-    return replace(health, against=0, apart=False)
+    return replace(health, streak=0, apart=False)

@@ -28,20 +28,20 @@ from xenlb.ipvs.table import (
     TunnelChecksum,
     TunnelType,
 )
-from xenlb.model.addresses import Found, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.drain import Drain, Outcome
-from xenlb.model.events import Ask, GuestId, MetadataService, Target
+from xenlb.model.events import GuestId, MetadataService, RequestKind, Target
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
 from xenlb.store import check_codec
-from xenlb.store.saved_state import Saved
-from xenlb.store.type_check import checked
+from xenlb.store.saved_state import SavedState
+from xenlb.store.type_check import check_type
 
 SLICE = 64  # entries that are written as JSON at once: half a millisecond of a slow processor
 
 
-def written(saved: Saved) -> Iterator[str]:
+def written(saved: SavedState) -> Iterator[str]:
     """As JSON, in pieces that take no longer than a round of the owner may wait."""
     start = "{"
     for name, (entries, encode) in _parts(saved).items():
@@ -58,7 +58,7 @@ def dumps(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def encode(saved: Saved) -> dict[str, list[Any]]:
+def encode(saved: SavedState) -> dict[str, list[Any]]:
     """As `written`, what is empty left out."""
     parts = ((name, list(entries), encode) for name, (entries, encode) in _parts(saved).items())
     return {name: encode(entries) for name, entries, encode in parts if entries}
@@ -67,7 +67,7 @@ def encode(saved: Saved) -> dict[str, list[Any]]:
 Encoder = Callable[[list[Any]], list[Any]]
 
 
-def _parts(saved: Saved) -> dict[str, tuple[Iterable[Any], Encoder]]:
+def _parts(saved: SavedState) -> dict[str, tuple[Iterable[Any], Encoder]]:
     """Of each part of the file: its entries, and how some of them are written."""
     state = saved.state
     return {
@@ -119,10 +119,10 @@ def _verdicts(some: Iterable[tuple[Target, Health]]) -> list[Any]:
     return [[*_target(target), *_health(health)] for target, health in some]
 
 
-def decode(found: dict[str, Any]) -> Saved:
+def decode(found: dict[str, Any]) -> SavedState:
     """A part that is not there is empty."""
-    data: dict[str, Any] = dict.fromkeys(_parts(Saved()), ()) | found
-    guests = [checked(_read_guest(item), Guest) for item in data["guests"]]
+    data: dict[str, Any] = dict.fromkeys(_parts(SavedState()), ()) | found
+    guests = [check_type(_read_guest(item), Guest) for item in data["guests"]]
     server = _Servers()
     keys = _Services()
     servers: dict[tuple[ServiceKey, ServerKey], str] = {}
@@ -139,8 +139,8 @@ def decode(found: dict[str, Any]) -> Saved:
             quiet=since[0] if since else None,  # older files have none
             apart=_read_verdicts(apart),
         )
-        checked(admission, Admission)
-        checked(guest, GuestId | None)
+        check_type(admission, Admission)
+        check_type(guest, GuestId | None)
         for text in addresses:
             slot = Slot(owner=guest, service=service, server=server[text, port])
             admitted[slot] = admission
@@ -153,12 +153,12 @@ def decode(found: dict[str, Any]) -> Saved:
     addresses = frozenset((name, ip_address(text)) for name, text in data["addresses"])
     if not all(re.fullmatch(r"[^\s/]{1,15}", name) for name, _ in addresses):
         raise ValueError("not the name of an interface")
-    return Saved(
+    return SavedState(
         state=State(
             guests={g.id: g for g in guests},
             admitted=admitted,
             health=health,
-            alarms=checked(alarms, Mapping[AddressKey | MarkKey, Alarm]),
+            alarms=check_type(alarms, Mapping[AddressKey | MarkKey, Alarm]),
         ),
         services=frozenset(keys[tuple(key)] for key in data["services"]),
         servers=servers,
@@ -203,7 +203,7 @@ class _Services(dict[tuple[str | int, ...], ServiceKey]):
     """By the key as it stands in the file, where each stands several times."""
 
     def __missing__(self, item: tuple[str | int, ...]) -> ServiceKey:
-        self[item] = key = checked(_read_key(item), AddressKey | MarkKey)
+        self[item] = key = check_type(_read_key(item), AddressKey | MarkKey)
         return key
 
 
@@ -212,7 +212,7 @@ class _Servers(dict[tuple[str, int], ServerKey]):
 
     def __missing__(self, item: tuple[str, int]) -> ServerKey:
         text, port = item
-        self[item] = key = checked(ServerKey(address=_read_address(text), port=port), ServerKey)
+        self[item] = key = check_type(ServerKey(address=_read_address(text), port=port), ServerKey)
         return key
 
 
@@ -226,7 +226,7 @@ def _read_owner(item: list[str] | None) -> GuestId | None:
 
 def _read_verdicts(items: list[list[Any]]) -> dict[Target, Health]:
     return {
-        checked(_read_target(check, address, port, via), Target): checked(
+        check_type(_read_target(check, address, port, via), Target): check_type(
             _read_health(verdict), Health
         )
         for check, address, port, via, *verdict in items
@@ -261,7 +261,7 @@ def _read_target(check: Any, address: str, port: int, via: list[Any] | None) -> 
 
 
 def _health(health: Health) -> list[Any]:
-    """Without `against`: results in a row do not reach across a time without any; nor `apart`,
+    """Without `streak`: results in a row do not reach across a time without any; nor `apart`,
     which follows from the admissions when the configuration has been read."""
     return [
         health.valid_from,
@@ -330,12 +330,13 @@ def _read_guest(item: dict[str, Any]) -> Guest:
         since=item["since"],
         booted=item["booted"],
         recheck=item["recheck"],
-        request=request and Request(ask=Ask(request[0]), at=request[1], deadline=request[2]),
+        request=request
+        and Request(ask=RequestKind(request[0]), at=request[1], deadline=request[2]),
         deaths=tuple(Death(incarnation=number, at=at) for number, at in item["deaths"]),
         drain=_read_drain(item["drain"]),
         drained=_read_drain(item["drained"]),
         found=tuple(
-            Found(address=ip_address(address), source=Source(source))
+            AddressCandidate(address=ip_address(address), source=AddressSource(source))
             for address, source in item["found"]
         ),
         given_up=frozenset(ip_address(text) for text in item.get("given_up", ())),
@@ -360,7 +361,7 @@ def _read_drain(item: dict[str, Any] | None) -> Drain | None:
     return Drain(
         **{
             **item,
-            "then": then and Ask(then),
+            "then": then and RequestKind(then),
             "outcome": outcome and Outcome(outcome),
             "end": end and Outcome(end),
             "warnings": tuple(item["warnings"]),

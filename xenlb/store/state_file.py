@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from xenlb.store import state_codec
-from xenlb.store.saved_state import Change, Saved, change, changed
+from xenlb.store.saved_state import SavedState, StateChange, apply_change, state_change
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _Outdated(Exception):
     """The file is of an earlier boot of this host."""
 
 
-def load(path: Path) -> Saved:
+def load(path: Path) -> SavedState:
     """As `read`, for who goes on writing: a line over which a writer was killed is cut off, a file
     that cannot be used is put aside, and one of an earlier boot removed. Never fails because of
     what is in the file."""
@@ -62,28 +62,28 @@ def load(path: Path) -> Saved:
         aside = path.with_suffix(".broken")
         log.warning("%s is put aside as %s, starting afresh: %s", path, aside.name, error)
         os.replace(path, aside)
-    return Saved()
+    return SavedState()
 
 
-def read(path: Path) -> Saved:
+def read(path: Path) -> SavedState:
     """What was saved in this boot of the host; nothing where there is no usable file. Changes
     nothing: an agent may be writing, and the line that it is at stays as it is."""
     try:
         saved, _ = _whole(path)
     except _Outdated:
-        return Saved()
+        return SavedState()
     except _Unusable as error:
         log.warning("%s is not used: %s", path, error)
-        return Saved()
+        return SavedState()
     return saved
 
 
-def _whole(path: Path) -> tuple[Saved, int]:
+def _whole(path: Path) -> tuple[SavedState, int]:
     """And how many bytes at its end are no whole line."""
     try:
         data = _bytes(path)
     except FileNotFoundError:
-        return Saved(), 0
+        return SavedState(), 0
     except OSError as error:
         raise _Unusable(error.strerror or str(error)) from None
     try:
@@ -102,7 +102,7 @@ def _bytes(path: Path) -> bytes:
         return stream.read()
 
 
-def _decoded(text: bytes) -> tuple[Saved, int]:
+def _decoded(text: bytes) -> tuple[SavedState, int]:
     first, *lines = text.split(b"\n")
     data = json.loads(first)
     if not isinstance(data, dict) or data.get("version") not in READ:
@@ -112,7 +112,7 @@ def _decoded(text: bytes) -> tuple[Saved, int]:
     torn = 0
     if lines and not _is_json(lines[-1]):
         torn = len(b"\n" + lines.pop())
-    return changed(state_codec.decode(data["saved"]), map(_read, lines)), torn
+    return apply_change(state_codec.decode(data["saved"]), map(_read, lines)), torn
 
 
 def _is_json(line: bytes) -> bool:
@@ -123,16 +123,16 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _read(line: bytes) -> Change:
+def _read(line: bytes) -> StateChange:
     data = json.loads(line)
-    return Change(now=state_codec.decode(data["now"]), gone=state_codec.decode(data["gone"]))
+    return StateChange(now=state_codec.decode(data["now"]), gone=state_codec.decode(data["gone"]))
 
 
 def _boot_id() -> str:
     return BOOT_ID.read_text().strip()
 
 
-def save(path: Path, saved: Saved) -> None:
+def save(path: Path, saved: SavedState) -> None:
     """Everything. Atomic for a reader and for a kill at any point: a new file takes the old one's
     name."""
     fresh = path.with_suffix(".new")
@@ -147,7 +147,7 @@ def write(file: Path, text: str) -> None:
         stream.write(text)
 
 
-def _pieces(saved: Saved) -> Iterator[str]:
+def _pieces(saved: SavedState) -> Iterator[str]:
     yield f'{{"version":{VERSION},"boot":{state_codec.dumps(_boot_id())},"saved":'
     yield from state_codec.written(saved)
     yield "}"
@@ -170,10 +170,10 @@ class StateFile:
         self._rewriting: asyncio.Task[None] | None = None
         self._meanwhile: list[bytes] = []
 
-    def save(self, saved: Saved) -> None:
+    def save(self, saved: SavedState) -> None:
         """When this returns, a kill does not lose it (or it was logged that it does)."""
-        found = change(self.saved, saved)
-        if found == Change():
+        found = state_change(self.saved, saved)
+        if found == StateChange():
             self.saved = saved
             return
         now, gone = state_codec.encode(found.now), state_codec.encode(found.gone)
@@ -210,7 +210,7 @@ class StateFile:
         if self._rewriting is not None:
             await asyncio.wait({self._rewriting})
 
-    async def _rewrite(self, saved: Saved) -> None:
+    async def _rewrite(self, saved: SavedState) -> None:
         fresh = self.path.with_suffix(".whole")
         pieces = []
         try:

@@ -28,7 +28,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
-def checked(value: T, kind: Any) -> T:
+def check_type(value: T, kind: Any) -> T:
     """The value. Raises ValueError where it is not of that type, inside and out."""
     if not _check(kind)(value):
         raise ValueError(f"not a {getattr(kind, '__name__', kind)}: {value!r:.200}")

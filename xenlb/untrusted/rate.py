@@ -1,7 +1,7 @@
 """PURE. How often something foreign may happen: a token bucket. Time is an argument."""
 
 
-class Rate:
+class TokenBucket:
     """`burst` at once, then `rate` a second."""
 
     def __init__(self, burst: float, rate: float) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import answer_budget
 from xenlb.model.checks import Exec
 from xenlb.model.events import Target
@@ -23,13 +23,13 @@ def target(script: str) -> Target:
 
 
 async def main() -> None:
-    answer = await ask(
+    answer = await run_probe(
         target("echo $(id -u) $(nice) $(cat /proc/self/oom_score_adj); exit 2"), answer_budget()
     )
     print(f"exec_check={answer.up} {answer.detail}")
     with suppress(TimeoutError):
         async with asyncio.timeout(2):
-            await ask(target("exec sleep 600"), answer_budget())
+            await run_probe(target("exec sleep 600"), answer_budget())
 
 
 def writable(path: str) -> bool:

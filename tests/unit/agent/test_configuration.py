@@ -218,7 +218,7 @@ def test_an_agent_that_uses_it_keeps_it_and_takes_the_right_file(
         write(file, HOST + MAIL)
         await one.use(await one.read())
         assert one.last_good_since == ""
-        known = last_good.recall(place, of=file)
+        known = last_good.read_last_good(place, of=file)
         assert known is not None
         assert known.data.decode() == HOST + MAIL
 
@@ -227,9 +227,9 @@ def test_an_agent_that_uses_it_keeps_it_and_takes_the_right_file(
 
 def test_the_time_is_that_of_its_first_use(tmp_path: Path, file: Path) -> None:
     place = tmp_path / "last-good.yaml"
-    last_good.keep(place, BOTH.encode(), of=file, since="2026-01-01T00:00:00.000Z")
+    last_good.write_last_good(place, BOTH.encode(), of=file, since="2026-01-01T00:00:00.000Z")
     in_use(file, place)
-    known = last_good.recall(place, of=file)
+    known = last_good.read_last_good(place, of=file)
     assert known is not None
     assert known.since == "2026-01-01T00:00:00.000Z"
     assert oct(place.stat().st_mode & 0o777) == "0o600"

@@ -6,11 +6,19 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.model.worlds import GUESTS, URIS
-from xenlb.agent.conntrack_flusher import failed
-from xenlb.director.conntrack import Gone
+from xenlb.agent.conntrack_flusher import failed_servers
+from xenlb.director.conntrack import FailedServer
 from xenlb.ipvs.table import Protocol
-from xenlb.model.events import Configured, Described, Died, GuestId, Listed, Power, Probed
-from xenlb.model.reducer import step
+from xenlb.model.events import (
+    Configured,
+    Died,
+    DomainDescription,
+    DomainState,
+    GuestId,
+    GuestsListed,
+    ProbeFinished,
+)
+from xenlb.model.reducer import reduce
 from xenlb.model.settings import Check, Member, OnFailure, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 
@@ -30,9 +38,11 @@ def serving(service: ServiceSettings) -> State:
     """Both of its servers are in the table."""
     state = State()
     settings = Settings(uris=URIS[:1], services=(service,))
-    guest = Described(guest=GUESTS[0], name="mail1", power=Power.RUNNING, incarnation=1)
-    state = step(state, Configured(at=1.0, settings=settings)).state
-    state = step(state, Listed(at=2.0, uri=URIS[0], asked=1.5, guests=(guest,))).state
+    guest = DomainDescription(
+        guest=GUESTS[0], name="mail1", power=DomainState.RUNNING, incarnation=1
+    )
+    state = reduce(state, Configured(at=1.0, settings=settings)).state
+    state = reduce(state, GuestsListed(at=2.0, uri=URIS[0], asked=1.5, guests=(guest,))).state
     state = probed(probed(state, 3.0, up=True), 3.0, up=True, address="10.0.0.11")
     assert len(state.admitted) == 2
     return state
@@ -40,18 +50,22 @@ def serving(service: ServiceSettings) -> State:
 
 def probed(state: State, at: float, *, up: bool, address: str = "10.0.0.5") -> State:
     target = next(each for each in state.health if str(each.address) == address)
-    return step(state, Probed(at=at, target=target, asked=at - 0.1, up=up, detail="")).state
+    return reduce(
+        state, ProbeFinished(at=at, target=target, asked=at - 0.1, up=up, detail="")
+    ).state
 
 
 @pytest.mark.parametrize("address", ["10.0.0.5", "10.0.0.11"])
 def test_a_server_that_fails(address: str) -> None:
     state = serving(SERVICE)
     once = probed(state, 4.0, up=False, address=address)
-    assert failed(state, once) == frozenset(), "it is in the table yet"
+    assert failed_servers(state, once) == frozenset(), "it is in the table yet"
     twice = probed(once, 5.0, up=False, address=address)
-    gone = Gone(address=ip_address(address), protocol=Protocol.UDP, port=53)
-    assert failed(once, twice) == {gone}
-    assert failed(twice, probed(twice, 6.0, up=False, address=address)) == frozenset(), "once"
+    gone = FailedServer(address=ip_address(address), protocol=Protocol.UDP, port=53)
+    assert failed_servers(once, twice) == {gone}
+    assert failed_servers(twice, probed(twice, 6.0, up=False, address=address)) == frozenset(), (
+        "once"
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,12 +79,12 @@ def test_a_server_that_fails(address: str) -> None:
 def test_where_nothing_is_flushed(service: ServiceSettings) -> None:
     state = serving(service)
     once = probed(state, 4.0, up=False)
-    assert failed(state, probed(once, 5.0, up=False)) == frozenset()
+    assert failed_servers(state, probed(once, 5.0, up=False)) == frozenset()
 
 
 def test_a_guest_that_dies_has_not_failed_its_check() -> None:
     state = serving(SERVICE)
     guest: GuestId = GUESTS[0]
-    gone = step(state, Died(at=4.0, guest=guest, incarnation=1)).state
+    gone = reduce(state, Died(at=4.0, guest=guest, incarnation=1)).state
     assert len(gone.admitted) == 1
-    assert failed(state, gone) == frozenset()
+    assert failed_servers(state, gone) == frozenset()

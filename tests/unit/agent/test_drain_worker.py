@@ -14,17 +14,24 @@ from tests.fakes.kernel import FakeKernel
 from tests.unit.agent.test_loop import KEY, XEN, agent_at_work, guest, key, listed, until
 from xenlb import clock
 from xenlb.agent import drain_worker
-from xenlb.agent.drain_worker import Drains
-from xenlb.agent.handlers import Verbs
+from xenlb.agent.drain_worker import DrainWorker
+from xenlb.agent.handlers import Handlers
 from xenlb.control.protocol import ControlError
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.threads import CallTimeout, in_thread
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.table import Counters
 from xenlb.model import drain as drain_module
 from xenlb.model.drain import Outcome
-from xenlb.model.events import Ask, Died, Disconnected, DrainAsked, GuestId, UndrainAsked
+from xenlb.model.events import (
+    Died,
+    Disconnected,
+    DrainRequested,
+    GuestId,
+    RequestKind,
+    UndrainRequested,
+)
 from xenlb.model.guest import Guest
 from xenlb.model.state import State
 
@@ -34,15 +41,15 @@ class FakeLibvirt:
 
     def __init__(self, *troubles: Exception) -> None:
         self.troubles = list(troubles)
-        self.asked: list[tuple[Ask, GuestId]] = []
+        self.asked: list[tuple[RequestKind, GuestId]] = []
 
     async def shutdown(self, guest: GuestId) -> None:
-        await self._take(Ask.POWEROFF, guest)
+        await self._take(RequestKind.POWEROFF, guest)
 
     async def reboot(self, guest: GuestId) -> None:
-        await self._take(Ask.REBOOT, guest)
+        await self._take(RequestKind.REBOOT, guest)
 
-    async def _take(self, ask: Ask, guest: GuestId) -> None:
+    async def _take(self, ask: RequestKind, guest: GuestId) -> None:
         self.asked.append((ask, guest))
         if self.troubles:
             raise self.troubles.pop(0)
@@ -66,8 +73,10 @@ class Bench:
                 await self.desk.say(listed(mail1=5, mail2=4))
                 await self.desk.pass_checks()
                 sources = {XEN: cast(LibvirtSource, self.libvirt)}
-                self.drains = Drains(self.desk.agent, sources, kernel=self.kernel)
-                self.desk.agent.changed = lambda _before, after: self.drains.follow(after)
+                self.drains = DrainWorker(self.desk.agent, sources, kernel=self.kernel)
+                self.desk.agent.on_state_change = lambda _before, after: (
+                    self.drains.on_state_change(after)
+                )
                 task = asyncio.create_task(self.drains.run())
                 try:
                     await story(self)  # type: ignore[misc]
@@ -88,8 +97,8 @@ class Bench:
     def count(self, active: int) -> None:
         self.kernel.count(KEY, key(11), Counters(active_connections=active))
 
-    async def drain(self, then: Ask | None = None, within: float | None = None) -> None:
-        asked = DrainAsked(at=clock.now(), guest=guest(1), by="root", timeout=within, then=then)
+    async def drain(self, then: RequestKind | None = None, within: float | None = None) -> None:
+        asked = DrainRequested(at=clock.now(), guest=guest(1), by="root", timeout=within, then=then)
         await self.desk.say(asked)
 
     async def over(self) -> Outcome | None:
@@ -130,8 +139,8 @@ def test_a_kernel_that_cannot_be_read_leaves_the_deadline(tmp_path: Path, quick:
     Bench(tmp_path).play(story)
 
 
-@pytest.mark.parametrize("ask", [Ask.POWEROFF, Ask.REBOOT])
-def test_then_libvirt_is_asked_once(ask: Ask, tmp_path: Path, quick: None) -> None:
+@pytest.mark.parametrize("ask", [RequestKind.POWEROFF, RequestKind.REBOOT])
+def test_then_libvirt_is_asked_once(ask: RequestKind, tmp_path: Path, quick: None) -> None:
     async def story(bench: Bench) -> None:
         bench.count(1)
         await bench.drain(then=ask)
@@ -150,7 +159,7 @@ def test_then_libvirt_is_asked_once(ask: Ask, tmp_path: Path, quick: None) -> No
 
 def test_a_libvirt_that_is_away_is_waited_for(tmp_path: Path, quick: None) -> None:
     async def story(bench: Bench) -> None:
-        await bench.drain(then=Ask.POWEROFF)
+        await bench.drain(then=RequestKind.POWEROFF)
         await until(lambda: bench.guest.request is not None)
         assert len(bench.libvirt.asked) == 3
 
@@ -163,7 +172,7 @@ def test_a_libvirt_that_is_away_for_too_long_is_not_asked_any_more(
     monkeypatch.setattr(drain_module, "ASKING", 0.3)
 
     async def story(bench: Bench) -> None:
-        await bench.drain(then=Ask.POWEROFF, within=0.1)
+        await bench.drain(then=RequestKind.POWEROFF, within=0.1)
         await until(lambda: bench.guest.drained is not None)
         assert bench.guest.drained is not None
         assert bench.guest.drained.end is Outcome.UNASKED
@@ -184,10 +193,10 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     """A plain drain needs no libvirt."""
 
     async def story(bench: Bench) -> None:
-        verbs = Verbs(bench.desk.agent, list)
+        verbs = Handlers(bench.desk.agent, list)
         lost = Disconnected(at=clock.now(), uri=XEN, reason="connection refused")
         await bench.desk.say(lost)
-        for then in Ask.POWEROFF, Ask.REBOOT:
+        for then in RequestKind.POWEROFF, RequestKind.REBOOT:
             with pytest.raises(ControlError) as caught:
                 await verbs.drain({"guest": "mail1", "by": "root", "then": then.value})
             assert f"libvirt {XEN} is not connected: connection refused" in str(caught.value)
@@ -221,7 +230,7 @@ def test_a_thread_that_was_left_behind_asks_no_guest() -> None:
         go_on.clear()
         ended = threading.Event()
         source = Late(XEN, lambda _: None, clock.now)
-        with pytest.raises(Stuck):
+        with pytest.raises(CallTimeout):
             asyncio.run(getattr(source, name)(guest(1)))
         go_on.set()
         assert ended.wait(10)
@@ -230,7 +239,7 @@ def test_a_thread_that_was_left_behind_asks_no_guest() -> None:
 
 def test_what_libvirt_refuses_for_a_moment_is_asked_again(tmp_path: Path, quick: None) -> None:
     async def story(bench: Bench) -> None:
-        await bench.drain(then=Ask.POWEROFF)
+        await bench.drain(then=RequestKind.POWEROFF)
         await until(lambda: bench.guest.request is not None)
         assert bench.guest.drain is not None
         assert bench.guest.drain.failure == ""
@@ -240,7 +249,7 @@ def test_what_libvirt_refuses_for_a_moment_is_asked_again(tmp_path: Path, quick:
 
 def test_what_libvirt_refuses_for_good_is_told(tmp_path: Path, quick: None) -> None:
     async def story(bench: Bench) -> None:
-        await bench.drain(then=Ask.POWEROFF)
+        await bench.drain(then=RequestKind.POWEROFF)
         await until(lambda: bench.guest.drain is not None and bench.guest.drain.asked)
         assert bench.guest.drain is not None
         assert bench.guest.drain.failure == "it is locked"
@@ -255,9 +264,9 @@ def test_what_libvirt_refuses_for_good_is_told(tmp_path: Path, quick: None) -> N
 
 def test_undrained_while_libvirt_is_away(tmp_path: Path, quick: None) -> None:
     async def story(bench: Bench) -> None:
-        await bench.drain(then=Ask.POWEROFF)
+        await bench.drain(then=RequestKind.POWEROFF)
         await until(lambda: bool(bench.libvirt.asked))
-        await bench.desk.say(UndrainAsked(at=clock.now(), guest=guest(1), by="root"))
+        await bench.desk.say(UndrainRequested(at=clock.now(), guest=guest(1), by="root"))
         asked = len(bench.libvirt.asked)
         await asyncio.sleep(0.2)
         assert len(bench.libvirt.asked) <= asked + 1
@@ -269,13 +278,13 @@ def test_undrained_while_libvirt_is_away(tmp_path: Path, quick: None) -> None:
 def test_an_agent_started_anew_goes_on(tmp_path: Path, quick: None) -> None:
     async def begin(bench: Bench) -> None:
         bench.count(1)
-        await bench.drain(then=Ask.REBOOT)
+        await bench.drain(then=RequestKind.REBOOT)
         await until(lambda: bench.guest.drain is not None and bench.guest.drain.left == 1)
 
     async def go_on(bench: Bench) -> None:
         bench.count(0)
         await until(lambda: bench.guest.request is not None)
-        assert bench.libvirt.asked == [(Ask.REBOOT, guest(1))]
+        assert bench.libvirt.asked == [(RequestKind.REBOOT, guest(1))]
 
     bench = Bench(tmp_path)
     bench.play(begin)

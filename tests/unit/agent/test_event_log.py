@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from xenlb.agent import event_log
-from xenlb.agent.event_log import Journal
+from xenlb.agent.event_log import EventLog
 from xenlb.model.events import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.state import Note
@@ -19,11 +19,11 @@ MAIL = GuestId(uri="xen:///system", uuid=UUID(int=1))
 GUESTS = {MAIL: Guest(id=MAIL, name="mail1")}
 
 
-def begun(file: Path) -> Journal:
-    return Journal(wall=str, file=file)
+def begun(file: Path) -> EventLog:
+    return EventLog(wall=str, file=file)
 
 
-def write(it: Journal, *texts: str, guest: GuestId | None = MAIL) -> None:
+def write(it: EventLog, *texts: str, guest: GuestId | None = MAIL) -> None:
     for at, text in enumerate(texts):
         it.write(Note(at=at, text=text, guest=guest, warning=True), GUESTS)
 
@@ -88,14 +88,14 @@ def test_a_follower_gets_what_a_former_agent_wrote(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def numbered(it: Journal, *numbers: int) -> None:
+def numbered(it: EventLog, *numbers: int) -> None:
     for number in numbers:
         it.write(Note(at=float(number), text=str(number)), {})
 
 
 def test_followers_get_every_line_in_order() -> None:
     async def story() -> None:
-        it = Journal(wall=str)
+        it = EventLog(wall=str)
         numbered(it, 1, 2)
         one, other = it.follow(), it.follow()
         first = [await anext(one), await anext(one)]
@@ -113,7 +113,7 @@ def test_followers_get_every_line_in_order() -> None:
 
 def test_a_slow_follower_loses_what_is_not_kept_any_more() -> None:
     async def story() -> None:
-        it = Journal(wall=str)
+        it = EventLog(wall=str)
         numbered(it, 1)
         slow = it.follow()
         await anext(slow)
@@ -127,7 +127,7 @@ def test_a_slow_follower_loses_what_is_not_kept_any_more() -> None:
 WEB = GuestId(uri="xen:///system", uuid=UUID(int=2))
 
 
-def flooded(it: Journal, number: int, *, step: float = 0.005) -> None:
+def flooded(it: EventLog, number: int, *, step: float = 0.005) -> None:
     """One guest's lines, 200 a second, in between two of another's."""
     it.write(Note(at=0.0, text="asked for reboot", guest=WEB), GUESTS)
     for n in range(number):
@@ -155,7 +155,7 @@ def test_one_guest_does_not_push_out_the_lines_of_others(tmp_path: Path) -> None
 def test_a_flood_is_few_lines_in_the_journal_of_the_host(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    it = Journal(wall=str)
+    it = EventLog(wall=str)
     with caplog.at_level(logging.INFO, logger="xenlb"):
         flooded(it, 2000)  # for 10 s
         about = [record.message for record in caplog.records]

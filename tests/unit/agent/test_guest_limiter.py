@@ -14,7 +14,14 @@ from xenlb import clock
 from xenlb.agent import guest_limiter
 from xenlb.agent.guest_limiter import BURST, GuestLimiter
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import Ask, Asked, Died, Event, GuestId, Stays
+from xenlb.model.events import (
+    Died,
+    Event,
+    GuestId,
+    RequestKind,
+    ShutdownCancelled,
+    ShutdownRequested,
+)
 
 MAIL, WEB = (GuestId(uri="xen:///system", uuid=UUID(int=n)) for n in (1, 2))
 
@@ -37,14 +44,16 @@ class World:
         assert warning
         self.notes.append((text, guest))
 
-    def leaving(self, guest: GuestId = MAIL) -> Asked:
-        return Asked(at=self.now, guest=guest, incarnation=4, ask=Ask.INSIDE)
+    def leaving(self, guest: GuestId = MAIL) -> ShutdownRequested:
+        return ShutdownRequested(at=self.now, guest=guest, incarnation=4, ask=RequestKind.INSIDE)
 
-    def staying(self, guest: GuestId = MAIL) -> Stays:
-        return Stays(at=self.now, guest=guest, incarnation=4)
+    def staying(self, guest: GuestId = MAIL) -> ShutdownCancelled:
+        return ShutdownCancelled(at=self.now, guest=guest, incarnation=4)
 
-    def asked(self, guest: GuestId = MAIL, ask: Ask = Ask.POWEROFF) -> Asked:
-        return Asked(at=self.now, guest=guest, incarnation=4, ask=ask)
+    def asked(
+        self, guest: GuestId = MAIL, ask: RequestKind = RequestKind.POWEROFF
+    ) -> ShutdownRequested:
+        return ShutdownRequested(at=self.now, guest=guest, incarnation=4, ask=ask)
 
     def release(self, seconds: float) -> None:
         """As its timers do, which wait for so long."""
@@ -91,7 +100,7 @@ def test_the_newest_word_is_not_lost() -> None:
 
     world = play(story)
     assert len(world.events) == BURST + 1
-    assert isinstance(world.events[-1], Asked), "the 101st"
+    assert isinstance(world.events[-1], ShutdownRequested), "the 101st"
 
 
 def test_its_word_does_not_hide_what_the_host_asks_for() -> None:

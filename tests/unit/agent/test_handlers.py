@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.kernel import FakeKernel
 from tests.unit.agent.test_loop import KEY, SERVICE, XEN, Desk, agent_at_work, key, listed, until
-from xenlb.agent.handlers import Verbs
+from xenlb.agent.handlers import Handlers
 from xenlb.cli import status_lines
 from xenlb.control import answers
 from xenlb.control.json_pieces import Shared, pieces
@@ -24,8 +24,8 @@ from xenlb.ipvs.table import Counters, Forwarding, Server
 from xenlb.model.settings import Member, Settings
 
 
-def verbs_of(desk: Desk) -> Verbs:
-    return Verbs(desk.agent, lambda: [])
+def verbs_of(desk: Desk) -> Handlers:
+    return Handlers(desk.agent, lambda: [])
 
 
 def asked(guest: str, **more: object) -> dict[str, object]:
@@ -307,7 +307,7 @@ def test_the_loop_runs_on_while_a_report_is_made(tmp_path: Path) -> None:
                 ),
             )
             taken = asyncio.get_running_loop().create_future()
-            desk.agent.configure(Settings(uris=(XEN,), services=(service,)), taken=taken)
+            desk.agent.configure(Settings(uris=(XEN,), services=(service,)), applied=taken)
             await taken
             verbs = verbs_of(desk)
             turns = 0
@@ -330,13 +330,13 @@ def test_the_loop_runs_on_while_a_report_is_made(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-async def status(verbs: Verbs) -> dict[str, Any]:
+async def status(verbs: Handlers) -> dict[str, Any]:
     said = await verbs.status({})
     assert isinstance(said, dict)
     return said
 
 
-async def alarms(verbs: Verbs) -> list[dict[str, Any]]:
+async def alarms(verbs: Handlers) -> list[dict[str, Any]]:
     said = await verbs.status({})
     assert isinstance(said, dict)
     found: list[dict[str, Any]] = said["alarms"]

@@ -31,17 +31,17 @@ from xenlb.ipvs.table import (
     Table,
 )
 from xenlb.model.events import (
-    Ask,
-    Asked,
-    Described,
     Died,
     Disconnected,
-    DrainAsked,
+    DomainDescription,
+    DomainState,
+    DrainRequested,
     Event,
     GuestId,
-    Listed,
-    Power,
-    Probed,
+    GuestsListed,
+    ProbeFinished,
+    RequestKind,
+    ShutdownRequested,
     Started,
 )
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
@@ -72,19 +72,19 @@ def key(last: int) -> ServerKey:
     return ServerKey(address=ip_address(f"10.0.0.{last}"), port=25)
 
 
-def listed(**power: int | None) -> Listed:
+def listed(**power: int | None) -> GuestsListed:
     """mail1=5: it runs as domain 5; mail1=None: it is off."""
     at = clock.now()
     described = tuple(
-        Described(
+        DomainDescription(
             guest=guest(int(name.removeprefix("mail"))),
             name=name,
-            power=Power.OFF if domain is None else Power.RUNNING,
+            power=DomainState.OFF if domain is None else DomainState.RUNNING,
             incarnation=domain,
         )
         for name, domain in power.items()
     )
-    return Listed(at=at, asked=at, uri=XEN, guests=described)
+    return GuestsListed(at=at, asked=at, uri=XEN, guests=described)
 
 
 class Desk:
@@ -112,7 +112,7 @@ class Desk:
         """Every probe says up."""
         await self.say(
             *(
-                Probed(at=clock.now(), target=target, asked=clock.now(), up=True, detail="")
+                ProbeFinished(at=clock.now(), target=target, asked=clock.now(), up=True, detail="")
                 for target in self.agent.state.health
             )
         )
@@ -121,7 +121,7 @@ class Desk:
         """Probes of one server that fail as often as it takes."""
         at = clock.now()
         return [
-            Probed(at=at, target=target, asked=at, up=False, detail="refused")
+            ProbeFinished(at=at, target=target, asked=at, up=False, detail="refused")
             for target in self.agent.state.health
             if str(target.address) == address
             for _ in range(target.check.fall)
@@ -145,11 +145,11 @@ async def agent_at_work(
     patience: float = 10,
 ) -> AsyncIterator[Desk]:
     desk = Desk(StateFile(folder / "state.json", write=write), kernel)
-    owner = asyncio.create_task(desk.agent.own())
+    owner = asyncio.create_task(desk.agent.run())
     desk.agent.configure(settings)
     try:
         async with asyncio.timeout(patience):
-            await desk.agent.begun.wait()
+            await desk.agent.first_sync_done.wait()
             yield desk
         if owner.done():
             owner.result()
@@ -174,7 +174,11 @@ def test_from_boot_to_weight_and_from_request_to_removal(tmp_path: Path) -> None
             assert "10.0.0.11" not in desk.weights()  # it boots
             await desk.pass_checks()
             assert desk.weights() == {"10.0.0.11": 1, "10.0.0.12": 1, "10.0.0.13": 1}
-            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            await desk.say(
+                ShutdownRequested(
+                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                )
+            )
             assert desk.weights() == {"10.0.0.11": 0, "10.0.0.12": 1, "10.0.0.13": 1}
             await desk.say(Died(at=clock.now(), guest=guest(1), incarnation=5))
             assert desk.weights() == {"10.0.0.12": 1, "10.0.0.13": 1}
@@ -198,13 +202,17 @@ def test_a_request_does_not_wait_for_thousands_of_results(
             await desk.pass_checks()
             host = next(t for t in desk.agent.state.health if t.address == ip_address("10.0.0.13"))
             results = [
-                Probed(at=clock.now(), target=host, asked=clock.now(), up=n % 2 == 1, detail=str(n))
+                ProbeFinished(
+                    at=clock.now(), target=host, asked=clock.now(), up=n % 2 == 1, detail=str(n)
+                )
                 for n in range(count)
             ]
-            asked = Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF)
+            asked = ShutdownRequested(
+                at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+            )
             last = replace(results[-1], detail="the last")
             seen: list[str] = []
-            desk.agent.changed = lambda _, state: seen.append(state.health[host].detail)
+            desk.agent.on_state_change = lambda _, state: seen.append(state.health[host].detail)
             everything = asyncio.create_task(desk.say(*results, last))
             await asyncio.sleep(0)
             await desk.say(asked)
@@ -226,7 +234,11 @@ def test_a_restart_takes_no_serving_server_out(tmp_path: Path) -> None:
         async with agent_at_work(tmp_path, kernel) as desk:
             await desk.say(listed(mail1=5, mail2=4))
             await desk.pass_checks()
-            await desk.say(Asked(at=clock.now(), guest=guest(2), incarnation=4, ask=Ask.REBOOT))
+            await desk.say(
+                ShutdownRequested(
+                    at=clock.now(), guest=guest(2), incarnation=4, ask=RequestKind.REBOOT
+                )
+            )
             before = kernel.read().table
         kernel.ops.clear()
         async with agent_at_work(tmp_path, kernel) as desk:
@@ -356,7 +368,11 @@ def test_what_another_tool_changed_is_named_also_beside_an_event(tmp_path: Path)
             read = asyncio.create_task(desk.agent.reread())
             while desk.agent._snapshot is None:
                 await asyncio.sleep(0)
-            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            await desk.say(
+                ShutdownRequested(
+                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                )
+            )
             await read
             assert desk.told().count("drift repaired") == 1
             assert "drift repaired: ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.13:25" in desk.told()
@@ -477,7 +493,11 @@ def test_reads_that_fail_forbid_no_write(tmp_path: Path, monkeypatch: pytest.Mon
             kernel.reads_failing = 10**9
             desk.agent.resync()
             await until(lambda: bool(desk.agent.kernel_problem))
-            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            await desk.say(
+                ShutdownRequested(
+                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                )
+            )
             left, kernel.reads_failing = kernel.reads_failing, 0
             assert left > 0
             assert desk.weights() == {"10.0.0.11": 0, "10.0.0.12": 1, "10.0.0.13": 1}
@@ -495,7 +515,11 @@ def test_a_write_that_failed_is_made_again(tmp_path: Path) -> None:
             await desk.say(listed(mail1=5, mail2=6))
             await desk.pass_checks()
             kernel.error = IpvsError("the kernel's answer was lost", "it is tried again")
-            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            await desk.say(
+                ShutdownRequested(
+                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                )
+            )
             kernel.error = None
             await until(lambda: desk.weights()["10.0.0.11"] == 0)
             assert "drift" not in desk.told()
@@ -556,9 +580,13 @@ def test_a_quiesce_does_not_wait_for_the_disk(
         async with agent_at_work(tmp_path, kernel, write=write) as desk:
             await desk.say(listed(mail1=5, mail2=4))
             await desk.pass_checks()
-            await desk.say(DrainAsked(at=clock.now(), guest=guest(2), by="root"))
+            await desk.say(DrainRequested(at=clock.now(), guest=guest(2), by="root"))
             await until(asked.is_set)
-            await desk.say(Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.POWEROFF))
+            await desk.say(
+                ShutdownRequested(
+                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                )
+            )
             assert desk.weights() == {"10.0.0.11": 0, "10.0.0.12": 0, "10.0.0.13": 1}
             killed = tmp_path / "killed"
             killed.mkdir()
@@ -586,8 +614,10 @@ def test_a_kill_at_any_point_strands_nothing_and_forgets_no_drain(tmp_path: Path
             for event in (
                 listed(mail1=5, mail2=4),
                 None,
-                DrainAsked(at=clock.now(), guest=guest(2), by="root"),
-                Asked(at=clock.now(), guest=guest(1), incarnation=5, ask=Ask.REBOOT),
+                DrainRequested(at=clock.now(), guest=guest(2), by="root"),
+                ShutdownRequested(
+                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.REBOOT
+                ),
                 Died(at=clock.now(), guest=guest(1), incarnation=5),
                 Started(at=clock.now(), guest=guest(1), name="mail1", incarnation=6),
                 None,

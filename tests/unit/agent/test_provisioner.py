@@ -26,7 +26,7 @@ from tests.unit.agent.test_loop import (
 from xenlb import clock
 from xenlb.agent import provision, provisioner
 from xenlb.agent.loop import Agent
-from xenlb.agent.provisioner import Sides
+from xenlb.agent.provisioner import Provisioner
 from xenlb.guestside import lock, self_config
 from xenlb.guestside.transport import open
 from xenlb.guestside.transport.identity import Identity
@@ -76,7 +76,7 @@ class Bench:
     """`desk`, `inside` and `xenstore` while a story is played."""
 
     desk: Desk
-    inside: Sides
+    inside: Provisioner
     xenstore: FakeXenstore
 
     def play(
@@ -85,8 +85,10 @@ class Bench:
         async def main() -> None:
             self.xenstore = FakeXenstore()
             async with agent_at_work(folder, FakeKernel(), with_service(it)) as self.desk:
-                self.inside = Sides(self.desk.agent, {XEN: cast(XenstoreSource, self.xenstore)})
-                self.desk.agent.changed = self.inside.follow
+                self.inside = Provisioner(
+                    self.desk.agent, {XEN: cast(XenstoreSource, self.xenstore)}
+                )
+                self.desk.agent.on_state_change = self.inside.on_state_change
                 task = asyncio.create_task(self.inside.run())
                 try:
                     await story(self)
@@ -101,7 +103,7 @@ class Bench:
         return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].sides)
 
 
-async def identity_of(where: open.Whereabouts) -> Identity:
+async def identity_of(where: open.GuestLocation) -> Identity:
     return Identity(uuid=where.uuid)
 
 
@@ -142,8 +144,8 @@ def test_it_comes_after_an_operator_who_is_at_work(
     monkeypatch.setattr(provision, "PATIENCE", 0.05)
 
     async def story(bench: Bench) -> None:
-        folder = lock.folder_beside(bench.desk.agent.socket)
-        async with lock.turn(folder, guest(1).uuid, name="mail1", patience=0):
+        folder = lock.lock_folder(bench.desk.agent.socket)
+        async with lock.guest_lock(folder, guest(1).uuid, name="mail1", patience=0):
             await bench.desk.say(listed(mail1=5))
             await bench.desk.pass_checks()
             await until(lambda: "of xenlb is at work in mail1" in bench.reason())
@@ -239,7 +241,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, quick: None) -> Looks:
     monkeypatch.setattr(provisioner, "IN_TIME", 0.02)
     monkeypatch.setattr(provisioner, "SLOW_PAUSE", 0.02)
     it = Looks({guest(n) for n in range(1, 13)})
-    monkeypatch.setattr(provision, "look", it.look)
+    monkeypatch.setattr(provision, "inspect_guest", it.look)
     return it
 
 
@@ -313,7 +315,7 @@ def test_a_look_that_is_only_late_has_the_usual_pause(
         wanted = by_pattern(BY_SSH)
         return (Verdict(service=wanted, problem="" if len(pauses) > 2 else "it boots"),)
 
-    monkeypatch.setattr(provision, "look", look)
+    monkeypatch.setattr(provision, "inspect_guest", look)
 
     async def story(bench: Bench) -> None:
         await bench.desk.say(listed(mail1=5))

@@ -17,7 +17,7 @@ from xenlb.hypervisor.uri import is_local_xen
 from xenlb.model.events import Died, Event, GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.settings import Settings
-from xenlb.model.state import Link, State
+from xenlb.model.state import LibvirtLink, State
 
 LXC, QEMU, FAR = "lxc:///", "qemu:///system", "lxc+ssh://dom0b/"
 
@@ -58,7 +58,7 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
         agent.state = State(guests=guests)
         sources = Sources(agent)
         heard: list[Event] = []
-        agent.emit = lambda event, taken=None: heard.append(event)  # type: ignore[method-assign]
+        agent.emit = lambda event, applied=None: heard.append(event)  # type: ignore[method-assign]
         hurried = set()
         for uri, kind in ((LXC, "LXC"), (QEMU, "QEMU"), (FAR, "LXC")):
             source = LibvirtSource(uri, agent.emit, clock.now)
@@ -121,8 +121,10 @@ def test_a_changed_keepalive_reaches_the_source(tmp_path: Path) -> None:
         for keepalive in (8.0, 60.0):
             before = agent.state
             settings = Settings(uris=("test:///default",), keepalive=keepalive)
-            agent.state = State(settings=settings, links={"test:///default": Link(since=0.0)})
-            sources.follow(before, agent.state)
+            agent.state = State(
+                settings=settings, links={"test:///default": LibvirtLink(since=0.0)}
+            )
+            sources.on_state_change(before, agent.state)
             assert sources.libvirts["test:///default"].keepalive == keepalive
         await sources.stop()
 

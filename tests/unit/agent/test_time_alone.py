@@ -19,7 +19,7 @@ from tests.unit.health import virtual
 from xenlb.agent import loop as agent_module
 from xenlb.ipvs.table import Protocol
 from xenlb.model.drain import Outcome
-from xenlb.model.events import Ask, Asked, DrainAsked, Event
+from xenlb.model.events import DrainRequested, Event, RequestKind, ShutdownRequested
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
 
 
@@ -60,7 +60,7 @@ RAMP = {0.5: 1, 3.9: 1, 4.1: 2, 5.9: 2, 6.1: 3, 9.9: 4, 10.1: 5, 19.9: 9, 20.1: 
 
 
 def drain(timeout: float) -> Callable[[float], Event]:
-    return lambda at: DrainAsked(at=at, guest=guest(1), by="root", timeout=timeout)
+    return lambda at: DrainRequested(at=at, guest=guest(1), by="root", timeout=timeout)
 
 
 def outcome(desk: Desk) -> Outcome | None:
@@ -79,7 +79,9 @@ RULES = {
     ),
     "the end of the grace of a request": Rule(
         service=replace(UNCHECKED, drain=DrainPolicy(shutdown_grace=30.0)),
-        event=lambda at: Asked(at=at, guest=guest(1), incarnation=5, ask=Ask.POWEROFF),
+        event=lambda at: ShutdownRequested(
+            at=at, guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+        ),
         weights={0.1: 0, 29.9: 0, 30.1: 1},
     ),
     "UDP that leaves a drained guest": Rule(

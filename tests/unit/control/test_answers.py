@@ -8,13 +8,21 @@ from uuid import UUID
 
 from xenlb.control import answers
 from xenlb.ipvs.table import Counters, Forwarding, ServerKey, Table
-from xenlb.model.addresses import Found, Refused, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.checks import Agent, Http
 from xenlb.model.desired import desired
-from xenlb.model.events import Configured, Described, GuestId, Listed, Power, Probed, Started
+from xenlb.model.events import (
+    Configured,
+    DomainDescription,
+    DomainState,
+    GuestId,
+    GuestsListed,
+    ProbeFinished,
+    Started,
+)
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import membership
-from xenlb.model.reducer import step
+from xenlb.model.reducer import reduce
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 
@@ -23,10 +31,12 @@ MINE, OTHER = (GuestId(uri="xen:///system", uuid=UUID(int=number)) for number in
 
 def test_every_address_that_is_not_used_is_refused_with_a_reason() -> None:
     found = tuple(
-        Found(address=ip_address(text), source=Source.REPORTED)
+        AddressCandidate(address=ip_address(text), source=AddressSource.REPORTED)
         for text in ("10.0.0.11", "10.0.0.12", "10.0.0.5")
     )
-    refused = Refused(text="192.0.2.10", source=Source.REPORTED, reason="it is a service address")
+    refused = RejectedAddress(
+        text="192.0.2.10", source=AddressSource.REPORTED, reason="it is a service address"
+    )
     state = State(
         guests={
             MINE: Guest(id=MINE, name="mine", phase=Phase.UP, found=found, refused=(refused,)),
@@ -50,14 +60,14 @@ def test_a_text_that_is_a_uuid_means_no_guest_of_that_name() -> None:
     state = State(guests={MINE: Guest(id=MINE, name="mine", phase=Phase.UP), OTHER: named})
     dashes = str(MINE.uuid)
     for text in (dashes, dashes.upper(), dashes.replace("-", "")):
-        assert [guest.id for guest in answers.matching(state, text)] == [MINE]
+        assert [guest.id for guest in answers.guests_named(state, text)] == [MINE]
         service = replace(SERVICE, servers=(Member(guest=text, weight=7),))
         assert membership(service, named) is None
         mine = membership(service, state.guests[MINE])
         assert mine is not None
         assert mine.weight == 7
     # Its own UUID means it, and a pattern may.
-    assert [guest.id for guest in answers.matching(state, str(OTHER.uuid))] == [OTHER]
+    assert [guest.id for guest in answers.guests_named(state, str(OTHER.uuid))] == [OTHER]
     everyone = replace(SERVICE, servers=(Member(guest="*"),))
     assert membership(everyone, named) is not None
 
@@ -77,8 +87,8 @@ def probed(state: State, at: float, address: str, *, up: bool, share: float | No
     for target in state.health:
         if target.address == ip_address(address) and (up or target.check is HTTP):
             said = "status 200" if up else "expected status 200-399, got 503"
-            event = Probed(at=at, target=target, asked=at, up=up, detail=said, share=share)
-            state = step(state, event).state
+            event = ProbeFinished(at=at, target=target, asked=at, up=up, detail=said, share=share)
+            state = reduce(state, event).state
     return state
 
 
@@ -93,7 +103,7 @@ def shown(state: State, *, of: GuestId | None = None) -> dict[str, Any]:
 
 
 def test_status_names_the_check_that_fails_and_says_what_is_kept_and_since_when() -> None:
-    state = step(State(), Configured(at=1.0, settings=Settings(services=(SERVICE,)))).state
+    state = reduce(State(), Configured(at=1.0, settings=Settings(services=(SERVICE,)))).state
     for address in ("10.0.0.11", "10.0.0.12"):
         state = probed(state, 10.0, address, up=True, share=0.5)
     assert shown(state)["alarm"] is None
@@ -114,9 +124,9 @@ def test_status_names_the_check_that_fails_and_says_what_is_kept_and_since_when(
 def test_why_lists_each_check_of_a_guest_s_servers() -> None:
     service = replace(SERVICE, servers=(Member(guest="mine", address=ip_address("10.0.0.11")),))
     settings = Settings(uris=(MINE.uri,), services=(service,))
-    state = step(State(), Configured(at=1.0, settings=settings)).state
+    state = reduce(State(), Configured(at=1.0, settings=settings)).state
     started = Started(at=2.0, guest=MINE, name="mine", incarnation=1)
-    state = step(state, started).state
+    state = reduce(state, started).state
     state = probed(state, 10.0, "10.0.0.11", up=True, share=0.25)
     state = probed(state, 20.0, "10.0.0.11", up=False)
     (server,) = shown(state, of=MINE)["servers"]
@@ -149,10 +159,10 @@ def test_why_tells_of_each_server_what_counts_for_it() -> None:
     for at, checks in ((1.0, ()), (25.0, (HTTP,))):
         services = (web, replace(relay, checks=checks))
         settings = Settings(uris=(MINE.uri,), services=services)
-        state = step(state, Configured(at=at, settings=settings)).state
+        state = reduce(state, Configured(at=at, settings=settings)).state
         if not checks:
             started = Started(at=2.0, guest=MINE, name="mine", incarnation=1)
-            state = step(state, started).state
+            state = reduce(state, started).state
             state = probed(state, 10.0, "10.0.0.11", up=True)
             state = probed(state, 20.0, "10.0.0.11", up=False)
     told = whole(answers.services(state, Table(), {}, failures={}, now=30.0, wall=str, of=MINE))
@@ -166,7 +176,7 @@ def test_why_tells_of_each_server_what_counts_for_it() -> None:
 
 def test_a_sorry_server_at_work_is_shown_with_its_check() -> None:
     service = replace(SERVICE, sorry_server=(ip_address("10.0.0.99"), 0))
-    state = step(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
+    state = reduce(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
     key, sorry = service.kernel_keys()[0], ServerKey(address=ip_address("10.0.0.99"), port=80)
     table = desired(state.settings.services, state, 2.0)
     counters = {key: {sorry: Counters(active_connections=4)}}
@@ -191,10 +201,10 @@ def test_a_sorry_server_at_work_is_shown_with_its_check() -> None:
 def test_a_guest_that_no_libvirt_has_is_a_row() -> None:
     service = replace(SERVICE, servers=(Member(guest="mien"), Member(guest="none*", weight=3)))
     settings = Settings(uris=(MINE.uri,), services=(service,))
-    state = step(State(), Configured(at=1.0, settings=settings)).state
+    state = reduce(State(), Configured(at=1.0, settings=settings)).state
     assert shown(state)["servers"] == [], "before the guests were listed nothing is known"
-    off = Described(guest=MINE, name="mine", power=Power.OFF)
-    state = step(state, Listed(at=2.0, asked=2.0, uri=MINE.uri, guests=(off,))).state
+    off = DomainDescription(guest=MINE, name="mine", power=DomainState.OFF)
+    state = reduce(state, GuestsListed(at=2.0, asked=2.0, uri=MINE.uri, guests=(off,))).state
     told = [(it["guest"], it["phase"], it["reason"]) for it in shown(state)["servers"]]
     assert told == [
         ("mien", "absent", "no libvirt has a guest of this name; did you mean mine?"),
@@ -210,7 +220,7 @@ def test_servers_whose_inside_is_not_known_are_named() -> None:
         (replace(gatewaying, checks=(replace(HTTP, via_vip=True),)), []),
         (replace(SERVICE, checks=(HTTP,)), []),
     ):
-        state = step(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
+        state = reduce(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
         target = next(t for t in state.health if t.address == ip_address("10.0.0.11"))
-        event = Probed(at=2.0, target=target, asked=2.0, up=True, detail="status 200")
-        assert shown(step(state, event).state)["unverified"] == expected
+        event = ProbeFinished(at=2.0, target=target, asked=2.0, up=True, detail="status 200")
+        assert shown(reduce(state, event).state)["unverified"] == expected

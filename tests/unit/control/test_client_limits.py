@@ -12,12 +12,12 @@ import pytest
 
 from tests.unit.control.test_server import HANDLERS, NOBODY, as_root, ask
 from xenlb.control import client_limits
-from xenlb.control.client_limits import ClientPlaces
+from xenlb.control.client_limits import ClientLimits
 from xenlb.control.protocol import ControlError
 from xenlb.control.server import ControlServer, Handler
 
 
-def let_in(it: ClientPlaces, uid: int, number: int) -> int:
+def let_in(it: ClientLimits, uid: int, number: int) -> int:
     """How many of so many clients of a user get in."""
     inside = 0
     for _ in range(number):
@@ -28,7 +28,7 @@ def let_in(it: ClientPlaces, uid: int, number: int) -> int:
 
 
 def test_one_user_has_a_share_and_root_has_its_own() -> None:
-    it = ClientPlaces()
+    it = ClientLimits()
     assert let_in(it, 1000, 100) == client_limits.PLACES_OF_USER
     assert it.refusal(1000) == "the agent has too many clients of uid 1000"
     assert let_in(it, 1001, 1) == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from xenlb.control import listener_limits
-from xenlb.control.listener_limits import Peer, PeerRates, Places, peer_of
+from xenlb.control.listener_limits import ConnectionLimits, Peer, PeerRates, peer_of
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_a_line_of_the_log_now_and_then() -> None:
     assert sum(each is not None for each in many) < listener_limits.LINES
 
 
-def places(*hosts: str) -> Places[int]:
-    it = Places[int]()
+def places(*hosts: str) -> ConnectionLimits[int]:
+    it = ConnectionLimits[int]()
     for number, host in enumerate(hosts):
         assert it.make_room(peer_of(host)) is None
         it.take(number, peer_of(host))

@@ -14,9 +14,9 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.director.netns import in_own_network, sh
-from xenlb.director.addresses import Placed, ServiceAddresses
+from xenlb.director.addresses import PlacedAddress, ServiceAddresses
 from xenlb.director.announce import arp_frame
-from xenlb.director.interface import Changes, Heard, sources, towards
+from xenlb.director.interface import AddressChange, Changes, sources, towards
 from xenlb.ipvs.table import IPAddress
 
 A, B, V6 = ip_address("192.0.2.10"), ip_address("192.0.2.11"), ip_address("2001:db8::10")
@@ -53,7 +53,7 @@ async def eventually(what: Callable[[], bool]) -> None:
 
 @contextlib.asynccontextmanager
 async def kept(
-    *addresses: IPAddress, name: str = "v0", owned: frozenset[Placed] = frozenset()
+    *addresses: IPAddress, name: str = "v0", owned: frozenset[PlacedAddress] = frozenset()
 ) -> AsyncIterator[ServiceAddresses]:
     keeper = ServiceAddresses(owned)
     keeper.want(name, frozenset(addresses))
@@ -106,7 +106,7 @@ def test_added_and_left_in_place(journal: list[str]) -> None:
         async with kept(A, B, V6) as keeper:
             await eventually(lambda: keeper.present == ALL)
             assert keeper.problems == {}
-            assert keeper.owned == {Placed(interface="v0", address=each) for each in ALL}
+            assert keeper.owned == {PlacedAddress(interface="v0", address=each) for each in ALL}
         assert on("v0") == {
             "192.0.2.1/24": "",
             "192.0.2.10/32": "",
@@ -224,7 +224,7 @@ def test_put_back_when_the_interface_is_made_anew(journal: list[str]) -> None:
             interface()
             await eventually(lambda: not keeper.problems)
             assert len(on("v0")) == 2
-            assert keeper.owned == {Placed(interface="v0", address=each) for each in (A, V6)}
+            assert keeper.owned == {PlacedAddress(interface="v0", address=each) for each in (A, V6)}
 
     check(main)
 
@@ -314,7 +314,7 @@ def test_a_new_configuration(journal: list[str]) -> None:
                 "removed 192.0.2.11/32 on v0: no service has it any more there",
             ]
             keeper.want("v1", frozenset({A}))
-            await eventually(lambda: keeper.owned == {Placed(interface="v1", address=A)})
+            await eventually(lambda: keeper.owned == {PlacedAddress(interface="v1", address=A)})
             assert on("v1") == {"192.0.2.10/32": ""}
             assert on("v0") == {}
             assert keeper.problems == {}
@@ -336,9 +336,11 @@ def test_addresses_of_an_earlier_agent_that_nobody_wants_now() -> None:
     """)
     owned = frozenset(
         {
-            Placed(interface="v0", address=A),
-            Placed(interface="v0", address=B),  # has another prefix length: not what we put there
-            Placed(interface="gone0", address=A),
+            PlacedAddress(interface="v0", address=A),
+            PlacedAddress(
+                interface="v0", address=B
+            ),  # has another prefix length: not what we put there
+            PlacedAddress(interface="gone0", address=A),
         }
     )
 
@@ -374,7 +376,7 @@ def test_leave_touches_nothing(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
-        keeper = ServiceAddresses(frozenset({Placed(interface="v0", address=B)}))
+        keeper = ServiceAddresses(frozenset({PlacedAddress(interface="v0", address=B)}))
         sh("ip addr add 192.0.2.11/32 dev v0")
         keeper.leave()
         assert keeper.owned == frozenset()
@@ -529,7 +531,7 @@ def test_the_neighbours_are_told() -> None:
 @in_own_network
 def test_other_interfaces_are_not_listened_to() -> None:
     interface()
-    heard: list[Heard] = []
+    heard: list[AddressChange] = []
 
     def settled() -> bool:  # the kernel tells of a new carrier late
         return '"operstate":"UP"' in sh("ip -j link show dev v0")
@@ -545,11 +547,11 @@ def test_other_interfaces_are_not_listened_to() -> None:
                 await asyncio.sleep(0.01)  # it reads, or messages would be lost
             assert heard == []
             sh("ip addr add 192.0.2.10/32 dev w0")
-            await eventually(lambda: heard == [Heard.CHANGED])
+            await eventually(lambda: heard == [AddressChange.CHANGED])
             sh("ip link set v0 down")
-            await eventually(lambda: Heard.WENT_DOWN in heard)
+            await eventually(lambda: AddressChange.WENT_DOWN in heard)
             sh("ip link del v0")
-            await eventually(lambda: Heard.GONE in heard)
+            await eventually(lambda: AddressChange.GONE in heard)
 
     check(main)
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.director.netns import in_own_network, sh
 from xenlb.director import sysctls
-from xenlb.director.sysctls import Finding, Need, Scope, apply, needed
+from xenlb.director.sysctls import Scope, SysctlFinding, SysctlRequirement, apply, needed
 from xenlb.ipvs.table import Family, Forwarding
 from xenlb.model.settings import Director, Port, ServiceSettings, Settings, SysctlPolicy
 
@@ -40,7 +40,7 @@ def settings(
     )
 
 
-def values(needs: tuple[Need, ...]) -> dict[str, int]:
+def values(needs: tuple[SysctlRequirement, ...]) -> dict[str, int]:
     assert all(need.why for need in needs)
     return {need.name: need.value for need in needs}
 
@@ -157,7 +157,9 @@ class Proc:
             if file.is_file()
         }
 
-    def apply(self, policy: SysctlPolicy, needs: tuple[Need, ...]) -> sysctls.Outcome:
+    def apply(
+        self, policy: SysctlPolicy, needs: tuple[SysctlRequirement, ...]
+    ) -> sysctls.SysctlOutcome:
         return apply(needs, policy, root=self.root, persisted=self.persisted)
 
 
@@ -199,7 +201,7 @@ def test_ipvs_sets_those_of_ipvs_and_reports_the_rest(
     ]
     assert not proc.persisted.exists()
     again = proc.apply(SysctlPolicy.IPVS, BOTH)
-    assert again == sysctls.Outcome(findings=outcome.findings)
+    assert again == sysctls.SysctlOutcome(findings=outcome.findings)
 
 
 def test_check_sets_nothing(proc: Proc) -> None:
@@ -230,7 +232,7 @@ def test_apply_sets_and_persists_all(proc: Proc) -> None:
     assert os.listdir(proc.persisted.parent) == [proc.persisted.name]
 
     inode = proc.persisted.stat().st_ino
-    assert proc.apply(SysctlPolicy.APPLY, BOTH) == sysctls.Outcome()
+    assert proc.apply(SysctlPolicy.APPLY, BOTH) == sysctls.SysctlOutcome()
     assert proc.persisted.stat().st_ino == inode, "not written again"
 
 
@@ -270,14 +272,14 @@ def test_the_real_thing_and_what_it_refuses(tmp_path: Path) -> None:
     """The kernel's own /proc/sys/net of a name space; a value that it does not take."""
     assert sysctls.read("net.ipv4.conf.lo.accept_local") == 0
     needs = tuple(
-        Need(name=f"net.ipv4.conf.{name}", value=value, why="so", scope=Scope.NET)
+        SysctlRequirement(name=f"net.ipv4.conf.{name}", value=value, why="so", scope=Scope.NET)
         for name, value in (("lo.accept_local", 1), ("lo.rp_filter", 1 << 40))
     )
     outcome = apply(needs, SysctlPolicy.APPLY, persisted=tmp_path / "90-xenlb.conf")
     assert [change.old for change in outcome.changes] == [0]
     assert sysctls.read("net.ipv4.conf.lo.accept_local") == 1
     assert outcome.findings == (
-        Finding(
+        SysctlFinding(
             name="net.ipv4.conf.lo.rp_filter",
             have=sysctls.read("net.ipv4.conf.lo.rp_filter"),
             want=1 << 40,

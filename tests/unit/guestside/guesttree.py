@@ -12,31 +12,31 @@ from xenlb.guestside.install.operations import (
     File,
     Folder,
     GuestFile,
-    GuestLink,
-    Link,
+    GuestSymlink,
     MakeFolder,
-    MakeLink,
+    MakeSymlink,
     Node,
     Operation,
     RemoveFolder,
+    Symlink,
     Wanted,
     Write,
 )
-from xenlb.guestside.install.planner import Changed, Plan, asked, plan
+from xenlb.guestside.install.planner import ChangedFiles, Plan, paths_to_read, plan
 
 
 class GuestTree:
     """As strict as a file system: no file without its folder, no operation on what is not there."""
 
-    def __init__(self, nodes: dict[str, File | Link], folders: Iterable[str] = ()) -> None:
-        self.files: dict[str, File | Link] = dict(nodes)
+    def __init__(self, nodes: dict[str, File | Symlink], folders: Iterable[str] = ()) -> None:
+        self.files: dict[str, File | Symlink] = dict(nodes)
         self.folders = {each for path in (*nodes, *folders) for each in parents(path)}
         self.folders |= set(folders)
 
     def copy(self) -> "GuestTree":
         return GuestTree(self.files, self.folders)
 
-    def seen(self) -> tuple[dict[str, File | Link], set[str]]:
+    def seen(self) -> tuple[dict[str, File | Symlink], set[str]]:
         return dict(self.files), set(self.folders)
 
     def node(self, path: str) -> Node:
@@ -49,10 +49,10 @@ class GuestTree:
         file = self.files.get(MANIFEST)
         return parse(file.content) if isinstance(file, File) else NOTHING
 
-    def plan(self, wanted: Iterable[Wanted], *, changed: Changed = Changed.KEEP) -> Plan:
+    def plan(self, wanted: Iterable[Wanted], *, changed: ChangedFiles = ChangedFiles.KEEP) -> Plan:
         wanted = tuple(wanted)
         manifest = self.manifest()
-        ask = asked(wanted, manifest)
+        ask = paths_to_read(wanted, manifest)
         present = {path: self.node(path) for path in (*ask.folders, *ask.files)}
         return plan(wanted, manifest, present, changed=changed)
 
@@ -65,9 +65,9 @@ class GuestTree:
                 case Write(file=file):
                     assert path not in self.folders
                     self.files[path] = file
-                case MakeLink(target=target):
+                case MakeSymlink(target=target):
                     assert path not in self.folders
-                    self.files[path] = Link(target=target)
+                    self.files[path] = Symlink(target=target)
                 case Delete():
                     del self.files[path]
                 case MakeFolder():
@@ -78,23 +78,23 @@ class GuestTree:
                     if self.node(path) == Folder(empty=True):
                         self.folders.remove(path)
 
-    def apply(self, wanted: Iterable[Wanted], *, changed: Changed = Changed.KEEP) -> Plan:
+    def apply(self, wanted: Iterable[Wanted], *, changed: ChangedFiles = ChangedFiles.KEEP) -> Plan:
         made = self.plan(wanted, changed=changed)
         self.perform(made.operations)
         return made
 
-    def without_state(self) -> dict[str, File | Link]:
+    def without_state(self) -> dict[str, File | Symlink]:
         return {path: node for path, node in self.files.items() if not path.startswith(STATE)}
 
 
-def expected(initial: GuestTree, wanted: Iterable[Wanted]) -> dict[str, File | Link]:
+def expected(initial: GuestTree, wanted: Iterable[Wanted]) -> dict[str, File | Symlink]:
     """What is there after an apply, by the plainest reckoning."""
     files = dict(initial.files)
     for each in wanted:
         before = files.get(each.path)
         match each:
-            case GuestLink(path=path, target=target):
-                files[path] = Link(target=target)
+            case GuestSymlink(path=path, target=target):
+                files[path] = Symlink(target=target)
             case GuestFile(path=path, text=text, mode=mode, block=False):
                 files[path] = File(content=text.encode(), mode=mode)
             case GuestFile(path=path, text=text, mode=mode):
@@ -122,10 +122,10 @@ OWNERS = st.sampled_from([None, (7, 8)])
 @st.composite
 def trees(draw: st.DrawFn, *, links: bool = True) -> GuestTree:
     """`links` False: none where a block may be wanted."""
-    nodes: dict[str, File | Link] = {}
+    nodes: dict[str, File | Symlink] = {}
     for path in draw(st.sets(st.sampled_from(PATHS))):
         if links and path != "etc/one" and draw(st.booleans()):
-            nodes[path] = Link(target=draw(TARGETS))
+            nodes[path] = Symlink(target=draw(TARGETS))
         else:
             content = draw(CONTENTS.filter(lambda data: b"xenlb" not in data))
             nodes[path] = File(content=content, mode=draw(MODES), owner=draw(OWNERS))
@@ -138,7 +138,7 @@ def wanted_sets(draw: st.DrawFn) -> tuple[Wanted, ...]:
     for path in draw(st.sets(st.sampled_from(PATHS))):
         kind = draw(st.sampled_from(["whole", "link", "block"]))
         if kind == "link":
-            made.append(GuestLink(path=path, target=draw(TARGETS)))
+            made.append(GuestSymlink(path=path, target=draw(TARGETS)))
         else:
             block = kind == "block" and path == "etc/one"
             mode = draw(st.sampled_from([0o644, 0o755, 0o600]))

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.guestside.lock import folder_beside, turn
+from xenlb.guestside.lock import guest_lock, lock_folder
 from xenlb.guestside.transport.channel import DeliveryError
 
 ONE, OTHER = UUID(int=1), UUID(int=2)
@@ -21,18 +21,18 @@ import asyncio, sys
 from pathlib import Path
 from uuid import UUID
 from tests.unit.guestside.transport.deliveries import LocalChannel
-from xenlb.guestside.transport.remote_files import Live
-from xenlb.guestside.transport.survey import look
+from xenlb.guestside.transport.remote_files import RemoteFiles
+from xenlb.guestside.transport.survey import survey_files
 from xenlb.guestside.install.operations import GuestFile
-from xenlb.guestside.lock import turn
+from xenlb.guestside.lock import guest_lock
 
 def say(sentence):
     print(sentence, flush=True)
 
 async def main(folder, uuid, root, path):
-    guest = Live(LocalChannel("dash"), name="g1", root=root)
-    async with turn(Path(folder), UUID(uuid), name="g1", patience=60, waits=say):
-        found = await look(guest, (GuestFile(path=path, text="mine"),))
+    guest = RemoteFiles(LocalChannel("dash"), name="g1", root=root)
+    async with guest_lock(Path(folder), UUID(uuid), name="g1", patience=60, waits=say):
+        found = await survey_files(guest, (GuestFile(path=path, text="mine"),))
         say("looked")
         sys.stdin.readline()
         await guest.perform(found.plan.operations)
@@ -113,12 +113,12 @@ def test_guests_do_not_wait_for_each_other(bench: Bench) -> None:
 
 def test_patience_ends(tmp_path: Path) -> None:
     """Within one process, too: the agent has a task for each guest."""
-    folder = folder_beside(tmp_path / "control.sock")
+    folder = lock_folder(tmp_path / "control.sock")
 
     async def both() -> None:
         async with (
-            turn(folder, ONE, name="g1", patience=0),
-            turn(folder, ONE, name="g1", patience=0),
+            guest_lock(folder, ONE, name="g1", patience=0),
+            guest_lock(folder, ONE, name="g1", patience=0),
         ):
             pass
 
@@ -131,7 +131,7 @@ def test_patience_ends(tmp_path: Path) -> None:
 
 def test_what_lies_in_the_way(tmp_path: Path) -> None:
     async def once(folder: Path) -> None:
-        async with turn(folder, ONE, name="g1", patience=0):
+        async with guest_lock(folder, ONE, name="g1", patience=0):
             pass
 
     (tmp_path / "file").write_text("")

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.guestside.inspect.test_parse import framed
 from xenlb.guestside import provision
 from xenlb.guestside.inspect.parse import PIECES
-from xenlb.guestside.requirements.compile import Place
-from xenlb.guestside.target import Subject
+from xenlb.guestside.requirements.compile import ServiceBinding
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import LIMIT, DeliveryError, Output
 from xenlb.ipvs.table import Forwarding
 from xenlb.model.guest_side import GuestSide
@@ -21,8 +21,8 @@ from xenlb.model.settings import Port, ServiceSettings
 HOPS = ("default" + " nexthop via 10.0.0.1 dev eth0" * 900 + "\n") * (PIECES // 1000)
 
 
-def subject() -> Subject:
-    place = Place(
+def subject() -> GuestTarget:
+    place = ServiceBinding(
         service=ServiceSettings(
             name="web",
             address=ip_address("192.0.2.1"),
@@ -32,7 +32,7 @@ def subject() -> Subject:
         side=GuestSide(),
         address=ip_address("10.0.0.11"),
     )
-    return Subject(
+    return GuestTarget(
         name="web1",
         uuid=UUID(int=1),
         uri="qemu:///system",
@@ -56,7 +56,7 @@ class Channel:
 def test_a_large_answer_does_not_hold_the_loop() -> None:
     async def main() -> tuple[float, int]:
         before = time.thread_time()
-        seen = await provision.see(subject(), Channel(framed(routes4=HOPS)))
+        seen = await provision.inspect(subject(), Channel(framed(routes4=HOPS)))
         await asyncio.to_thread(provision.verdicts, subject(), seen)
         return time.thread_time() - before, len(seen.default_routes)
 
@@ -67,4 +67,4 @@ def test_a_large_answer_does_not_hold_the_loop() -> None:
 
 def test_an_answer_that_is_too_large_is_one_sentence() -> None:
     with pytest.raises(DeliveryError, match=r"web1: .* more than a guest's network can be"):
-        asyncio.run(provision.see(subject(), Channel(framed(routes4=HOPS + HOPS))))
+        asyncio.run(provision.inspect(subject(), Channel(framed(routes4=HOPS + HOPS))))

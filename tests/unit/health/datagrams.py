@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import Any
 
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Asks
 from xenlb.model.events import Target
@@ -56,7 +56,7 @@ def asked(asks: Asks, answers: Answers, address: str = "127.0.0.1", timeout: flo
 
     async def main() -> Answer:
         async with answering(answers, address) as port, asyncio.timeout(20):
-            answer = await ask(target(asks, port, address, timeout), answer_budget())
+            answer = await run_probe(target(asks, port, address, timeout), answer_budget())
             return Answer(
                 up=answer.up,
                 detail=answer.detail.replace(f"port {port}", "port PORT"),

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
 from xenlb.model.checks import Asks
 from xenlb.model.events import Target
@@ -140,7 +140,7 @@ async def asked(target: Target) -> Answer:
     """As the runner asks."""
     try:
         async with asyncio.timeout(target.check.timeout):
-            return await ask(target, answer_budget())
+            return await run_probe(target, answer_budget())
     except TimeoutError as late:
         return too_late(target, late)
     except BudgetSpent as spent:

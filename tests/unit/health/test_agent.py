@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.health.datagrams import target
 from xenlb.health.probes.agent import LONGEST, understood
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Agent
 
@@ -90,7 +90,9 @@ def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server, asyncio.timeout(20):
-            answer = await ask(target(asks, server.sockets[0].getsockname()[1]), answer_budget())
+            answer = await run_probe(
+                target(asks, server.sockets[0].getsockname()[1]), answer_budget()
+            )
             await served.wait()
             return answer
 
@@ -124,7 +126,7 @@ def test_refused() -> None:
         port = server.sockets[0].getsockname()[1]
         server.close()
         await server.wait_closed()
-        return await ask(target(Agent(), port), answer_budget())
+        return await run_probe(target(Agent(), port), answer_budget())
 
     answer = asyncio.run(main())
     assert not answer.up

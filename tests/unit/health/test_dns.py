@@ -10,7 +10,7 @@ import dns.rrset
 import pytest
 
 from tests.unit.health.datagrams import answering, asked, closed_port, target
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Dns
 
@@ -182,7 +182,9 @@ def test_without_a_query_a_failure_is_down(
 
 def test_a_closed_port_is_told_at_once() -> None:
     port = closed_port()
-    answer = asyncio.run(asyncio.wait_for(ask(target(A, port, timeout=600), answer_budget()), 60))
+    answer = asyncio.run(
+        asyncio.wait_for(run_probe(target(A, port, timeout=600), answer_budget()), 60)
+    )
     assert answer == Answer(up=False, detail=f"connection refused by 127.0.0.1 port {port}")
 
 
@@ -195,7 +197,7 @@ def test_what_cannot_be_asked_says_nothing_of_the_server() -> None:
 def test_silence_is_left_to_the_timeout() -> None:
     async def main() -> None:
         async with answering(lambda _: ()) as port:
-            task = asyncio.create_task(ask(target(A, port), answer_budget()))
+            task = asyncio.create_task(run_probe(target(A, port), answer_budget()))
             await asyncio.sleep(0.1)
             assert not task.done()
             task.cancel()

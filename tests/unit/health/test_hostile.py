@@ -14,8 +14,8 @@ import pytest
 
 from tests.unit.health.datagrams import answering
 from tests.unit.health.servers import LINE, Endless, Hang, Script, serving, target
-from xenlb.health.pacing import Turns, metered
-from xenlb.health.registry import ask, loaded
+from xenlb.health.pacing import Pacer, metered
+from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import PIECES, SIZE, TIME, Answer, answer_budget
 from xenlb.health.transport.stream import IN_A_ROW
 from xenlb.model.checks import Agent, Asks, Dns, Http, Imap, Pgsql, Smtp, Tcp, Udp
@@ -67,7 +67,7 @@ def _no_garbage_of_other_tests() -> Iterator[None]:
     gc.unfreeze()
 
 
-class Watched(Turns):
+class Watched(Pacer):
     """Notes the pieces of an answer between two turns of the loop, and what each step took."""
 
     def __init__(self) -> None:
@@ -97,9 +97,9 @@ def test_the_loop_has_its_turn(asks: Asks, script: Script) -> None:
     async def main() -> None:
         async with serving(script) as server:
             asked = target(asks, server.port, timeout=60.0)
-            await loaded(asked)
+            await load_probe(asked)
             budget = answer_budget()
-            detail, turns = await watched(ask(asked, budget), budget)
+            detail, turns = await watched(run_probe(asked, budget), budget)
         assert max(turns.pieces) <= IN_A_ROW + 1, turns.pieces  # with what was received for them
         assert max(turns.steps) < STEP, turns.steps
         assert "answers" not in detail
@@ -120,7 +120,7 @@ def test_what_is_no_budget_of_an_honest_server() -> None:
         async with serving(script) as server:
             budget = answer_budget()
             asked = target(Http(body="zz$"), server.port, timeout=60.0)
-            detail, _ = await watched(ask(asked, budget), budget)
+            detail, _ = await watched(run_probe(asked, budget), budget)
         assert detail.endswith("answers 200 OK")
         assert budget.used_pieces < PIECES / 2
 
@@ -141,10 +141,10 @@ def test_a_message_of_dns_that_is_long_to_read(size: int) -> None:
     async def main() -> None:
         async with answering(lambda data: [dns_bomb(data, size)] * 20) as port:
             asked = target(Dns(), port, timeout=60.0)
-            await loaded(asked)
+            await load_probe(asked)
             budget = answer_budget()
             began = time.thread_time()
-            detail, _ = await watched(ask(asked, budget), budget)
+            detail, _ = await watched(run_probe(asked, budget), budget)
             taken = time.thread_time() - began
         assert "answers queries" not in detail
         if size == 512:
@@ -162,7 +162,7 @@ def test_a_datagram_that_is_long_to_search() -> None:
         async with answering(lambda _: [b"aaaaaaaaaaaaaa!" * 4000]) as port:
             asked = target(Udp(send="x", expect=r"(\w+\s?)+$"), port, timeout=60.0)
             budget = answer_budget()
-            detail, turns = await watched(ask(asked, budget), budget)
+            detail, turns = await watched(run_probe(asked, budget), budget)
         assert "takes too long to search" in detail
         assert max(turns.steps) < STEP
         assert budget.spent
@@ -177,7 +177,7 @@ def test_the_farewell_of_a_long_page_is_not_held_against_the_server() -> None:
         script: Script = [*REQUEST, OK + b"\r\n", Endless(words=b"a" * 65536)]
         async with serving(script) as server:
             budget = answer_budget()
-            detail, _ = await watched(ask(target(Http(), server.port), budget), budget)
+            detail, _ = await watched(run_probe(target(Http(), server.port), budget), budget)
         assert detail.endswith("answers 200 OK")
         assert not budget.spent
 

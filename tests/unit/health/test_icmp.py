@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.health.datagrams import target
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.checksum import checksum
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Icmp
@@ -30,7 +30,9 @@ def test_hosts_that_answer() -> None:
     async def main() -> None:
         before = set(os.listdir("/proc/self/fd"))
         targets = [target(Icmp(), 80, each) for each in ("127.0.0.1", "127.0.0.7", "::1")]
-        answers = await asyncio.gather(*(ask(each, answer_budget()) for each in targets * 200))
+        answers = await asyncio.gather(
+            *(run_probe(each, answer_budget()) for each in targets * 200)
+        )
         assert answers[:3] == [
             Answer(up=True, detail=f"{each.address} answers echo requests") for each in targets
         ]
@@ -63,7 +65,7 @@ def test_no_reply_but_others() -> None:
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
             raw.settimeout(5)
-            probe = asyncio.create_task(ask(target(Icmp(), 80, "127.0.0.1"), answer_budget()))
+            probe = asyncio.create_task(run_probe(target(Icmp(), 80, "127.0.0.1"), answer_budget()))
             packet = await asyncio.to_thread(raw.recv, 2048)
             request = packet[20:]
             assert request[0] == 8
@@ -90,7 +92,9 @@ def test_a_cancelled_probe_leaves_nothing_open() -> None:
 
     async def main() -> None:
         before = set(os.listdir("/proc/self/fd"))
-        probes = [asyncio.create_task(ask(target(Icmp(), 80), answer_budget())) for _ in range(3)]
+        probes = [
+            asyncio.create_task(run_probe(target(Icmp(), 80), answer_budget())) for _ in range(3)
+        ]
         await asyncio.sleep(0.1)
         assert len(set(os.listdir("/proc/self/fd")) - before) == 1, "one socket for all"
         for probe in probes:
@@ -103,7 +107,7 @@ def test_a_cancelled_probe_leaves_nothing_open() -> None:
 
 @in_own_network
 def test_no_route() -> None:
-    answer = asyncio.run(ask(target(Icmp(), 80, "10.10.0.2"), answer_budget()))
+    answer = asyncio.run(run_probe(target(Icmp(), 80, "10.10.0.2"), answer_budget()))
     assert answer == Answer(up=False, detail="no route to the network of 10.10.0.2")
 
 
@@ -114,7 +118,7 @@ def test_without_the_capability_nothing_is_known() -> None:
         status = 1
         try:
             os.setresuid(65534, 65534, 65534)
-            answer = asyncio.run(ask(target(Icmp(), 80), answer_budget()))
+            answer = asyncio.run(run_probe(target(Icmp(), 80), answer_budget()))
             status = 0 if answer.up is None and "not permitted" in answer.detail else 2
         finally:
             os._exit(status)

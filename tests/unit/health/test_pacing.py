@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from xenlb.health.pacing import LET_ON, SHARE, Turns, metered
+from xenlb.health.pacing import LET_ON, SHARE, Pacer, metered
 from xenlb.untrusted.budget import Budget
 
 
@@ -31,7 +31,7 @@ def steps_between_rounds(number: int, *, steps: int, each: float) -> tuple[int, 
 
     async def main() -> tuple[int, int]:
         clock = Clock()
-        turns, order = Turns(clock), list[int]()
+        turns, order = Pacer(clock), list[int]()
         work = asyncio.gather(
             *(
                 metered(hostile(clock, order, who, steps=steps, each=each), Budget(pieces=1), turns)
@@ -63,7 +63,7 @@ def test_short_steps_are_not_kept_waiting() -> None:
 def test_who_cost_least_goes_first() -> None:
     async def main() -> list[int]:
         clock = Clock()
-        turns, order = Turns(clock), list[int]()
+        turns, order = Pacer(clock), list[int]()
         budgets = [Budget(pieces=1) for _ in range(50)]
         for who, budget in enumerate(budgets):
             budget.took(float(len(budgets) - who))
@@ -84,7 +84,7 @@ def test_who_cost_least_goes_first() -> None:
 def test_who_is_cancelled_while_it_waits_keeps_nobody_back() -> None:
     async def main() -> list[int]:
         clock = Clock()
-        turns, order = Turns(clock), list[int]()
+        turns, order = Pacer(clock), list[int]()
 
         def begun(who: int) -> asyncio.Task[None]:
             work = metered(hostile(clock, order, who, steps=2, each=SHARE), Budget(pieces=1), turns)
@@ -114,7 +114,7 @@ def test_time_is_the_processors_and_the_result_is_the_works() -> None:
 
     async def main() -> tuple[str, float]:
         budget = Budget(pieces=1)
-        return await metered(work(), budget, Turns()), budget.used_time
+        return await metered(work(), budget, Pacer()), budget.used_time
 
     result, seconds = asyncio.run(main())
     assert result == "done"
@@ -137,10 +137,10 @@ def test_the_works_errors_and_a_timeout_come_through() -> None:
 
     async def main() -> None:
         with pytest.raises(ZeroDivisionError):
-            await metered(fails(), Budget(pieces=1), Turns())
+            await metered(fails(), Budget(pieces=1), Pacer())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await metered(hangs(), Budget(pieces=1), Turns())
+                await metered(hangs(), Budget(pieces=1), Pacer())
 
     asyncio.run(main())
     assert ended == [True]

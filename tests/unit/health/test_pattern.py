@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.health.pacing import Turns, metered
-from xenlb.health.transport.pattern import PLACES, Endless, found
+from xenlb.health.pacing import Pacer, metered
+from xenlb.health.transport.pattern import PLACES, SearchTooLong, matches
 from xenlb.untrusted.budget import Budget
 
 PATTERNS = ["^OK", "a.*b", "(?s)b.a$", "(?m)^a+$", r"\bab\b", "(?<=b)a?$", "^$", "a|b{3}", "(?i)AB"]
@@ -21,7 +21,7 @@ def searched(pattern: str, *texts: str, budget: Budget | None = None) -> bool:
 
 
 async def _metered(pattern: str, texts: tuple[str, ...], budget: Budget) -> bool:
-    return await metered(found(pattern, *texts, budget=budget), budget, Turns())
+    return await metered(matches(pattern, *texts, budget=budget), budget, Pacer())
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ async def _metered(pattern: str, texts: tuple[str, ...], budget: Budget) -> bool
 )
 def test_a_search_without_end_is_ended(pattern: str, text: str) -> None:
     budget = Budget(pieces=1000, time=0.05)
-    with pytest.raises(Endless):
+    with pytest.raises(SearchTooLong):
         searched(pattern, text, budget=budget)
     assert budget.spent
     assert searched("^a", text), "the next one has its own budget"
@@ -54,7 +54,7 @@ def test_all_searches_in_an_answer_have_one_budget() -> None:
     """Each of them is short enough by itself."""
     budget = Budget(pieces=1000, time=0.05)
     texts = ("a" * 20 + "b",) * 1000
-    with pytest.raises(Endless):
+    with pytest.raises(SearchTooLong):
         searched("(a|aa)+$", *texts, budget=budget)
     assert budget.used_pieces < 1000
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.health.datagrams import target
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.runner import HealthRunner
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Exec, Share
-from xenlb.model.events import Probed
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import Health
 
 ROOT = os.geteuid() == 0
@@ -26,7 +26,9 @@ def sh(script: str, share: Share | None = None) -> Exec:
 
 
 def told(asks: Exec) -> Answer:
-    return asyncio.run(asyncio.wait_for(ask(target(asks, 25, "10.0.0.11"), answer_budget()), 30))
+    return asyncio.run(
+        asyncio.wait_for(run_probe(target(asks, 25, "10.0.0.11"), answer_budget()), 30)
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,8 +181,8 @@ def folder() -> Iterator[Path]:
 def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
     script = f"sleep 600 & echo $! $$ >{folder}/pids; mv {folder}/pids {folder}/all; wait"
 
-    async def main() -> Probed:
-        results: asyncio.Queue[Probed] = asyncio.Queue()
+    async def main() -> ProbeFinished:
+        results: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
         runner.targets({target(sh(script), 25, timeout=3.0): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
@@ -203,7 +205,7 @@ def test_sessions_of_their_own_end_with_the_program(folder: Path) -> None:
 
     async def main() -> None:
         task = asyncio.create_task(
-            ask(target(sh(f"setsid sh -c '{inner}' & wait"), 25), answer_budget())
+            run_probe(target(sh(f"setsid sh -c '{inner}' & wait"), 25), answer_budget())
         )
         async with asyncio.timeout(60):
             while not (folder / "all").exists():
@@ -230,7 +232,7 @@ def test_a_cancelled_probe_leaves_nothing(wait: float) -> None:
     """Whenever it is cancelled: the fixture no_leaks looks for processes, threads and files."""
 
     async def main() -> None:
-        task = asyncio.create_task(ask(target(sh("exec sleep 600"), 25), answer_budget()))
+        task = asyncio.create_task(run_probe(target(sh("exec sleep 600"), 25), answer_budget()))
         await asyncio.sleep(wait)
         task.cancel()
         await asyncio.wait([task])

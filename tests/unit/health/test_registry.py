@@ -14,7 +14,7 @@ from xenlb.health import registry
 from xenlb.health.runner import HealthRunner
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Tcp
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
 
@@ -32,7 +32,7 @@ async def many() -> None:
         here = Target(check=Check(), address=ip_address("127.0.0.1"), port=server.getsockname()[1])
         tasks: list[asyncio.Task[Answer]] = []
         while not tasks or not tasks[0].done():
-            tasks.append(asyncio.create_task(registry.ask(here, answer_budget())))
+            tasks.append(asyncio.create_task(registry.run_probe(here, answer_budget())))
             await asyncio.sleep(0.001)
         answers = await asyncio.gather(*tasks)
     assert {answer.up for answer in answers} == {True}
@@ -57,24 +57,24 @@ def test_a_check_of_a_service_address_goes_through_the_server() -> None:
     through = replace(plain, vip=ip_address("192.0.2.10"))
 
     async def main() -> list[str]:
-        return [(await registry.loaded(each)).__module__ for each in (plain, through)]
+        return [(await registry.load_probe(each)).__module__ for each in (plain, through)]
 
     assert asyncio.run(main()) == ["xenlb.health.probes.tcp", "xenlb.health.via_vip.vip"]
 
 
 def test_loading_is_not_the_servers_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that takes longer to load than the check's timeout."""
-    loaded = registry.loaded
+    loaded = registry.load_probe
 
     async def slowly(asked: object) -> object:
         await asyncio.sleep(0.6)
         return await loaded(plain)
 
     plain = target(Tcp(), 1, timeout=0.5)
-    monkeypatch.setattr("xenlb.health.runner.loaded", slowly)
+    monkeypatch.setattr("xenlb.health.runner.load_probe", slowly)
 
-    async def main() -> Probed:
-        results: asyncio.Queue[Probed] = asyncio.Queue()
+    async def main() -> ProbeFinished:
+        results: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
         runner.targets({plain: Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())

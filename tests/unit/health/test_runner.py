@@ -15,7 +15,7 @@ from tests.unit.health.virtual import gaps, now, run
 from xenlb.health.runner import SLOWEST, HealthRunner
 from xenlb.health.transport.result import Answer
 from xenlb.model.checks import Agent, Share
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.health import Health, judge
 from xenlb.model.settings import Check
 from xenlb.untrusted.budget import Budget
@@ -67,16 +67,16 @@ class Bench:
 
     def __init__(self, *, at_once: int = 100) -> None:
         self.servers = Servers()
-        self.told: list[Probed] = []
+        self.told: list[ProbeFinished] = []
         self.health: Mapping[Target, Health] = {}
         self.runner = HealthRunner(self.emit, now, probe=self.servers.probe, at_once=at_once)
 
-    def emit(self, result: Probed) -> None:
+    def emit(self, result: ProbeFinished) -> None:
         self.told.append(result)
         # The agent takes the event in another task, a little later.
         asyncio.get_running_loop().call_soon(self.take, result)
 
-    def take(self, result: Probed) -> None:
+    def take(self, result: ProbeFinished) -> None:
         if (health := self.health.get(result.target)) is not None:
             verdict = judge(health, result, result.target.check)
             self.step({**self.health, result.target: verdict})
@@ -218,9 +218,9 @@ def test_a_failure_while_it_is_held_back_begins_its_good_results_anew() -> None:
         async with running(bench):
             held = now() + 60.0
             bench.step({one: Health(valid_from=0.0, up=False, failures=8, held_until=held)})
-            await until(lambda: bench.health[one].against == 2)
+            await until(lambda: bench.health[one].streak == 2)
             bench.servers.answers[one] = Answer(up=False, detail="refused")
-            await until(lambda: bench.health[one].against == 0)
+            await until(lambda: bench.health[one].streak == 0)
             assert bench.health[one].up is False
             await asyncio.sleep(60)
             assert bench.health[one].up is False
@@ -283,9 +283,9 @@ def test_one_good_result_ends_a_series_of_bad_ones() -> None:
             await asyncio.sleep(60)
             for _ in range(4):  # two failures each, of fall: 3
                 bench.servers.answers[one] = Answer(up=False, detail="refused")
-                await until(lambda: bench.health[one].against == 2)
+                await until(lambda: bench.health[one].streak == 2)
                 bench.servers.answers[one] = Answer(up=True, detail="accepts")
-                await until(lambda: bench.health[one].against == 0)
+                await until(lambda: bench.health[one].streak == 0)
         assert [r.up for r in bench.told] == [True, *[False, False, True] * 4]
         assert bench.health[one].up is True
 
@@ -426,7 +426,7 @@ def test_trouble_of_this_host_takes_nobody_out(caplog: pytest.LogCaptureFixture)
             bench.step({**bench.health, booting: Health(valid_from=now())})
             await asyncio.sleep(100)
         assert bench.health[serving].up is True
-        assert bench.health[serving].against == 0
+        assert bench.health[serving].streak == 0
         assert bench.health[booting].up is None
         assert bench.health[booting].detail == trouble.detail, "why it is not admitted"
 

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.health.datagrams import target
 from tests.unit.health.peer import PEER6, peer
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Agent, Asks, Dns, Http, Icmp, Tcp, Udp
 
@@ -25,7 +25,9 @@ def test_a_firewall_that_answers_for_the_server_is_down(asks: Asks) -> None:
         sysctl -qw net.ipv6.conf.all.forwarding=1
         ip -6 route add prohibit fd00:10::/64
         """)
-        assert asyncio.run(ask(target(asks, 53, BEHIND, timeout=20), answer_budget())) == Answer(
+        assert asyncio.run(
+            run_probe(target(asks, 53, BEHIND, timeout=20), answer_budget())
+        ) == Answer(
             up=False, detail=f"{BEHIND} port 53 is prohibited by a firewall, which says so by ICMP"
         )
 
@@ -37,6 +39,6 @@ def test_what_this_host_prohibits_itself_is_no_verdict(asks: Asks) -> None:
     ip link set lo up
     ip -6 route add prohibit fd00:10::/64
     """)
-    assert asyncio.run(ask(target(asks, 53, BEHIND, timeout=20), answer_budget())) == Answer(
+    assert asyncio.run(run_probe(target(asks, 53, BEHIND, timeout=20), answer_budget())) == Answer(
         up=None, detail=f"this host cannot probe {BEHIND} port 53: permission denied"
     )

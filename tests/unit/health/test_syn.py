@@ -7,18 +7,18 @@ import pytest
 
 from tests.unit.director.netns import in_own_network, sh
 from xenlb.health.transport.checksum import checksum
-from xenlb.health.via_vip.syn import ACK, RST, SYN, Ends, Reply, hear_only, packet, read
+from xenlb.health.via_vip.syn import ACK, RST, SYN, Endpoints, Reply, hear_only, packet, read
 
-FOUR = Ends(
+FOUR = Endpoints(
     source=ip_address("10.0.0.1"), port=40000, destination=ip_address("192.0.2.10"), to_port=80
 )
-SIX = Ends(
+SIX = Endpoints(
     source=ip_address("fd00::1"), port=40000, destination=ip_address("fd00:2::10"), to_port=80
 )
 
 
-def turned(ends: Ends) -> Ends:
-    return Ends(
+def turned(ends: Endpoints) -> Endpoints:
+    return Endpoints(
         source=ends.destination,
         port=ends.to_port,
         destination=ends.source,
@@ -26,7 +26,7 @@ def turned(ends: Ends) -> Ends:
     )
 
 
-def answer(ends: Ends, acknowledged: int, flags: int) -> bytes:
+def answer(ends: Endpoints, acknowledged: int, flags: int) -> bytes:
     """What the server says to it; the checksums are not looked at."""
     made = bytearray(packet(turned(ends), 7, flags))
     start = 20 if ends.source.version == 4 else 40
@@ -45,7 +45,7 @@ def test_the_bytes_of_a_syn() -> None:
 
 @pytest.mark.parametrize("ends", [FOUR, SIX])
 @pytest.mark.parametrize("flags", [SYN, RST])
-def test_the_checksums_are_right(ends: Ends, flags: int) -> None:
+def test_the_checksums_are_right(ends: Endpoints, flags: int) -> None:
     made = packet(ends, 0xFFFFFFFF, flags)
     start = 20 if ends.source.version == 4 else 40
     if start == 20:
@@ -57,7 +57,7 @@ def test_the_checksums_are_right(ends: Ends, flags: int) -> None:
 
 
 @pytest.mark.parametrize("ends", [FOUR, SIX])
-def test_answers_are_read(ends: Ends) -> None:
+def test_answers_are_read(ends: Endpoints) -> None:
     heard = Reply(ends=ends, acknowledged=9, refused=False)
     assert read(answer(ends, 9, SYN | ACK)) == heard
     assert read(answer(ends, 9, RST | ACK)) == Reply(ends=ends, acknowledged=9, refused=True)
@@ -82,9 +82,9 @@ def test_the_kernel_passes_on_answers_to_our_ports_only() -> None:
             hear_only(hearing, version, [40000, 40001, 40002])
             hearing.settimeout(5)
             other.sendto(bytes(60), (address, 40000))
-            last = Ends(source=own, port=40002, destination=own, to_port=1)
+            last = Endpoints(source=own, port=40002, destination=own, to_port=1)
             sent = [
-                answer(Ends(source=own, port=port, destination=own, to_port=80), port, flags)
+                answer(Endpoints(source=own, port=port, destination=own, to_port=80), port, flags)
                 for port in (39999, 40000, 40001, 40003)
                 for flags in (SYN, SYN | ACK, ACK, RST, RST | ACK)
             ]

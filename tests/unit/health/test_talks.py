@@ -40,7 +40,7 @@ from xenlb.model.checks import (
     Tcp,
     Tls,
 )
-from xenlb.model.events import Probed
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import Health
 
 # Requests that are no lines, in bytes.
@@ -207,8 +207,8 @@ def test_hanging(talk: Talk) -> None:
 
 
 def test_the_runner_tells_what_was_waited_for() -> None:
-    async def main() -> tuple[Probed, int]:
-        told: asyncio.Queue[Probed] = asyncio.Queue()
+    async def main() -> tuple[ProbeFinished, int]:
+        told: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(told.put_nowait, asyncio.get_running_loop().time)
         async with serving([Hang()]) as server:
             asks = target(Redis(), server.port, timeout=0.1)

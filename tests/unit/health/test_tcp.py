@@ -15,7 +15,7 @@ from tests.unit.director.netns import in_own_network, sh
 from xenlb.health.probes import tcp
 from xenlb.health.runner import HealthRunner
 from xenlb.health.transport.result import Answer, answer_budget, failed
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
 
@@ -130,13 +130,13 @@ def test_errors_in_words(code: int, up: bool | None, detail: str) -> None:
 
 
 def test_a_server_that_comes_later_is_told() -> None:
-    async def main() -> list[Probed]:
-        results: list[Probed] = []
+    async def main() -> list[ProbeFinished]:
+        results: list[ProbeFinished] = []
         with listening() as server:
             port = server.getsockname()[1]
         refused, accepted = asyncio.Event(), asyncio.Event()
 
-        def emit(result: Probed) -> None:
+        def emit(result: ProbeFinished) -> None:
             results.append(result)
             (accepted if result.up else refused).set()
 
@@ -158,8 +158,8 @@ def test_a_server_that_comes_later_is_told() -> None:
 
 
 def test_a_server_that_hangs_is_told_after_the_timeout() -> None:
-    async def main(port: int) -> Probed:
-        told: asyncio.Queue[Probed] = asyncio.Queue()
+    async def main(port: int) -> ProbeFinished:
+        told: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(told.put_nowait, asyncio.get_running_loop().time)
         runner.targets({target(port, timeout=0.2): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.health.certificates import NAME, certificates
 from tests.unit.health.servers import Hang, HangUp, answer_of, asked, down, target, up
-from xenlb.health.registry import ask, loaded
+from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.certificates import context_of, refused
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Tcp, Tls, TlsHandshake
@@ -161,11 +161,11 @@ def test_what_a_handshake_costs_is_reckoned_in_a_thread(tmp_path: Path) -> None:
     budget = answer_budget()
 
     async def main() -> tuple[Answer, float]:
-        await loaded(asked_of)
-        while not (await ask(target(Tcp(), port), answer_budget())).up:
+        await load_probe(asked_of)
+        while not (await run_probe(target(Tcp(), port), answer_budget())).up:
             await asyncio.sleep(0.05)
         began = time.thread_time()
-        answer = await ask(asked_of, budget)
+        answer = await run_probe(asked_of, budget)
         return answer, time.thread_time() - began
 
     with subprocess.Popen(

@@ -8,7 +8,7 @@ from tests.unit.director.netns import in_own_network
 from tests.unit.health.datagrams import answering, asked, closed_port, target
 from tests.unit.health.peer import PEER, PEER6, peer
 from tests.unit.health.virtual import run
-from xenlb.health.registry import ask
+from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Udp
 
@@ -46,7 +46,7 @@ def test_where_nothing_is_expected_any_answer_is_up() -> None:
 @pytest.mark.parametrize("expect", ["", "pong"])
 def test_a_closed_port_is_told_at_once(expect: str) -> None:
     port = closed_port()
-    probe = ask(target(Udp(send="ping", expect=expect), port, timeout=600), answer_budget())
+    probe = run_probe(target(Udp(send="ping", expect=expect), port, timeout=600), answer_budget())
     answer = asyncio.run(asyncio.wait_for(probe, 60))
     assert answer == Answer(up=False, detail=f"connection refused by 127.0.0.1 port {port}")
 
@@ -63,11 +63,11 @@ def test_a_port_that_has_refused_is_up_after_three_silences() -> None:
     async def main() -> list[bool | None]:
         port = closed_port()
         asks = target(Udp(send="x"), port, timeout=1.0)
-        said = [(await ask(asks, answer_budget())).up for _ in range(2)]
+        said = [(await run_probe(asks, answer_budget())).up for _ in range(2)]
         async with answering(lambda _: (), port=port):
             for _ in range(4):
                 await asyncio.sleep(5)
-                said.append((await ask(asks, answer_budget())).up)
+                said.append((await run_probe(asks, answer_budget())).up)
         return said
 
     assert run(main()) == [False, False, False, False, True, True]
@@ -77,9 +77,9 @@ def test_an_answer_after_a_refusal_is_up_at_once() -> None:
     async def main() -> list[bool | None]:
         port = closed_port()
         asks = target(Udp(send="x"), port, timeout=1.0)
-        said = [(await ask(asks, answer_budget())).up]
+        said = [(await run_probe(asks, answer_budget())).up]
         async with answering(lambda _: [b"here"], port=port):
-            said.append((await ask(asks, answer_budget())).up)
+            said.append((await run_probe(asks, answer_budget())).up)
         return said
 
     assert asyncio.run(main()) == [False, True]
@@ -93,7 +93,8 @@ def test_of_twenty_dead_ports_none_is_up(address: str) -> None:
 
     async def main() -> list[bool | None]:
         rounds = [
-            await asyncio.gather(*(ask(each, answer_budget()) for each in dead)) for _ in range(4)
+            await asyncio.gather(*(run_probe(each, answer_budget()) for each in dead))
+            for _ in range(4)
         ]
         return [answer.up for answers in rounds for answer in answers]
 
@@ -111,7 +112,9 @@ def test_a_live_port_beside_a_dead_one_is_up() -> None:
         async def main() -> list[bool | None]:
             return [
                 answer.up
-                for answer in await asyncio.gather(*(ask(each, answer_budget()) for each in asks))
+                for answer in await asyncio.gather(
+                    *(run_probe(each, answer_budget()) for each in asks)
+                )
             ]
 
         assert asyncio.run(main()) == [True, False]

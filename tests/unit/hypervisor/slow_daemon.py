@@ -21,7 +21,7 @@ from xenlb.hypervisor.libvirt import connections, event_loop
 from xenlb.hypervisor.libvirt import source as source_module
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
-from xenlb.hypervisor.threads import Stuck
+from xenlb.hypervisor.threads import CallTimeout
 from xenlb.model.events import HypervisorEvent
 
 CALLERS = 3
@@ -32,7 +32,7 @@ async def _ask(source: LibvirtSource) -> None:
     while True:
         try:
             await source.live_ids()
-        except (Unreachable, CallFailed, Stuck):
+        except (Unreachable, CallFailed, CallTimeout):
             await asyncio.sleep(0.01)
 
 

@@ -7,34 +7,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.hypervisor.address_policy import Context, NoAddress, judge, judge_all, parse
+from xenlb.hypervisor.address_policy import (
+    NoAddress,
+    PolicyContext,
+    check_address,
+    check_addresses,
+    parse,
+)
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.addresses import Found, Refused, Source
-from xenlb.model.reserved_addresses import Host, Taken, refusal
+from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
+from xenlb.model.reserved_addresses import AddressesInUse, HostNetwork, rejection_reason
 
 
 def addresses(*texts: str) -> frozenset[IPAddress]:
     return frozenset(map(ip_address, texts))
 
 
-CONTEXT = Context(
-    host=Host(
+CONTEXT = PolicyContext(
+    host=HostNetwork(
         own=addresses("10.0.0.1", "2001:db8::1"),
         gateways=addresses("10.0.0.254"),
         strangers=addresses("10.0.0.77"),
     ),
-    taken=Taken(
+    taken=AddressesInUse(
         services=addresses("10.0.0.100", "192.0.2.10"), sorry=addresses("10.0.0.99", "10.7.7.7")
     ),
     networks=(IPv4Network("10.0.0.0/24"), IPv6Network("2001:db8::/64"), IPv4Network("10.9.0.0/31")),
 )
-FORGEABLE = [Source.LEASE, Source.REPORTED, Source.NEIGHBOUR]
+FORGEABLE = [AddressSource.LEASE, AddressSource.REPORTED, AddressSource.NEIGHBOUR]
 
 
-@pytest.mark.parametrize("source", list(Source))
+@pytest.mark.parametrize("source", list(AddressSource))
 @pytest.mark.parametrize("text", ["10.0.0.11", "2001:db8::11", "10.9.0.0", "10.9.0.1"])
-def test_address_in_a_network_of_the_host(text: str, source: Source) -> None:
-    assert judge(text, source, CONTEXT) == Found(address=ip_address(text), source=source)
+def test_address_in_a_network_of_the_host(text: str, source: AddressSource) -> None:
+    assert check_address(text, source, CONTEXT) == AddressCandidate(
+        address=ip_address(text), source=source
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,28 +81,28 @@ def test_address_in_a_network_of_the_host(text: str, source: Source) -> None:
         ("10.0.0.77", "no guest"),
     ],
 )
-@pytest.mark.parametrize("source", list(Source))
-def test_refused_from_every_source(text: str, reason: str, source: Source) -> None:
-    verdict = judge(text, source, CONTEXT)
-    assert isinstance(verdict, Refused)
+@pytest.mark.parametrize("source", list(AddressSource))
+def test_refused_from_every_source(text: str, reason: str, source: AddressSource) -> None:
+    verdict = check_address(text, source, CONTEXT)
+    assert isinstance(verdict, RejectedAddress)
     assert reason in verdict.reason
     assert verdict.source is source
 
 
 def test_a_refused_address_is_told_in_its_usual_notation() -> None:
-    verdict = judge("2001:DB8:0:1::1", Source.REPORTED, CONTEXT)
-    assert isinstance(verdict, Refused)
+    verdict = check_address("2001:DB8:0:1::1", AddressSource.REPORTED, CONTEXT)
+    assert isinstance(verdict, RejectedAddress)
     assert verdict.text == "2001:db8:0:1::1"
 
 
 @pytest.mark.parametrize("text", ["10.0.1.11", "192.168.1.1", "2001:db8:0:1::1", "8.8.8.8"])
 def test_outside_only_where_the_host_says_so(text: str) -> None:
     for source in FORGEABLE:
-        verdict = judge(text, source, CONTEXT)
-        assert isinstance(verdict, Refused)
+        verdict = check_address(text, source, CONTEXT)
+        assert isinstance(verdict, RejectedAddress)
         assert "no network" in verdict.reason
-    assert judge(text, Source.INTERFACE_XML, CONTEXT) == Found(
-        address=ip_address(text), source=Source.INTERFACE_XML
+    assert check_address(text, AddressSource.INTERFACE_XML, CONTEXT) == AddressCandidate(
+        address=ip_address(text), source=AddressSource.INTERFACE_XML
     )
 
 
@@ -102,56 +110,60 @@ def test_networks_of_the_configuration_narrow_and_do_not_add() -> None:
     within = (IPv4Network("10.0.0.0/28"), IPv4Network("192.168.0.0/16"))
     context = replace(CONTEXT, within=within)
     for source in FORGEABLE:
-        assert isinstance(judge("10.0.0.11", source, context), Found)
+        assert isinstance(check_address("10.0.0.11", source, context), AddressCandidate)
         for text, reason in (
             ("10.0.0.30", "none of guests.networks"),
             ("2001:db8::11", "none of guests.networks"),
             ("192.168.1.1", "no network of this host"),
         ):
-            verdict = judge(text, source, context)
-            assert isinstance(verdict, Refused)
+            verdict = check_address(text, source, context)
+            assert isinstance(verdict, RejectedAddress)
             assert reason in verdict.reason
-    assert isinstance(judge("10.0.0.30", Source.INTERFACE_XML, context), Found)
+    assert isinstance(
+        check_address("10.0.0.30", AddressSource.INTERFACE_XML, context), AddressCandidate
+    )
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0", "10.0.0.255", "2001:db8::"])
 def test_edges_of_a_network(text: str) -> None:
-    assert isinstance(judge(text, Source.REPORTED, CONTEXT), Refused)
+    assert isinstance(check_address(text, AddressSource.REPORTED, CONTEXT), RejectedAddress)
 
 
 def test_best_source_first_and_each_address_once() -> None:
-    found, refused = judge_all(
+    found, refused = check_addresses(
         [
-            ("10.0.0.12", Source.NEIGHBOUR),
-            ("10.0.0.11", Source.REPORTED),
-            ("10.0.0.13", Source.REPORTED),
-            ("8.8.8.8", Source.REPORTED),
-            ("8.8.8.8", Source.NEIGHBOUR),
-            ("10.0.0.11", Source.LEASE),
+            ("10.0.0.12", AddressSource.NEIGHBOUR),
+            ("10.0.0.11", AddressSource.REPORTED),
+            ("10.0.0.13", AddressSource.REPORTED),
+            ("8.8.8.8", AddressSource.REPORTED),
+            ("8.8.8.8", AddressSource.NEIGHBOUR),
+            ("10.0.0.11", AddressSource.LEASE),
         ],
         CONTEXT,
     )
     assert [(str(f.address), f.source) for f in found] == [
-        ("10.0.0.11", Source.LEASE),
-        ("10.0.0.12", Source.NEIGHBOUR),
-        ("10.0.0.13", Source.REPORTED),
+        ("10.0.0.11", AddressSource.LEASE),
+        ("10.0.0.12", AddressSource.NEIGHBOUR),
+        ("10.0.0.13", AddressSource.REPORTED),
     ]
-    assert [(r.text, r.source) for r in refused] == [("8.8.8.8", Source.NEIGHBOUR)]
+    assert [(r.text, r.source) for r in refused] == [("8.8.8.8", AddressSource.NEIGHBOUR)]
 
 
 @given(
     candidate=st.text() | st.binary() | st.ip_addresses().map(str),
     source=st.sampled_from(FORGEABLE),
 )
-def test_what_a_guest_says_is_bounded_and_inside(candidate: str | bytes, source: Source) -> None:
-    match judge(candidate, source, CONTEXT):
-        case Found() as found:
+def test_what_a_guest_says_is_bounded_and_inside(
+    candidate: str | bytes, source: AddressSource
+) -> None:
+    match check_address(candidate, source, CONTEXT):
+        case AddressCandidate() as found:
             assert any(
                 found.address.version == network.version and found.address in network
                 for network in CONTEXT.networks
             )
-            assert not refusal(found.address, CONTEXT.host, CONTEXT.taken)
-        case Refused() as refused:
+            assert not rejection_reason(found.address, CONTEXT.host, CONTEXT.taken)
+        case RejectedAddress() as refused:
             assert len(refused.text) <= 64
             assert refused.text.isprintable()
 

@@ -17,8 +17,8 @@ from tests.unit.hypervisor.running import clock, ended, run, until
 from xenlb.hypervisor.libvirt import connections, event_loop, queries, session
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
-from xenlb.hypervisor.threads import Stuck
-from xenlb.model.events import Disconnected, GuestId, HypervisorEvent, Listed, Paused, Stopped
+from xenlb.hypervisor.threads import CallTimeout
+from xenlb.model.events import Disconnected, GuestId, GuestsListed, HypervisorEvent, Paused, Stopped
 from xenlb.model.settings import KEEPALIVE
 
 pytestmark = pytest.mark.skipif(
@@ -143,7 +143,7 @@ def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None
             threads = threading.active_count()
             daemon.signal(signal.SIGSTOP)
             for _ in range(connections.CALLS + 2):
-                with pytest.raises(Stuck, match=r"within 0\.1 s"):
+                with pytest.raises(CallTimeout, match=r"within 0\.1 s"):
                     await source.ask(queries.live_ids, limit=0.1)
             # The connections were hung up: their threads are not left with a daemon that hangs.
             # (libvirt.open connects, which the daemon's backlog takes, and then asks.)
@@ -193,7 +193,7 @@ def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
             daemon.signal(signal.SIGCONT)
             await asyncio.to_thread(daemon.virsh, "suspend test")
             await until(lambda: any(isinstance(e, Paused) for e in events), "the event")
-        assert [type(event) for event in events] == [Listed, Paused]
+        assert [type(event) for event in events] == [GuestsListed, Paused]
 
     run(main)
 
@@ -240,7 +240,7 @@ def test_listing_that_never_ends_ends_the_connection(
             await until(lambda: any(isinstance(e, Disconnected) for e in events), "the loss")
             gate.go.set()
             await until(lambda: source.connected, "connected again")
-            assert [type(e) for e in events] == [Listed, Disconnected, Listed]
+            assert [type(e) for e in events] == [GuestsListed, Disconnected, GuestsListed]
 
     run(main)
 
@@ -257,7 +257,7 @@ def test_driver_in_this_process_has_one_connection(short: Path) -> None:
         events: list[HypervisorEvent] = []
         async with running(f"test://{file}", events) as source:
             (listed,) = events
-            assert isinstance(listed, Listed)
+            assert isinstance(listed, GuestsListed)
             await source.shutdown(listed.guests[0].guest)
             await until(lambda: any(isinstance(e, Stopped) for e in events), "the event")
             assert await source.live_ids() == frozenset()

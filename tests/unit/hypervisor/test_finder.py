@@ -15,17 +15,17 @@ import pytest
 from tests.fakes.xenstored import FakeXenstored
 from tests.unit.hypervisor.running import clock, ended, run, until
 from xenlb.hypervisor.addresses import finder, host_network
-from xenlb.hypervisor.addresses.finder import AddressFinder, searching
+from xenlb.hypervisor.addresses.finder import AddressFinder, search_interval
 from xenlb.hypervisor.addresses.host_network import HostView
-from xenlb.hypervisor.addresses.host_network_cache import MOST_ASKED, HostSight
+from xenlb.hypervisor.addresses.host_network_cache import MOST_ASKED, HostNetworkCache
 from xenlb.hypervisor.libvirt.domain_xml import Interface
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.libvirt.xml_text import Malformed
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.addresses import Source
+from xenlb.model.addresses import AddressSource
 from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
-from xenlb.model.reserved_addresses import STRANGER, Host, HostSeen, Taken
+from xenlb.model.reserved_addresses import STRANGER, AddressesInUse, HostNetwork, HostNetworkChanged
 
 URI = "test:///default"
 MAC = "00:16:3e:00:00:0b"
@@ -50,8 +50,8 @@ HOST = HostView(
 )
 
 
-def taken(*texts: str) -> Taken:
-    return Taken(services=frozenset(map(ip_address, texts)))
+def taken(*texts: str) -> AddressesInUse:
+    return AddressesInUse(services=frozenset(map(ip_address, texts)))
 
 
 class Running:
@@ -61,7 +61,7 @@ class Running:
         self.host = host
         self.guest = GuestId(uri=URI, uuid=UUID(domain.UUIDString()))
         self.found: list[AddressesFound] = []
-        self.hosts: list[Host] = []
+        self.hosts: list[HostNetwork] = []
         self.nudged: list[IPAddress] = []
         self.nudge: Callable[[IPAddress], None] = self.nudged.append
         self.daemon = FakeXenstored(str(folder / "socket"))
@@ -72,8 +72,8 @@ class Running:
             clock,
             {URI: self.libvirt},
             {URI: self.xenstore},
-            look=lambda: self.host,
-            nudge=self._nudge,
+            read_host_network=lambda: self.host,
+            probe_neighbour=self._nudge,
         )
         self.finder.context(taken("10.0.0.100"), ())
         self.tasks: list[asyncio.Task[None]] = []
@@ -82,7 +82,7 @@ class Running:
         match event:
             case AddressesFound():
                 self.found.append(event)
-            case HostSeen():
+            case HostNetworkChanged():
                 self.hosts.append(event.host)
             case _:
                 pass
@@ -102,7 +102,7 @@ class Running:
             await ended(task)
         await self.daemon.stop()
 
-    async def seen(self, number: int) -> list[tuple[str, Source]]:
+    async def seen(self, number: int) -> list[tuple[str, AddressSource]]:
         await until(lambda: len(self.found) >= number, f"result number {number}")
         assert len(self.found) == number
         return [(str(each.address), each.source) for each in self.found[-1].found]
@@ -133,16 +133,19 @@ def test_interface_xml_comes_first_and_leases_follow(short: Path, domain: Any) -
         async with Running(short, domain) as it:
             it.finder.interest({it.guest: 4})
             # The test driver invents a lease, outside of the network of br0.
-            assert await it.seen(1) == [("10.0.0.11", Source.INTERFACE_XML)]
+            assert await it.seen(1) == [("10.0.0.11", AddressSource.INTERFACE_XML)]
             (event,) = it.found
             assert (event.guest, event.incarnation) == (it.guest, 4)
-            assert [r.source for r in event.refused] == [Source.LEASE]
+            assert [r.source for r in event.refused] == [AddressSource.LEASE]
             assert "no network" in event.refused[0].reason
             # A network of the configuration adds none.
             (text,) = (r.text for r in event.refused)
             it.finder.context(taken("10.0.0.100"), (IPv4Network("192.168.0.0/16"),))
             it.host = replace(HOST, networks={"br0": (IPv4Network("192.168.0.0/16"),)})
-            assert await it.seen(2) == [("10.0.0.11", Source.INTERFACE_XML), (text, Source.LEASE)]
+            assert await it.seen(2) == [
+                ("10.0.0.11", AddressSource.INTERFACE_XML),
+                (text, AddressSource.LEASE),
+            ]
 
     run(main)
 
@@ -157,7 +160,7 @@ def test_what_a_guest_reports_is_judged_and_kept(short: Path, without: Any) -> N
             refused = {(r.text, r.reason) for r in it.found[0].refused}
             assert ("10.0.0.100", "it is a service address") in refused
             it.daemon.write(path, "10.0.0.11")  # found at the next look, a second later
-            assert await it.seen(2) == [("10.0.0.11", Source.REPORTED)]
+            assert await it.seen(2) == [("10.0.0.11", AddressSource.REPORTED)]
             it.daemon.remove("/local/domain/4/attr")  # its agent restarts
             it.finder.context(taken("10.0.0.99"), ())  # has everything looked at again
             await asyncio.sleep(0.5)
@@ -180,7 +183,7 @@ def test_flood_of_reports_is_cut(short: Path, without: Any) -> None:
                     )
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == []
-            reported = [r for r in it.found[0].refused if r.source is Source.REPORTED]
+            reported = [r for r in it.found[0].refused if r.source is AddressSource.REPORTED]
             assert len(reported) == 16
             assert all(r.text.isprintable() for r in reported)
 
@@ -196,7 +199,7 @@ def test_neighbour_of_the_guests_mac(short: Path, without: Any) -> None:
     async def main() -> None:
         async with Running(short, without, replace(HOST, neighbours=both)) as it:
             it.finder.interest({it.guest: 4})
-            assert await it.seen(1) == [("10.0.0.11", Source.NEIGHBOUR)]
+            assert await it.seen(1) == [("10.0.0.11", AddressSource.NEIGHBOUR)]
             # The table forgets an idle neighbour; that is no reason to lose it.
             it.host = HOST
             it.finder.context(taken(), ())
@@ -237,13 +240,13 @@ def test_guests_of_no_interest_are_left_alone(short: Path, domain: Any) -> None:
             await asyncio.sleep(1.5)
             assert len(it.found) == 1
             it.finder.interest({it.guest: 4})  # of interest again: told anew
-            assert await it.seen(2) == [("10.0.0.11", Source.INTERFACE_XML)]
+            assert await it.seen(2) == [("10.0.0.11", AddressSource.INTERFACE_XML)]
 
     run(main)
 
 
 def test_this_host_is_read() -> None:
-    view = host_network.look()
+    view = host_network.read_host_network()
     assert ip_address("127.0.0.1") in view.own
     assert "lo" in view.networks
     assert not any(gateway in view.own for gateway in view.gateways)
@@ -320,7 +323,7 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
                 it.daemon.write(f"/local/domain/4/attr/vif/0/ipv4/{number}", text)
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == []
-            reported = [r for r in it.found[0].refused if r.source is Source.REPORTED]
+            reported = [r for r in it.found[0].refused if r.source is AddressSource.REPORTED]
             reasons = {each.text: each.reason for each in reported}
             assert set(reasons) == set(lies)
             assert "no network of this host's interfaces" in reasons["10.99.0.5"]
@@ -328,7 +331,7 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
             assert reasons["10.0.0.77"] == STRANGER
             assert set(it.nudged) == {ip_address("10.0.0.77")}  # is that machine still there?
             it.host = HOST  # it is not
-            assert await it.seen(2) == [("10.0.0.77", Source.REPORTED)]
+            assert await it.seen(2) == [("10.0.0.77", AddressSource.REPORTED)]
 
     run(main)
 
@@ -351,7 +354,7 @@ def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
             it.daemon.write(f"{base}/0", "10.0.0.77")
             it.daemon.write(f"{base}/1", "10.0.0.11")
             it.finder.interest({it.guest: 4})
-            assert await it.seen(1) == [("10.0.0.11", Source.REPORTED)]
+            assert await it.seen(1) == [("10.0.0.11", AddressSource.REPORTED)]
             assert STRANGER in [each.reason for each in it.found[0].refused]
             assert it.nudged.count(ip_address("10.0.0.11")) == 1
 
@@ -360,7 +363,7 @@ def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
 
 def test_a_guest_that_reports_ever_other_addresses_is_asked_after_for_a_while_only() -> None:
     nudged: list[IPAddress] = []
-    sight = HostSight(lambda event: None, clock, lambda: HOST, nudged.append)
+    sight = HostNetworkCache(lambda event: None, clock, lambda: HOST, nudged.append)
     asked: set[IPAddress] = set()
     waits = [sight.find_out([ip_address(f"10.0.0.{n}")], asked) for n in range(1, 200)]
     assert waits == [True] * MOST_ASKED + [False] * (199 - MOST_ASKED)
@@ -403,7 +406,7 @@ def test_xml_that_cannot_be_read_is_told(short: Path, without: Any, monkeypatch:
 def test_a_guest_without_an_address_is_looked_at_ever_more_rarely() -> None:
     times = [0.0]
     while times[-1] < 86400:
-        times.append(times[-1] + searching(times[-1]))
+        times.append(times[-1] + search_interval(times[-1]))
     assert len([at for at in times if at <= 10]) == 11, "every second while it boots"
     assert len(times) < 1550, "a look a minute, in the end"
     late = [after - before for before, after in itertools.pairwise(times)]

@@ -13,7 +13,7 @@ import pytest
 from xenlb.hypervisor.addresses import guest_agents
 from xenlb.hypervisor.addresses.guest_agents import AgentRecord, GuestAgents, _ask_agent
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection
-from xenlb.hypervisor.threads import Stuck
+from xenlb.hypervisor.threads import CallTimeout
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Source:
             if uuid in self.hung:
                 async with asyncio.timeout(5):  # of the test
                     await asyncio.sleep(60 if limit is None else limit)
-                raise Stuck(f"no answer within {limit} s")
+                raise CallTimeout(f"no answer within {limit} s")
             await asyncio.sleep(0)
             return cast(T, ["10.0.0.11"])
         finally:

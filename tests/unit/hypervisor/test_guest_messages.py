@@ -10,7 +10,7 @@ from tests.unit.hypervisor.running import run, until
 from tests.unit.hypervisor.test_xenstore_source import MAIL, WEB, Running, guest
 from xenlb.hypervisor.xenstore import guest_messages
 from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, Topic
-from xenlb.model.events import Ask, Asked, Stays
+from xenlb.model.events import RequestKind, ShutdownCancelled, ShutdownRequested
 
 
 def word(domid: int) -> str:
@@ -18,7 +18,7 @@ def word(domid: int) -> str:
 
 
 def stays(it: Running) -> list[int | None]:
-    return [event.incarnation for event in it.events if isinstance(event, Stays)]
+    return [event.incarnation for event in it.events if isinstance(event, ShutdownCancelled)]
 
 
 def test_leaving_and_staying(short: Path) -> None:
@@ -31,14 +31,14 @@ def test_leaving_and_staying(short: Path) -> None:
             await until(lambda: stays(it) == [4], "its boot")
             it.daemon.write(word(4), "leaving")
             await until(it.asks, "the word")
-            assert it.asks() == [(4, Ask.INSIDE)]
+            assert it.asks() == [(4, RequestKind.INSIDE)]
             asked = it.events[-1]
-            assert isinstance(asked, Asked)
+            assert isinstance(asked, ShutdownRequested)
             assert asked.guest == guest(MAIL)
             it.daemon.write(word(4), "leaving")  # no news
             it.daemon.write(word(4), "staying")
             await until(lambda: stays(it) == [4, 4], "it stays")
-            assert it.asks() == [(4, Ask.INSIDE)]
+            assert it.asks() == [(4, RequestKind.INSIDE)]
 
     run(main)
 
@@ -55,7 +55,7 @@ def test_said_while_the_agent_was_away(short: Path) -> None:
             await until(lambda: not it.source.connected, "the connection is lost")
             await until(lambda: it.source.connected, "it is back")
             await it.settled()
-            assert it.asks() == [(4, Ask.INSIDE)]
+            assert it.asks() == [(4, RequestKind.INSIDE)]
             it.daemon.write(word(4), "staying")
             await until(lambda: stays(it) == [4], "it stays")
 
@@ -98,11 +98,11 @@ def _soon_heard_again(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_soon_heard_again")
 @pytest.mark.parametrize(
     ("topic", "said", "ask"),
-    [(HOLD, "leaving", Ask.INSIDE), (SHUTDOWN, "poweroff", Ask.POWEROFF)],
+    [(HOLD, "leaving", RequestKind.INSIDE), (SHUTDOWN, "poweroff", RequestKind.POWEROFF)],
     ids=["hold", "shutdown"],
 )
 def test_one_that_writes_without_end_is_not_heard_for_a_while(
-    topic: Topic, said: str, ask: Ask, short: Path, caplog: pytest.LogCaptureFixture
+    topic: Topic, said: str, ask: RequestKind, short: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = topic.path
 

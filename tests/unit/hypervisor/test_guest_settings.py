@@ -8,7 +8,7 @@ from tests.fakes.xenstored import WRITE
 from tests.unit.hypervisor.running import run, until
 from tests.unit.hypervisor.test_xenstore_source import MAIL, Running
 from xenlb.hypervisor.xenstore import guest_settings
-from xenlb.hypervisor.xenstore.client import Unavailable
+from xenlb.hypervisor.xenstore.client import XenstoreUnavailable
 
 BASE = "/local/domain/4/vm-data/xenlb"
 TEXT = "xenlb 1\n" + "".join(f"address 192.0.2.{n % 250} lo\n" for n in range(400))
@@ -74,7 +74,7 @@ def test_without_xenstore(short: Path) -> None:
         async with Running(short) as it:
             it.daemon.drop()
             await until(lambda: not it.source.connected, "the connection is lost")
-            with pytest.raises(Unavailable):
+            with pytest.raises(XenstoreUnavailable):
                 await it.source.offer(4, TEXT)
 
     run(main)

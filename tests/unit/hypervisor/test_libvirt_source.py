@@ -26,17 +26,17 @@ from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.model.events import (
     Disconnected,
+    DomainState,
     GuestId,
+    GuestsListed,
     HypervisorEvent,
-    Listed,
     MetadataChanged,
     MetadataService,
     Paused,
-    Power,
     Resumed,
     Started,
-    Stop,
     Stopped,
+    StopReason,
     Undefined,
 )
 from xenlb.model.settings import KEEPALIVE
@@ -116,9 +116,9 @@ METADATA = "<services><service name='mail' weight='2'/></services>"
 
 async def _life(it: Running, do: Callable[[str], object]) -> None:
     """`do` one of suspend, resume, metadata, shutdown, create, destroy, in a thread."""
-    (listed,) = it.of(Listed)
+    (listed,) = it.of(GuestsListed)
     (guest,) = listed.guests
-    assert (guest.guest, guest.name, guest.power) == (it.guest, "test", Power.RUNNING)
+    assert (guest.guest, guest.name, guest.power) == (it.guest, "test", DomainState.RUNNING)
     assert guest.incarnation is not None
     assert listed.asked <= listed.at
     first = guest.incarnation
@@ -135,7 +135,7 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
 
     await asyncio.to_thread(do, "shutdown")
     stopped = await it.seen(Stopped)
-    assert (stopped.guest, stopped.why) == (it.guest, Stop.SHUTDOWN)
+    assert (stopped.guest, stopped.why) == (it.guest, StopReason.SHUTDOWN)
     assert stopped.incarnation in {None, first}
     assert await it.source.live_ids() == frozenset()
 
@@ -148,15 +148,24 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
     await it.seen(MetadataChanged, 2)
 
     await asyncio.to_thread(do, "destroy")
-    assert (await it.seen(Stopped, 2)).why is Stop.DESTROYED
+    assert (await it.seen(Stopped, 2)).why is StopReason.DESTROYED
     await asyncio.to_thread(do, "create")
     again = await it.seen(Started, 2)
 
     await it.source.relist()
-    relisted = it.of(Listed)[-1]
+    relisted = it.of(GuestsListed)[-1]
     assert [g.incarnation for g in relisted.guests] == [again.incarnation]
     order = [type(e) for e in it.events if not isinstance(e, MetadataChanged)]
-    assert order == [Listed, Paused, Resumed, Stopped, Started, Stopped, Started, Listed]
+    assert order == [
+        GuestsListed,
+        Paused,
+        Resumed,
+        Stopped,
+        Started,
+        Stopped,
+        Started,
+        GuestsListed,
+    ]
     assert [e.at for e in it.events] == sorted(e.at for e in it.events)
 
 
@@ -195,7 +204,7 @@ def test_agent_asks_a_guest_to_shut_down(domain: Any) -> None:
     async def main() -> None:
         async with Running("test:///default") as it:
             await it.source.shutdown(it.guest)
-            assert (await it.seen(Stopped)).why is Stop.SHUTDOWN
+            assert (await it.seen(Stopped)).why is StopReason.SHUTDOWN
             gone = GuestId(uri=it.guest.uri, uuid=UUID(int=1))
             with pytest.raises(CallFailed, match="Domain not found"):
                 await it.source.shutdown(gone)
@@ -224,9 +233,11 @@ def test_transient_and_undefined_guests() -> None:
             defined = connection.defineXML(xml.format("defined"))
             uuid = UUID(defined.UUIDString())
             # Nothing runs because of it, but it can be spoken of.
-            await until(lambda: uuid in {g.guest.uuid for g in it.of(Listed)[-1].guests}, "listed")
-            described = {g.guest.uuid: g for g in it.of(Listed)[-1].guests}[uuid]
-            assert (described.power, described.incarnation) == (Power.OFF, None)
+            await until(
+                lambda: uuid in {g.guest.uuid for g in it.of(GuestsListed)[-1].guests}, "listed"
+            )
+            described = {g.guest.uuid: g for g in it.of(GuestsListed)[-1].guests}[uuid]
+            assert (described.power, described.incarnation) == (DomainState.OFF, None)
             defined.undefine()
             assert (await it.seen(Undefined)).guest.uuid == uuid
             connection.close()
@@ -247,7 +258,7 @@ def test_daemon_down_at_start_is_said_once_and_waited_for(
         await asyncio.sleep(0.4)  # three attempts
         assert [type(e) for e in it.events] == [Disconnected]
         await asyncio.to_thread(daemon.start)
-        await it.seen(Listed)
+        await it.seen(GuestsListed)
         await ended(task)
 
     run(main)
@@ -268,7 +279,7 @@ def test_daemon_killed_and_started_again(daemon: Daemon) -> None:
                 with pytest.raises(Unreachable):
                     await it.source.live_ids()
                 await asyncio.to_thread(daemon.start)
-                await it.seen(Listed, number + 1)
+                await it.seen(GuestsListed, number + 1)
             # Its events come again.
             await asyncio.to_thread(daemon.virsh, "destroy test")
             await it.seen(Stopped)
@@ -303,7 +314,7 @@ def test_hung_daemon_is_noticed_and_found_again(
             # It takes connections and does not answer: one attempt waits, not one each half second.
             assert threading.active_count() <= threads + 1
             daemon.signal(signal.SIGCONT)
-            await it.seen(Listed, 2)
+            await it.seen(GuestsListed, 2)
 
     run(main)
 
@@ -329,7 +340,7 @@ def test_daemon_that_hangs_in_the_first_listing_is_noticed(
         assert "keepalive" in lost.reason
         monkeypatch.setattr(queries, "list_domains", list_domains)
         daemon.signal(signal.SIGCONT)
-        await it.seen(Listed)
+        await it.seen(GuestsListed)
         await ended(task)
         await until(_idle, "the end of libvirt's handles and timers")
 
@@ -427,9 +438,9 @@ def test_event_for_an_unnamed_guest_waits_for_its_listing(
         assert it.events == []
         held.set()
         await it.seen(Paused)
-        assert [type(e) for e in it.events] == [Listed, Paused]
+        assert [type(e) for e in it.events] == [GuestsListed, Paused]
         listed, paused = it.events
-        assert isinstance(listed, Listed)
+        assert isinstance(listed, GuestsListed)
         assert isinstance(paused, Paused)
         assert listed.asked < paused.at < listed.at  # so the model knows which is newer
         await ended(task)

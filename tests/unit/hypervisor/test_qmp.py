@@ -5,33 +5,40 @@ from uuid import UUID
 import pytest
 
 from xenlb.hypervisor.libvirt.qmp import read
-from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed, Stays
+from xenlb.model.events import (
+    GuestId,
+    HypervisorEvent,
+    RequestKind,
+    Resumed,
+    ShutdownCancelled,
+    ShutdownRequested,
+)
 
 GUEST = GuestId(uri="qemu:///system", uuid=UUID(int=1))
 
 
-def asked(ask: Ask) -> Asked:
-    return Asked(at=9.0, guest=GUEST, incarnation=4, ask=ask)
+def asked(ask: RequestKind) -> ShutdownRequested:
+    return ShutdownRequested(at=9.0, guest=GUEST, incarnation=4, ask=ask)
 
 
 @pytest.mark.parametrize(
     ("event", "details", "told"),
     [
-        ("POWERDOWN", None, asked(Ask.POWERDOWN)),
-        ("POWERDOWN", "{}", asked(Ask.POWERDOWN)),
-        ("VSERPORT_CHANGE", '{"open":true,"id":"ua-xenlb"}', asked(Ask.INSIDE)),
+        ("POWERDOWN", None, asked(RequestKind.POWERDOWN)),
+        ("POWERDOWN", "{}", asked(RequestKind.POWERDOWN)),
+        ("VSERPORT_CHANGE", '{"open":true,"id":"ua-xenlb"}', asked(RequestKind.INSIDE)),
         (
             "VSERPORT_CHANGE",
             '{"open":false,"id":"ua-xenlb"}',
-            Stays(at=9.0, guest=GUEST, incarnation=4),
+            ShutdownCancelled(at=9.0, guest=GUEST, incarnation=4),
         ),
         ("VSERPORT_CHANGE", '{"open":true,"id":"channel0"}', None),
         ("VSERPORT_CHANGE", '{"id":"ua-xenlb"}', None),
         ("VSERPORT_CHANGE", "[]", None),
         ("VSERPORT_CHANGE", "not JSON", None),
         ("VSERPORT_CHANGE", None, None),
-        ("MIGRATION", '{"status":"setup"}', asked(Ask.SUSPEND)),
-        ("MIGRATION", '{"status":"active"}', asked(Ask.SUSPEND)),
+        ("MIGRATION", '{"status":"setup"}', asked(RequestKind.SUSPEND)),
+        ("MIGRATION", '{"status":"active"}', asked(RequestKind.SUSPEND)),
         ("MIGRATION", '{"status":"completed"}', None),
         ("MIGRATION", '{"status":"failed"}', Resumed(at=9.0, guest=GUEST, incarnation=4)),
         ("MIGRATION", '{"status":"cancelled"}', Resumed(at=9.0, guest=GUEST, incarnation=4)),

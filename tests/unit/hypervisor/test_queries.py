@@ -56,9 +56,9 @@ def test_what_libvirt_refuses_is_raised_and_not_printed() -> None:
     """In a process of its own: who speaks is settled for a process as a whole."""
     code = """\
 import libvirt
-from xenlb.hypervisor.libvirt.queries import CallFailed, asking
+from xenlb.hypervisor.libvirt.queries import CallFailed, libvirt_errors
 try:
-    with asking():
+    with libvirt_errors():
         libvirt.open("qemu+unix:///system?socket=/no/such")
 except CallFailed as error:
     print(error)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.unit.hypervisor.running import run, until
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.threads import CallTimeout, in_thread
 
 
 def test_result_and_error_reach_the_caller() -> None:
@@ -36,7 +36,7 @@ def test_late_result_is_handed_over_once(how: str) -> None:
         limit = 0.05 if how == "limit" else None
         task = asyncio.create_task(in_thread(call, limit=limit, late=late.append))
         if how == "limit":
-            with pytest.raises(Stuck, match=r"0\.05 s"):
+            with pytest.raises(CallTimeout, match=r"0\.05 s"):
                 await task
         else:
             await asyncio.sleep(0.05)
@@ -74,7 +74,7 @@ def test_thread_may_outlive_its_loop() -> None:
         return 7
 
     async def main() -> None:
-        with pytest.raises(Stuck):
+        with pytest.raises(CallTimeout):
             await in_thread(call, limit=0.05, late=late.append)
 
     run(main)

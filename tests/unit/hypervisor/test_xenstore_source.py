@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.fakes.xenstored import READ, UNWATCH, FakeXenstored
 from tests.unit.hypervisor.running import clock, ended, run, until
 from xenlb.hypervisor.xenstore import source
-from xenlb.hypervisor.xenstore.client import Unavailable, XenstoreClient
+from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Message, Type, encode, strings
-from xenlb.model.events import Ask, Asked, Died, GuestId, HypervisorEvent
+from xenlb.model.events import Died, GuestId, HypervisorEvent, RequestKind, ShutdownRequested
 
 URI = "xen:///system"
 MAIL, WEB = UUID(int=1), UUID(int=2)
@@ -57,8 +57,8 @@ class Running:
         """Everything sent so far has been worked off."""
         await asyncio.sleep(0.05)
 
-    def asks(self) -> list[tuple[int | None, Ask]]:
-        return [(e.incarnation, e.ask) for e in self.events if isinstance(e, Asked)]
+    def asks(self) -> list[tuple[int | None, RequestKind]]:
+        return [(e.incarnation, e.ask) for e in self.events if isinstance(e, ShutdownRequested)]
 
     def deaths(self) -> list[tuple[UUID, int | None]]:
         return [(e.guest.uuid, e.incarnation) for e in self.events if isinstance(e, Died)]
@@ -70,14 +70,16 @@ class Running:
 @pytest.mark.parametrize(
     ("word", "ask"),
     [
-        ("poweroff", Ask.POWEROFF),
-        ("halt", Ask.POWEROFF),
-        ("reboot", Ask.REBOOT),
-        ("suspend", Ask.SUSPEND),
-        ("dance", Ask.POWERDOWN),
+        ("poweroff", RequestKind.POWEROFF),
+        ("halt", RequestKind.POWEROFF),
+        ("reboot", RequestKind.REBOOT),
+        ("suspend", RequestKind.SUSPEND),
+        ("dance", RequestKind.POWERDOWN),
     ],
 )
-def test_request_is_told_with_its_kind_and_incarnation(short: Path, word: str, ask: Ask) -> None:
+def test_request_is_told_with_its_kind_and_incarnation(
+    short: Path, word: str, ask: RequestKind
+) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -89,7 +91,7 @@ def test_request_is_told_with_its_kind_and_incarnation(short: Path, word: str, a
             await it.settled()
             assert it.asks() == [(7, ask)]
             (event,) = it.events
-            assert isinstance(event, Asked)
+            assert isinstance(event, ShutdownRequested)
             assert event.guest == guest(WEB)
 
     run(main)
@@ -104,7 +106,7 @@ def test_domains_there_before_the_agent_are_watched(short: Path) -> None:
             assert it.events == []
             it.request(4, "reboot")
             await until(it.asks, "the request")
-            assert it.asks() == [(4, Ask.REBOOT)]
+            assert it.asks() == [(4, RequestKind.REBOOT)]
 
     run(main)
 
@@ -135,7 +137,7 @@ def test_request_that_the_guest_took_first_is_not_lost(short: Path) -> None:
             await it.settled()
             it.daemon.answering.set()
             await until(it.asks, "the request")
-            assert it.asks() == [(4, Ask.POWERDOWN)]
+            assert it.asks() == [(4, RequestKind.POWERDOWN)]
             assert it.source.missed == 1
             it.request(4, "")  # one firing alone is no request
             await it.settled()
@@ -219,7 +221,7 @@ def test_reboot_gives_a_death_of_the_old_and_watches_the_new(short: Path) -> Non
             await it.settled()
             it.request(5, "poweroff")
             await until(lambda: len(it.asks()) == 2, "the second request")
-            assert it.asks() == [(4, Ask.REBOOT), (5, Ask.POWEROFF)]
+            assert it.asks() == [(4, RequestKind.REBOOT), (5, RequestKind.POWEROFF)]
             assert it.deaths() == [(MAIL, 4)]
 
     run(main)
@@ -241,7 +243,7 @@ def test_reconnects_and_has_every_watch_again(
             await until(it.deaths, "the death")
             it.request(4, "poweroff")
             await until(it.asks, "the request")
-            assert it.asks() == [(4, Ask.POWEROFF)]
+            assert it.asks() == [(4, RequestKind.POWEROFF)]
             assert it.deaths() == [(WEB, 7)]
 
     run(main)
@@ -302,10 +304,10 @@ def test_requests_end_with_the_connection(short: Path) -> None:
             await asyncio.sleep(0.05)
             daemon.answering.set()
             daemon.drop()
-            with pytest.raises(Unavailable):
+            with pytest.raises(XenstoreUnavailable):
                 await waiting
             assert "closed" in await client.lost
-            with pytest.raises(Unavailable):
+            with pytest.raises(XenstoreUnavailable):
                 await client.read("/a")
 
     run(main)

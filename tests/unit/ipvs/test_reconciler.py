@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from tests.fakes.kernel import FakeKernel
 from xenlb.ipvs.op import AddServer, AddService, DeleteServer, SetServer
-from xenlb.ipvs.reconciler import Reconciler, surprised
+from xenlb.ipvs.reconciler import Reconciler, contradicts_cache
 from xenlb.ipvs.table import (
     AddressKey,
     Counters,
@@ -54,7 +54,7 @@ def test_what_was_done_is_believed_and_nothing_is_left_to_do() -> None:
     kernel = FakeKernel()
     reconciler = Reconciler(kernel)
     assert len(bring(reconciler, table(server(11), server(12)))) == 3
-    assert reconciler.believed == kernel.read().table.entries
+    assert reconciler.cached == kernel.read().table.entries
     assert bring(reconciler, table(server(11), server(12))) == []
 
 
@@ -71,7 +71,7 @@ def test_only_what_is_ours_is_removed() -> None:
     kernel = FakeKernel()
     kernel.do(AddService(service=SERVICE), AddServer(service=KEY, server=server(99)))
     reconciler = Reconciler(kernel)
-    reconciler.absorb(kernel.read())
+    reconciler.load_snapshot(kernel.read())
     bring(reconciler, table(server(11)))
     bring(reconciler, table())
     assert list(kernel.read().table.entries[KEY].servers) == [server(99).key]
@@ -97,7 +97,7 @@ def test_drift_is_found_by_the_next_read() -> None:
     kernel.do(SetServer(service=KEY, server=server(11, weight=7)))
     kernel.do(DeleteServer(service=KEY, key=server(12).key))
     reconciler.touched.clear()
-    reconciler.absorb(kernel.read())
+    reconciler.load_snapshot(kernel.read())
     assert len(bring(reconciler, table(server(11), server(12)))) == 2
     assert kernel.read().table == table(server(11), server(12))
 
@@ -109,8 +109,8 @@ def test_a_read_that_was_under_way_does_not_undo_what_was_done_meanwhile() -> No
     reconciler.touched.clear()
     old = kernel.read()
     bring(reconciler, table(server(11, weight=0)), whole=False)
-    reconciler.absorb(old)
-    assert reconciler.believed == kernel.read().table.entries
+    reconciler.load_snapshot(old)
+    assert reconciler.cached == kernel.read().table.entries
 
 
 def test_a_refused_operation_is_a_reason_and_is_retried_later_and_stops_no_other() -> None:
@@ -138,7 +138,7 @@ def test_servers_of_a_service_that_was_refused_wait_for_it() -> None:
     want = table(server(11))
     reconciler.claim(want, {})
     first = reconciler.execute(reconciler.plan(want, whole=True, removable=always), 0.0)
-    assert surprised(first.failed)
+    assert contradicts_cache(first.failed)
     assert len(bring(reconciler, want, now=60.0)) == 2
 
 
@@ -170,7 +170,7 @@ def test_a_leaving_server_goes_when_its_connections_have_ended() -> None:
     reconciler = Reconciler(kernel)
     sorry, real = server(99), server(11)
     bring(reconciler, table(sorry))
-    reconciler.absorb(kernel.read())  # no connection: that was before the next ones
+    reconciler.load_snapshot(kernel.read())  # no connection: that was before the next ones
     entry = table(real).entries[KEY]
     want = Table(entries={KEY: replace(entry, leaving=frozenset({sorry.key}))})
     changed = [line.partition(" -m")[0] for line in bring(reconciler, want)]
@@ -182,9 +182,9 @@ def test_a_leaving_server_goes_when_its_connections_have_ended() -> None:
     for left in (Counters(active_connections=1), Counters(inactive_connections=1)):
         kernel.count(KEY, sorry.key, left)
         reconciler.touched.clear()
-        reconciler.absorb(kernel.read())
+        reconciler.load_snapshot(kernel.read())
         assert bring(reconciler, want) == []
         assert reconciler.foreign(want).servers == frozenset()
     kernel.count(KEY, sorry.key, Counters())
-    reconciler.absorb(kernel.read())
+    reconciler.load_snapshot(kernel.read())
     assert bring(reconciler, want) == ["-d -t 192.0.2.10:25 -r 10.0.0.99:25"]

@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.address_claims import MOST_TOLD
-from xenlb.model.addresses import RANKS, Found, Refused, Source
+from xenlb.model.addresses import RANKS, AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.events import (
     AddressesFound,
     Configured,
-    Described,
     Died,
+    DomainDescription,
+    DomainState,
     Event,
     GuestId,
-    Listed,
-    Power,
+    GuestsListed,
     Started,
 )
-from xenlb.model.reducer import step
-from xenlb.model.reserved_addresses import Host, HostSeen
+from xenlb.model.reducer import reduce
+from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import Note, State
 
@@ -57,20 +57,23 @@ class World:
         self.notes: list[Note] = []
         self.say(Configured(at=self.now, settings=Settings(uris=(URI,), services=(service,))))
         described = tuple(
-            Described(
-                guest=guest(number), name=f"mail{number}", power=Power.RUNNING, incarnation=number
+            DomainDescription(
+                guest=guest(number),
+                name=f"mail{number}",
+                power=DomainState.RUNNING,
+                incarnation=number,
             )
             for number in NUMBERS
         )
-        self.say(Listed(at=self.now, asked=self.now, uri=URI, guests=described))
+        self.say(GuestsListed(at=self.now, asked=self.now, uri=URI, guests=described))
 
     def say(self, event: Event) -> None:
-        result = step(self.state, event)
+        result = reduce(self.state, event)
         self.state = result.state
         self.notes += result.notes
 
     def found(
-        self, number: int, *given: tuple[IPAddress, Source], refused: tuple[str, ...] = ()
+        self, number: int, *given: tuple[IPAddress, AddressSource], refused: tuple[str, ...] = ()
     ) -> None:
         self.now += 1
         ordered = sorted(given, key=lambda one: RANKS[one[1]])
@@ -79,9 +82,11 @@ class World:
                 at=self.now,
                 guest=guest(number),
                 incarnation=self.state.guests[guest(number)].incarnation,
-                found=tuple(Found(address=where, source=source) for where, source in ordered),
+                found=tuple(
+                    AddressCandidate(address=where, source=source) for where, source in ordered
+                ),
                 refused=tuple(
-                    Refused(text=text, source=Source.REPORTED, reason="it is not")
+                    RejectedAddress(text=text, source=AddressSource.REPORTED, reason="it is not")
                     for text in refused
                 ),
             )
@@ -107,7 +112,7 @@ class World:
 
 ADDRESSES = st.sampled_from([*map(address, NUMBERS), *FREE])
 GUEST = st.sampled_from(NUMBERS)
-EVIDENCE = st.sampled_from([Source.LEASE, Source.NEIGHBOUR])
+EVIDENCE = st.sampled_from([AddressSource.LEASE, AddressSource.NEIGHBOUR])
 STEPS = st.lists(
     st.tuples(st.just("reports"), GUEST, st.frozensets(ADDRESSES, max_size=6))
     | st.tuples(st.just("is seen"), GUEST, EVIDENCE)
@@ -118,25 +123,25 @@ STEPS = st.lists(
 
 @given(steps=STEPS)
 def test_no_report_moves_an_address_that_the_host_has_seen(
-    steps: list[tuple[str, int, frozenset[IPAddress] | Source | None]],
+    steps: list[tuple[str, int, frozenset[IPAddress] | AddressSource | None]],
 ) -> None:
     """Not while its guest runs, and not while it boots. Once seen, a guest that does not boot is
     seen on: the finder keeps what the host has forgotten."""
     world = World()
-    seen: dict[int, Source] = {}
+    seen: dict[int, AddressSource] = {}
     served: set[int] = set()  # since their last boot, or before it and nothing else since
     for what, number, more in steps:
         if what == "reboots":
             world.reboot(number)
             seen.pop(number, None)
-        elif isinstance(more, Source):
+        elif isinstance(more, AddressSource):
             seen[number] = more
             world.found(number, (address(number), more))
             served.add(number)
         else:
             assert isinstance(more, frozenset)
             evidence = [(address(number), seen[number])] if number in seen else []
-            reports = [(each, Source.REPORTED) for each in more]
+            reports = [(each, AddressSource.REPORTED) for each in more]
             world.found(number, *evidence, *reports)
         for address_, owner in world.serving().items():
             number_of = int(address_) & 0xFF if address_.version == 4 else 0
@@ -149,11 +154,11 @@ def test_no_report_moves_an_address_that_the_host_has_seen(
 
 def test_a_conflict_is_told_to_both_and_not_again_and_again() -> None:
     world = World()
-    world.found(1, (address(1), Source.NEIGHBOUR))
+    world.found(1, (address(1), AddressSource.NEIGHBOUR))
     world.notes.clear()
     for _ in range(20):
-        world.found(2, (address(1), Source.REPORTED))
-        world.found(2, (FREE[0], Source.REPORTED))
+        world.found(2, (address(1), AddressSource.REPORTED))
+        world.found(2, (FREE[0], AddressSource.REPORTED))
     warnings = [(note.guest, note.text) for note in world.notes if note.warning]
     given = "address 10.0.0.1 (reported by the guest)"
     assert [each for each in warnings if each[0] is not None] == [
@@ -182,11 +187,11 @@ def test_the_configuration_is_believed() -> None:
     """Also where the host sees something else, and while its guest is off."""
     mine = Member(guest="mail1", address=address(1))
     world = World(replace(MAIL, servers=(mine, Member(guest="mail*"))))
-    host = Host(own=frozenset({address(1)}), strangers=frozenset({address(1)}))
-    world.say(HostSeen(at=world.now, host=host))
+    host = HostNetwork(own=frozenset({address(1)}), strangers=frozenset({address(1)}))
+    world.say(HostNetworkChanged(at=world.now, host=host))
     assert world.serving()[address(1)] == 1
-    world.found(2, (address(1), Source.NEIGHBOUR))
+    world.found(2, (address(1), AddressSource.NEIGHBOUR))
     assert world.serving()[address(1)] == 1
     world.say(Died(at=world.now, guest=guest(1), incarnation=1))
-    world.found(3, (address(1), Source.REPORTED))
+    world.found(3, (address(1), AddressSource.REPORTED))
     assert world.serving()[address(1)] == 2

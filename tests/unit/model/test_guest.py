@@ -6,93 +6,105 @@ from hypothesis import strategies as st
 
 from tests.unit.model import worlds
 from xenlb.model.drain import Drain
-from xenlb.model.guest import DEATH_REMEMBERED, START, TABLE, Guest, Happening, Phase, hear
+from xenlb.model.guest import (
+    DEATH_REMEMBERED,
+    START,
+    TABLE,
+    Guest,
+    LifecycleEvent,
+    Phase,
+    transition,
+)
 
 NEW = Guest(id=worlds.GUESTS[0], name="mail1")
 
 
 def running(phase: Phase = Phase.UP, *, incarnation: int = 4, at: float = 10.0) -> Guest:
     """A guest whose domain `incarnation` began at `at`."""
-    guest = hear(NEW, Happening.RUNNING, at=at, incarnation=incarnation)
+    guest = transition(NEW, LifecycleEvent.RUNNING, at=at, incarnation=incarnation)
     match phase:
         case Phase.ABSENT:
-            return hear(guest, Happening.GONE, at=at, incarnation=incarnation)
+            return transition(guest, LifecycleEvent.GONE, at=at, incarnation=incarnation)
         case Phase.UP:
             return guest
         case Phase.LEAVING:
-            return hear(guest, Happening.ASKED_TO_GO, at=at, incarnation=incarnation)
+            return transition(guest, LifecycleEvent.ASKED_TO_GO, at=at, incarnation=incarnation)
         case Phase.SUSPENDING:
-            return hear(guest, Happening.ASKED_TO_SUSPEND, at=at, incarnation=incarnation)
+            return transition(
+                guest, LifecycleEvent.ASKED_TO_SUSPEND, at=at, incarnation=incarnation
+            )
         case Phase.PAUSED:
-            return hear(guest, Happening.PAUSED, at=at, incarnation=incarnation)
+            return transition(guest, LifecycleEvent.PAUSED, at=at, incarnation=incarnation)
 
 
-@pytest.mark.parametrize("happening", Happening)
-def test_the_table_has_a_row_for_every_happening_and_phase(happening: Happening) -> None:
+@pytest.mark.parametrize("happening", LifecycleEvent)
+def test_the_table_has_a_row_for_every_happening_and_phase(happening: LifecycleEvent) -> None:
     assert set(TABLE[happening]) == set(Phase)
 
 
 def test_only_news_of_a_domain_that_runs_begins_an_incarnation() -> None:
-    assert set(START) == set(Happening) - {Happening.GONE, Happening.STAYS}
+    assert set(START) == set(LifecycleEvent) - {LifecycleEvent.GONE, LifecycleEvent.STAYS}
     assert Phase.ABSENT not in START.values()
 
 
 def test_a_guest_that_does_not_run_comes_up_by_a_reboot_only() -> None:
     """The table is of the present incarnation: one that is over does not come back."""
     back = {happening for happening, row in TABLE.items() if row[Phase.ABSENT] is not Phase.ABSENT}
-    assert back == {Happening.REBOOTED}
+    assert back == {LifecycleEvent.REBOOTED}
 
 
 def test_gone_and_rebooted_are_final_whatever_was_before() -> None:
-    assert set(TABLE[Happening.GONE].values()) == {Phase.ABSENT}
-    assert set(TABLE[Happening.REBOOTED].values()) == {Phase.UP}
+    assert set(TABLE[LifecycleEvent.GONE].values()) == {Phase.ABSENT}
+    assert set(TABLE[LifecycleEvent.REBOOTED].values()) == {Phase.UP}
 
 
 def test_only_a_reboot_or_the_end_of_the_grace_takes_a_request_to_go_back() -> None:
     up = {happening for happening, row in TABLE.items() if row[Phase.LEAVING] is Phase.UP}
-    assert up == {Happening.REBOOTED, Happening.STAYS}
+    assert up == {LifecycleEvent.REBOOTED, LifecycleEvent.STAYS}
 
 
 @pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize("happening", Happening)
-def test_hear_follows_the_table(happening: Happening, phase: Phase) -> None:
+@pytest.mark.parametrize("happening", LifecycleEvent)
+def test_hear_follows_the_table(happening: LifecycleEvent, phase: Phase) -> None:
     before = running(phase)
     assert before.phase is phase
-    after = hear(before, happening, at=20.0, incarnation=4)
+    after = transition(before, happening, at=20.0, incarnation=4)
     assert after.phase is TABLE[happening][phase]
     assert after.incarnation == 4
 
 
 @pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.ABSENT}))
-@pytest.mark.parametrize("happening", sorted(set(Happening) - {Happening.STAYS}))
-def test_an_unnamed_incarnation_is_the_present_one(happening: Happening, phase: Phase) -> None:
+@pytest.mark.parametrize("happening", sorted(set(LifecycleEvent) - {LifecycleEvent.STAYS}))
+def test_an_unnamed_incarnation_is_the_present_one(happening: LifecycleEvent, phase: Phase) -> None:
     before = running(phase)
-    assert hear(before, happening, at=20.0, incarnation=None) == hear(
+    assert transition(before, happening, at=20.0, incarnation=None) == transition(
         before, happening, at=20.0, incarnation=4
     )
 
 
-@pytest.mark.parametrize("happening", sorted(set(Happening) - {Happening.REBOOTED}))
+@pytest.mark.parametrize("happening", sorted(set(LifecycleEvent) - {LifecycleEvent.REBOOTED}))
 @pytest.mark.parametrize("guest", [NEW, running(Phase.ABSENT)], ids=["new", "gone"])
-def test_nothing_begins_with_an_unnamed_incarnation(happening: Happening, guest: Guest) -> None:
+def test_nothing_begins_with_an_unnamed_incarnation(
+    happening: LifecycleEvent, guest: Guest
+) -> None:
     later = 20.0 + DEATH_REMEMBERED
-    assert hear(guest, happening, at=later, incarnation=None) == guest
+    assert transition(guest, happening, at=later, incarnation=None) == guest
 
 
 @pytest.mark.parametrize("guest", [NEW, running(Phase.ABSENT)], ids=["new", "gone"])
-@pytest.mark.parametrize("happening", Happening)
-def test_what_a_new_incarnation_begins_as(happening: Happening, guest: Guest) -> None:
-    after = hear(guest, happening, at=20.0, incarnation=5)
+@pytest.mark.parametrize("happening", LifecycleEvent)
+def test_what_a_new_incarnation_begins_as(happening: LifecycleEvent, guest: Guest) -> None:
+    after = transition(guest, happening, at=20.0, incarnation=5)
     assert after.phase is START.get(happening, Phase.ABSENT)
     if happening in START:
         assert (after.incarnation, after.since, after.booted, after.recheck) == (5, 20, 20, 20)
 
 
 @pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.ABSENT}))
-@pytest.mark.parametrize("happening", Happening)
-def test_only_a_start_replaces_a_domain_that_runs(happening: Happening, phase: Phase) -> None:
+@pytest.mark.parametrize("happening", LifecycleEvent)
+def test_only_a_start_replaces_a_domain_that_runs(happening: LifecycleEvent, phase: Phase) -> None:
     before = running(phase)
-    after = hear(before, happening, at=20.0, incarnation=5)
+    after = transition(before, happening, at=20.0, incarnation=5)
     if START.get(happening) in {Phase.UP, Phase.PAUSED}:
         assert (after.phase, after.incarnation) == (START[happening], 5)
         assert after.request is None
@@ -103,40 +115,42 @@ def test_only_a_start_replaces_a_domain_that_runs(happening: Happening, phase: P
 
 
 @given(
-    happenings=st.lists(st.sampled_from(Happening), max_size=6),
+    happenings=st.lists(st.sampled_from(LifecycleEvent), max_size=6),
     number=st.sampled_from([3, 4]),
     phase=st.sampled_from(sorted(set(Phase) - {Phase.ABSENT})),
 )
 def test_former_incarnations_change_nothing(
-    happenings: list[Happening], number: int, phase: Phase
+    happenings: list[LifecycleEvent], number: int, phase: Phase
 ) -> None:
     """3 was followed by 4, 4 died, and 5 runs."""
     guest = running(incarnation=3)
-    guest = hear(guest, Happening.RUNNING, at=11.0, incarnation=4)
-    guest = hear(guest, Happening.GONE, at=12.0, incarnation=4)
-    guest = hear(guest, Happening.RUNNING, at=13.0, incarnation=5)
+    guest = transition(guest, LifecycleEvent.RUNNING, at=11.0, incarnation=4)
+    guest = transition(guest, LifecycleEvent.GONE, at=12.0, incarnation=4)
+    guest = transition(guest, LifecycleEvent.RUNNING, at=13.0, incarnation=5)
     if phase is Phase.LEAVING:
-        guest = hear(guest, Happening.ASKED_TO_GO, at=13.0, incarnation=5)
+        guest = transition(guest, LifecycleEvent.ASKED_TO_GO, at=13.0, incarnation=5)
     after = guest
     for happening in happenings:
-        after = hear(after, happening, at=14.0, incarnation=number)
+        after = transition(after, happening, at=14.0, incarnation=number)
     assert after == guest
 
 
 def test_a_death_before_a_late_start_is_remembered_for_its_incarnation() -> None:
-    guest = hear(NEW, Happening.GONE, at=10.0, incarnation=5)
-    guest = hear(guest, Happening.GONE, at=11.0, incarnation=4)  # late news of the one before
-    for happening in START.keys() - {Happening.REBOOTED}:
-        assert hear(guest, happening, at=12.0, incarnation=5).phase is Phase.ABSENT
-    assert hear(guest, Happening.RUNNING, at=12.0, incarnation=6).phase is Phase.UP
+    guest = transition(NEW, LifecycleEvent.GONE, at=10.0, incarnation=5)
+    guest = transition(
+        guest, LifecycleEvent.GONE, at=11.0, incarnation=4
+    )  # late news of the one before
+    for happening in START.keys() - {LifecycleEvent.REBOOTED}:
+        assert transition(guest, happening, at=12.0, incarnation=5).phase is Phase.ABSENT
+    assert transition(guest, LifecycleEvent.RUNNING, at=12.0, incarnation=6).phase is Phase.UP
 
 
 def test_a_death_is_not_remembered_for_ever() -> None:
     """LXC's domain ids are process ids."""
     guest = running(Phase.ABSENT)
     at = 10.0 + DEATH_REMEMBERED
-    assert hear(guest, Happening.RUNNING, at=at - 0.1, incarnation=4) == guest
-    again = hear(guest, Happening.RUNNING, at=at, incarnation=4)
+    assert transition(guest, LifecycleEvent.RUNNING, at=at - 0.1, incarnation=4) == guest
+    again = transition(guest, LifecycleEvent.RUNNING, at=at, incarnation=4)
     assert again.phase is Phase.UP
     assert again.deaths == ()
 
@@ -145,21 +159,21 @@ def test_deaths_do_not_pile_up() -> None:
     guest = NEW
     for number in range(1, 100):
         at = number * DEATH_REMEMBERED / 4
-        guest = hear(guest, Happening.RUNNING, at=at, incarnation=number)
-        guest = hear(guest, Happening.GONE, at=at, incarnation=number)
+        guest = transition(guest, LifecycleEvent.RUNNING, at=at, incarnation=number)
+        guest = transition(guest, LifecycleEvent.GONE, at=at, incarnation=number)
     assert len(guest.deaths) <= 5
 
 
 def test_a_boot_ends_requests_and_drains_and_keeps_addresses_of_its_domain_only() -> None:
     guest = worlds.with_addresses(running(Phase.LEAVING), "10.0.0.11")
     guest = worlds.drained(guest, Drain(reason="drained", by="root", since=11.0))
-    inside = hear(guest, Happening.REBOOTED, at=20.0, incarnation=4)
+    inside = transition(guest, LifecycleEvent.REBOOTED, at=20.0, incarnation=4)
     assert (inside.request, inside.drain, inside.found) == (None, None, guest.found)
-    anew = hear(guest, Happening.RUNNING, at=20.0, incarnation=5)
+    anew = transition(guest, LifecycleEvent.RUNNING, at=20.0, incarnation=5)
     assert (anew.request, anew.drain, anew.found) == (None, None, ())
-    back = hear(
-        hear(guest, Happening.GONE, at=20.0, incarnation=4),
-        Happening.REBOOTED,
+    back = transition(
+        transition(guest, LifecycleEvent.GONE, at=20.0, incarnation=4),
+        LifecycleEvent.REBOOTED,
         at=21.0,
         incarnation=4,
     )
@@ -169,5 +183,5 @@ def test_a_boot_ends_requests_and_drains_and_keeps_addresses_of_its_domain_only(
 @pytest.mark.parametrize("phase", [Phase.PAUSED, Phase.SUSPENDING])
 def test_who_comes_back_is_checked_again(phase: Phase) -> None:
     before = running(phase)
-    after = hear(before, Happening.RESUMED, at=20.0, incarnation=4)
+    after = transition(before, LifecycleEvent.RESUMED, at=20.0, incarnation=4)
     assert (after.phase, after.recheck, after.booted) == (Phase.UP, 20.0, before.booted)

@@ -9,16 +9,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xenlb.model.checks import Agent, Exec, Share
-from xenlb.model.events import Probed, Target
+from xenlb.model.events import ProbeFinished, Target
 from xenlb.model.health import (
     FIRST_HOLD,
     FORGOTTEN,
     Failing,
     Health,
     bounded,
+    combine,
     free_to_leave,
     judge,
-    together,
 )
 from xenlb.model.settings import Check
 
@@ -27,7 +27,7 @@ def judged(results: str, check: Check, health: Health) -> Health:
     """`+` passes, `-` fails, one a second."""
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     for at, sign in enumerate(results, start=1):
-        result = Probed(at=at, target=target, asked=at, up=sign == "+", detail=sign)
+        result = ProbeFinished(at=at, target=target, asked=at, up=sign == "+", detail=sign)
         health = judge(health, result, check)
     return health
 
@@ -117,7 +117,9 @@ FLAPS = Check(rise=1, fall=1, flap_damping=60.0)
 
 def ask(health: Health, at: float, *, up: bool, check: Check = FLAPS) -> Health:
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
-    return judge(health, Probed(at=at, target=target, asked=at, up=up, detail=str(up)), check)
+    return judge(
+        health, ProbeFinished(at=at, target=target, asked=at, up=up, detail=str(up)), check
+    )
 
 
 def returns(check: Check, *, failures: int) -> list[float]:
@@ -151,7 +153,7 @@ def test_a_hold_is_over_with_rise_good_results_in_a_row_at_its_end() -> None:
     check = Check(rise=2, fall=1)
     for at in (6.0, 7.0, 8.0):
         health = ask(health, at, up=True, check=check)
-        assert (health.up, health.holds(at)) == (False, True)
+        assert (health.up, health.damped(at)) == (False, True)
     assert ask(health, 9.0, up=True, check=check) == health  # nothing is new, nothing is stored
     assert ask(health, 10.0, up=True, check=check).up is True
     bad = ask(health, 9.0, up=False, check=check)
@@ -224,7 +226,7 @@ def test_a_share_stays_within_its_bounds(share: float | None) -> None:
 def test_who_goes_away_gets_nothing_whatever_is_the_least() -> None:
     check = Check(asks=Agent(share=HALF))
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
-    result = Probed(at=1, target=target, asked=1, up=True, detail="", share=0.3, away=True)
+    result = ProbeFinished(at=1, target=target, asked=1, up=True, detail="", share=0.3, away=True)
     assert judge(Health(valid_from=0.0), result, check).share == 0.0
     assert judge(Health(valid_from=0.0), replace(result, away=False), check).share == 0.3
 
@@ -233,7 +235,7 @@ def test_what_a_failing_server_says_of_its_share_is_no_news() -> None:
     check = Check(asks=Agent(), fall=1)
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     health = Health(valid_from=0.0, up=True, share=0.5)
-    bad = Probed(at=1, target=target, asked=1, up=False, detail="down", share=0.9)
+    bad = ProbeFinished(at=1, target=target, asked=1, up=False, detail="down", share=0.9)
     assert judge(health, bad, check).share == 0.5
     good = replace(bad, up=True, share=0.2)
     assert judge(health, good, check).share == 0.2
@@ -263,16 +265,16 @@ def test_all_or_one(ups: list[bool | None], every: bool | None, one: bool | None
         for port, up in enumerate(ups)
     ]
     for found in (judged, judged[::-1]):
-        assert together(found, one_is_enough=False)[1].up is every
-        assert together(found, one_is_enough=True)[1].up is one
+        assert combine(found, one_is_enough=False)[1].up is every
+        assert combine(found, one_is_enough=True)[1].up is one
 
 
 def test_the_smallest_share_counts() -> None:
     target = Target(check=Check(), address=ip_address("10.0.0.11"), port=25)
     healths = [Health(valid_from=0.0, up=True, share=share) for share in (0.7, None, 0.3)]
     judged = [(target, health) for health in healths]
-    assert together(judged, one_is_enough=False)[1].share == 0.3
-    assert together(judged, one_is_enough=True)[1].share == 0.3
+    assert combine(judged, one_is_enough=False)[1].share == 0.3
+    assert combine(judged, one_is_enough=True)[1].share == 0.3
     down = [*judged[:2], (target, replace(healths[2], up=False))]
-    assert together(down, one_is_enough=True)[1].share == 0.7
-    assert together(down, one_is_enough=False)[1].share == 0.3
+    assert combine(down, one_is_enough=True)[1].share == 0.7
+    assert combine(down, one_is_enough=False)[1].share == 0.3

@@ -12,46 +12,56 @@ from tests.soak import often
 from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, stories
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
 from xenlb.model.admission import settle
-from xenlb.model.desired import ServerPhase, desired, next_deadline, shared, standing
+from xenlb.model.desired import ServerPhase, desired, next_deadline, server_status, shared
 from xenlb.model.drain import Outcome, is_udp
 from xenlb.model.events import (
-    Ask,
-    Asked,
     Configured,
-    Counted,
+    ConnectionsCounted,
     Crashed,
-    Described,
     Died,
-    DrainAllAsked,
+    DomainDescription,
+    DomainState,
+    DrainAllRequested,
     Event,
     GuestId,
-    Listed,
+    GuestsListed,
     MetadataChanged,
     MetadataService,
     Paused,
-    Power,
-    Probed,
+    ProbeFinished,
     Rebooted,
+    RequestKind,
     RequestSent,
     Resumed,
+    ShutdownCancelled,
+    ShutdownRequested,
     Started,
-    Stays,
     Stopped,
     Target,
     Tick,
-    UndrainAsked,
+    UndrainRequested,
 )
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import membership, sorry_target
 from xenlb.model.readiness import lacking
-from xenlb.model.reducer import step
+from xenlb.model.reducer import reduce
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import AlarmKind, Candidate, Slot, State, Step
+from xenlb.model.state import AlarmKind, Candidate, Slot, State, Transition
 from xenlb.store import state_file
-from xenlb.store.saved_state import Saved
+from xenlb.store.saved_state import SavedState
 
 Life = Sequence["Seen"]
-LIFE = Started | Asked | Stays | Died | Stopped | Crashed | Paused | Resumed | Rebooted
+LIFE = (
+    Started
+    | ShutdownRequested
+    | ShutdownCancelled
+    | Died
+    | Stopped
+    | Crashed
+    | Paused
+    | Resumed
+    | Rebooted
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +72,7 @@ class Seen:
     event: Event
     before: State
     before_table: Table
-    result: Step
+    result: Transition
     table: Table
     told: Table
 
@@ -96,8 +106,8 @@ class World:
     def _step(self, event: Event) -> Seen:
         self.now = event.at
         before, had = self.state, self.told
-        result = step(before, event)
-        assert step(before, event) == result
+        result = reduce(before, event)
+        assert reduce(before, event) == result
         self.state = result.state
         services = self.state.settings.services
         table = desired(services, self.state, self.now)
@@ -217,7 +227,7 @@ def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
     passed: dict[object, float] = {}  # by address, when the last probe that passed was begun
     unchecked: set[object] = set()  # who served without a check when one was configured
     for seen in life:
-        if isinstance(seen.event, Probed) and seen.event.up:
+        if isinstance(seen.event, ProbeFinished) and seen.event.up:
             address = seen.event.target.address
             passed[address] = max(passed.get(address, 0.0), seen.event.asked)
         if isinstance(seen.event, Configured):
@@ -265,7 +275,7 @@ def a_drained_guest_serves_again_for_a_reason_only(life: Life) -> None:
             elif key in drained and guest.drain is None:
                 assert was is not None
                 assert was.drain is not None
-                undrained = isinstance(seen.event, UndrainAsked) and seen.event.guest == key
+                undrained = isinstance(seen.event, UndrainRequested) and seen.event.guest == key
                 anew = (
                     guest.phase is Phase.ABSENT
                     or guest.incarnation != was.incarnation
@@ -274,7 +284,7 @@ def a_drained_guest_serves_again_for_a_reason_only(life: Life) -> None:
                 )
                 # What was begun by a request, or for one, ends when the guest does not follow it.
                 ignored = (was.drain.requested or was.drain.then is not None) and (
-                    isinstance(seen.event, Resumed | Stays)
+                    isinstance(seen.event, Resumed | ShutdownCancelled)
                     or (was.request is not None and was.request.deadline <= seen.at)
                 )
                 # An order that libvirt could not be given in time is given up.
@@ -283,7 +293,7 @@ def a_drained_guest_serves_again_for_a_reason_only(life: Life) -> None:
                 assert undrained or anew or ignored or unasked, seen.event
                 del drained[key]
         for key in drained.keys() - seen.state.guests.keys():
-            assert isinstance(seen.event, Listed | Configured)
+            assert isinstance(seen.event, GuestsListed | Configured)
             del drained[key]
 
 
@@ -300,7 +310,7 @@ def every_drain_ends_once_and_is_remembered_with_how(life: Life) -> None:
                 assert before.outcome in {None, guest.drained.outcome}
             if after is None or after.left != 0:
                 quiet.pop(key, None)
-            elif isinstance(seen.event, Counted):
+            elif isinstance(seen.event, ConnectionsCounted):
                 quiet.setdefault(key, seen.at)
             if before is None or after is None or before.since != after.since:
                 continue
@@ -317,7 +327,7 @@ def every_drain_ends_once_and_is_remembered_with_how(life: Life) -> None:
 
 def a_host_that_goes_down_leaves_the_share_where_it_can(life: Life) -> None:
     for seen in life:
-        if not isinstance(seen.event, DrainAllAsked):
+        if not isinstance(seen.event, DrainAllRequested):
             continue
         for service in seen.state.settings.services:
             before, after = (
@@ -342,7 +352,7 @@ def serving_weight(state: State, service: ServiceSettings) -> dict[ServiceKey, t
     """The weight of the servers whose guest runs, and of those of them that serve."""
     found = dict.fromkeys(service.kernel_keys(), (0, 0))
     for each in state.candidates[service.name]:
-        stands = standing(each, service, state, 0.0)
+        stands = server_status(each, service, state, 0.0)
         if stands.phase is not ServerPhase.ABSENT and (each.owner or each.slot):
             able, serving = found[each.service]
             serves = stands.phase is ServerPhase.SERVING and stands.weight != 0
@@ -407,7 +417,7 @@ def in_service(state: State) -> dict[ServiceKey, Weighed]:
 def checks_never_take_out_more_than_leaves_the_share(life: Life) -> None:
     """Of the weight. Not counted is who says itself that it wants none."""
     for seen in life:
-        if not isinstance(seen.event, Probed):
+        if not isinstance(seen.event, ProbeFinished):
             continue
         before = in_service(seen.before)
         for key, now in in_service(seen.state).items():
@@ -475,7 +485,7 @@ def a_check_takes_out_who_has_failed_it_often_enough_since_it_has_it(life: Life)
             for target in candidate.targets
         }
         bad = {each: bad.get(each, 0) for each in has}
-        if not isinstance(seen.event, Probed):
+        if not isinstance(seen.event, ProbeFinished):
             continue
         target = seen.event.target
         for each in has:
@@ -493,7 +503,7 @@ def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
     counted here; a sorry server is nobody."""
     good: Counter[Target] = Counter()
     for seen in life:
-        if isinstance(seen.event, Probed) and seen.event.target in seen.before.health:
+        if isinstance(seen.event, ProbeFinished) and seen.event.target in seen.before.health:
             known = seen.before.health[seen.event.target]
             if not seen.event.up:
                 good[seen.event.target] = 0
@@ -528,7 +538,7 @@ def shares_are_within_their_bounds(life: Life) -> None:
         for target, health in seen.state.health.items():
             assert health.share is None or 0.0 <= health.share <= 1.0, target
         for service, candidate, _, _ in servers(seen.state):
-            stands = standing(candidate, service, seen.state, seen.at)
+            stands = server_status(candidate, service, seen.state, seen.at)
             assert stands.weight is None or stands.weight <= candidate.weight
 
 
@@ -537,7 +547,7 @@ def an_alarm_is_told_once_when_it_begins_and_when_it_ends(life: Life) -> None:
     for seen in life:
         kept, serving = set(), set()
         for service, candidate, slot, _ in servers(seen.state):
-            stands = standing(candidate, service, seen.state, seen.at)
+            stands = server_status(candidate, service, seen.state, seen.at)
             if stands.reason.endswith("still in service only because of keep-in-service"):
                 kept.add(slot.service)
             if stands.phase is ServerPhase.SERVING and stands.weight:
@@ -573,7 +583,7 @@ def a_ramp_only_rises_and_ends(life: Life) -> None:
             last = 0
             now: float | None = seen.at
             while now is not None and now <= entry.at + 2 * service.slow_start:
-                stands = standing(candidate, service, seen.state, now)
+                stands = server_status(candidate, service, seen.state, now)
                 weight = stands.weight or 0
                 assert weight >= last
                 assert weight in {0, 1} or weight <= candidate.weight
@@ -584,7 +594,7 @@ def a_ramp_only_rises_and_ends(life: Life) -> None:
                     assert awake is not None
                     assert awake <= due, "nobody would take the step"
                 now = due
-            free = standing(candidate, service, seen.state, entry.at + service.slow_start)
+            free = server_status(candidate, service, seen.state, entry.at + service.slow_start)
             whole = shared(candidate.weight, seen.state.verdict(candidate, service))
             assert free.weight in {0, whole}
 
@@ -643,9 +653,11 @@ def test_a_request_takes_the_weight_at_once(story: list[Move]) -> None:
     for key, guest in world.state.guests.items():
         if guest.phase is not Phase.UP or guest.incarnation is None:
             continue
-        for ask in Ask:
-            event = Asked(at=world.now, guest=key, incarnation=guest.incarnation, ask=ask)
-            result = step(world.state, event)
+        for ask in RequestKind:
+            event = ShutdownRequested(
+                at=world.now, guest=key, incarnation=guest.incarnation, ask=ask
+            )
+            result = reduce(world.state, event)
             table = weights(desired(result.state.settings.services, result.state, world.now))
             mine = [slot for slot in world.state.admitted if slot.owner == key]
             assert all(slot in result.state.admitted for slot in mine)
@@ -666,7 +678,7 @@ def test_a_death_takes_the_servers_at_once(story: list[Move]) -> None:
     for key, guest in world.state.guests.items():
         if guest.phase is Phase.ABSENT:
             continue
-        result = step(world.state, Died(at=world.now, guest=key, incarnation=guest.incarnation))
+        result = reduce(world.state, Died(at=world.now, guest=key, incarnation=guest.incarnation))
         assert all(slot.owner != key for slot in result.state.admitted)
         assert result.state.guests[key].phase is Phase.ABSENT
 
@@ -677,7 +689,7 @@ def test_the_stories_reach_what_they_are_about() -> None:
     for seed in range(60):
         for seen in World().live(a_story(seed)):
             for service, candidate, _, _ in servers(seen.state):
-                stands = standing(candidate, service, seen.state, seen.at)
+                stands = server_status(candidate, service, seen.state, seen.at)
                 weight = {None: "none", 0: "0"}.get(stands.weight, "some")
                 reached[f"{stands.phase} {weight}"] += 1
                 reached[stands.reason.split(";")[-1].strip()] += 1
@@ -712,20 +724,22 @@ def test_metadata_that_was_listed_earlier_is_older_news() -> None:
         pass
     told = MetadataService(name="web", weight=9)
     changed = MetadataChanged(at=world.now + 2, guest=GUESTS[0], services=(told,))
-    listed = Listed(
+    listed = GuestsListed(
         at=world.now + 3,
         uri=URIS[0],
         asked=world.now + 1,
         guests=(
-            Described(guest=GUESTS[0], name="mail1", power=Power.RUNNING, incarnation=3),
-            Described(guest=GUESTS[1], name="mail2", power=Power.OFF),
+            DomainDescription(
+                guest=GUESTS[0], name="mail1", power=DomainState.RUNNING, incarnation=3
+            ),
+            DomainDescription(guest=GUESTS[1], name="mail2", power=DomainState.OFF),
         ),
     )
-    after = step(step(world.state, changed).state, listed).state
+    after = reduce(reduce(world.state, changed).state, listed).state
     assert after.guests[GUESTS[0]].metadata == (told,)
     # What the listing says of their lives is news all the same.
     assert after.guests[GUESTS[1]].phase is Phase.ABSENT
-    later = step(after, replace(listed, at=world.now + 5, asked=world.now + 4)).state
+    later = reduce(after, replace(listed, at=world.now + 5, asked=world.now + 4)).state
     assert later.guests[GUESTS[0]].metadata == ()
 
 
@@ -739,9 +753,9 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
     world = World()
     file = state_file.StateFile(path)
     for _ in world.live(story):
-        file.save(Saved(state=world.state))
+        file.save(SavedState(state=world.state))
     again = Configured(at=world.now, settings=replace(world.state.settings))
-    restarted = step(state_file.load(path).state, again).state
+    restarted = reduce(state_file.load(path).state, again).state
     assert desired(again.settings.services, restarted, world.now) == world.told
     # But for results in a row, which do not reach across a time without any; where no more than
     # these were apart, nothing is.
@@ -749,7 +763,7 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
         slot: replace(
             entry,
             apart={
-                target: replace(own, against=0)
+                target: replace(own, streak=0)
                 for target, own in entry.apart.items()
                 if not world.state.health[target].up
             },
@@ -765,10 +779,10 @@ def test_a_share_that_changes_no_weight_is_taken_down_and_nothing_else() -> None
         pass
     target = next(t for t in world.state.health if t.check.type == "agent")
     for share, told in ((0.5, True), (0.501, False), (0.1, True)):
-        event = Probed(
+        event = ProbeFinished(
             at=world.now, target=target, asked=world.now, up=True, detail="", share=share
         )
-        result = step(world.state, event)
+        result = reduce(world.state, event)
         world.state = result.state
         assert world.state.health[target].share == share
         assert bool(result.services) is told

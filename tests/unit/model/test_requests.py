@@ -5,8 +5,16 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.model.events import Ask, Asked, Configured, Described, GuestId, Listed, Power
-from xenlb.model.reducer import step
+from xenlb.model.events import (
+    Configured,
+    DomainDescription,
+    DomainState,
+    GuestId,
+    GuestsListed,
+    RequestKind,
+    ShutdownRequested,
+)
+from xenlb.model.reducer import reduce
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 
@@ -21,22 +29,29 @@ SERVICE = ServiceSettings(
 
 
 def running() -> State:
-    state = step(
+    state = reduce(
         State(), Configured(at=0.0, settings=Settings(uris=(XEN,), services=(SERVICE,)))
     ).state
-    mail = Described(guest=MAIL, name="mail1", power=Power.RUNNING, incarnation=4)
-    return step(state, Listed(at=1.0, asked=1.0, uri=XEN, guests=(mail,))).state
+    mail = DomainDescription(guest=MAIL, name="mail1", power=DomainState.RUNNING, incarnation=4)
+    return reduce(state, GuestsListed(at=1.0, asked=1.0, uri=XEN, guests=(mail,))).state
 
 
 @pytest.mark.parametrize(
     ("ask", "more"),
-    [(Ask.POWEROFF, 20.0), (Ask.REBOOT, 20.0), (Ask.SUSPEND, 20.0), (Ask.INSIDE, 0.0)],
+    [
+        (RequestKind.POWEROFF, 20.0),
+        (RequestKind.REBOOT, 20.0),
+        (RequestKind.SUSPEND, 20.0),
+        (RequestKind.INSIDE, 0.0),
+    ],
 )
-def test_a_request_that_stands_is_no_news_and_begins_its_grace_anew(ask: Ask, more: float) -> None:
+def test_a_request_that_stands_is_no_news_and_begins_its_grace_anew(
+    ask: RequestKind, more: float
+) -> None:
     """A hold that says it again has the time of a drain; the grace is longer here."""
-    first = step(running(), Asked(at=10.0, guest=MAIL, incarnation=4, ask=ask))
+    first = reduce(running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, ask=ask))
     assert len([note for note in first.notes if note.guest == MAIL]) == 1
-    again = step(first.state, Asked(at=30.0, guest=MAIL, incarnation=4, ask=ask))
+    again = reduce(first.state, ShutdownRequested(at=30.0, guest=MAIL, incarnation=4, ask=ask))
     assert again.notes == ()
     before, after = (each.state.guests[MAIL].request for each in (first, again))
     assert before is not None
@@ -45,6 +60,10 @@ def test_a_request_that_stands_is_no_news_and_begins_its_grace_anew(ask: Ask, mo
 
 
 def test_another_request_is_news() -> None:
-    first = step(running(), Asked(at=10.0, guest=MAIL, incarnation=4, ask=Ask.POWEROFF))
-    other = step(first.state, Asked(at=11.0, guest=MAIL, incarnation=4, ask=Ask.REBOOT))
+    first = reduce(
+        running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, ask=RequestKind.POWEROFF)
+    )
+    other = reduce(
+        first.state, ShutdownRequested(at=11.0, guest=MAIL, incarnation=4, ask=RequestKind.REBOOT)
+    )
     assert [note.text for note in other.notes] == ["asked for reboot (domain 4)"]

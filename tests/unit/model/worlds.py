@@ -10,49 +10,49 @@ from uuid import UUID
 from hypothesis import strategies as st
 
 from xenlb.ipvs.table import Counters, Family, Forwarding, Protocol
-from xenlb.model.addresses import Found, Refused, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.checks import Agent, Share
 from xenlb.model.drain import NODEST, QUIESCENT, REUSE, Drain
 from xenlb.model.draining import to_count
 from xenlb.model.events import (
     AddressesFound,
-    Ask,
-    Asked,
     ConfigurationRefused,
     Configured,
-    Counted,
+    ConnectionsCounted,
     Crashed,
-    Described,
     Died,
     Disconnected,
-    DrainAllAsked,
-    DrainAsked,
+    DomainDescription,
+    DomainState,
+    DrainAllRequested,
+    DrainRequested,
     Event,
     GuestId,
-    Listed,
+    GuestInspected,
+    GuestsListed,
     MetadataChanged,
     MetadataService,
     Paused,
-    Power,
-    Probed,
+    ProbeFinished,
     Rebooted,
+    RequestKind,
     RequestSent,
     Resumed,
-    SideSeen,
+    ShutdownCancelled,
+    ShutdownRequested,
     Started,
-    Stays,
-    Stop,
     Stopped,
-    SysctlsSeen,
+    StopReason,
+    SysctlsChecked,
     Tick,
     Undefined,
-    UndrainAsked,
+    UndrainRequested,
     Verdict,
 )
 from xenlb.model.guest import Guest
 from xenlb.model.guest_side import Delivery, GuestSide, OnBoot
 from xenlb.model.problem import Problem
-from xenlb.model.reserved_addresses import Host, HostSeen
+from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 from xenlb.model.settings import (
     Check,
     DrainPolicy,
@@ -181,7 +181,9 @@ SHARING = len(SETTINGS) - 2
 
 
 def with_addresses(guest: Guest, *texts: str) -> Guest:
-    found = tuple(Found(address=ip_address(text), source=Source.LEASE) for text in texts)
+    found = tuple(
+        AddressCandidate(address=ip_address(text), source=AddressSource.LEASE) for text in texts
+    )
     return replace(guest, found=found)
 
 
@@ -201,10 +203,10 @@ class Move:
         return f"+{self.wait:g} {self.text}"
 
 
-def _found(dice: Random) -> tuple[Found, ...]:
-    sources = [Source.INTERFACE_XML, Source.LEASE, Source.NEIGHBOUR]
+def _found(dice: Random) -> tuple[AddressCandidate, ...]:
+    sources = [AddressSource.INTERFACE_XML, AddressSource.LEASE, AddressSource.NEIGHBOUR]
     found = {
-        Found(address=dice.choice(ADDRESSES), source=dice.choice(sources))
+        AddressCandidate(address=dice.choice(ADDRESSES), source=dice.choice(sources))
         for _ in range(dice.choice([0, 1, 1, 2]))
     }
     return tuple(sorted(found, key=lambda item: (sources.index(item.source), str(item.address))))
@@ -243,11 +245,13 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
                     paused=word == "reboot",
                 )
             case "asked":
-                return Asked(at=at, guest=guest, incarnation=number, ask=Ask(word))
+                return ShutdownRequested(
+                    at=at, guest=guest, incarnation=number, ask=RequestKind(word)
+                )
             case "died":
                 return Died(at=at, guest=guest, incarnation=number)
             case "stopped":
-                return Stopped(at=at, guest=guest, incarnation=number, why=Stop.SHUTDOWN)
+                return Stopped(at=at, guest=guest, incarnation=number, why=StopReason.SHUTDOWN)
             case "crashed":
                 return Crashed(at=at, guest=guest, incarnation=number)
             case "paused":
@@ -259,17 +263,17 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
             case "undefined":
                 return Undefined(at=at, guest=guest)
             case "stays":
-                return Stays(at=at, guest=guest, incarnation=number)
+                return ShutdownCancelled(at=at, guest=guest, incarnation=number)
             case "drained":
-                then = {"poweroff": Ask.POWEROFF, "reboot": Ask.REBOOT}.get(word)
-                return DrainAsked(at=at, guest=guest, by="root", then=then)
+                then = {"poweroff": RequestKind.POWEROFF, "reboot": RequestKind.REBOOT}.get(word)
+                return DrainRequested(at=at, guest=guest, by="root", then=then)
             case "sent":
                 drain = state.guests[guest].drain if guest in state.guests else None
-                ask = (drain and drain.then) or Ask.REBOOT
+                ask = (drain and drain.then) or RequestKind.REBOOT
                 failure = "no" if word == "suspend" else ""
                 return RequestSent(at=at, guest=guest, ask=ask, failure=failure)
             case "undrained":
-                return UndrainAsked(at=at, guest=guest, by="root")
+                return UndrainRequested(at=at, guest=guest, by="root")
         raise AssertionError(kind)
 
     shown = f"{kind} {name}/{who} {'' if shift is None else f'{shift:+d}'} {word}"
@@ -281,7 +285,7 @@ def _probe(wait: float, index: int, up: bool, ago: float, share: float | None = 
         targets = sorted(state.health, key=str)
         if not targets:
             return Tick(at=at)
-        return Probed(
+        return ProbeFinished(
             at=at,
             target=targets[index % len(targets)],
             asked=at - ago,
@@ -295,10 +299,10 @@ def _probe(wait: float, index: int, up: bool, ago: float, share: float | None = 
 
 
 def _address(
-    wait: float, who: int, found: tuple[Found, ...], shift: int | None, refused: bool
+    wait: float, who: int, found: tuple[AddressCandidate, ...], shift: int | None, refused: bool
 ) -> Move:
     def make(state: State, at: float) -> Event:
-        no = Refused(text="192.0.2.10", source=Source.REPORTED, reason="no")
+        no = RejectedAddress(text="192.0.2.10", source=AddressSource.REPORTED, reason="no")
         return AddressesFound(
             at=at,
             guest=GUESTS[who],
@@ -311,19 +315,19 @@ def _address(
     return Move(wait=wait, make=make, text=f"address {NAMES[who]}/{who} {shown} {shift}")
 
 
-def _listing(wait: float, uri: str, powers: list[tuple[Power, int]], ago: float) -> Move:
+def _listing(wait: float, uri: str, powers: list[tuple[DomainState, int]], ago: float) -> Move:
     def make(state: State, at: float) -> Event:
         described = [
-            Described(
+            DomainDescription(
                 guest=guest,
                 name=name,
                 power=power,
-                incarnation=None if power is Power.OFF else _incarnation(state, guest, shift),
+                incarnation=None if power is DomainState.OFF else _incarnation(state, guest, shift),
             )
             for guest, name, (power, shift) in zip(GUESTS, NAMES, powers, strict=False)
             if guest.uri == uri
         ]
-        return Listed(at=at, uri=uri, asked=at - ago, guests=tuple(described))
+        return GuestsListed(at=at, uri=uri, asked=at - ago, guests=tuple(described))
 
     return Move(wait=wait, make=make, text=f"listed {uri} {powers} asked {ago:g} ago")
 
@@ -344,15 +348,15 @@ def _counted(wait: float, dice: Random) -> Move:
             key: {slot.server: Counters(active_connections=most) for slot in state.admitted}
             for key in to_count(state)
         }
-        return Counted(at=at, counters=counters)
+        return ConnectionsCounted(at=at, counters=counters)
 
     return Move(wait=wait, make=make, text=f"counted {most}")
 
 
 def _side(wait: float, guest: GuestId, index: int, problem: str) -> Move:
-    def make(state: State, at: float) -> SideSeen:
+    def make(state: State, at: float) -> GuestInspected:
         known = state.guests.get(guest)
-        return SideSeen(
+        return GuestInspected(
             at=at,
             guest=guest,
             incarnation=known.incarnation if known is not None else None,
@@ -372,24 +376,30 @@ def _configured(wait: float, index: int) -> Move:
 
 
 PROBLEM = Problem(file="f", line=1, column=1, path="", message="wrong", hint="")
-DRAIN_ALL = Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root"), text="drain all")
+DRAIN_ALL = Move(wait=0.0, make=lambda _, at: DrainAllRequested(at=at, by="root"), text="drain all")
 OTHERS = (
     Move(wait=0.0, make=lambda _, at: Tick(at=at), text="tick"),
     Move(
         wait=0.0,
-        make=lambda _, at: SysctlsSeen(at=at, amiss=frozenset({NODEST, QUIESCENT, REUSE})),
+        make=lambda _, at: SysctlsChecked(at=at, amiss=frozenset({NODEST, QUIESCENT, REUSE})),
         text="sysctls amiss",
     ),
     Move(
         wait=0.0,
-        make=lambda _, at: HostSeen(at=at, host=Host(own=frozenset(ADDRESSES[1:3]))),
+        make=lambda _, at: HostNetworkChanged(
+            at=at, host=HostNetwork(own=frozenset(ADDRESSES[1:3]))
+        ),
         text="two addresses are this host's",
     ),
     Move(
-        wait=0.0, make=lambda _, at: HostSeen(at=at, host=Host()), text="no address is this host's"
+        wait=0.0,
+        make=lambda _, at: HostNetworkChanged(at=at, host=HostNetwork()),
+        text="no address is this host's",
     ),
     DRAIN_ALL,
-    Move(wait=0.0, make=lambda _, at: DrainAllAsked(at=at, by="root", rest=True), text="and rest"),
+    Move(
+        wait=0.0, make=lambda _, at: DrainAllRequested(at=at, by="root", rest=True), text="and rest"
+    ),
     Move(
         wait=0.0,
         make=lambda _, at: Disconnected(at=at, uri=URIS[0], reason="gone"),
@@ -441,7 +451,7 @@ def move(number: int) -> Move:
         case "address":
             return _address(wait, who, _found(dice), shift, dice.random() < 0.3)
         case "listed":
-            mostly = [Power.RUNNING] * 6 + list(Power)
+            mostly = [DomainState.RUNNING] * 6 + list(DomainState)
             powers = [(dice.choice(mostly), dice.choice([0, 0, 0, 1])) for _ in range(4)]
             some = powers[: dice.choice([2, 3, 4, 4])]
             return _listing(wait, dice.choice(URIS), some, dice.choice([0.0, 0.05, 2.0]))
@@ -457,16 +467,22 @@ def move(number: int) -> Move:
         case "other":
             return dice.choice(OTHERS)
         case _:
-            return _life(wait, who, shift, kind, dice.choice(list(Ask)))
+            return _life(wait, who, shift, kind, dice.choice(list(RequestKind)))
 
 
 def opening(index: int) -> list[Move]:
     """A configuration, and guests that run, have an address, and answer."""
     return [
         _configured(0.0, index),
-        _listing(0.0, URIS[0], [(Power.RUNNING, 0)] * 3, 0.0),
+        _listing(0.0, URIS[0], [(DomainState.RUNNING, 0)] * 3, 0.0),
         *(
-            _address(0.0, who, (Found(address=ADDRESSES[who], source=Source.LEASE),), 0, False)
+            _address(
+                0.0,
+                who,
+                (AddressCandidate(address=ADDRESSES[who], source=AddressSource.LEASE),),
+                0,
+                False,
+            )
             for who in range(3)
         ),
         *(_side(0.0, GUESTS[who], index, "") for who in range(2)),

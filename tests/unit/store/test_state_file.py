@@ -18,15 +18,15 @@ import pytest
 
 from tests.soak import SOAK
 from xenlb.ipvs.table import AddressKey, Family, MarkKey, Protocol, ServerKey
-from xenlb.model.addresses import Found, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.drain import Drain
-from xenlb.model.events import Ask, GuestId, MetadataService, Target
+from xenlb.model.events import GuestId, MetadataService, RequestKind, Target
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
 from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
 from xenlb.store import state_file
-from xenlb.store.saved_state import Saved
+from xenlb.store.saved_state import SavedState
 
 ME = GuestId(uri="xen:///system", uuid=UUID(int=7))
 KEY = AddressKey(protocol=Protocol.UDP, address=ip_address("2001:db8::1"), port=53)
@@ -36,7 +36,7 @@ OTHER = ServerKey(address=ip_address("10.0.0.12"), port=26)
 TARGET = Target(check=Check(rise=2, port=80), address=ip_address("10.0.0.11"), port=80)
 
 
-def saved() -> Saved:
+def saved() -> SavedState:
     guest = Guest(
         id=ME,
         name="mail1",
@@ -45,13 +45,13 @@ def saved() -> Saved:
         since=10.0,
         booted=1.0,
         recheck=2.0,
-        request=Request(ask=Ask.POWEROFF, at=10.0, deadline=310.0),
+        request=Request(ask=RequestKind.POWEROFF, at=10.0, deadline=310.0),
         deaths=(Death(incarnation=4, at=0.5),),
         drain=Drain(reason="drained", by="root", since=9.0, deadline=None),
-        found=(Found(address=ip_address("10.0.0.11"), source=Source.LEASE),),
+        found=(AddressCandidate(address=ip_address("10.0.0.11"), source=AddressSource.LEASE),),
         metadata=(MetadataService(name="mail", weight=2, address=ip_address("10.0.0.11")),),
     )
-    return Saved(
+    return SavedState(
         state=State(
             guests={ME: guest},
             admitted={
@@ -111,19 +111,19 @@ def test_every_verdict_is_kept(tmp_path: Path, up: bool | None) -> None:
     """Also that nothing is known: of a check that is not in the file it is known that it is new."""
     path = tmp_path / "state.json"
     health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused", assumed=bool(up))}
-    state_file.save(path, Saved(state=State(health=health)))
+    state_file.save(path, SavedState(state=State(health=health)))
     assert state_file.load(path).state.health == health
 
 
 def test_results_in_a_row_do_not_reach_across_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    health = Health(valid_from=0.0, up=True, against=2)
-    state_file.save(path, Saved(state=State(health={TARGET: health})))
-    assert state_file.load(path).state.health == {TARGET: replace(health, against=0)}
+    health = Health(valid_from=0.0, up=True, streak=2)
+    state_file.save(path, SavedState(state=State(health={TARGET: health})))
+    assert state_file.load(path).state.health == {TARGET: replace(health, streak=0)}
 
 
 def test_no_file_is_a_fresh_start(tmp_path: Path) -> None:
-    assert state_file.load(tmp_path / "state.json") == Saved()
+    assert state_file.load(tmp_path / "state.json") == SavedState()
 
 
 def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
     state_file.save(path, saved())
     data = json.loads(path.read_text())
     path.write_text(json.dumps(data | {"boot": "another"}))
-    assert state_file.load(path) == Saved()
+    assert state_file.load(path) == SavedState()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) ->
     found = state_file.load(path)
     if value == {}:
         return  # an empty mapping reads as an empty list
-    assert found == Saved()
+    assert found == SavedState()
     assert (tmp_path / "state.broken").read_text() == text
 
 
@@ -155,21 +155,21 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) ->
 def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
-    assert state_file.load(path) == Saved()
+    assert state_file.load(path) == SavedState()
     assert (tmp_path / "state.broken").exists()
 
 
 # The changes below it -----------------------------------------------------------------------------
 
 
-def told(number: int, *, by: str = "root") -> Saved:
+def told(number: int, *, by: str = "root") -> SavedState:
     """A drain of a guest, and what that guest has of the table."""
     address = ip_address("10.0.1.0") + number
     here = ServerKey(address=address, port=26)
     guest = GuestId(uri=ME.uri, uuid=UUID(int=100 + number))
     drain = Drain(reason="drained", by=by, since=9.0, deadline=None)
     target = replace(TARGET, address=address)
-    return Saved(
+    return SavedState(
         state=State(
             guests={guest: Guest(id=guest, name=f"g{number}", drain=drain)},
             admitted={Slot(owner=guest, service=KEY, server=here): Admission(at=number)},
@@ -183,12 +183,12 @@ def told(number: int, *, by: str = "root") -> Saved:
     )
 
 
-def history() -> list[Saved]:
+def history() -> list[SavedState]:
     """Each has something new, something other and something less than the one before."""
-    return [saved(), told(1), told(2), told(2, by="admin"), saved(), Saved(), told(3), told(2)]
+    return [saved(), told(1), told(2), told(2, by="admin"), saved(), SavedState(), told(3), told(2)]
 
 
-def save_each(path: Path, states: list[Saved]) -> None:
+def save_each(path: Path, states: list[SavedState]) -> None:
     file = state_file.StateFile(path)
     for each in states:
         file.save(each)
@@ -219,7 +219,7 @@ def test_each_change_is_a_line_and_no_change_is_none(tmp_path: Path) -> None:
     before = path.read_bytes()
     heard = history()[-1]
     guests = {key: replace(guest, heard=7.0) for key, guest in heard.state.guests.items()}
-    health = {key: replace(each, against=1) for key, each in heard.state.health.items()}
+    health = {key: replace(each, streak=1) for key, each in heard.state.health.items()}
     save_each(path, [heard, replace(heard, state=replace(heard.state, guests=guests))])
     save_each(path, [heard, replace(heard, state=replace(heard.state, health=health))])
     assert path.read_bytes() == before
@@ -234,19 +234,19 @@ def test_a_change_says_no_more_than_it_changes(tmp_path: Path) -> None:
         health={key: health for each in many for key, health in each.health.items()},
     )
     file = state_file.StateFile(path)
-    file.save(Saved(state=state))
+    file.save(SavedState(state=state))
     size = path.stat().st_size
     (target, health), *_ = state.health.items()
     failed = {**state.health, target: replace(health, up=False)}
     # Drawn anew in another order, as settle() does.
     admitted = dict(reversed(list(state.admitted.items())))
-    file.save(Saved(state=replace(state, health=failed, admitted=admitted)))
+    file.save(SavedState(state=replace(state, health=failed, admitted=admitted)))
     assert size > 40_000
     assert path.stat().st_size - size < 300
 
 
-@pytest.mark.parametrize("more", [told(2), told(1, by="admin"), Saved()])
-def test_a_kill_amid_a_line_leaves_what_was_before_it(tmp_path: Path, more: Saved) -> None:
+@pytest.mark.parametrize("more", [told(2), told(1, by="admin"), SavedState()])
+def test_a_kill_amid_a_line_leaves_what_was_before_it(tmp_path: Path, more: SavedState) -> None:
     path = tmp_path / "state.json"
     save_each(path, [saved(), told(1)])
     whole = path.stat().st_size
@@ -269,7 +269,7 @@ def test_a_damaged_line_among_others_is_no_kill(tmp_path: Path) -> None:
     save_each(path, history())
     first, second, *rest = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([first, second[:-9], *rest]))
-    assert state_file.load(path) == Saved()
+    assert state_file.load(path) == SavedState()
     assert (tmp_path / "state.broken").exists()
 
 
@@ -293,10 +293,10 @@ def test_no_damage_is_fatal(
     damaged = damage(path.read_bytes())
     assert damaged != path.read_bytes()
     path.write_bytes(damaged)
-    assert state_file.read(path) == Saved()
+    assert state_file.read(path) == SavedState()
     assert path.read_bytes() == damaged, "who only reads changes nothing"
     caplog.clear()
-    assert state_file.load(path) == Saved()
+    assert state_file.load(path) == SavedState()
     assert len(caplog.records) == 1
     assert (tmp_path / "state.broken").read_bytes() == damaged
     assert not path.exists()
@@ -305,7 +305,7 @@ def test_no_damage_is_fatal(
 def test_what_is_no_file_is_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     os.mkfifo(path)
-    assert state_file.load(path) == Saved()
+    assert state_file.load(path) == SavedState()
     assert (tmp_path / "state.broken").is_fifo()
 
 
@@ -314,7 +314,7 @@ def test_who_only_reads_leaves_a_file_of_an_earlier_boot(tmp_path: Path) -> None
     state_file.save(path, saved())
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "boot": "another"}))
-    assert state_file.read(path) == Saved()
+    assert state_file.read(path) == SavedState()
     assert path.exists()
 
 

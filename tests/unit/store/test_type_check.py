@@ -9,13 +9,13 @@ from uuid import UUID
 import pytest
 
 from xenlb.ipvs.table import AddressKey, IPAddress, Protocol, ServerKey
-from xenlb.model.addresses import Found, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.checks import Asks, Exec
 from xenlb.model.drain import Drain, Outcome
 from xenlb.model.events import GuestId, MetadataService, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import Check
-from xenlb.store.type_check import checked
+from xenlb.store.type_check import check_type
 
 GUEST = Guest(
     id=GuestId(uri="xen:///system", uuid=UUID(int=1)),
@@ -23,20 +23,20 @@ GUEST = Guest(
     phase=Phase.UP,
     incarnation=5,
     drain=Drain(reason="drained", by="root", since=1.0, outcome=Outcome.EMPTY, warnings=("a",)),
-    found=(Found(address=ip_address("10.0.0.11"), source=Source.LEASE),),
+    found=(AddressCandidate(address=ip_address("10.0.0.11"), source=AddressSource.LEASE),),
     metadata=(MetadataService(name="mail", weight=2),),
 )
 TARGET = Target(check=Check(), address=ip_address("10.0.0.11"), port=25)
 
 
 def test_what_is_right() -> None:
-    assert checked(GUEST, Guest) is GUEST
+    assert check_type(GUEST, Guest) is GUEST
     for kind in get_args(Asks):
         asks = Exec(command=("/bin/true",)) if kind is Exec else kind()
-        checked(replace(TARGET, check=Check(asks=asks)), Target)
+        check_type(replace(TARGET, check=Check(asks=asks)), Target)
     key = AddressKey(protocol=Protocol.TCP, address=ip_address("::1"), port=0)
-    checked({key: 1}, Mapping[AddressKey, float])
-    checked(frozenset({ip_address("::1")}), frozenset[IPAddress])
+    check_type({key: 1}, Mapping[AddressKey, float])
+    check_type(frozenset({ip_address("::1")}), frozenset[IPAddress])
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def test_what_is_right() -> None:
 )
 def test_what_is_wrong(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not a"):
-        checked(replace(GUEST, **wrong), Guest)
+        check_type(replace(GUEST, **wrong), Guest)
 
 
 def test_a_port() -> None:
     with pytest.raises(ValueError, match="not a ServerKey"):
-        checked(ServerKey(address=ip_address("10.0.0.11"), port=65536), ServerKey)
+        check_type(ServerKey(address=ip_address("10.0.0.11"), port=65536), ServerKey)
 
 
 def test_pairs() -> None:
-    checked(("a", 1), tuple[str, int])
+    check_type(("a", 1), tuple[str, int])
     for wrong in (("a",), ("a", 1, 2), (1, "a"), ["a", 1]):
         with pytest.raises(ValueError, match="not a"):
-            checked(wrong, tuple[str, int])
+            check_type(wrong, tuple[str, int])
 
 
 def test_a_type_for_which_there_is_no_check_is_a_mistake_of_ours() -> None:
@@ -84,4 +84,4 @@ def test_a_type_for_which_there_is_no_check_is_a_mistake_of_ours() -> None:
         value: bytes
 
     with pytest.raises(TypeError, match="no check"):
-        checked(Odd(value=b""), Odd)
+        check_type(Odd(value=b""), Odd)

@@ -11,7 +11,7 @@ from xenlb.config import ConfigError
 from xenlb.config.loader import loaded
 from xenlb.control.server import Peer, _by
 from xenlb.guestside.inspect.parse import _sections, output_budget
-from xenlb.guestside.install.operations import MakeLink
+from xenlb.guestside.install.operations import MakeSymlink
 from xenlb.guestside.install.preview import visible
 from xenlb.guestside.render import template
 from xenlb.guestside.transport.channel import last_line
@@ -21,7 +21,7 @@ from xenlb.hypervisor import address_policy
 from xenlb.hypervisor.libvirt import hooks, queries
 from xenlb.hypervisor.libvirt.metadata import read_metadata
 from xenlb.model import suggestions
-from xenlb.model.addresses import Source
+from xenlb.model.addresses import AddressSource
 from xenlb.model.checks import Exec
 from xenlb.untrusted.printable import first_line, printable, quoted
 
@@ -106,7 +106,7 @@ WAYS: Mapping[str, Callable[[str], str]] = {
         read_metadata(f"<services><service name='mail' weight='{text}'/></services>")[1]
     ),
     "a reported address": lambda text: str(
-        address_policy.judge(text, Source.REPORTED, address_policy.Context())
+        address_policy.check_address(text, AddressSource.REPORTED, address_policy.PolicyContext())
     ),
     "an answer to a probe": lambda text: first_line(raw(text)),
     "an agent check": lambda text: agent.understood(raw(f"down {text}\n"), "mail1").detail,
@@ -117,7 +117,7 @@ WAYS: Mapping[str, Callable[[str], str]] = {
     ),
     "a script's errors in a guest": lambda text: last_line(raw(text)),
     "a file in a guest": visible,
-    "a link in a guest": lambda text: str(MakeLink(path="etc/x", target=text)),
+    "a link in a guest": lambda text: str(MakeSymlink(path="etc/x", target=text)),
     "what was read in a guest": observed,
     "a value of a template": unsafe,
     "who asks, by the control socket": lambda text: _by(Peer(pid=1, uid=0), text),

@@ -1,10 +1,10 @@
 """A token bucket."""
 
-from xenlb.untrusted.rate import Rate
+from xenlb.untrusted.rate import TokenBucket
 
 
 def test_a_bucket() -> None:
-    rate = Rate(2, 4.0)
+    rate = TokenBucket(2, 4.0)
     assert [rate.take(10.0) for _ in range(3)] == [True, True, False]
     assert rate.wait(10.0) == 0.25
     assert not rate.idle(10.0)

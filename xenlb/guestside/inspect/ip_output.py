@@ -7,7 +7,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 
-from xenlb.guestside.inspect.observed import LOCAL, MAIN, Address, DefaultRoute, Link, PolicyRule
+from xenlb.guestside.inspect.observed import (
+    LOCAL,
+    MAIN,
+    Address,
+    DefaultRoute,
+    ObservedLink,
+    PolicyRule,
+)
 from xenlb.ipvs.table import Family, IPAddress
 from xenlb.untrusted.budget import Budget
 
@@ -94,13 +101,13 @@ def _address(interface: str, address: str, mask: str) -> Address | None:
     return Address(interface=name, address=value, prefix=whole.network.prefixlen)
 
 
-def links(lines: Sequence[str], devices: Sequence[str]) -> tuple[Link, ...]:
+def links(lines: Sequence[str], devices: Sequence[str]) -> tuple[ObservedLink, ...]:
     """By ip(8), or by /sys where the guest has none."""
     found = tuple(link for line in lines if (link := _link(line)))
     return found or tuple(_of_sys(devices))
 
 
-def _link(line: str) -> Link | None:
+def _link(line: str) -> ObservedLink | None:
     found = re.match(r"[0-9]+: (\S+) <([A-Z0-9_,-]*)> (.*)", line)
     if not found or not (name := _name(found[1])):
         return None
@@ -110,7 +117,7 @@ def _link(line: str) -> Link | None:
     # The words of a device's kind stand behind the medium's and the numbers that all have.
     kinds = [word for word in words if word in _KINDS]
     mode = _after(words, kinds[0]) if kinds else ""
-    return Link(
+    return ObservedLink(
         name=name,
         up="UP" in flags,
         ethernet=medium == "link/ether" and "NOARP" not in flags,
@@ -130,7 +137,7 @@ def _local(text: str) -> IPAddress | None:
     return None if address is None or address.is_unspecified else address
 
 
-def _of_sys(lines: Sequence[str]) -> Iterator[Link]:
+def _of_sys(lines: Sequence[str]) -> Iterator[ObservedLink]:
     for line in lines:
         match line.split():
             case [name, flags, *rest] if _name(name) == name and _hexadecimal(flags) is not None:
@@ -138,7 +145,7 @@ def _of_sys(lines: Sequence[str]) -> Iterator[Link]:
                 mac = _mac(rest[0]) if rest else None
                 # IFF_UP, IFF_BROADCAST, IFF_NOARP of <linux/if.h>
                 ethernet = mac is not None and bool(bits & 0x2) and not bits & 0x80
-                yield Link(name=name, up=bool(bits & 0x1), ethernet=ethernet, mac=mac)
+                yield ObservedLink(name=name, up=bool(bits & 0x1), ethernet=ethernet, mac=mac)
             case _:
                 pass
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from xenlb.guestside.inspect.finding import APPLY, Difference
-from xenlb.guestside.inspect.observed import Does, FilterRule, Observed
+from xenlb.guestside.inspect.observed import FilterAction, FilterRule, Observed
 from xenlb.guestside.requirements.needs import Clamp, Mark, Needs
 from xenlb.ipvs.table import Family, family_of
 
@@ -23,7 +23,7 @@ def marks(needs: Needs, observed: Observed) -> Iterator[Difference]:
     }
     for need in needs.marks:
         for family in families[need.mark]:
-            if not any(_gives(rule, need) for rule in _of(observed, family, Does.MARK)):
+            if not any(_gives(rule, need) for rule in _of(observed, family, FilterAction.MARK)):
                 port = "any port but 22" if need.port is None else f"port {need.port}"
                 yield Difference(
                     message=f"{_VERSION[family]} connections that come in by {need.interface} to "
@@ -33,7 +33,9 @@ def marks(needs: Needs, observed: Observed) -> Iterator[Difference]:
                 )
     for mark, each in families.items():
         for family in each:
-            if not any(_restores(rule, mark) for rule in _of(observed, family, Does.RESTORE)):
+            if not any(
+                _restores(rule, mark) for rule in _of(observed, family, FilterAction.RESTORE)
+            ):
                 yield Difference(
                     message=f"{_VERSION[family]} replies do not get the mark of their connection "
                     f"({mark}): no rule of the hook output restores it",
@@ -41,7 +43,7 @@ def marks(needs: Needs, observed: Observed) -> Iterator[Difference]:
                 )
 
 
-def _of(observed: Observed, family: Family, does: Does) -> Iterator[FilterRule]:
+def _of(observed: Observed, family: Family, does: FilterAction) -> Iterator[FilterRule]:
     return (rule for rule in observed.filters if rule.family is family and rule.does is does)
 
 
@@ -71,7 +73,7 @@ def clamps(needs: Needs, observed: Observed) -> Iterator[Difference]:
     for need in needs.clamps:
         sizes = [
             rule.value
-            for rule in _of(observed, family_of(need.address), Does.CLAMP)
+            for rule in _of(observed, family_of(need.address), FilterAction.CLAMP)
             if _lowers(rule, need) and rule.value is not None
         ]
         if not sizes:

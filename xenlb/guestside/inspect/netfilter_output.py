@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 
-from xenlb.guestside.inspect.observed import Does, FilterRule
+from xenlb.guestside.inspect.observed import FilterAction, FilterRule
 from xenlb.ipvs.table import Family, IPAddress, Protocol
 
 _PROTOCOLS = {
@@ -90,16 +90,20 @@ def _nft_rule(line: str, hook: str) -> Iterator[FilterRule]:
         )
 
 
-def _nft_does(line: str) -> tuple[Does | None, int | None]:
+def _nft_does(line: str) -> tuple[FilterAction | None, int | None]:
     if found := re.search(r"\bct mark set (\w{1,10})\b", line):
-        return (Does.MARK, number) if (number := _number(found[1])) is not None else (None, None)
+        return (
+            (FilterAction.MARK, number)
+            if (number := _number(found[1])) is not None
+            else (None, None)
+        )
     if found := re.search(r"\bmeta mark set (ct mark|\w{1,10})\b", line):
         only = re.search(r"\bct mark (0x[0-9a-f]{1,8}|[0-9]{1,10})\b", line)
         of = _number(only[1]) if only else None
         same = found[1] == "ct mark" or (of is not None and of == _number(found[1]))
-        return (Does.RESTORE, of) if same and not _ORIGINAL.search(line) else (None, None)
+        return (FilterAction.RESTORE, of) if same and not _ORIGINAL.search(line) else (None, None)
     if found := re.search(r"\bmaxseg size set ([0-9]{1,5})\b", line):
-        return Does.CLAMP, int(found[1])
+        return FilterAction.CLAMP, int(found[1])
     return None, None
 
 
@@ -158,18 +162,18 @@ def _iptables_rule(words: Sequence[str], hook: str, family: Family) -> Iterator[
 
 def _iptables_does(
     target: str, after: Callable[..., str], *, restores: bool
-) -> tuple[Does | None, int | None]:
+) -> tuple[FilterAction | None, int | None]:
     mark = _number(after("--set-xmark", "--set-mark").removesuffix("/0xffffffff"))
     of = _number(after("--mark").removesuffix("/0xffffffff"))
     reply = after("--ctdir") != "ORIGINAL"
     match target:
         case "CONNMARK" if mark is not None:
-            return Does.MARK, mark
+            return FilterAction.MARK, mark
         case "CONNMARK" if reply and restores:
-            return Does.RESTORE, of
+            return FilterAction.RESTORE, of
         case "MARK" if reply and mark is not None and mark == of:
-            return Does.RESTORE, of
+            return FilterAction.RESTORE, of
         case "TCPMSS":
-            return Does.CLAMP, _number(after("--set-mss"))
+            return FilterAction.CLAMP, _number(after("--set-mss"))
         case _:
             return None, None

@@ -25,7 +25,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class ObservedLink:
     """`ethernet`: it speaks ARP. `kind` as ip-link(8) names it, where that is known; of a tunnel,
     `mode`: what it takes (any, ip6ip6 and so on), and `local`."""
 
@@ -66,7 +66,7 @@ class PolicyRule:
     text: str = ""
 
 
-class Does(StrEnum):
+class FilterAction(StrEnum):
     """What a packet filter's rule does."""
 
     MARK = "mark"  # it gives the connection a mark
@@ -81,7 +81,7 @@ class FilterRule:
 
     family: Family
     hook: str
-    does: Does
+    does: FilterAction
     value: int | None = None
     interface: str | None = None
     protocol: Protocol | None = None
@@ -121,7 +121,7 @@ class Observed:
     root: bool = False
     programs: frozenset[str] = frozenset()
     addresses: tuple[Address, ...] = ()
-    links: tuple[Link, ...] = ()
+    links: tuple[ObservedLink, ...] = ()
     default_routes: tuple[DefaultRoute, ...] = ()
     rules: tuple[PolicyRule, ...] = ()
     sysctls: Mapping[str, int] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class Observed:
         found = self.systems.get(interface)
         return System.SHELL if found is None else found.system
 
-    def link(self, name: str) -> Link | None:
+    def link(self, name: str) -> ObservedLink | None:
         return next((link for link in self.links if link.name == name), None)
 
     def unit(self, name: str) -> Unit | None:

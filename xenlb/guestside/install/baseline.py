@@ -8,16 +8,24 @@ from typing import assert_never
 
 from xenlb.guestside.install import blocks
 from xenlb.guestside.install.blocks import BadBlock
-from xenlb.guestside.install.manifest import SAVED, Entry, Kind, Previous, WasFile, WasLink, digest
+from xenlb.guestside.install.manifest import (
+    SAVED,
+    EntryKind,
+    ManifestEntry,
+    Previous,
+    WasFile,
+    WasLink,
+    digest,
+)
 from xenlb.guestside.install.operations import (
     MISSING,
     File,
     GuestFile,
-    GuestLink,
-    Link,
+    GuestSymlink,
     Missing,
     Node,
     Present,
+    Symlink,
     Wanted,
     as_bytes,
 )
@@ -28,7 +36,7 @@ class CannotInstall(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Under:
+class Baseline:
     """What would be at a path without xenlb. `strange`: why what is there is not as xenlb left it;
     `node` is then what a discard leaves. `lost`: what was there before is not kept any more."""
 
@@ -37,52 +45,54 @@ class Under:
     lost: bool = False
 
 
-def under(path: str, entry: Entry | None, wish: Wanted | None, present: Present) -> Under:
+def baseline_of(
+    path: str, entry: ManifestEntry | None, wish: Wanted | None, present: Present
+) -> Baseline:
     """What would be at the path. Raises CannotInstall."""
     node = present.get(path, MISSING)
     if entry is None:
         return _under_unknown(path, wish, node)
     match entry.kind:
-        case Kind.WHOLE | Kind.LINK:
+        case EntryKind.WHOLE | EntryKind.LINK:
             before, lost = _previous(entry.previous, present.get(saved(path), MISSING))
             return _under_whole(entry, node, before, lost=lost)
-        case Kind.BLOCK:
+        case EntryKind.BLOCK:
             return _under_block(entry, node)
         case _:
             assert_never(entry.kind)
 
 
-def _under_unknown(path: str, wish: Wanted | None, node: Node) -> Under:
+def _under_unknown(path: str, wish: Wanted | None, node: Node) -> Baseline:
     """Without a manifest (it was lost) there may be a block of ours all the same."""
     if not (isinstance(wish, GuestFile) and wish.block and isinstance(node, File)):
-        return Under(node=node)
+        return Baseline(node=node)
     try:
-        return Under(node=replace(node, content=blocks.split(node.content)[0]))
+        return Baseline(node=replace(node, content=blocks.split(node.content)[0]))
     except BadBlock as error:
         raise CannotInstall(f"/{path} cannot be given a block: {error}") from None
 
 
-def _under_whole(entry: Entry, node: Node, before: Node, *, lost: bool) -> Under:
+def _under_whole(entry: ManifestEntry, node: Node, before: Node, *, lost: bool) -> Baseline:
     match entry.previous, node:
         case WasFile(mode=mode, owner=owner, digest=was), File(content=content) if (
             digest(content) == was
         ):
-            return Under(node=File(content=content, mode=mode, owner=owner))
-        case WasLink(target=target), Link(target=now) if now == target:
-            return Under(node=node)
+            return Baseline(node=File(content=content, mode=mode, owner=owner))
+        case WasLink(target=target), Symlink(target=now) if now == target:
+            return Baseline(node=node)
         case _:
             pass
     match node:
         case Missing():
             ours = True
         case File(content=content):
-            ours = entry.kind is Kind.WHOLE and digest(content) in entry.digests
-        case Link(target=target):
-            ours = entry.kind is Kind.LINK and digest(as_bytes(target)) in entry.digests
+            ours = entry.kind is EntryKind.WHOLE and digest(content) in entry.digests
+        case Symlink(target=target):
+            ours = entry.kind is EntryKind.LINK and digest(as_bytes(target)) in entry.digests
         case _:
             ours = False
     strange = None if ours else "it was changed since xenlb wrote it"
-    return Under(node=before, strange=strange, lost=lost)
+    return Baseline(node=before, strange=strange, lost=lost)
 
 
 def _previous(previous: Previous, kept: Node) -> tuple[Node, bool]:
@@ -91,7 +101,7 @@ def _previous(previous: Previous, kept: Node) -> tuple[Node, bool]:
         case None, _:
             return MISSING, False
         case WasLink(target=target), _:
-            return Link(target=target), False
+            return Symlink(target=target), False
         case WasFile(mode=mode, owner=owner, digest=was), File(content=content) if (
             digest(content) == was
         ):
@@ -100,50 +110,54 @@ def _previous(previous: Previous, kept: Node) -> tuple[Node, bool]:
             return MISSING, True
 
 
-def _under_block(entry: Entry, node: Node) -> Under:
+def _under_block(entry: ManifestEntry, node: Node) -> Baseline:
     match node:
         case Missing():
-            return Under(node=node)
+            return Baseline(node=node)
         case File(content=content, mode=mode):
             pass
         case _:
-            return Under(node=node, strange="it is no longer a file")
+            return Baseline(node=node, strange="it is no longer a file")
     try:
         rest, inside = blocks.split(content)
     except BadBlock as error:
-        return Under(node=node, strange=str(error))
+        return Baseline(node=node, strange=str(error))
     if inside is None:
-        return Under(node=node)
+        return Baseline(node=node)
     if isinstance(entry.previous, WasFile) and mode == entry.previous.mode | runnable(entry.mode):
         mode = entry.previous.mode
     left: Node = replace(node, content=rest, mode=mode)
     if entry.previous is None and rest in (b"", blocks.SHEBANG):
         left = MISSING
     ours = digest(inside) in entry.digests
-    return Under(node=left, strange=None if ours else "xenlb's block in it was changed")
+    return Baseline(node=left, strange=None if ours else "xenlb's block in it was changed")
 
 
-def goal_of(path: str, wish: Wanted, under: Node, entry: Entry | None) -> tuple[Node, Entry]:
+def goal_of(
+    path: str, wish: Wanted, baseline_of: Node, entry: ManifestEntry | None
+) -> tuple[Node, ManifestEntry]:
     """What should be at the path, and what the manifest says of it."""
-    match wish, under:
-        case GuestLink(target=target), _:
-            new = Entry(
-                kind=Kind.LINK,
+    match wish, baseline_of:
+        case GuestSymlink(target=target), _:
+            new = ManifestEntry(
+                kind=EntryKind.LINK,
                 mode=0o777,
                 digests=(digest(as_bytes(target)),),
-                previous=_was(under),
+                previous=_was(baseline_of),
             )
-            return Link(target=target), new
+            return Symlink(target=target), new
         case GuestFile(block=False, text=content, mode=mode), _:
             data = content.encode()
-            new = Entry(kind=Kind.WHOLE, mode=mode, digests=(digest(data),), previous=_was(under))
+            new = ManifestEntry(
+                kind=EntryKind.WHOLE, mode=mode, digests=(digest(data),), previous=_was(baseline_of)
+            )
             return File(content=data, mode=mode), new
         case GuestFile(text=content, mode=mode), File(content=rest, mode=old):
             # The rest is not ours: that it changes is nothing to be written down.
             was = entry.previous.digest if entry and isinstance(entry.previous, WasFile) else None
             was = was or digest(rest)
-            previous: Previous = WasFile(mode=old, owner=under.owner, digest=was)
-            goal = replace(under, mode=old | runnable(mode))
+            previous: Previous = WasFile(mode=old, owner=baseline_of.owner, digest=was)
+            goal = replace(baseline_of, mode=old | runnable(mode))
         case GuestFile(text=content, mode=mode), Missing():
             rest, previous = blocks.SHEBANG if runnable(mode) else b"", None
             goal = File(content=b"", mode=mode)
@@ -157,16 +171,18 @@ def goal_of(path: str, wish: Wanted, under: Node, entry: Entry | None) -> tuple[
         blocks.split(data)
     except BadBlock as error:
         raise CannotInstall(f"/{path} cannot be given a block: {error}") from None
-    new = Entry(kind=Kind.BLOCK, mode=mode, digests=(digest(inside),), previous=previous)
+    new = ManifestEntry(
+        kind=EntryKind.BLOCK, mode=mode, digests=(digest(inside),), previous=previous
+    )
     return replace(goal, content=data), new
 
 
-def kind_of(wish: Wanted) -> Kind:
+def kind_of(wish: Wanted) -> EntryKind:
     match wish:
-        case GuestLink():
-            return Kind.LINK
+        case GuestSymlink():
+            return EntryKind.LINK
         case GuestFile(block=block):
-            return Kind.BLOCK if block else Kind.WHOLE
+            return EntryKind.BLOCK if block else EntryKind.WHOLE
         case _:
             assert_never(wish)
 
@@ -175,7 +191,7 @@ def _was(node: Node) -> Previous:
     match node:
         case File(content=content, mode=mode, owner=owner):
             return WasFile(mode=mode, owner=owner, digest=digest(content))
-        case Link(target=target):
+        case Symlink(target=target):
             return WasLink(target=target)
         case _:
             return None

@@ -30,7 +30,7 @@ class BadManifest(Exception):
     """The guest's manifest cannot be used; one sentence."""
 
 
-class Kind(StrEnum):
+class EntryKind(StrEnum):
     """What of a path is xenlb's."""
 
     WHOLE = "whole"
@@ -59,13 +59,13 @@ Previous = WasFile | WasLink | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ManifestEntry:
     """One path. `digests`: of what is ours there (of a block, of its text; of a link, of its
     target): several while one is being replaced by another, so that an apply which was killed
     between the two takes neither for somebody else's. `previous` None: xenlb made it. A block has
     the previous rights of its file, and no content: the rest of the file is that."""
 
-    kind: Kind
+    kind: EntryKind
     mode: int
     digests: tuple[str, ...]
     previous: Previous = None
@@ -75,7 +75,7 @@ class Entry:
 class Manifest:
     """`folders`: those that xenlb made."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, ManifestEntry]
     folders: tuple[str, ...] = ()
 
 
@@ -119,7 +119,7 @@ def text(manifest: Manifest) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _entry_value(entry: Entry) -> dict[str, object]:
+def _entry_value(entry: ManifestEntry) -> dict[str, object]:
     value: dict[str, object] = {
         "kind": str(entry.kind),
         "mode": f"{entry.mode:04o}",
@@ -166,10 +166,10 @@ def _number(digits: str) -> int:
     return int(digits)
 
 
-def _entry(value: object) -> Entry:
+def _entry(value: object) -> ManifestEntry:
     fields = _mapping(value, "an entry")
     kind = fields.get("kind")
-    if kind not in tuple(Kind):
+    if kind not in tuple(EntryKind):
         raise BadManifest("an entry has an unknown kind")
     digests = tuple(_digest(each) for each in _sequence(fields.get("sha256"), "sha256"))
     if not 1 <= len(digests) <= MOST_TEXTS:
@@ -177,8 +177,8 @@ def _entry(value: object) -> Entry:
     previous = fields.get("previous")
     if fields.get("made") is not (previous is None):
         raise BadManifest("an entry says both that xenlb made the file and that it did not")
-    return Entry(
-        kind=Kind(str(kind)),
+    return ManifestEntry(
+        kind=EntryKind(str(kind)),
         mode=_mode(fields.get("mode")),
         digests=digests,
         previous=None if previous is None else _previous(_mapping(previous, "previous")),

@@ -27,7 +27,7 @@ class GuestFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestLink:
+class GuestSymlink:
     """A symbolic link of the guest, as `systemctl enable` makes them; `target` as it is written
     into it."""
 
@@ -35,7 +35,7 @@ class GuestLink:
     target: str
 
 
-Wanted = GuestFile | GuestLink
+Wanted = GuestFile | GuestSymlink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class Symlink:
     """A symbolic link; not followed."""
 
     target: str
@@ -79,7 +79,7 @@ def as_bytes(target: str) -> bytes:
     return target.encode("utf-8", "surrogateescape")
 
 
-Node = File | Link | Folder | Missing | Other
+Node = File | Symlink | Folder | Missing | Other
 Present = Mapping[str, Node]
 MISSING = Missing()
 
@@ -103,7 +103,7 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MakeLink:
+class MakeSymlink:
     path: str
     target: str
 
@@ -131,7 +131,7 @@ class RemoveFolder:
         return f"remove the folder /{self.path} if it is empty"
 
 
-Operation = MakeFolder | Write | MakeLink | Delete | RemoveFolder
+Operation = MakeFolder | Write | MakeSymlink | Delete | RemoveFolder
 
 
 class Executor(Protocol):

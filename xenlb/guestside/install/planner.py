@@ -17,17 +17,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from xenlb.guestside.install.baseline import CannotInstall, Under, goal_of, kind_of, saved
-from xenlb.guestside.install.baseline import under as under_of
+from xenlb.guestside.install.baseline import (
+    Baseline,
+    CannotInstall,
+    baseline_of,
+    goal_of,
+    kind_of,
+    saved,
+)
 from xenlb.guestside.install.manifest import (
     CHANGED,
     MANIFEST,
     MOST,
     MOST_TEXTS,
     STATE,
-    Entry,
-    Kind,
+    EntryKind,
     Manifest,
+    ManifestEntry,
     WasFile,
     digest,
     fault,
@@ -42,22 +48,22 @@ from xenlb.guestside.install.operations import (
     File,
     Folder,
     GuestFile,
-    GuestLink,
-    Link,
+    GuestSymlink,
     MakeFolder,
-    MakeLink,
+    MakeSymlink,
     Missing,
     Node,
     Operation,
     Other,
     Present,
     RemoveFolder,
+    Symlink,
     Wanted,
     Write,
 )
 
 
-class Changed(StrEnum):
+class ChangedFiles(StrEnum):
     """What becomes of files that somebody changed since xenlb wrote them, when they have to go."""
 
     KEEP = "keep"
@@ -86,20 +92,20 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PathsToRead:
     """What a plan has to know of the guest."""
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
 
 
-def asked(wanted: Iterable[Wanted], manifest: Manifest) -> Asked:
+def paths_to_read(wanted: Iterable[Wanted], manifest: Manifest) -> PathsToRead:
     """The paths that `plan` needs in `present`."""
     paths = sorted({each.path for each in wanted} | set(manifest.entries))
     files = [MANIFEST, *paths, *(saved(path) for path in paths)]
     folders = {folder for path in files for folder in parents(path)} | set(manifest.folders)
     folders |= {folder for path in paths for folder in parents(f"{CHANGED}/{path}")}
-    return Asked(files=tuple(files), folders=tuple(sorted(folders)))
+    return PathsToRead(files=tuple(files), folders=tuple(sorted(folders)))
 
 
 def plan(
@@ -107,7 +113,7 @@ def plan(
     manifest: Manifest,
     present: Present,
     *,
-    changed: Changed = Changed.KEEP,
+    changed: ChangedFiles = ChangedFiles.KEEP,
 ) -> Plan:
     """Raises CannotInstall."""
     return _Planner(_checked(wanted), manifest, present, changed).plan()
@@ -123,7 +129,7 @@ def _checked(wanted: Sequence[Wanted]) -> Mapping[str, Wanted]:
         match each:
             case GuestFile(text=content) if len(content.encode()) > LARGEST:
                 raise CannotInstall(f"/{each.path} would be larger than {LARGEST} bytes")
-            case GuestLink(target=target) if not _is_target(target):
+            case GuestSymlink(target=target) if not _is_target(target):
                 raise CannotInstall(f"/{each.path} cannot link to {target!a}")
             case _:
                 found[each.path] = each
@@ -145,7 +151,7 @@ class _Planner:
         wanted: Mapping[str, Wanted],
         manifest: Manifest,
         present: Present,
-        changed: Changed,
+        changed: ChangedFiles,
     ) -> None:
         self._wanted = wanted
         self._before = manifest
@@ -153,7 +159,7 @@ class _Planner:
         self._changed = changed
         self._notes: list[str] = []
         self._kept: list[str] = []
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, ManifestEntry] = {}
         self._texts: dict[str, tuple[str, ...]] = {}  # until the end, these count as ours too
         self._aside: list[Operation] = []
         self._early: list[Operation] = []
@@ -165,11 +171,11 @@ class _Planner:
         for path in sorted({*self._wanted, *self._before.entries}):
             entry = self._before.entries.get(path)
             node = self._at(path)
-            under = under_of(path, entry, self._wanted.get(path), self._present)
+            baseline = baseline_of(path, entry, self._wanted.get(path), self._present)
             if (wish := self._wanted.get(path)) is not None:
-                self._install(path, wish, entry, node, under)
+                self._install(path, wish, entry, node, baseline)
             elif entry is not None:
-                self._remove(path, entry, node, under)
+                self._remove(path, entry, node, baseline)
         return self._in_order()
 
     def _in_order(self) -> Plan:
@@ -249,7 +255,7 @@ class _Planner:
     def _folders(self, operations: Iterable[Operation]) -> Iterable[Operation]:
         """Those that have to be made for the operations, once."""
         for operation in operations:
-            if not isinstance(operation, Write | MakeLink):
+            if not isinstance(operation, Write | MakeSymlink):
                 continue
             for folder in parents(operation.path):
                 if self._no(folder) and folder not in self._made:
@@ -279,46 +285,46 @@ class _Planner:
         entry = self._entries.get(path)
         return (
             entry is not None
-            and entry.kind is not Kind.BLOCK
+            and entry.kind is not EntryKind.BLOCK
             and isinstance(entry.previous, WasFile)
         )
 
     def _install(
-        self, path: str, wish: Wanted, entry: Entry | None, node: Node, under: Under
+        self, path: str, wish: Wanted, entry: ManifestEntry | None, node: Node, baseline: Baseline
     ) -> None:
         if isinstance(node, Folder | Other):
             what = node.what if isinstance(node, Other) else "a folder"
             raise CannotInstall(f"/{path} is {what}; xenlb does not replace it")
-        if under.lost:
+        if baseline.lost:
             self._notes.append(f"what /{path} was before xenlb is not kept any more")
-        if under.strange is not None:
-            self._set_aside(path, node, under.strange)
+        if baseline.strange is not None:
+            self._set_aside(path, node, baseline.strange)
         kind = kind_of(wish)
         if entry is not None and entry.kind is not kind:
             # Out with the one before the other comes: in between the guest is as without xenlb.
-            self._early += _towards(path, node, under.node)
-            entry, node = None, under.node
-        goal, new = goal_of(path, wish, under.node, entry)
+            self._early += _towards(path, node, baseline.node)
+            entry, node = None, baseline.node
+        goal, new = goal_of(path, wish, baseline.node, entry)
         self._entries[path] = new
         if entry is not None:
             self._texts[path] = entry.digests
-        if self._is_kept(path) and isinstance(under.node, File):
-            kept = File(content=under.node.content, mode=ROOT_ONLY)
+        if self._is_kept(path) and isinstance(baseline.node, File):
+            kept = File(content=baseline.node.content, mode=ROOT_ONLY)
             self._keep += _towards(saved(path), self._at(saved(path)), kept)
         self._work += _towards(path, node, goal)
 
-    def _remove(self, path: str, entry: Entry, node: Node, under: Under) -> None:
-        stays = under.strange
-        if stays is None and under.lost and not isinstance(node, Missing):
+    def _remove(self, path: str, entry: ManifestEntry, node: Node, baseline: Baseline) -> None:
+        stays = baseline.strange
+        if stays is None and baseline.lost and not isinstance(node, Missing):
             stays = "what it was before is not kept any more"
         if isinstance(node, Folder | Other):
             stays = "it is no longer a file"
         elif any(not isinstance(self._at(each), Folder | Missing) for each in parents(path)):
             stays = "a folder above it is no longer a folder"
-        elif self._changed is Changed.DISCARD and under.node != node:
+        elif self._changed is ChangedFiles.DISCARD and baseline.node != node:
             stays = None
         if stays is None:
-            self._work += _towards(path, node, under.node)
+            self._work += _towards(path, node, baseline.node)
             return
         self._notes.append(f"/{path} is left as it is: {stays}")
         self._kept.append(path)
@@ -334,7 +340,7 @@ class _Planner:
                 kept = File(content=content, mode=ROOT_ONLY)
                 self._aside.append(Write(path=aside, file=kept))
                 self._notes.append(f"/{path}: {strange}; that is kept as /{aside}")
-            case Link(target=target):
+            case Symlink(target=target):
                 self._notes.append(f"/{path}: {strange}; it was a link to {target!a}")
             case _:
                 pass
@@ -345,8 +351,8 @@ def _towards(path: str, node: Node, goal: Node) -> list[Operation]:
     match goal:
         case File():
             return [] if node == goal else [Write(path=path, file=goal)]
-        case Link(target=target):
-            return [] if node == goal else [MakeLink(path=path, target=target)]
+        case Symlink(target=target):
+            return [] if node == goal else [MakeSymlink(path=path, target=target)]
         case Missing():
             return [] if isinstance(node, Missing) else [Delete(path=path)]
         case _:

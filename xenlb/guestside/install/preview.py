@@ -12,12 +12,12 @@ from xenlb.guestside.install.operations import (
     MISSING,
     Delete,
     File,
-    Link,
     MakeFolder,
-    MakeLink,
+    MakeSymlink,
     Node,
     Present,
     RemoveFolder,
+    Symlink,
     Write,
 )
 from xenlb.guestside.install.planner import Plan
@@ -35,8 +35,8 @@ def differences(plan: Plan, present: Present) -> Iterator[str]:
         match operation:
             case Write(file=file):
                 after: Node = file
-            case MakeLink(target=target):
-                after = Link(target=target)
+            case MakeSymlink(target=target):
+                after = Symlink(target=target)
             case Delete():
                 after = MISSING
             case MakeFolder() | RemoveFolder():
@@ -73,7 +73,7 @@ def _lines(node: Node) -> list[str]:
             else:
                 lines[-1] += "\\ (no end of line)"
             return [visible(line) for line in lines]
-        case Link(target=target):
+        case Symlink(target=target):
             return [f"(a symbolic link to {visible(target)})"]
         case _:
             return []

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from xenlb.guestside.install.operations import GuestFile, GuestLink, Wanted
+from xenlb.guestside.install.operations import GuestFile, GuestSymlink, Wanted
 
 
 def write_tree(files: Sequence[Wanted], folder: Path) -> None:
@@ -17,7 +17,7 @@ def write_tree(files: Sequence[Wanted], folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f".{target.name}.new")
         new.unlink(missing_ok=True)
-        if isinstance(file, GuestLink):
+        if isinstance(file, GuestSymlink):
             new.symlink_to(file.target)
             new.replace(target)
             continue
@@ -38,7 +38,7 @@ def archive(files: Sequence[Wanted]) -> bytes:
             entry.mtime = int(time.time())
             entry.uname = entry.gname = "root"
             match file:
-                case GuestLink(target=target):
+                case GuestSymlink(target=target):
                     entry.type, entry.linkname, data = tarfile.SYMTYPE, target, b""
                 case GuestFile(text=text, mode=mode):
                     entry.mode, data = mode, text.encode()

@@ -9,7 +9,7 @@ MANAGES_LOOPBACK = (1, 42)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class NetworkLink:
     """An interface as the guest's network configuration knows it.
 
     `network_file`: the name, without a folder, of the .network file that systemd-networkd takes for
@@ -35,13 +35,13 @@ class Facts:
     `applies_sysctls`: sysctl.d is read at boot, which systemd does not do in a container (/proc/sys
     is read-only there, though net/ipv4 and net/ipv6 below it may be written)."""
 
-    links: tuple[Link, ...] = ()
+    links: tuple[NetworkLink, ...] = ()
     sources_interfaces_d: bool = True
     loopback_file: str | None = None
     netplan_by_manager: bool = False
     manager_version: tuple[int, int] = MANAGES_LOOPBACK
     applies_sysctls: bool = True
 
-    def link(self, interface: str) -> Link:
+    def link(self, interface: str) -> NetworkLink:
         found = (link for link in self.links if link.interface == interface)
-        return next(found, Link(interface=interface))
+        return next(found, NetworkLink(interface=interface))

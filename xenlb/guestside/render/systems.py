@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import assert_never
 from uuid import UUID
 
-from xenlb.guestside.install.operations import GuestFile, GuestLink
+from xenlb.guestside.install.operations import GuestFile, GuestSymlink
 from xenlb.guestside.render import native_files
 from xenlb.guestside.render.facts import MANAGES_LOOPBACK, Facts
 from xenlb.guestside.render.hold_files import hold_files
 from xenlb.guestside.render.template import OVERRIDES, TemplateError, UnsafeValue, safe
-from xenlb.guestside.requirements.hold import Hold, Tell
+from xenlb.guestside.requirements.hold import Hold, NotifyVia
 from xenlb.guestside.requirements.needs import Needs, settings_lines
 from xenlb.ipvs.table import Family
 from xenlb.model.guest_side import Init, System
@@ -31,7 +31,7 @@ from xenlb.model.settings import DrainUntil
 # nothing.
 IMAGE_HOLD = Hold(
     uuid=UUID(int=0),
-    tell=Tell.XENSTORE,
+    tell=NotifyVia.XENSTORE,
     timeout=3600,
     until=DrainUntil.ESTABLISHED,
     watches=(),
@@ -44,14 +44,14 @@ WANTS = f"{UNITS}/multi-user.target.wants"
 
 def side_files(
     needs: Needs, *, system: System, init: Init, facts: Facts, overrides: Path = OVERRIDES
-) -> tuple[GuestFile | GuestLink, ...]:
+) -> tuple[GuestFile | GuestSymlink, ...]:
     """All files of a guest with these needs. Raises TemplateError, also for what the guest says of
     itself and cannot be."""
     _check(needs)
     system = _in_charge(system, facts)
     files = native_files.Renderer(overrides=overrides)
     left = is_left(needs, system=system, facts=facts)
-    every: list[GuestFile | GuestLink] = [*native_files.modules(needs, files)]
+    every: list[GuestFile | GuestSymlink] = [*native_files.modules(needs, files)]
     if system is not System.NETWORK_SCRIPTS:
         every += native_files.sysctls(needs, files)
     match system:
@@ -82,7 +82,7 @@ def side_files(
     return tuple(every)
 
 
-def image_files(init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile | GuestLink, ...]:
+def image_files(init: Init, *, overrides: Path = OVERRIDES) -> tuple[GuestFile | GuestSymlink, ...]:
     """For the image of guests that configure themselves: what reads their settings at boot and when
     they change. Those of the hold come with them. systemd stops it after an hour, whatever its
     settings say."""
@@ -216,9 +216,9 @@ def _in_charge(system: System, facts: Facts) -> System:
     return system
 
 
-def _enabled(service: str) -> GuestLink:
+def _enabled(service: str) -> GuestSymlink:
     """As `systemctl enable` makes it."""
-    return GuestLink(path=f"{WANTS}/{service}.service", target=f"/{UNITS}/{service}.service")
+    return GuestSymlink(path=f"{WANTS}/{service}.service", target=f"/{UNITS}/{service}.service")
 
 
 def settings_text(needs: Needs) -> str:
@@ -232,7 +232,7 @@ def _settings(needs: Needs) -> str:
     return "\n".join(("xenlb 1", *settings_lines(needs))) + "\n"
 
 
-def _guest_script(init: Init, files: native_files.Renderer) -> Iterator[GuestFile | GuestLink]:
+def _guest_script(init: Init, files: native_files.Renderer) -> Iterator[GuestFile | GuestSymlink]:
     yield files.file(GUEST_SCRIPT, "guest.sh", {}, mode=0o755)
     match init:
         case Init.SYSTEMD:

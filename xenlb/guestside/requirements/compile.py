@@ -52,7 +52,7 @@ class NeedsError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ServiceBinding:
     """A guest in one of its services. `address`: of the guest's servers there, None where it is not
     known; `gateways`: the director as seen from there, by family."""
 
@@ -62,7 +62,7 @@ class Place:
     gateways: Mapping[Family, IPAddress] = field(default_factory=dict)
 
 
-def compile_needs(places: Iterable[Place], *, hold: Hold | None = None) -> Needs:
+def compile_needs(places: Iterable[ServiceBinding], *, hold: Hold | None = None) -> Needs:
     """What a guest in these services needs; equal needs of two services are one. Raises NeedsError
     where something is not known without which it would be wrong."""
     places = tuple(places)
@@ -97,7 +97,7 @@ def _union(parts: Iterable[Sequence[_T]]) -> tuple[_T, ...]:
     return tuple(dict.fromkeys(each for part in parts for each in part))
 
 
-def _tables(places: Sequence[Place]) -> Mapping[str, int]:
+def _tables(places: Sequence[ServiceBinding]) -> Mapping[str, int]:
     """Of each interface its routing table: the first of `table` for its first interface by name.
     The same interfaces have the same tables, whatever else changes."""
     tables: dict[str, int] = {}
@@ -118,7 +118,7 @@ def _number(interface: str) -> int:
     return int(found[0]) if found else 0
 
 
-def _of_place(place: Place, tables: Mapping[str, int]) -> Needs:
+def _of_place(place: ServiceBinding, tables: Mapping[str, int]) -> Needs:
     if not _INTERFACE.fullmatch(place.side.interface):
         raise NeedsError(
             f"{place.side.interface!r} is no name of an interface",
@@ -134,7 +134,7 @@ def _of_place(place: Place, tables: Mapping[str, int]) -> Needs:
             return _masquerade(place, tables[place.side.interface], offloads)
 
 
-def _service_addresses(place: Place) -> tuple[IPAddress, ...]:
+def _service_addresses(place: ServiceBinding) -> tuple[IPAddress, ...]:
     service = place.service
     if service.address is not None:
         return (service.address,)
@@ -160,7 +160,7 @@ def _silent(addresses: Iterable[IPAddress]) -> tuple[Sysctl, ...]:
     return _SILENT if any(address.version == 4 for address in addresses) else ()
 
 
-def _gatewaying(place: Place, offloads: tuple[str, ...]) -> Needs:
+def _gatewaying(place: ServiceBinding, offloads: tuple[str, ...]) -> Needs:
     addresses = _service_addresses(place)
     return Needs(
         sysctls=_silent(addresses),
@@ -169,7 +169,7 @@ def _gatewaying(place: Place, offloads: tuple[str, ...]) -> Needs:
     )
 
 
-def _tunnel(place: Place, offloads: tuple[str, ...]) -> Needs:
+def _tunnel(place: ServiceBinding, offloads: tuple[str, ...]) -> Needs:
     service, addresses = place.service, _service_addresses(place)
     if place.address is None:
         raise NeedsError(
@@ -196,7 +196,9 @@ def _tunnel(place: Place, offloads: tuple[str, ...]) -> Needs:
     )
 
 
-def _tunnel_end(place: Place, server: IPAddress) -> tuple[TunnelDevice, tuple[Decapsulation, ...]]:
+def _tunnel_end(
+    place: ServiceBinding, server: IPAddress
+) -> tuple[TunnelDevice, tuple[Decapsulation, ...]]:
     outer, tunnel = family_of(server), place.service.tunnel
     kind = tunnel.type if tunnel is not None else TunnelType.IPIP
     decapsulation: tuple[Decapsulation, ...] = ()
@@ -225,7 +227,7 @@ def _tunnel_end(place: Place, server: IPAddress) -> tuple[TunnelDevice, tuple[De
     return device, decapsulation
 
 
-def _segment(place: Place, server: IPAddress) -> int:
+def _segment(place: ServiceBinding, server: IPAddress) -> int:
     """What fits into a packet of 1500 bytes inside the tunnel."""
     tunnel = place.service.tunnel
     between = 0
@@ -241,7 +243,7 @@ def _segment(place: Place, server: IPAddress) -> int:
     return MTU - OUTER[family_of(server)] - between - TCP_HEADERS[place.service.family]
 
 
-def _masquerade(place: Place, table: int, offloads: tuple[str, ...]) -> Needs:
+def _masquerade(place: ServiceBinding, table: int, offloads: tuple[str, ...]) -> Needs:
     service, side = place.service, place.side
     gateway = place.gateways.get(service.family)
     if side.return_path is ReturnPath.GATEWAY:

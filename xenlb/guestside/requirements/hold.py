@@ -20,7 +20,7 @@ from xenlb.model.settings import DrainUntil, ServiceSettings
 STOP_MARGIN = 30
 
 
-class Tell(StrEnum):
+class NotifyVia(StrEnum):
     """How a guest tells its host that it is about to leave."""
 
     XENSTORE = "xenstore"
@@ -45,7 +45,7 @@ class Hold:
     guest. `timeout`: whole seconds."""
 
     uuid: UUID
-    tell: Tell
+    tell: NotifyVia
     timeout: int
     until: DrainUntil
     watches: tuple[Watch, ...]
@@ -53,27 +53,27 @@ class Hold:
     secret: str = ""
 
 
-def tell_by(uri: str) -> Tell:
+def notify_via_of(uri: str) -> NotifyVia:
     """The way that the driver of a libvirt URI gives. The agent sees the xenstore of its own host
     only; QEMU's events reach it from other hosts too, through their libvirt."""
     scheme, _, rest = uri.partition("://")
     driver = scheme.partition("+")[0].lower()
     if driver == "xen" and rest.startswith("/"):
-        return Tell.XENSTORE
-    return Tell.VIRTIO if driver == "qemu" else Tell.TCP
+        return NotifyVia.XENSTORE
+    return NotifyVia.VIRTIO if driver == "qemu" else NotifyVia.TCP
 
 
-def tell_where_heard(uri: str, agent: tuple[IPAddress, int] | None) -> Tell:
+def reachable_notify_via(uri: str, agent: tuple[IPAddress, int] | None) -> NotifyVia:
     """As tell_by(); none where that would be TCP and no agent listens: the hold only waits then."""
-    way = tell_by(uri)
-    return Tell.NONE if way is Tell.TCP and agent is None else way
+    way = notify_via_of(uri)
+    return NotifyVia.NONE if way is NotifyVia.TCP and agent is None else way
 
 
 def compile_hold(
     services: Iterable[ServiceSettings],
     uuid: UUID,
     *,
-    tell: Tell,
+    tell: NotifyVia,
     agent: tuple[IPAddress, int] | None = None,
     secret: str = "",
 ) -> Hold:
@@ -83,7 +83,7 @@ def compile_hold(
     SCTP there is nothing to count. Raises ValueError where Tell.TCP has no agent or secret.
     """
     mine = tuple(services)
-    if tell is Tell.TCP and not (agent and secret):
+    if tell is NotifyVia.TCP and not (agent and secret):
         raise ValueError("to tell by TCP takes an agent that listens, and a secret")
     watches = dict.fromkeys(watch for service in mine for watch in _watches(service))
     return Hold(
@@ -94,8 +94,8 @@ def compile_hold(
             (service.drain.until for service in mine), key=lambda until: until is DrainUntil.ALL
         ),
         watches=tuple(watches),
-        agent=agent if tell is Tell.TCP else None,
-        secret=secret if tell is Tell.TCP else "",
+        agent=agent if tell is NotifyVia.TCP else None,
+        secret=secret if tell is NotifyVia.TCP else "",
     )
 
 

@@ -53,11 +53,11 @@ class Channel(Protocol):
         reached, is too slow or says too much, not for a status other than 0."""
 
 
-class TooLate(Exception):
+class TransportTimeout(Exception):
     """A child process did not end in time, and was killed."""
 
 
-class TooMuch(Exception):
+class OutputTooLong(Exception):
     """A child process said more than MOST_OUTPUT, and was killed."""
 
 
@@ -117,7 +117,7 @@ async def run_child(
             await asyncio.wait([errors], timeout=_STDERR_AFTER_END)
         return Output(status=status, out=out, err=errors.result() if errors.done() else b"")
     except TimeoutError:
-        raise TooLate from None
+        raise TransportTimeout from None
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -144,6 +144,6 @@ async def _all_of(stream: asyncio.StreamReader) -> bytes:
     while part := await stream.read(65536):
         size += len(part)
         if size > MOST_OUTPUT:
-            raise TooMuch
+            raise OutputTooLong
         parts.append(part)
     return b"".join(parts)

@@ -22,8 +22,8 @@ from xenlb.guestside.transport.channel import (
     unwrapped,
     wrapped,
 )
-from xenlb.hypervisor.libvirt.queries import CallFailed, asking
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.libvirt.queries import CallFailed, libvirt_errors
+from xenlb.hypervisor.threads import CallTimeout, in_thread
 from xenlb.model.settings import to_open
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.json_text import json_value
@@ -34,11 +34,11 @@ VALUES = 1000  # of an answer, which has a dozen
 _POLL = (0.02, 0.5)  # seconds, from and to
 
 
-class Refused(Exception):
+class AgentRefused(Exception):
     """The agent, or libvirt for it, refused a command; the message is theirs."""
 
 
-class Agent(Protocol):
+class AgentCommands(Protocol):
     """Carries one command, as JSON, and gives the answer; blocks. Raises Refused."""
 
     def __call__(self, command: str) -> str: ...
@@ -48,7 +48,7 @@ class GuestAgent:
     """A Channel. `connect` opens the way to the agent, blocks, and gives it with what closes it."""
 
     def __init__(
-        self, connect: Callable[[], tuple[Agent, Callable[[], object]]], *, name: str
+        self, connect: Callable[[], tuple[AgentCommands, Callable[[], object]]], *, name: str
     ) -> None:
         self._connect = connect
         self._name = name
@@ -59,11 +59,11 @@ class GuestAgent:
             raise DeliveryError(f"the files for {self._name} are too large for the guest agent")
         try:
             return await in_thread(lambda: self._run(data, limit), limit=limit + 2 * CALL)
-        except Stuck:
+        except CallTimeout:
             raise DeliveryError(
                 f"libvirt did not answer about the guest agent of {self._name}"
             ) from None
-        except Refused as error:
+        except AgentRefused as error:
             raise _failure(self._name, str(error)) from None
 
     def _run(self, data: bytes, limit: float) -> Output:
@@ -87,7 +87,7 @@ class GuestAgent:
         finally:
             close()
 
-    def _wait(self, agent: Agent, pid: int, limit: float) -> Output:
+    def _wait(self, agent: AgentCommands, pid: int, limit: float) -> Output:
         until = time.monotonic() + limit
         pause = _POLL[0]
         while not (status := self._ask(agent, "guest-exec-status", {"pid": pid})).get("exited"):
@@ -115,7 +115,7 @@ class GuestAgent:
         return said
 
     def _ask(
-        self, agent: Agent, command: str, arguments: Mapping[str, object] | None = None
+        self, agent: AgentCommands, command: str, arguments: Mapping[str, object] | None = None
     ) -> dict[str, object]:
         request: dict[str, object] = {"execute": command}
         if arguments is not None:
@@ -145,22 +145,22 @@ class GuestAgent:
 def of_guest(uri: str, uuid: UUID, *, name: str) -> GuestAgent:
     """By libvirt, also one of another host."""
 
-    def connect() -> tuple[Agent, Callable[[], object]]:
+    def connect() -> tuple[AgentCommands, Callable[[], object]]:
         import libvirt_qemu  # noqa: PLC0415 - a host without QEMU need not have it
 
         try:
-            with asking():
+            with libvirt_errors():
                 connection = libvirt.open(to_open(uri))
         except CallFailed as error:
-            raise Refused(str(error)) from None
+            raise AgentRefused(str(error)) from None
 
         def ask(command: str) -> str:
             try:
-                with asking():
+                with libvirt_errors():
                     domain = connection.lookupByUUIDString(str(uuid))
                     answer = libvirt_qemu.qemuAgentCommand(domain, command, CALL, 0)
             except CallFailed as error:
-                raise Refused(str(error)) from None
+                raise AgentRefused(str(error)) from None
             return str(answer)
 
         return ask, connection.close

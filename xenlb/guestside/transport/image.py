@@ -19,18 +19,24 @@ from xenlb.guestside.install.operations import (
     Delete,
     File,
     Folder,
-    Link,
     MakeFolder,
-    MakeLink,
+    MakeSymlink,
     Node,
     Operation,
     Other,
     Present,
     RemoveFolder,
+    Symlink,
     Write,
     as_bytes,
 )
-from xenlb.guestside.transport.channel import DeliveryError, TooLate, TooMuch, last_line, run_child
+from xenlb.guestside.transport.channel import (
+    DeliveryError,
+    OutputTooLong,
+    TransportTimeout,
+    last_line,
+    run_child,
+)
 
 CHILD = Path(__file__).with_name("image_worker.py")
 # libguestfs's bindings are the distribution's; xenlb's own Python may be another.
@@ -59,7 +65,7 @@ class Disk:
 Place = RootFolder | tuple[Disk, ...]
 
 
-class Offline:
+class ImageFiles:
     """An Executor. `still_off` raises DeliveryError where the guest is not off."""
 
     def __init__(
@@ -122,11 +128,11 @@ class Offline:
             output = await run_child(command, stdin=json.dumps(request).encode(), limit=limit)
         except OSError as error:
             raise DeliveryError(f"{command[0]} cannot be started: {error.strerror}") from None
-        except TooLate:
+        except TransportTimeout:
             raise DeliveryError(
                 f"the files of {self._name} could not be read or written within {limit:.0f} s"
             ) from None
-        except TooMuch:
+        except OutputTooLong:
             raise DeliveryError(f"there is more in {self._name} than xenlb reads") from None
         try:
             answer = json.loads(output.out)
@@ -183,7 +189,7 @@ def _request(operation: Operation) -> dict[str, object]:
                 "mode": file.mode,
                 "owner": owner,
             }
-        case MakeLink(path=path, target=target):
+        case MakeSymlink(path=path, target=target):
             return {
                 "do": "link",
                 "path": path,
@@ -210,7 +216,7 @@ def _node(value: dict[str, object]) -> Node:
                 case _:
                     return File(content=data, mode=mode)
         case {"kind": "link", "target": str(target)}:
-            return Link(target=base64.b64decode(target).decode("utf-8", "surrogateescape"))
+            return Symlink(target=base64.b64decode(target).decode("utf-8", "surrogateescape"))
         case {"kind": "folder", "empty": bool(empty)}:
             return Folder(empty=empty)
         case _:

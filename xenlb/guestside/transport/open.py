@@ -11,13 +11,13 @@ from xenlb.guestside.install.operations import Executor
 from xenlb.guestside.transport import disks, guest_agent
 from xenlb.guestside.transport.channel import Channel, DeliveryError
 from xenlb.guestside.transport.identity import Identity, OfGuest
-from xenlb.guestside.transport.image import Offline, RootFolder
-from xenlb.guestside.transport.remote_files import Live
+from xenlb.guestside.transport.image import ImageFiles, RootFolder
+from xenlb.guestside.transport.remote_files import RemoteFiles
 from xenlb.guestside.transport.ssh import Ssh
 from xenlb.hypervisor.libvirt.domain_xml import interfaces
-from xenlb.hypervisor.libvirt.queries import CallFailed, asking
+from xenlb.hypervisor.libvirt.queries import CallFailed, libvirt_errors
 from xenlb.hypervisor.libvirt.xml_text import Malformed
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.threads import CallTimeout, in_thread
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.guest_side import Delivery, GuestSide
 from xenlb.model.settings import to_open
@@ -36,7 +36,7 @@ class Domain(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Whereabouts:
+class GuestLocation:
     """A guest to reach. `address`: for ssh, where the configuration names no destination. `root`:
     where the operator mounted its root file system; only for Delivery.ROOTFS."""
 
@@ -49,14 +49,14 @@ class Whereabouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reached:
+class Access:
     """`channel`: into a guest that runs; None: it is off."""
 
     executor: Executor
     channel: Channel | None = None
 
 
-async def reach(where: Whereabouts) -> Reached:
+async def open_transport(where: GuestLocation) -> Access:
     """The way into the guest that its configuration names. Raises DeliveryError."""
     channel: Channel
     match where.side.delivery:
@@ -68,19 +68,19 @@ async def reach(where: Whereabouts) -> Reached:
         case Delivery.SSH:
             place = str(where.address) if where.side.ssh is None else where.side.ssh
             channel = _of_guest(Ssh(_destination(where)), where, place=place)
-            return Reached(executor=Live(channel, name=where.name), channel=channel)
+            return Access(executor=RemoteFiles(channel, name=where.name), channel=channel)
         case Delivery.AGENT:
             agent = guest_agent.of_guest(where.uri, where.uuid, name=where.name)
             channel = _of_guest(agent, where, place="the other end of its guest agent")
-            return Reached(executor=Live(channel, name=where.name), channel=channel)
+            return Access(executor=RemoteFiles(channel, name=where.name), channel=channel)
         case Delivery.ROOTFS:
             files = (
                 RootFolder(path=where.root)
                 if where.root is not None
                 else disks.place(await _definition(where), name=where.name, uri=where.uri)
             )
-            off = Offline(files, name=where.name, still_off=still_off(where))
-            return Reached(executor=off)
+            off = ImageFiles(files, name=where.name, still_off=still_off(where))
+            return Access(executor=off)
         case Delivery.XENSTORE:
             raise DeliveryError(
                 f"{where.name} configures itself from the xenstore; nothing is brought into it",
@@ -88,14 +88,14 @@ async def reach(where: Whereabouts) -> Reached:
             )
 
 
-def _of_guest(channel: Channel, where: Whereabouts, *, place: str) -> Channel:
+def _of_guest(channel: Channel, where: GuestLocation, *, place: str) -> Channel:
     async def ask() -> Identity:
         return await identity_of(where)
 
     return OfGuest(channel, ask, name=where.name, place=place)
 
 
-async def identity_of(where: Whereabouts) -> Identity:
+async def identity_of(where: GuestLocation) -> Identity:
     """By the XML of the domain as it runs. Raises DeliveryError."""
 
     def ask(domain: Domain) -> Identity:
@@ -109,7 +109,7 @@ async def identity_of(where: Whereabouts) -> Identity:
         raise DeliveryError(f"the XML of {where.name} cannot be used: {error}") from None
 
 
-def _destination(where: Whereabouts) -> str:
+def _destination(where: GuestLocation) -> str:
     if where.side.ssh is not None:
         return where.side.ssh
     if where.address is None:
@@ -119,7 +119,7 @@ def _destination(where: Whereabouts) -> str:
     return f"root@{where.address}"
 
 
-def still_off(where: Whereabouts) -> Callable[[], Awaitable[None]]:
+def still_off(where: GuestLocation) -> Callable[[], Awaitable[None]]:
     """Asks libvirt now. What was saved to disk in the middle of its work is not off either."""
 
     def ask(domain: Domain) -> tuple[bool, bool]:
@@ -148,13 +148,13 @@ def still_off(where: Whereabouts) -> Callable[[], Awaitable[None]]:
     return check
 
 
-async def _definition(where: Whereabouts) -> str:
+async def _definition(where: GuestLocation) -> str:
     return await _asked(where, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
-async def _asked(where: Whereabouts, question: Callable[[Domain], T]) -> T:
+async def _asked(where: GuestLocation, question: Callable[[Domain], T]) -> T:
     def ask() -> T:
-        with asking():
+        with libvirt_errors():
             connection = libvirt.open(to_open(where.uri))
             try:
                 return question(connection.lookupByUUIDString(str(where.uuid)))
@@ -163,7 +163,7 @@ async def _asked(where: Whereabouts, question: Callable[[Domain], T]) -> T:
 
     try:
         return await in_thread(ask, limit=CALL)
-    except Stuck:
+    except CallTimeout:
         raise DeliveryError(f"libvirt does not answer about {where.name}") from None
     except CallFailed as error:
         raise DeliveryError(f"libvirt was asked about {where.name}: {error}") from None

@@ -18,14 +18,14 @@ from xenlb.guestside.install.operations import (
     Delete,
     File,
     Folder,
-    Link,
     MakeFolder,
-    MakeLink,
+    MakeSymlink,
     Node,
     Operation,
     Other,
     Present,
     RemoveFolder,
+    Symlink,
     Write,
     as_bytes,
 )
@@ -116,7 +116,7 @@ _OWNER = re.compile(rb"=owner (\d{1,10}) (\d{1,10})")
 _HEX = re.compile(rb"[0-9a-f ]*")
 
 
-class Live:
+class RemoteFiles:
     """`name`: the guest's, for messages. `root`: where its root is; below it for tests alone."""
 
     def __init__(self, channel: Channel, *, name: str, root: str = "") -> None:
@@ -182,7 +182,7 @@ def write_script(operations: tuple[Operation, ...], *, root: str) -> Iterator[st
                     yield f"printf '{chunk}' >>\"$t\" || fail\n"
                 owner = "" if file.owner is None else f"{file.owner[0]}:{file.owner[1]}"
                 yield f"finish {file.mode:04o} '{owner}'\n"
-            case MakeLink(target=target):
+            case MakeSymlink(target=target):
                 # Octal as well: a target may be no text. The dot keeps line ends at its end.
                 yield f"link=$(printf '{octal(as_bytes(target))}.')\nlink \"${{link%.}}\"\n"
             case Delete():
@@ -256,7 +256,7 @@ def _node(frame: re.Match[bytes], body: bytes, root: tuple[int, int]) -> Node:
             target = data.removesuffix(b"\n").decode("utf-8", "surrogateescape")
             if not target or "\0" in target or len(target) > 4096:
                 raise ValueError("not a link's target")
-            return Link(target=target)
+            return Symlink(target=target)
         case b"full" | b"empty":
             return Folder(empty=frame[2] == b"empty")
         case b"folder":

@@ -11,8 +11,8 @@ from xenlb.guestside.transport.channel import (
     LIMIT,
     DeliveryError,
     Output,
-    TooLate,
-    TooMuch,
+    OutputTooLong,
+    TransportTimeout,
     last_line,
     run_child,
     unwrapped,
@@ -89,12 +89,12 @@ class Ssh:
             raise DeliveryError(
                 f"ssh cannot be started: {error.strerror}", hint="apt install openssh-client"
             ) from None
-        except TooLate:
+        except TransportTimeout:
             raise DeliveryError(
                 f"ssh to {self._destination} did not end within {limit:.0f} s",
                 hint="see whether the guest hangs, and try again",
             ) from None
-        except TooMuch:
+        except OutputTooLong:
             raise DeliveryError(
                 f"{self._destination} says more than xenlb reads",
             ) from None

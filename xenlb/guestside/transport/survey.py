@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from xenlb.guestside.install.baseline import CannotInstall
 from xenlb.guestside.install.manifest import MANIFEST, NOTHING, BadManifest, Manifest, parse
 from xenlb.guestside.install.operations import Executor, File, Missing, Present, Wanted
-from xenlb.guestside.install.planner import Changed, Plan, asked, plan
+from xenlb.guestside.install.planner import ChangedFiles, Plan, paths_to_read, plan
 from xenlb.guestside.transport.channel import DeliveryError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class FileSurvey:
     """What a guest has of xenlb's files, and what bringing in the wanted ones would do."""
 
     plan: Plan
@@ -21,29 +21,29 @@ class Look:
     installed: frozenset[str]  # paths that the manifest names
 
 
-async def look(
+async def survey_files(
     executor: Executor,
     wanted: tuple[Wanted, ...],
     *,
-    changed: Changed = Changed.KEEP,
-) -> Look:
+    changed: ChangedFiles = ChangedFiles.KEEP,
+) -> FileSurvey:
     """Changes nothing. `wanted` empty: what a removal would do. Raises DeliveryError."""
     # Most often the manifest names nothing else than what is wanted; each reading by ssh is a
     # connection of its own, which costs a busy guest more than all that is read.
-    ask = asked(wanted, NOTHING)
+    ask = paths_to_read(wanted, NOTHING)
     present = await executor.read(files=ask.files, folders=ask.folders)
     try:
         manifest = _manifest(present)
-        if (more := asked(wanted, manifest)) != ask:
+        if (more := paths_to_read(wanted, manifest)) != ask:
             present = await executor.read(files=more.files, folders=more.folders)
             # That of the second reading: it belongs to the files that were read with it. Where it
             # names others than the first, somebody is at work in there.
             manifest = _manifest(present)
-            if asked(wanted, manifest) != more:
+            if paths_to_read(wanted, manifest) != more:
                 raise DeliveryError(
                     "the guest's manifest changed while it was read", hint="try again in a moment"
                 )
-        return Look(
+        return FileSurvey(
             plan=plan(wanted, manifest, present, changed=changed),
             present=present,
             installed=frozenset(manifest.entries),

@@ -13,7 +13,7 @@ check may be the only one.
 import re
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, converse
+from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Agent, octets
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -30,7 +30,7 @@ _SHARE = re.compile(r"(\d{1,5})%", re.ASCII)
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Agent)
-    return await converse(target, budget, lambda stream: _talk(stream, asks))
+    return await session(target, budget, lambda stream: _talk(stream, asks))
 
 
 async def _talk(stream: Stream, asks: Agent) -> Answer:

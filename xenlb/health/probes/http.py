@@ -11,7 +11,7 @@ import re
 
 from xenlb import __version__
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import NotAsked, Stream, Unexpected, converse
+from xenlb.health.transport.stream import NotAsked, Stream, Unexpected, session
 from xenlb.model.checks import Http, among, codes_text
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -34,7 +34,7 @@ Headers = list[tuple[str, str]]
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Http)
-    return await converse(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
+    return await session(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Http) -> Answer:
@@ -114,7 +114,7 @@ async def _headers(stream: Stream) -> Headers:
 
 async def _check_header(stream: Stream, headers: Headers, name: str, pattern: str) -> None:
     values = _values(headers, name)
-    if not await stream.found(pattern, *values):
+    if not await stream.matches(pattern, *values):
         got = f"{name}: {first_line(values[0])}" if values else f"no header {name}"
         raise stream.unexpected(
             f'"{first_line(pattern)}" in header {name}', got, quote=bool(values)
@@ -134,7 +134,7 @@ async def _check_body(stream: Stream, asks: Http, status: int, headers: Headers)
         except Unexpected as error:
             wrong = error
     text = body.decode("utf-8", "replace")
-    if await stream.found(asks.body, text):
+    if await stream.matches(asks.body, text):
         return
     got = text or "an empty one"
     raise wrong or stream.unexpected(

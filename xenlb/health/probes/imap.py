@@ -1,7 +1,7 @@
 """The imap check: the server's greeting, STARTTLS where that is wanted, and LOGOUT."""
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, converse
+from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Imap
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -13,7 +13,7 @@ LINES = 20
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Imap)
-    return await converse(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
+    return await session(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Imap) -> Answer:

@@ -5,7 +5,7 @@ available says so and is not.
 """
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, converse
+from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Ldap
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -35,7 +35,7 @@ class _Malformed(Exception):
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Ldap)
-    return await converse(target, budget, _talk, tls=asks.tls)
+    return await session(target, budget, _talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream) -> Answer:

@@ -18,7 +18,7 @@ FACTS
 """
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, Unexpected, converse
+from xenlb.health.transport.stream import Stream, Unexpected, session
 from xenlb.model.checks import Mysql
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -55,7 +55,7 @@ QUIT = b"\x01\x00\x00\x00\x01"
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Mysql)
-    return await converse(target, budget, lambda stream: _talk(stream, asks))
+    return await session(target, budget, lambda stream: _talk(stream, asks))
 
 
 class _Error(Unexpected):

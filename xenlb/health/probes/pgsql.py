@@ -13,7 +13,7 @@ FACTS
 """
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, Unexpected, converse
+from xenlb.health.transport.stream import Stream, Unexpected, session
 from xenlb.model.checks import Pgsql
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -31,7 +31,7 @@ ANSWERS = (b"28", b"3D")
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Pgsql)
-    return await converse(target, budget, lambda stream: _talk(stream, asks))
+    return await session(target, budget, lambda stream: _talk(stream, asks))
 
 
 async def _talk(stream: Stream, asks: Pgsql) -> Answer:

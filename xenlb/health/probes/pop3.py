@@ -1,7 +1,7 @@
 """The pop3 check: the server's greeting, STLS where that is wanted, and QUIT."""
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, converse
+from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Pop3
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -10,7 +10,7 @@ from xenlb.untrusted.budget import Budget
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Pop3)
-    return await converse(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
+    return await session(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Pop3) -> Answer:

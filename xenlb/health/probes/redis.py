@@ -6,7 +6,7 @@ own words. It logs nothing of it.
 """
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, converse
+from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Redis
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -17,7 +17,7 @@ UP = (b"+PONG", b"-NOAUTH", b"-NOPERM")
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Redis)
-    return await converse(target, budget, _talk, tls=asks.tls)
+    return await session(target, budget, _talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream) -> Answer:

@@ -13,7 +13,7 @@ import re
 import socket
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, Unexpected, converse
+from xenlb.health.transport.stream import Stream, Unexpected, session
 from xenlb.model.checks import Codes, Smtp, among, codes_text
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -40,7 +40,7 @@ async def probe(target: Target, budget: Budget) -> Answer:
         await stream.part(b"QUIT\r\n")
         return Answer(up=True, detail=f"{stream.where} answers {said}")
 
-    return await converse(target, budget, talk, tls=asks.tls)
+    return await session(target, budget, talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream, asks: Smtp) -> str:

@@ -23,7 +23,7 @@ import socket
 
 from xenlb.health.transport.result import Answer, failed
 from xenlb.health.transport.sockets import connect, unconnected
-from xenlb.health.transport.stream import Stream, converse
+from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Tcp, octets
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -37,7 +37,7 @@ async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, Tcp)
     if asks.send or asks.expect:
-        return await converse(target, budget, lambda stream: _talk(stream, asks))
+        return await session(target, budget, lambda stream: _talk(stream, asks))
     return await _connect(target)
 
 
@@ -55,7 +55,7 @@ async def _talk(stream: Stream, asks: Tcp) -> Answer:
     if asks.send:
         await stream.send(octets(asks.send))
     said = b""
-    while asks.expect and not await stream.found(asks.expect, said.decode("utf-8", "replace")):
+    while asks.expect and not await stream.matches(asks.expect, said.decode("utf-8", "replace")):
         more = await stream.piece("expected answer")
         said += more
         if not more or len(said) > LONGEST:

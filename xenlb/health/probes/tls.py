@@ -1,7 +1,7 @@
 """The tls check: does the server shake hands, and is its certificate good?"""
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, converse
+from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import TlsHandshake
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -10,7 +10,7 @@ from xenlb.untrusted.budget import Budget
 async def probe(target: Target, budget: Budget) -> Answer:
     asks = target.check.asks
     assert isinstance(asks, TlsHandshake)
-    return await converse(target, budget, _talk, tls=asks.tls)
+    return await session(target, budget, _talk, tls=asks.tls)
 
 
 async def _talk(stream: Stream) -> Answer:

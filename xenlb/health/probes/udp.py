@@ -12,7 +12,7 @@ import asyncio
 import socket
 
 from xenlb.health.transport.datagram import REFUSALS, connected, received
-from xenlb.health.transport.pattern import Endless, found
+from xenlb.health.transport.pattern import SearchTooLong, matches
 from xenlb.health.transport.result import Answer, failed
 from xenlb.model.checks import Udp, octets
 from xenlb.model.events import Target
@@ -71,9 +71,9 @@ async def _answers(
 async def _judged(asks: Udp, data: bytes, where: str, budget: Budget) -> Answer:
     got = data.decode("utf-8", "replace")
     try:
-        if await found(asks.expect, got, budget=budget):
+        if await matches(asks.expect, got, budget=budget):
             return Answer(up=True, detail=f"{where} answers as expected")
-    except Endless:
+    except SearchTooLong:
         what = f'expected "{asks.expect}" from {where}'
         return Answer(up=False, detail=f"{what}, got what takes too long to search")
     return Answer(

@@ -36,11 +36,11 @@ PLACES = 2048  # of a slice
 _until: float | None = None  # of the search under way, by time.thread_time()
 
 
-class Endless(Exception):
+class SearchTooLong(Exception):
     """The search took too long: what the server said is too much for the pattern."""
 
 
-async def found(pattern: str, *texts: str, budget: Budget) -> bool:
+async def matches(pattern: str, *texts: str, budget: Budget) -> bool:
     """In any of the texts. Raises Endless."""
     slices = _slices(_compiled(pattern), texts)
     while True:
@@ -48,9 +48,9 @@ async def found(pattern: str, *texts: str, budget: Budget) -> bool:
             budget.take()
             with _Limited():
                 hit = next(slices, None)
-        except (BudgetSpent, Endless):
+        except (BudgetSpent, SearchTooLong):
             budget.spent = True
-            raise Endless from None
+            raise SearchTooLong from None
         if hit is None:
             return False
         if hit:
@@ -102,7 +102,7 @@ def _slices(compiled: re.Pattern[str], texts: tuple[str, ...]) -> Iterator[bool]
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     if _until is not None and time.thread_time() >= _until:
-        raise Endless
+        raise SearchTooLong
 
 
 @lru_cache(maxsize=1024)

@@ -33,7 +33,7 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 from xenlb.health.transport.certificates import context_of, refused
-from xenlb.health.transport.pattern import Endless, found
+from xenlb.health.transport.pattern import SearchTooLong, matches
 from xenlb.health.transport.result import Answer, failed
 from xenlb.health.transport.sockets import connect, unconnected
 from xenlb.model.checks import Tls
@@ -192,11 +192,11 @@ class Stream:
             said = f'"{said}"'
         return Unexpected(f"expected {expected} from {self.where}, got {said}")
 
-    async def found(self, pattern: str, *texts: str) -> bool:
+    async def matches(self, pattern: str, *texts: str) -> bool:
         """In any of the texts."""
         try:
-            return await found(pattern, *texts, budget=self.budget)
-        except Endless:
+            return await matches(pattern, *texts, budget=self.budget)
+        except SearchTooLong:
             raise Unexpected(
                 f"expected {first_line(pattern)} from {self.where},"
                 " got what takes too long to search"
@@ -328,7 +328,7 @@ async def _in_thread(layer: ssl.SSLObject) -> tuple[ssl.SSLError | None, float]:
     return await asyncio.shield(shaking)
 
 
-async def converse(
+async def session(
     target: Target,
     budget: Budget,
     talk: Callable[[Stream], Awaitable[Answer]],

@@ -27,7 +27,7 @@ _WINDOW = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
+class Endpoints:
     """Both ends of a connection, as its packets to the server name them."""
 
     source: IPAddress
@@ -40,12 +40,12 @@ class Ends:
 class Reply:
     """A packet of the server; `refused` if it is a reset."""
 
-    ends: Ends  # as in the packets to the server
+    ends: Endpoints  # as in the packets to the server
     acknowledged: int
     refused: bool
 
 
-def packet(ends: Ends, sequence: int, flags: int) -> bytes:
+def packet(ends: Endpoints, sequence: int, flags: int) -> bytes:
     """With its IP header. The sequence number of a reset that the server takes is the one after
     the SYN's."""
     options = _MSS[ends.destination.version] if flags & SYN else b""
@@ -83,7 +83,7 @@ def read(data: bytes) -> Reply | None:
     if not flags & ACK or not flags & (SYN | RST):
         return None
     return Reply(
-        ends=Ends(source=destination, port=port, destination=source, to_port=from_port),
+        ends=Endpoints(source=destination, port=port, destination=source, to_port=from_port),
         acknowledged=acknowledged,
         refused=bool(flags & RST),
     )

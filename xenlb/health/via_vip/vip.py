@@ -38,7 +38,7 @@ from xenlb.health.transport.result import Answer, failed
 from xenlb.health.transport.sockets import FAMILY, shared
 from xenlb.health.via_vip import syn
 from xenlb.health.via_vip.neighbours import forget, neighbour
-from xenlb.health.via_vip.syn import Ends, Reply
+from xenlb.health.via_vip.syn import Endpoints, Reply
 from xenlb.ipvs.table import IPAddress, Tunnel, TunnelType
 from xenlb.model.events import Target
 from xenlb.untrusted.budget import Budget
@@ -93,7 +93,7 @@ class _Ears:
 
     hears: socket.socket
     ports: tuple[socket.socket, ...]
-    waiting: dict[int, tuple[Ends, asyncio.Future[Reply]]] = field(default_factory=dict)
+    waiting: dict[int, tuple[Endpoints, asyncio.Future[Reply]]] = field(default_factory=dict)
     turns: Iterator[socket.socket] = field(init=False)
     users: int = 0
 
@@ -102,7 +102,7 @@ class _Ears:
 
     async def ask(self, source: IPAddress, vip: IPAddress, port: int, send: Send) -> Reply:
         own = next(self.turns).getsockname()[1]
-        ends = Ends(source=source, port=own, destination=vip, to_port=port)
+        ends = Endpoints(source=source, port=own, destination=vip, to_port=port)
         sequence = secrets.randbits(32)
         key = (sequence + 1) & 0xFFFFFFFF
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()

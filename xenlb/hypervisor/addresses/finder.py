@@ -23,25 +23,30 @@ from uuid import UUID
 
 import libvirt
 
-from xenlb.hypervisor.address_policy import Context, judge_all
+from xenlb.hypervisor.address_policy import PolicyContext, check_addresses
 from xenlb.hypervisor.addresses.guest_agents import AgentRecord, GuestAgents, texts_of
-from xenlb.hypervisor.addresses.host_network import HostView, NeighbourWatch, carriers, look, nudge
-from xenlb.hypervisor.addresses.host_network_cache import SHORTEST, HostSight
+from xenlb.hypervisor.addresses.host_network import (
+    HostView,
+    NeighbourWatch,
+    carriers,
+    probe_neighbour,
+    read_host_network,
+)
+from xenlb.hypervisor.addresses.host_network_cache import SHORTEST, HostNetworkCache
 from xenlb.hypervisor.libvirt.domain_xml import Interface, interfaces
-from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable, asking
+from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable, libvirt_errors
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.libvirt.xml_text import Malformed
-from xenlb.hypervisor.threads import Stuck
-from xenlb.hypervisor.xenstore.client import Refused as XenstoreRefused
-from xenlb.hypervisor.xenstore.client import Unavailable
+from xenlb.hypervisor.threads import CallTimeout
+from xenlb.hypervisor.xenstore.client import XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.addresses import Found, Refused, Source
+from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
 from xenlb.model.host_drain import is_local
-from xenlb.model.reserved_addresses import STRANGER, Taken
+from xenlb.model.reserved_addresses import STRANGER, AddressesInUse
 from xenlb.model.settings import IPNetwork
-from xenlb.untrusted.rate import Rate
+from xenlb.untrusted.rate import TokenBucket
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +69,16 @@ class _Search:
     carriers: frozenset[str] | None = None
     problem: str = ""
     asked: set[IPAddress] = field(default_factory=set)
-    said: dict[Source, tuple[str, ...]] = field(default_factory=dict)
-    found: tuple[Found, ...] = ()
-    refused: tuple[Refused, ...] = ()
+    said: dict[AddressSource, tuple[str, ...]] = field(default_factory=dict)
+    found: tuple[AddressCandidate, ...] = ()
+    refused: tuple[RejectedAddress, ...] = ()
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[None] | None" = None
     agent: "asyncio.Task[list[str]] | None" = None
     record: AgentRecord = field(default_factory=AgentRecord)
-    wakes: Rate = field(default_factory=lambda: Rate(WAKES, 1 / SEARCHING))
+    wakes: TokenBucket = field(default_factory=lambda: TokenBucket(WAKES, 1 / SEARCHING))
 
-    def keep(self, source: Source, texts: Sequence[str]) -> None:
+    def keep(self, source: AddressSource, texts: Sequence[str]) -> None:
         """A source that falls silent keeps its last word."""
         if texts:
             self.said[source] = tuple(texts[:MOST])
@@ -103,17 +108,17 @@ class AddressFinder:
         libvirts: Mapping[str, LibvirtSource],
         xenstores: Mapping[str, XenstoreSource],
         *,
-        look: Callable[[], HostView] = look,
-        nudge: Callable[[IPAddress], None] = nudge,
+        read_host_network: Callable[[], HostView] = read_host_network,
+        probe_neighbour: Callable[[IPAddress], None] = probe_neighbour,
     ) -> None:
         self._emit = emit
         self._clock = clock
         self._libvirts = libvirts
         self._xenstores = xenstores
         self._searches: dict[GuestId, _Search] = {}
-        self._taken = Taken()
+        self._taken = AddressesInUse()
         self._within: tuple[IPNetwork, ...] = ()
-        self._sight = HostSight(emit, clock, look, nudge)
+        self._sight = HostNetworkCache(emit, clock, read_host_network, probe_neighbour)
         self._host_soon = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._watch: NeighbourWatch | None = None
@@ -135,7 +140,7 @@ class AddressFinder:
             self._begin(search)
 
     def context(
-        self, taken: Taken, within: Iterable[IPNetwork], written: Iterable[IPAddress] = ()
+        self, taken: AddressesInUse, within: Iterable[IPNetwork], written: Iterable[IPAddress] = ()
     ) -> None:
         """What the configuration adds to the judgement; `written`: addresses of metadata, which the
         model judges by what is seen of the host."""
@@ -192,7 +197,7 @@ class AddressFinder:
         """Tells the model of this host's network, now and whenever it has changed."""
         while True:
             self._host_soon.clear()
-            with suppress(OSError, Stuck):  # told where a guest is looked at
+            with suppress(OSError, CallTimeout):  # told where a guest is looked at
                 self._tell_host(await self._sight.view())
             await asyncio.sleep(SHORTEST)
             with suppress(TimeoutError):
@@ -218,20 +223,20 @@ class AddressFinder:
             await asyncio.sleep(max(SHORTEST, search.wakes.wait(self._clock())))
             with suppress(TimeoutError):
                 async with asyncio.timeout(
-                    SETTLED if search.found else searching(self._clock() - begun)
+                    SETTLED if search.found else search_interval(self._clock() - begun)
                 ):
                     await search.wake.wait()
 
     async def _look(self, search: _Search) -> None:
         try:
             host = await self._sight.view()
-        except (OSError, Stuck) as error:
+        except (OSError, CallTimeout) as error:
             log.warning("this host's addresses and neighbours cannot be read: %s", error)
             return
         if not await self._ask_sources(search, host):
             return
         self._tell_host(host)
-        context = Context(
+        context = PolicyContext(
             host=self._sight.judged_by(host, self._known()),
             taken=self._taken,
             networks=tuple(
@@ -243,11 +248,11 @@ class AddressFinder:
             within=self._within,
         )
         candidates = [(text, source) for source, texts in search.said.items() for text in texts]
-        found, refused = judge_all(candidates, context)
+        found, refused = check_addresses(candidates, context)
         if search.problem:
-            text, source = "the domain's XML", Source.INTERFACE_XML
-            refused += (Refused(text=text, source=source, reason=search.problem),)
-        said = {each.address for each in found if each.source is Source.REPORTED}
+            text, source = "the domain's XML", AddressSource.INTERFACE_XML
+            refused += (RejectedAddress(text=text, source=source, reason=search.problem),)
+        said = {each.address for each in found if each.source is AddressSource.REPORTED}
         if self._sight.find_out(said, search.asked):
             search.wake.set()
             return
@@ -279,16 +284,16 @@ class AddressFinder:
             async with self._slots:
                 look = partial(_look_at, uuid=guest.uuid, local=is_local(guest.uri))
                 seen = await source.ask(look, limit=None)
-        except (Unreachable, CallFailed, Stuck) as error:
+        except (Unreachable, CallFailed, CallTimeout) as error:
             log.debug("%s: its XML cannot be read: %s", guest, error)
             return False
         search.macs = frozenset(each.mac for each in seen.interfaces if each.mac is not None)
         search.looked_at, search.carriers, search.problem = True, seen.carriers, seen.problem
-        search.said[Source.INTERFACE_XML] = tuple(
+        search.said[AddressSource.INTERFACE_XML] = tuple(
             text for each in seen.interfaces for text in each.addresses
         )
-        search.keep(Source.LEASE, seen.leases)
-        search.keep(Source.REPORTED, await self._reported(search, source))
+        search.keep(AddressSource.LEASE, seen.leases)
+        search.keep(AddressSource.REPORTED, await self._reported(search, source))
         self._neighbours(search, host)
         return True
 
@@ -299,11 +304,11 @@ class AddressFinder:
             for address in host.neighbours.get(mac, ())
             if not address.is_link_local  # each IPv6 neighbour has one; nothing to tell of it
         ]
-        kept = search.said.get(Source.NEIGHBOUR, ())
-        search.said[Source.NEIGHBOUR] = tuple(
+        kept = search.said.get(AddressSource.NEIGHBOUR, ())
+        search.said[AddressSource.NEIGHBOUR] = tuple(
             text for text in kept if not self._sight.is_elsewhere(ip_address(text), search.macs)
         )
-        search.keep(Source.NEIGHBOUR, texts)
+        search.keep(AddressSource.NEIGHBOUR, texts)
 
     async def _reported(self, search: _Search, source: LibvirtSource) -> Sequence[str]:
         guest = search.guest
@@ -311,7 +316,7 @@ class AddressFinder:
         if xenstore is not None and search.incarnation is not None:
             try:
                 return await xenstore.reported(search.incarnation, MOST)
-            except (Unavailable, XenstoreRefused) as error:
+            except (XenstoreUnavailable, XenstoreError) as error:
                 log.debug("%s: xenstore: %s", guest, error)
                 return ()
         if source.hypervisor_type != "QEMU":
@@ -331,7 +336,7 @@ class AddressFinder:
         return task.result()
 
 
-def searching(age: float) -> float:
+def search_interval(age: float) -> float:
     """Seconds until the next look at a guest of which nothing usable is known for so long: what
     comes late is found late by a tenth, and one that never has an address costs ever less."""
     return min(max(SEARCHING, age / 10), RAREST)
@@ -348,7 +353,7 @@ def _heed(task: "asyncio.Task[list[str]]") -> None:
 
 def _look_at(connection: Connection, uuid: UUID, *, local: bool) -> _Seen:
     """Interfaces and leases; raises CallFailed. `local`: is it a guest of this host?"""
-    with asking():
+    with libvirt_errors():
         domain = connection.lookupByUUIDString(str(uuid))
         try:
             found = interfaces(domain.XMLDesc(0))
@@ -373,7 +378,7 @@ def _expiry(connection: Connection, found: Iterable[Interface]) -> dict[str, int
         if each.network is None or each.mac is None:
             continue
         try:
-            with asking():
+            with libvirt_errors():
                 leases = connection.networkLookupByName(each.network).DHCPLeases(each.mac)
         except CallFailed as error:
             log.debug("the leases of network %s cannot be read: %s", each.network, error)

@@ -16,8 +16,14 @@ from uuid import UUID
 
 import libvirt
 
-from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Domain, Unreachable, asking
-from xenlb.hypervisor.threads import Stuck
+from xenlb.hypervisor.libvirt.queries import (
+    CallFailed,
+    Connection,
+    Domain,
+    Unreachable,
+    libvirt_errors,
+)
+from xenlb.hypervisor.threads import CallTimeout
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +73,7 @@ class GuestAgents:
             try:
                 ask = partial(_ask_agent, uuid=uuid, record=record)
                 texts = await source.ask(ask, limit=self._limit)
-            except Stuck:
+            except CallTimeout:
                 pause = min(FIRST_PAUSE * 2**record.hung, LONGEST_PAUSE)
                 record.hung, record.until = record.hung + 1, self._clock() + pause
                 log.debug("%s: its guest agent hangs; asked again in %g s", uuid, pause)
@@ -81,11 +87,11 @@ class GuestAgents:
 
 def _ask_agent(connection: Connection, uuid: UUID, record: AgentRecord) -> list[str]:
     """Blocks; raises CallFailed."""
-    with asking():
+    with libvirt_errors():
         domain = connection.lookupByUUIDString(str(uuid))
     if not record.limited and hasattr(domain, "agentSetResponseTimeout"):  # libvirt 5.10
         try:
-            with asking():
+            with libvirt_errors():
                 domain.agentSetResponseTimeout(RESPONSE, 0)
         except CallFailed as error:
             log.debug("%s: libvirt sets no limit for its agent: %s", uuid, error)
@@ -97,7 +103,7 @@ def texts_of(domain: Domain, source: int) -> list[str]:
     """Addresses that libvirt knows from that source; none where the driver has no such source.
     Blocks; raises CallFailed where the domain is gone."""
     try:
-        with asking():
+        with libvirt_errors():
             answer = domain.interfaceAddresses(source, 0)
     except CallFailed as error:
         if error.gone:

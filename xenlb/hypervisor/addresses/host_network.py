@@ -56,7 +56,7 @@ class HostView:
     neighbours: Mapping[str, tuple[IPAddress, ...]] = field(default_factory=dict)
 
 
-def look() -> HostView:
+def read_host_network() -> HostView:
     """Blocks; raises OSError. Not to be called in a loop's thread."""
     own: set[IPAddress] = set()
     networks: dict[str, set[IPNetwork]] = {}
@@ -148,7 +148,7 @@ def carriers(devices: Iterable[str], sys_net: Path = Path("/sys/class/net")) -> 
     return frozenset(found)
 
 
-def nudge(address: IPAddress) -> None:
+def probe_neighbour(address: IPAddress) -> None:
     """Has the kernel find out anew who has an address of its neighbour table, by one datagram to
     the port for what is thrown away. What it finds is seen at a later look."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6

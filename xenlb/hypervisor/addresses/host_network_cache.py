@@ -11,20 +11,20 @@ from dataclasses import replace
 from xenlb.hypervisor.addresses.host_network import HostView
 from xenlb.hypervisor.threads import in_thread
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.reserved_addresses import Host, HostSeen
+from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 
 SHORTEST = 0.1  # seconds between two readings
 CALL = 10.0  # seconds
 MOST_ASKED = 16  # addresses of a guest in a boot
 
 
-class HostSight:
+class HostNetworkCache:
     """`emit` is called in the loop's thread, `look` in another. `written`: the addresses that
     metadata gives."""
 
     def __init__(
         self,
-        emit: Callable[[HostSeen], None],
+        emit: Callable[[HostNetworkChanged], None],
         clock: Callable[[], float],
         look: Callable[[], HostView],
         nudge: Callable[[IPAddress], None],
@@ -37,8 +37,8 @@ class HostSight:
         self._looking = asyncio.Lock()
         self._view: tuple[float, HostView] | None = None
         self._having: dict[IPAddress, set[str]] = {}
-        self._judged: tuple[HostView, frozenset[str], Host] | None = None
-        self._told: Host | None = None
+        self._judged: tuple[HostView, frozenset[str], HostNetwork] | None = None
+        self._told: HostNetwork | None = None
 
     async def view(self) -> HostView:
         """The tables, now. Raises OSError, Stuck."""
@@ -59,11 +59,11 @@ class HostSight:
         having = self._having.get(address)
         return having is not None and having.isdisjoint(macs)
 
-    def judged_by(self, view: HostView, known: frozenset[str]) -> Host:
+    def judged_by(self, view: HostView, known: frozenset[str]) -> HostNetwork:
         """`known`: the MAC addresses of guests."""
         if self._judged is None or self._judged[0] is not view or self._judged[1] != known:
             strangers = frozenset(each for each in self._having if self.is_elsewhere(each, known))
-            host = Host(own=view.own, gateways=view.gateways, strangers=strangers)
+            host = HostNetwork(own=view.own, gateways=view.gateways, strangers=strangers)
             self._judged = (view, known, host)
         return self._judged[2]
 
@@ -78,7 +78,7 @@ class HostSight:
         host = replace(host, strangers=host.strangers & self.written)
         if host != self._told:
             self._told = host
-            self._emit(HostSeen(at=self._clock(), host=host))
+            self._emit(HostNetworkChanged(at=self._clock(), host=host))
 
     def find_out(self, addresses: Collection[IPAddress], asked: set[IPAddress]) -> bool:
         """Has the kernel find out who has the addresses that a guest reports and of which nothing

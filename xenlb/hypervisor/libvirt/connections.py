@@ -44,8 +44,14 @@ from typing import Any, TypeVar
 import libvirt
 
 from xenlb.hypervisor.libvirt import event_loop
-from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable, asking, is_alive
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.libvirt.queries import (
+    CallFailed,
+    Connection,
+    Unreachable,
+    is_alive,
+    libvirt_errors,
+)
+from xenlb.hypervisor.threads import CallTimeout, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +121,7 @@ class Line:
     def keep_alive(self, interval: int, count: int) -> None:
         """In the loop's thread, while nobody has the turn; asks nobody. `interval` 0: no more.
         Raises CallFailed."""
-        with asking():
+        with libvirt_errors():
             self._connection.setKeepAlive(interval, count)
 
 
@@ -128,7 +134,7 @@ def unanswered(keepalive: float) -> int:
 def open_line(uri: str | None, sockets: event_loop.Sockets) -> Line:
     """Blocks. A read-write connection; raises CallFailed. `sockets` gets its socket at once, so
     that an opening that hangs can be ended."""
-    with asking(), sockets.collect():
+    with libvirt_errors(), sockets.collect():
         connection: Connection = libvirt.open(uri)
     return Line(connection, sockets)
 
@@ -178,7 +184,7 @@ class Connections:
         except TimeoutError:
             if not scope.expired():
                 raise  # the call's own
-            raise Stuck(f"no answer within {limit} s") from None
+            raise CallTimeout(f"no answer within {limit} s") from None
 
     async def ask_main(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
         """The same on the connection that carries the events."""
@@ -301,7 +307,7 @@ class Connections:
 async def _close(line: Line) -> None:
     try:
         await in_thread(line.close, limit=CLOSE)
-    except Stuck:
+    except CallTimeout:
         log.debug("a connection to libvirt cannot be closed; it is hung up")
     finally:
         line.hang_up()  # of no effect on what is closed

@@ -28,8 +28,15 @@ from contextlib import suppress
 import libvirt
 import libvirt_qemu
 
-from xenlb.hypervisor.libvirt.queries import Connection, Domain, asking
-from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Resumed, Stays
+from xenlb.hypervisor.libvirt.queries import Connection, Domain, libvirt_errors
+from xenlb.model.events import (
+    GuestId,
+    HypervisorEvent,
+    RequestKind,
+    Resumed,
+    ShutdownCancelled,
+    ShutdownRequested,
+)
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.json_text import json_value
 
@@ -57,7 +64,7 @@ def register(connection: Connection, tell: Tell) -> tuple[int, ...]:
     ) -> None:
         tell(domain, event, details)
 
-    with asking():
+    with libvirt_errors():
         return tuple(
             libvirt_qemu.qemuMonitorEventRegister(connection, None, name, heard, None)
             for name in EVENTS
@@ -78,13 +85,19 @@ def read(
     told = _details(details)
     match event, told:
         case "POWERDOWN", _:
-            return Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask.POWERDOWN)
+            return ShutdownRequested(
+                at=at, guest=guest, incarnation=incarnation, ask=RequestKind.POWERDOWN
+            )
         case "VSERPORT_CHANGE", {"id": str(port), "open": True} if port == PORT:
-            return Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask.INSIDE)
+            return ShutdownRequested(
+                at=at, guest=guest, incarnation=incarnation, ask=RequestKind.INSIDE
+            )
         case "VSERPORT_CHANGE", {"id": str(port), "open": False} if port == PORT:
-            return Stays(at=at, guest=guest, incarnation=incarnation)
+            return ShutdownCancelled(at=at, guest=guest, incarnation=incarnation)
         case "MIGRATION", {"status": "setup" | "active"}:
-            return Asked(at=at, guest=guest, incarnation=incarnation, ask=Ask.SUSPEND)
+            return ShutdownRequested(
+                at=at, guest=guest, incarnation=incarnation, ask=RequestKind.SUSPEND
+            )
         case "MIGRATION", {"status": "failed" | "cancelled"}:
             return Resumed(at=at, guest=guest, incarnation=incarnation)
     return None

@@ -15,7 +15,7 @@ from uuid import UUID
 import libvirt
 
 from xenlb.hypervisor.libvirt.metadata import NAMESPACE, NOTHING, Metadata, read_metadata
-from xenlb.model.events import Described, GuestId, Power
+from xenlb.model.events import DomainDescription, DomainState, GuestId
 from xenlb.untrusted.printable import printable
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class CallFailed(Exception):
 
 
 @contextmanager
-def asking() -> Iterator[None]:
+def libvirt_errors() -> Iterator[None]:
     """libvirt's errors as CallFailed."""
     try:
         yield
@@ -107,14 +107,15 @@ def asking() -> Iterator[None]:
 
 
 _POWER = {
-    libvirt.VIR_DOMAIN_NOSTATE: Power.RUNNING,  # libxl: between two other states; it has an id
-    libvirt.VIR_DOMAIN_RUNNING: Power.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: Power.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: Power.PAUSED,
-    libvirt.VIR_DOMAIN_SHUTDOWN: Power.OFF,  # QEMU: the guest is gone, its process is not
-    libvirt.VIR_DOMAIN_SHUTOFF: Power.OFF,
-    libvirt.VIR_DOMAIN_CRASHED: Power.CRASHED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: Power.PAUSED,
+    # libxl: between two other states; it has an id.
+    libvirt.VIR_DOMAIN_NOSTATE: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.OFF,  # QEMU: the guest is gone, its process is not
+    libvirt.VIR_DOMAIN_SHUTOFF: DomainState.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
 }
 
 
@@ -122,7 +123,7 @@ _POWER = {
 class Snapshot:
     """What one domain was like when it was asked."""
 
-    power: Power
+    power: DomainState
     incarnation: int | None
     metadata: Metadata
 
@@ -138,10 +139,10 @@ def is_alive(connection: Connection) -> bool:
 DOM0 = UUID(int=0)  # as Xen gives it; no other domain can have it
 
 
-def list_domains(connection: Connection, uri: str) -> tuple[Described, ...]:
+def list_domains(connection: Connection, uri: str) -> tuple[DomainDescription, ...]:
     """Every domain, running or not. One that goes away meanwhile is left out, and so is Dom0, which
     libxl lists as one more: a pattern like "*" must not make the director its own server."""
-    with asking():
+    with libvirt_errors():
         domains = connection.listAllDomains(0)
     described = []
     for domain in domains:
@@ -155,7 +156,7 @@ def list_domains(connection: Connection, uri: str) -> tuple[Described, ...]:
             continue
         services, problems = snapshot.metadata
         described.append(
-            Described(
+            DomainDescription(
                 guest=GuestId(uri=uri, uuid=UUID(domain.UUIDString())),
                 name=name_of(domain),
                 power=snapshot.power,
@@ -167,9 +168,9 @@ def list_domains(connection: Connection, uri: str) -> tuple[Described, ...]:
     return tuple(described)
 
 
-def look_at(connection: Connection, uuid: UUID) -> Snapshot:
+def describe_domain(connection: Connection, uuid: UUID) -> Snapshot:
     """One domain, now; raises CallFailed."""
-    with asking():
+    with libvirt_errors():
         domain = connection.lookupByUUIDString(str(uuid))
     return _snapshot(domain)
 
@@ -185,13 +186,13 @@ def live_ids(connection: Connection) -> frozenset[int]:
         | libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
         | libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED
     )
-    with asking():
+    with libvirt_errors():
         return frozenset(domain.ID() for domain in connection.listAllDomains(flags))
 
 
-def ask_shutdown(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
+def request_shutdown(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
     """Asks the guest to power off, unless that was `given_up`; raises CallFailed."""
-    with asking():
+    with libvirt_errors():
         domain = connection.lookupByUUIDString(str(uuid))
         flags = 0
         if connection.getType() == "LXC":
@@ -202,9 +203,9 @@ def ask_shutdown(connection: Connection, uuid: UUID, given_up: Callable[[], bool
             domain.shutdownFlags(flags)
 
 
-def ask_reboot(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
+def request_reboot(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
     """Asks the guest to reboot, unless that was `given_up`; raises CallFailed."""
-    with asking():
+    with libvirt_errors():
         domain = connection.lookupByUUIDString(str(uuid))
         flags = 0
         if connection.getType() == "LXC":
@@ -231,23 +232,23 @@ def listens_to_initctl(controller: int) -> bool:
 
 
 def _snapshot(domain: Domain) -> Snapshot:
-    with asking():
+    with libvirt_errors():
         state = domain.state(0)[0]
-        power = _POWER.get(state, Power.RUNNING)
+        power = _POWER.get(state, DomainState.RUNNING)
         number = domain.ID()
-    if number < 0 and power in {Power.RUNNING, Power.PAUSED}:
+    if number < 0 and power in {DomainState.RUNNING, DomainState.PAUSED}:
         # It was off when it was listed and has been started since: its STARTED is on the way.
-        power = Power.OFF
+        power = DomainState.OFF
     return Snapshot(
         power=power,
-        incarnation=number if number >= 0 and power is not Power.OFF else None,
+        incarnation=number if number >= 0 and power is not DomainState.OFF else None,
         metadata=_metadata(domain),
     )
 
 
 def _metadata(domain: Domain) -> Metadata:
     try:
-        with asking():
+        with libvirt_errors():
             text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0)
     except CallFailed as error:
         if error.code == libvirt.VIR_ERR_NO_DOMAIN_METADATA or error.unsupported:

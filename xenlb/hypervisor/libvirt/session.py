@@ -20,23 +20,29 @@ import libvirt
 from xenlb.hypervisor.libvirt import qmp, queries
 from xenlb.hypervisor.libvirt.connections import CALL, Connections
 from xenlb.hypervisor.libvirt.metadata import NAMESPACE, Metadata
-from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Domain, Unreachable, asking
-from xenlb.hypervisor.threads import Stuck
+from xenlb.hypervisor.libvirt.queries import (
+    CallFailed,
+    Connection,
+    Domain,
+    Unreachable,
+    libvirt_errors,
+)
+from xenlb.hypervisor.threads import CallTimeout
 from xenlb.model.events import (
     Crashed,
     Died,
+    DomainState,
     GuestId,
+    GuestsListed,
     HypervisorEvent,
-    Listed,
     MetadataChanged,
     Paused,
-    Power,
     Rebooted,
     Resumed,
+    ShutdownCancelled,
     Started,
-    Stays,
-    Stop,
     Stopped,
+    StopReason,
     Undefined,
 )
 from xenlb.untrusted.printable import printable
@@ -52,13 +58,13 @@ LISTING = 300.0  # what holds up a listing, a domain's start or end, never takes
 LOOKS = 2
 
 _STOPS = {
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: Stop.SHUTDOWN,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: Stop.DESTROYED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: Stop.CRASHED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: Stop.MIGRATED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: Stop.SAVED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: Stop.FAILED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT: Stop.FROM_SNAPSHOT,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: StopReason.SHUTDOWN,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: StopReason.DESTROYED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: StopReason.CRASHED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: StopReason.MIGRATED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: StopReason.SAVED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: StopReason.FAILED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT: StopReason.FROM_SNAPSHOT,
 }
 _CLOSED = {
     libvirt.VIR_CONNECT_CLOSE_REASON_ERROR: "the connection broke",
@@ -137,7 +143,7 @@ class Session:
         await self.list()
 
     def _register(self, connection: Connection) -> None:
-        with asking():
+        with libvirt_errors():
             self._known.hypervisor_type = connection.getType()
             for event, call in (
                 (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
@@ -174,7 +180,7 @@ class Session:
             everything = partial(queries.list_domains, uri=self._uri)
             try:
                 guests = await self._connections.ask_main(everything, limit=LISTING)
-            except Stuck:
+            except CallTimeout:
                 self.lose(f"a listing did not end within {LISTING:g} s")
                 raise
             self._known.named = {each.guest.uuid for each in guests}
@@ -183,7 +189,7 @@ class Session:
             self._known.metadata = {
                 each.guest.uuid: (each.metadata, each.metadata_problems) for each in guests
             }
-            self._emit(Listed(at=self._clock(), uri=self._uri, asked=asked, guests=guests))
+            self._emit(GuestsListed(at=self._clock(), uri=self._uri, asked=asked, guests=guests))
             self.listed = True
             held, self._held = self._held, []
             for event in held:
@@ -199,7 +205,7 @@ class Session:
         await asyncio.sleep(TOGETHER)
         try:
             await self.list()
-        except (Unreachable, CallFailed, Stuck) as error:
+        except (Unreachable, CallFailed, CallTimeout) as error:
             log.debug("libvirt %s: new guests cannot be listed now: %s", self._uri, error)
 
     async def ask(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
@@ -253,7 +259,7 @@ class Session:
                 self._tell(guest, Died(at=at, guest=guest, incarnation=incarnation))
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 self._known.running.discard(domain.ID())
-                why = _STOPS.get(detail, Stop.UNKNOWN)
+                why = _STOPS.get(detail, StopReason.UNKNOWN)
                 self._tell(guest, Stopped(at=at, guest=guest, incarnation=incarnation, why=why))
             case libvirt.VIR_DOMAIN_EVENT_CRASHED:
                 self._tell(guest, Crashed(at=at, guest=guest, incarnation=incarnation))
@@ -319,7 +325,7 @@ class Session:
             closed = self._closed.pop(guest.uuid, None)
             if closed is not None:
                 closed.cancel()
-        if isinstance(told, Stays):
+        if isinstance(told, ShutdownCancelled):
             self._closed[guest.uuid] = self._loop.call_later(qmp.CLOSED, self._tell, guest, told)
         elif told is not None:
             self._tell(guest, told)
@@ -354,9 +360,9 @@ class Session:
             heard = self._heard.get(guest.uuid)
             try:
                 async with self._slots:
-                    look = partial(queries.look_at, uuid=guest.uuid)
+                    look = partial(queries.describe_domain, uuid=guest.uuid)
                     snapshot = await self.ask(look, limit=None)
-            except (Unreachable, CallFailed, Stuck) as error:
+            except (Unreachable, CallFailed, CallTimeout) as error:
                 log.debug("libvirt %s: %s cannot be read: %s", self._uri, guest.uuid, error)
                 self._started.discard(guest.uuid)
                 return
@@ -369,7 +375,11 @@ class Session:
             started = guest.uuid in self._started
             self._started.discard(guest.uuid)
             # Not if anything was heard meanwhile: what was read may be older than that.
-            if started and snapshot.power is Power.PAUSED and heard == self._heard[guest.uuid]:
+            if (
+                started
+                and snapshot.power is DomainState.PAUSED
+                and heard == self._heard[guest.uuid]
+            ):
                 paused = Paused(at=at, guest=guest, incarnation=snapshot.incarnation)
                 self._tell(guest, paused)
             if guest.uuid not in self._look_again:

@@ -32,7 +32,7 @@ from xenlb.hypervisor.libvirt import event_loop, queries
 from xenlb.hypervisor.libvirt.connections import CALL, CLOSE, Connections, Opened, open_main
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.libvirt.session import Known, Session
-from xenlb.hypervisor.threads import Stuck, in_thread
+from xenlb.hypervisor.threads import CallTimeout, in_thread
 from xenlb.model.events import Disconnected, GuestId, HypervisorEvent
 from xenlb.model.settings import KEEPALIVE, to_open
 
@@ -89,7 +89,7 @@ class LibvirtSource:
             while True:
                 try:
                     reason = await self._serve(await self._open())
-                except (Unreachable, CallFailed, Stuck) as error:
+                except (Unreachable, CallFailed, CallTimeout) as error:
                     reason = str(error)
                 self._tell_lost(reason)
                 self._hurry.clear()
@@ -113,16 +113,16 @@ class LibvirtSource:
             await session.list()
         except Unreachable:
             return  # lost meanwhile, which is told where it is noticed
-        except (CallFailed, Stuck) as error:
+        except (CallFailed, CallTimeout) as error:
             log.warning("libvirt %s cannot be listed now: %s", self.uri, error)
 
     async def shutdown(self, guest: GuestId) -> None:
         """Asks the guest to power off; raises Unreachable, CallFailed or Stuck."""
-        await self._order(queries.ask_shutdown, guest)
+        await self._order(queries.request_shutdown, guest)
 
     async def reboot(self, guest: GuestId) -> None:
         """Asks the guest to reboot; raises Unreachable, CallFailed or Stuck."""
-        await self._order(queries.ask_reboot, guest)
+        await self._order(queries.request_reboot, guest)
 
     async def _order(self, ask: Callable[..., None], guest: GuestId) -> None:
         """A thread that is stuck, in another call or while its connection is made, may go on when
@@ -164,7 +164,7 @@ class LibvirtSource:
             self._opening = asyncio.create_task(opening, name=f"connect to libvirt {self.uri}")
         done, _ = await asyncio.wait({self._opening}, timeout=CONNECT)
         if not done:
-            raise Stuck(f"it takes the connection but does not answer within {CONNECT:g} s")
+            raise CallTimeout(f"it takes the connection but does not answer within {CONNECT:g} s")
         opened, self._opening = self._opening, None
         return opened.result()
 
@@ -175,7 +175,7 @@ class LibvirtSource:
         opening.cancel()  # its thread closes what it may still open
         await asyncio.wait({opening})
         if not opening.cancelled() and opening.exception() is None:
-            with suppress(Stuck):
+            with suppress(CallTimeout):
                 await in_thread(opening.result().close, limit=CLOSE)
 
     async def _serve(self, opened: Opened) -> str:

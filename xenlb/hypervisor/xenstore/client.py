@@ -33,7 +33,7 @@ DEVICE = "/dev/xen/xenbus"
 ANSWER = 30.0
 
 
-class Unavailable(Exception):
+class XenstoreUnavailable(Exception):
     """There is no xenstored, or the connection to it is lost. `code`: an errno, 0 for none."""
 
     def __init__(self, reason: str, *, code: int = 0) -> None:
@@ -41,7 +41,7 @@ class Unavailable(Exception):
         self.code = code
 
 
-class Refused(Exception):
+class XenstoreError(Exception):
     """xenstored answered with an error; `code` is an errno."""
 
     def __init__(self, name: str) -> None:
@@ -82,7 +82,7 @@ class XenstoreClient:
                 continue
             self._loop.add_reader(self._fd, self._readable)
             return
-        raise Unavailable(reason, code=code)
+        raise XenstoreUnavailable(reason, code=code)
 
     def _connect(self, path: str) -> None:
         if stat.S_ISCHR(os.stat(path).st_mode):
@@ -113,7 +113,7 @@ class XenstoreClient:
         waiting, self._waiting = self._waiting, {}
         for _, future in waiting.values():
             if not future.done():
-                future.set_exception(Unavailable(reason))
+                future.set_exception(XenstoreUnavailable(reason))
                 future.exception()  # nobody may be waiting any more: that is no error
         if not self.lost.done():
             self.lost.set_result(reason)
@@ -126,7 +126,7 @@ class XenstoreClient:
         The future raises Refused or Unavailable.
         """
         if self._fd < 0:
-            raise Unavailable("not connected")
+            raise XenstoreUnavailable("not connected")
         number = next(self._requests) & 0xFFFFFFFF
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting[number] = (type_, future)
@@ -141,13 +141,13 @@ class XenstoreClient:
                 return await self.request(type_, *parts)
         except TimeoutError:
             self.close("xenstored does not answer")
-            raise Unavailable("xenstored does not answer") from None
+            raise XenstoreUnavailable("xenstored does not answer") from None
 
     async def read(self, path: str) -> str | None:
         """The value, None where there is no such path."""
         try:
             payload = await self.ask(Type.READ, path)
-        except Refused as refused:
+        except XenstoreError as refused:
             if refused.code == errno.ENOENT:
                 return None
             raise
@@ -157,7 +157,7 @@ class XenstoreClient:
         """The names below a path; none where there is no such path."""
         try:
             return strings(await self.ask(Type.DIRECTORY, path))
-        except Refused as refused:
+        except XenstoreError as refused:
             if refused.code == errno.ENOENT:
                 return ()
             raise
@@ -219,6 +219,8 @@ class XenstoreClient:
         if future is None or future.done():
             return  # its caller has gone
         if message.type == Type.ERROR:
-            future.set_exception(Refused(message.payload.rstrip(b"\0").decode("ascii", "replace")))
+            future.set_exception(
+                XenstoreError(message.payload.rstrip(b"\0").decode("ascii", "replace"))
+            )
         else:
             future.set_result(message.payload)

@@ -19,10 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from xenlb.hypervisor.xenstore.client import Refused, Unavailable, XenstoreClient
+from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.wire import Type
-from xenlb.model.events import Ask, Asked, GuestId, HypervisorEvent, Stays
-from xenlb.untrusted.rate import Rate
+from xenlb.model.events import (
+    GuestId,
+    HypervisorEvent,
+    RequestKind,
+    ShutdownCancelled,
+    ShutdownRequested,
+)
+from xenlb.untrusted.rate import TokenBucket
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +42,7 @@ class _Speaker:
     domid: int
     guest: GuestId
     word: str = ""
-    rate: Rate = field(default_factory=lambda: Rate(BURST, RATE))
+    rate: TokenBucket = field(default_factory=lambda: TokenBucket(BURST, RATE))
     deaf: bool = False
     told: bool = False  # the log knows that it writes without end
 
@@ -63,11 +69,11 @@ HOLD = Topic(node="data/xenlb", token="says-", known=re.compile(f"{LEAVING}|{STA
 def of_hold(domid: int, guest: GuestId, word: str, at: float) -> HypervisorEvent:
     """What a word of the hold means."""
     if word == LEAVING:
-        return Asked(at=at, guest=guest, incarnation=domid, ask=Ask.INSIDE)
-    return Stays(at=at, guest=guest, incarnation=domid)
+        return ShutdownRequested(at=at, guest=guest, incarnation=domid, ask=RequestKind.INSIDE)
+    return ShutdownCancelled(at=at, guest=guest, incarnation=domid)
 
 
-class GuestWords:
+class GuestNodeWatch:
     """The words of all domains of one connection on one topic. `heard(domid, guest, word)` is
     called in the loop's thread."""
 
@@ -111,7 +117,7 @@ class GuestWords:
         try:
             path = self.topic.path(domid)
             await self._client.ask(Type.UNWATCH, path, f"{self.topic.token}{domid}")
-        except Refused as refused:
+        except XenstoreError as refused:
             log.debug("xenstore: unwatch of the word of domain %d: %s", domid, refused)
 
     def fired(self, token: str) -> None:
@@ -136,7 +142,7 @@ class GuestWords:
             return
         try:
             answer = self._client.request(Type.READ, self.topic.path(speaker.domid))
-        except Unavailable:
+        except XenstoreUnavailable:
             return  # read again when it is back
         answer.add_done_callback(partial(self._read, speaker))
 
@@ -145,9 +151,9 @@ class GuestWords:
             await self._unwatch(speaker.domid)
             await asyncio.sleep(DEAF)
             if self._speakers.get(speaker.domid) is speaker:
-                speaker.deaf, speaker.rate = False, Rate(BURST, RATE)
+                speaker.deaf, speaker.rate = False, TokenBucket(BURST, RATE)
                 await self._watch(speaker.domid)
-        except (Unavailable, Refused) as error:
+        except (XenstoreUnavailable, XenstoreError) as error:
             log.debug("xenstore: the word of domain %d: %s", speaker.domid, error)
 
     async def _watch(self, domid: int) -> None:

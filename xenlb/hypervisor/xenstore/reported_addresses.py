@@ -13,7 +13,7 @@ address_policy.py.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from xenlb.hypervisor.xenstore.client import Refused, XenstoreClient
+from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError
 
 # Of xenstored, for one look at one guest: four interfaces, each with one address of
 # IPv4 and two of IPv6, take 23.
@@ -65,7 +65,7 @@ class _Look:
             return []
         try:
             names = await self.client.directory(path)
-        except Refused:
+        except XenstoreError:
             return []  # more than fits into a message: not what any tool writes
         return sorted(name for name in names if name.isascii())
 
@@ -74,7 +74,7 @@ class _Look:
             return None
         try:
             return await self.client.read(path)
-        except Refused:
+        except XenstoreError:
             return None
 
     def _may(self) -> bool:

@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
-from xenlb.hypervisor.threads import Stuck
+from xenlb.hypervisor.threads import CallTimeout
 from xenlb.hypervisor.xenstore import guest_settings, reported_addresses
-from xenlb.hypervisor.xenstore.client import Refused, Unavailable, XenstoreClient
-from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, GuestWords, of_hold
-from xenlb.model.events import Ask, Asked, Died, GuestId, HypervisorEvent
+from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError, XenstoreUnavailable
+from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, GuestNodeWatch, of_hold
+from xenlb.model.events import Died, GuestId, HypervisorEvent, RequestKind, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ TOGETHER = 1.0  # the two firings of one missed request are milliseconds apart
 QUESTIONS = (0.0, 0.02, 0.03, *(0.05,) * 19, *(0.1,) * 10, *(0.25,) * 8)
 
 _ASKS = {
-    "poweroff": Ask.POWEROFF,
-    "halt": Ask.POWEROFF,
-    "reboot": Ask.REBOOT,
-    "suspend": Ask.SUSPEND,
-    "s3": Ask.SUSPEND,
+    "poweroff": RequestKind.POWEROFF,
+    "halt": RequestKind.POWEROFF,
+    "reboot": RequestKind.REBOOT,
+    "suspend": RequestKind.SUSPEND,
+    "s3": RequestKind.SUSPEND,
 }
 INTRODUCED, RELEASED = "introduced", "released"
 
@@ -87,7 +87,7 @@ class XenstoreSource:
         self._find_dead = find_dead
         self._domains: dict[int, _Domain] = {}
         self._client: XenstoreClient | None = None
-        self._words: tuple[GuestWords, ...] = ()
+        self._words: tuple[GuestNodeWatch, ...] = ()
         self._said: dict[int, str] = {}
         self.answers: dict[int, str] = {}  # of guests that configure themselves, by domain id
         self.answered = asyncio.Event()  # set when there is a new one
@@ -105,16 +105,16 @@ class XenstoreSource:
                 client.connect(self._path)
                 self._client = client
                 self._words = (
-                    GuestWords(client, SHUTDOWN, self._asked, self._clock, {}),
-                    GuestWords(client, HOLD, self._hold_said, self._clock, self._said),
-                    GuestWords(
+                    GuestNodeWatch(client, SHUTDOWN, self._asked, self._clock, {}),
+                    GuestNodeWatch(client, HOLD, self._hold_said, self._clock, self._said),
+                    GuestNodeWatch(
                         client, guest_settings.ANSWERS, self._answered, self._clock, self.answers
                     ),
                 )
                 await self._serve(client)
                 pause, told = SHORTEST_PAUSE, False
                 reason = await self._follow(client)
-            except (Unavailable, Refused) as error:
+            except (XenstoreUnavailable, XenstoreError) as error:
                 reason = str(error)
             finally:
                 self.connected, self._client = False, None
@@ -165,7 +165,7 @@ class XenstoreSource:
         """
         client = self._client
         if client is None:
-            raise Unavailable("not connected")
+            raise XenstoreUnavailable("not connected")
         return await reported_addresses.read(client, domid, most)
 
     async def offer(self, domid: int, text: str) -> str:
@@ -175,7 +175,7 @@ class XenstoreSource:
         """
         client = self._client
         if client is None:
-            raise Unavailable("not connected")
+            raise XenstoreUnavailable("not connected")
         return await guest_settings.offer(client, domid, text)
 
     async def answer(self, domid: int, serial: str) -> str:
@@ -210,18 +210,18 @@ class XenstoreSource:
         first, domain.seen = not domain.seen, True
         now = self._clock()
         if value:
-            ask = _ASKS.get(value, Ask.POWERDOWN)
+            ask = _ASKS.get(value, RequestKind.POWERDOWN)
         elif first or before:
             return  # the watch's own first firing, or the guest has taken its order
         elif now - domain.blank > TOGETHER:
             domain.blank = now
             return
         else:
-            ask = Ask.POWERDOWN
+            ask = RequestKind.POWERDOWN
             domain.blank = float("-inf")
             self.missed += 1
             log.debug("xenstore: domain %d took a request before it was read", domain.domid)
-        self._emit(Asked(at=now, guest=domain.guest, incarnation=domain.domid, ask=ask))
+        self._emit(ShutdownRequested(at=now, guest=domain.guest, incarnation=domain.domid, ask=ask))
 
     def _hold_said(self, domid: int, guest: GuestId, word: str) -> None:
         self._emit(of_hold(domid, guest, word, self._clock()))
@@ -290,7 +290,7 @@ class XenstoreSource:
             return
         try:
             dead = await self._find_dead()
-        except (Unreachable, CallFailed, Stuck) as error:
+        except (Unreachable, CallFailed, CallTimeout) as error:
             log.debug("xenstore: libvirt cannot say who died: %s", error)
             return
         for domid in dead:

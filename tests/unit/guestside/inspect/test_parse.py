@@ -14,11 +14,11 @@ from xenlb.guestside.inspect import parse
 from xenlb.guestside.inspect.observed import (
     Address,
     DefaultRoute,
-    Does,
+    FilterAction,
     FilterRule,
-    Link,
     NetworkSystem,
     Observed,
+    ObservedLink,
     PolicyRule,
     Unit,
 )
@@ -205,16 +205,16 @@ lo:1: flags=73<UP,LOOPBACK,RUNNING>  mtu 65536
 
 def test_links() -> None:
     assert observed(framed(links=part("links"))).links == (
-        Link(name="eth0", up=True, ethernet=True, mac="02:00:00:00:00:11"),
-        Link(name="xenlb-gre", up=False, kind="gre", local=ip_address("10.0.0.11")),
-        Link(name="tunl0", up=True, kind="ipip", mode="any"),
-        Link(name="ip6tnl0", up=False, kind="ip6tnl", mode="ip6ip6"),
+        ObservedLink(name="eth0", up=True, ethernet=True, mac="02:00:00:00:00:11"),
+        ObservedLink(name="xenlb-gre", up=False, kind="gre", local=ip_address("10.0.0.11")),
+        ObservedLink(name="tunl0", up=True, kind="ipip", mode="any"),
+        ObservedLink(name="ip6tnl0", up=False, kind="ip6tnl", mode="ip6ip6"),
     )
     of_sys = "eth0 0x1003 02:00:00:00:00:11\nlo 0x9 00:00:00:00:00:00\ntunl0 0xc1 0.0.0.0"
     assert observed(framed(devices=of_sys)).links == (
-        Link(name="eth0", up=True, ethernet=True, mac="02:00:00:00:00:11"),
-        Link(name="lo", up=True, mac="00:00:00:00:00:00"),
-        Link(name="tunl0", up=True),
+        ObservedLink(name="eth0", up=True, ethernet=True, mac="02:00:00:00:00:11"),
+        ObservedLink(name="lo", up=True, mac="00:00:00:00:00:00"),
+        ObservedLink(name="tunl0", up=True),
     )
 
 
@@ -276,7 +276,7 @@ def mark(
     return FilterRule(
         family=family,
         hook="prerouting",
-        does=Does.MARK,
+        does=FilterAction.MARK,
         value=value,
         interface=interface,
         protocol=protocol,
@@ -288,7 +288,7 @@ def clamp(family: Family, address: str, size: int) -> FilterRule:
     return FilterRule(
         family=family,
         hook="postrouting",
-        does=Does.CLAMP,
+        does=FilterAction.CLAMP,
         value=size,
         source=ip_address(address),
     )
@@ -299,7 +299,7 @@ def of_family(family: Family) -> set[FilterRule]:
         mark(family, "eth0", 0x1CCB, Protocol.TCP, range(25, 26)),
         mark(family, "eth1", 0x1CCC, Protocol.TCP, range(1, 22), range(23, 65536)),
         mark(family, "eth1", 0x1CCC, Protocol.UDP),
-        FilterRule(family=family, hook="output", does=Does.RESTORE, value=0x1CCB),
+        FilterRule(family=family, hook="output", does=FilterAction.RESTORE, value=0x1CCB),
     }
 
 
@@ -317,7 +317,9 @@ def test_rules_of_nft(name: str) -> None:
 def test_rules_of_iptables() -> None:
     """As iptables-save 1.8.9 prints the same."""
     found = {
-        rule if rule.does is not Does.CLAMP else clamp(INET, str(rule.source), rule.value or 0)
+        rule
+        if rule.does is not FilterAction.CLAMP
+        else clamp(INET, str(rule.source), rule.value or 0)
         for rule in observed(framed(iptables4=part("iptables"))).filters
     }
     assert found == {*of_family(INET), clamp(INET, "192.0.2.10", 1440)}

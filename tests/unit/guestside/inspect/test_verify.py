@@ -16,12 +16,12 @@ import pytest
 
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.guestside.shells import SHELLS, SYSTEM
-from xenlb.guestside.inspect.observed import Address, DefaultRoute, Link, Observed, Unit
+from xenlb.guestside.inspect.observed import Address, DefaultRoute, Observed, ObservedLink, Unit
 from xenlb.guestside.inspect.parse import observed, output_budget
 from xenlb.guestside.inspect.script import observe_script
 from xenlb.guestside.inspect.verify import differences
-from xenlb.guestside.requirements.compile import Place, compile_needs
-from xenlb.guestside.requirements.hold import Hold, Tell
+from xenlb.guestside.requirements.compile import ServiceBinding, compile_needs
+from xenlb.guestside.requirements.hold import Hold, NotifyVia
 from xenlb.guestside.requirements.needs import (
     Clamp,
     Decapsulation,
@@ -38,7 +38,9 @@ V4, V6 = "192.0.2.10", "2001:db8::10"
 DIRECTOR = {Family.INET: ip_address("10.0.0.1"), Family.INET6: ip_address("fd00:10::1")}
 
 
-def place(vip: str, own: str, *, side: GuestSide | None = None, gatewaying: str = "") -> Place:
+def place(
+    vip: str, own: str, *, side: GuestSide | None = None, gatewaying: str = ""
+) -> ServiceBinding:
     service = ServiceSettings(
         name="mail",
         address=ip_address(vip),
@@ -47,7 +49,9 @@ def place(vip: str, own: str, *, side: GuestSide | None = None, gatewaying: str 
         forwarding=Forwarding.GATEWAYING if gatewaying else Forwarding.MASQUERADE,
     )
     address = ip_address(own)
-    return Place(service=service, side=side or GuestSide(), address=address, gateways=DIRECTOR)
+    return ServiceBinding(
+        service=service, side=side or GuestSide(), address=address, gateways=DIRECTOR
+    )
 
 
 # A guest in one service of each kind; it needs no more, so that each case breaks one thing.
@@ -372,12 +376,12 @@ def test_a_guest_without_ip_is_seen_by_ifconfig(shell: str) -> None:
 TUNNEL = TunnelDevice(
     name="xenlb-gre", kind=TunnelKind.GRE, module="ip_gre", local=ip_address("10.0.0.11")
 )
-GRE = Link(name="xenlb-gre", up=True, kind="gre", local=ip_address("10.0.0.11"))
+GRE = ObservedLink(name="xenlb-gre", up=True, kind="gre", local=ip_address("10.0.0.11"))
 TUNNELS = Needs(tunnels=(TUNNEL,))
 HOLD = Needs(
     hold=Hold(
         uuid=UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1"),
-        tell=Tell.NONE,
+        tell=NotifyVia.NONE,
         timeout=60,
         until=DrainUntil.ESTABLISHED,
         watches=(),
@@ -398,7 +402,7 @@ BY_VALUES: dict[str, tuple[Needs, Observed, Sequence[str]]] = {
     "tunnel": (TUNNELS, Observed(links=(GRE,)), ()),
     "a tunnel of which little is known": (
         TUNNELS,
-        Observed(links=(Link(name="xenlb-gre", up=True),)),
+        Observed(links=(ObservedLink(name="xenlb-gre", up=True),)),
         (),
     ),
     "hold": (HOLD, Observed(units=(Unit(name="xenlb-hold", active=True, enabled=True),)), ()),

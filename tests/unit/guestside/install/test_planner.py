@@ -11,8 +11,8 @@ from tests.unit.guestside.guesttree import GuestTree, expected, trees, wanted_se
 from xenlb.guestside.install import blocks
 from xenlb.guestside.install.baseline import CannotInstall
 from xenlb.guestside.install.manifest import CHANGED, MANIFEST, BadManifest, parse
-from xenlb.guestside.install.operations import File, GuestFile, GuestLink, Link, Wanted
-from xenlb.guestside.install.planner import Changed, asked
+from xenlb.guestside.install.operations import File, GuestFile, GuestSymlink, Symlink, Wanted
+from xenlb.guestside.install.planner import ChangedFiles, paths_to_read
 from xenlb.guestside.install.preview import differences
 
 
@@ -55,7 +55,7 @@ def test_broken_off_anywhere_the_next_apply_repairs(
 
 
 def test_what_is_there_already_is_written_down_alone() -> None:
-    tree = GuestTree({"etc/link": Link(target="x")})
+    tree = GuestTree({"etc/link": Symlink(target="x")})
     initial = tree.copy()
     made = tree.apply([LINK])
     assert [str(each) for each in made.operations[:-1]] == [
@@ -75,7 +75,7 @@ def changed_by_admin(tree: GuestTree, path: str, content: bytes) -> None:
 OURS = GuestFile(path="etc/new.d/ours", text="ours\n")
 OVER = GuestFile(path="etc/one", text="over\n")
 BLOCK = GuestFile(path="etc/two", text="inside\n", block=True)
-LINK = GuestLink(path="etc/link", target="x")
+LINK = GuestSymlink(path="etc/link", target="x")
 
 
 @pytest.mark.parametrize("wish", [OURS, OVER], ids=["made", "replaced"])
@@ -116,7 +116,7 @@ def test_what_somebody_changed_stays_at_a_removal_unless_told(wish: Wanted) -> N
         node = tree.files[wish.path]
         assert isinstance(node, File)
         assert node.content == mine
-    made = tree.apply((), changed=Changed.DISCARD)
+    made = tree.apply((), changed=ChangedFiles.DISCARD)
     assert made.kept == ()
     if wish is BLOCK:  # the rights are the administrator's
         tree.files["etc/two"] = dataclasses.replace(initial.files["etc/two"])
@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[tuple[Wanted, ...], str]] = {
 def test_what_cannot_be_is_one_sentence(case: str) -> None:
     tree = GuestTree(
         {
-            "etc/alias": Link(target="x"),
+            "etc/alias": Symlink(target="x"),
             "etc/half": File(content=b"# BEGIN xenlb\n", mode=0o644),
         }
     )
@@ -244,7 +244,7 @@ def test_differences_are_for_people() -> None:
     )
     secret = GuestFile(path="etc/secret", text="secret\n", mode=0o600)
     wanted = (OVER, dataclasses.replace(BLOCK, mode=0o755), LINK, secret)
-    ask = asked(wanted, tree.manifest())
+    ask = paths_to_read(wanted, tree.manifest())
     present = {path: tree.node(path) for path in (*ask.folders, *ask.files)}
     assert list(differences(tree.plan(wanted), present)) == [
         "--- /dev/null",

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.guestside.shells import PLAIN_TOOLS, SCRIPT, SHELLS, Root
 from xenlb.control.guest_listener import GuestListener
 from xenlb.control.guest_secrets import guest_secret
-from xenlb.guestside.requirements.hold import Tell, compile_hold, settings_text
+from xenlb.guestside.requirements.hold import NotifyVia, compile_hold, settings_text
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
 
@@ -63,7 +63,7 @@ def guest(folder: Path, where: tuple[IPAddress, int], secret: str, *, timeout: f
         ports=(Port(number=25),),
         drain=DrainPolicy(timeout=timeout),
     )
-    hold = compile_hold([service], ONE, tell=Tell.TCP, agent=where, secret=secret)
+    hold = compile_hold([service], ONE, tell=NotifyVia.TCP, agent=where, secret=secret)
     root = Root(folder)
     root.conf.write_text(settings_text(hold))
     return root

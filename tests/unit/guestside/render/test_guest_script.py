@@ -30,7 +30,7 @@ from tests.unit.guestside.render.guests import (
 )
 from tests.unit.guestside.shells import SHELLS
 from xenlb.guestside.inspect.netfilter_output import iptables_rules, nft_rules
-from xenlb.guestside.inspect.observed import Does
+from xenlb.guestside.inspect.observed import FilterAction
 from xenlb.ipvs.table import Family
 
 V4, V6 = "192.0.2.10", "2001:db8::10"
@@ -122,8 +122,8 @@ def test_up_and_down_again(tmp_path: Path, shell: str, packets: str) -> None:
         else:
             lines = sh(f"{packets} -t mangle -S").splitlines()
             read = list(iptables_rules(lines, family=Family.INET))
-        assert {rule.does for rule in read} == set(Does)
-        assert {rule.value for rule in read if rule.does is Does.RESTORE} == {731, 732}
+        assert {rule.does for rule in read} == set(FilterAction)
+        assert {rule.value for rule in read if rule.does is FilterAction.RESTORE} == {731, 732}
 
         after = picture()
         again = guest.run("up")

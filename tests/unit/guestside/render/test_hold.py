@@ -22,11 +22,11 @@ from xenlb.guestside.render.hold_files import hold_files
 from xenlb.guestside.render.template import TemplateError
 from xenlb.guestside.requirements.hold import (
     Hold,
-    Tell,
+    NotifyVia,
     Watch,
     compile_hold,
+    notify_via_of,
     settings_text,
-    tell_by,
 )
 from xenlb.model.guest_side import Init
 from xenlb.model.settings import DrainUntil
@@ -38,7 +38,7 @@ VIP, VIP6 = IPv4Address("192.0.2.10"), IPv6Address("2001:db8::10")
 
 def compiled(services: str) -> Hold:
     settings = parse(f"director: {{addresses: leave}}\nservices:\n{services}", "xenlb.yaml")
-    return compile_hold(settings.services, ONE, tell=Tell.NONE)
+    return compile_hold(settings.services, ONE, tell=NotifyVia.NONE)
 
 
 def watches(service: str) -> list[tuple[object, object]]:
@@ -84,37 +84,37 @@ def test_one_hold_waits_as_the_most_patient_service() -> None:
 @pytest.mark.parametrize(
     ("uri", "tell"),
     [
-        ("xen:///system", Tell.XENSTORE),
-        ("xen:///", Tell.XENSTORE),
-        ("Xen:///system", Tell.XENSTORE),
-        ("xen+unix:///system", Tell.XENSTORE),
-        ("xen+ssh://dom0b/system", Tell.TCP),  # not the xenstore that the agent watches
-        ("qemu:///system", Tell.VIRTIO),
-        ("QEMU:///system", Tell.VIRTIO),
-        ("qemu+ssh://root@other/system", Tell.VIRTIO),
-        ("lxc:///system", Tell.TCP),
-        ("test:///default", Tell.TCP),
-        ("", Tell.TCP),
+        ("xen:///system", NotifyVia.XENSTORE),
+        ("xen:///", NotifyVia.XENSTORE),
+        ("Xen:///system", NotifyVia.XENSTORE),
+        ("xen+unix:///system", NotifyVia.XENSTORE),
+        ("xen+ssh://dom0b/system", NotifyVia.TCP),  # not the xenstore that the agent watches
+        ("qemu:///system", NotifyVia.VIRTIO),
+        ("QEMU:///system", NotifyVia.VIRTIO),
+        ("qemu+ssh://root@other/system", NotifyVia.VIRTIO),
+        ("lxc:///system", NotifyVia.TCP),
+        ("test:///default", NotifyVia.TCP),
+        ("", NotifyVia.TCP),
     ],
 )
-def test_how_it_is_told(uri: str, tell: Tell) -> None:
-    assert tell_by(uri) is tell
+def test_how_it_is_told(uri: str, tell: NotifyVia) -> None:
+    assert notify_via_of(uri) is tell
 
 
 def test_the_secret_goes_only_where_it_is_needed() -> None:
     settings = parse("services: {a: {fwmark: 7, check: none}}", "f")
     text = settings_text(
-        compile_hold(settings.services, ONE, tell=Tell.TCP, agent=AGENT, secret="ab12")
+        compile_hold(settings.services, ONE, tell=NotifyVia.TCP, agent=AGENT, secret="ab12")
     )
     assert "agent=10.0.0.1 7371\n" in text
     assert f"uuid={ONE}\n" in text
     assert "secret=ab12\n" in text
-    for tell in (Tell.XENSTORE, Tell.VIRTIO, Tell.NONE):
+    for tell in (NotifyVia.XENSTORE, NotifyVia.VIRTIO, NotifyVia.NONE):
         hold = compile_hold(settings.services, ONE, tell=tell, agent=AGENT, secret="ab12")
         assert "ab12" not in settings_text(hold)
     with pytest.raises(ValueError, match="agent that listens"):
-        compile_hold(settings.services, ONE, tell=Tell.TCP)
-    bad = compile_hold(settings.services, ONE, tell=Tell.TCP, agent=AGENT, secret="a\nb=c")
+        compile_hold(settings.services, ONE, tell=NotifyVia.TCP)
+    bad = compile_hold(settings.services, ONE, tell=NotifyVia.TCP, agent=AGENT, secret="a\nb=c")
     with pytest.raises(ValueError, match="hexadecimal"):
         settings_text(bad)
 
@@ -127,7 +127,7 @@ WATCHES = st.builds(
 HOLDS = st.builds(
     Hold,
     uuid=st.uuids(),
-    tell=st.sampled_from(Tell),
+    tell=st.sampled_from(NotifyVia),
     timeout=st.integers(min_value=0, max_value=86400),
     until=st.sampled_from(DrainUntil),
     watches=st.lists(WATCHES, max_size=5).map(tuple),
@@ -148,7 +148,7 @@ def test_settings_are_plain_lines(hold: Hold) -> None:
 def test_the_script_reads_what_is_written(tmp_path: Path, shell: str) -> None:
     hold = Hold(
         uuid=ONE,
-        tell=Tell.TCP,
+        tell=NotifyVia.TCP,
         timeout=7,
         until=DrainUntil.ALL,
         watches=(

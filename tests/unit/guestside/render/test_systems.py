@@ -27,9 +27,9 @@ from tests.unit.guestside.requirements.test_needs import GATEWAYING, RULE, V4, V
 from xenlb.config import parse
 from xenlb.guestside.director_files import director_files
 from xenlb.guestside.inspect.observed import NetworkSystem, Observed
-from xenlb.guestside.install.operations import GuestFile, GuestLink
+from xenlb.guestside.install.operations import GuestFile, GuestSymlink
 from xenlb.guestside.platform import facts_of
-from xenlb.guestside.render.facts import LOOPBACK_FILE, Facts, Link
+from xenlb.guestside.render.facts import LOOPBACK_FILE, Facts, NetworkLink
 from xenlb.guestside.render.systems import commands, is_left, settings_text, side_files
 from xenlb.guestside.render.template import TemplateError
 from xenlb.guestside.requirements.compile import NeedsError, compile_needs
@@ -47,7 +47,7 @@ from xenlb.model.guest_side import Init, System
 GOLDEN = Path(__file__).parent / "golden"
 NONE = Path("/nonexistent")
 KNOWN = Facts(
-    links=tuple(Link(interface=f"eth{n}", network_file=f"20-eth{n}.network") for n in (0, 1))
+    links=tuple(NetworkLink(interface=f"eth{n}", network_file=f"20-eth{n}.network") for n in (0, 1))
 )
 # What has its own tests and is the same everywhere.
 ELSEWHERE = re.compile(r".*/(guest\.sh|xenlb-hold\.conf|hold\.sh|xenlb-(guest|hold)(\.service)?)")
@@ -78,7 +78,7 @@ OTHER_FACTS: dict[str, tuple[System, Init, Facts, str]] = {
     "address-routes": (
         System.NETWORK_SCRIPTS,
         Init.SYSTEMD,
-        Facts(links=(Link(interface="eth1", address_routes=True),)),
+        Facts(links=(NetworkLink(interface="eth1", address_routes=True),)),
         "masquerade-rule",
     ),
     "container": (System.NETWORKD, Init.SYSTEMD, Facts(applies_sysctls=False), "gatewaying"),
@@ -94,16 +94,16 @@ services:
 
 def side(
     needs: Needs, system: System, *, init: Init = Init.SYSTEMD, facts: Facts = KNOWN
-) -> tuple[GuestFile | GuestLink, ...]:
+) -> tuple[GuestFile | GuestSymlink, ...]:
     return side_files(needs, system=system, init=init, facts=facts, overrides=NONE)
 
 
-def listing(files: Sequence[GuestFile | GuestLink], lines: Sequence[str]) -> str:
+def listing(files: Sequence[GuestFile | GuestSymlink], lines: Sequence[str]) -> str:
     """Path, rights and content of each, and the commands for a running guest."""
     parts = []
     for file in files:
         match file:
-            case GuestLink(path=path, target=target):
+            case GuestSymlink(path=path, target=target):
                 parts.append(f"==> {path} -> {target}\n")
             case GuestFile(path=path, text=text, mode=mode, block=block):
                 part = " a part" if block else ""
@@ -123,7 +123,7 @@ def compare(name: str, text: str) -> None:
 
 def of_director(system: System) -> tuple[GuestFile, ...]:
     settings = parse(DIRECTOR, "xenlb.yaml")
-    facts = Facts(links=(Link(interface="br0", network_file="10-netplan-br0.network"),))
+    facts = Facts(links=(NetworkLink(interface="br0", network_file="10-netplan-br0.network"),))
     return director_files(settings, system=system, facts=facts, kernel=(6, 1), overrides=NONE)
 
 
@@ -270,7 +270,7 @@ def test_what_a_guest_shows_is_what_its_files_are_made_for() -> None:
         interfaces_d=True,
     )
     assert facts_of(shown) == Facts(
-        links=(Link(interface="eth0", network_file="10-netplan-a.network"),),
+        links=(NetworkLink(interface="eth0", network_file="10-netplan-a.network"),),
         loopback_file="lo.network",
         netplan_by_manager=True,
         manager_version=(1, 30),
@@ -314,9 +314,9 @@ def hostile_facts(text: str) -> list[tuple[System, Needs, Facts]]:
     rule = compile_needs([place(V4, side=RULE)])
     lo = NEEDS["gatewaying"]
     return [
-        (System.NETWORKD, rule, Facts(links=(Link(interface="eth0", network_file=text),))),
+        (System.NETWORKD, rule, Facts(links=(NetworkLink(interface="eth0", network_file=text),))),
         (System.NETWORKD, lo, Facts(loopback_file=text)),
-        (System.NETPLAN, rule, Facts(links=(Link(interface="eth0", network_file=text),))),
+        (System.NETPLAN, rule, Facts(links=(NetworkLink(interface="eth0", network_file=text),))),
     ]
 
 

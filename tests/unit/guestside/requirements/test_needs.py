@@ -5,7 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from xenlb.guestside.requirements.compile import NeedsError, Place, compile_needs
+from xenlb.guestside.requirements.compile import NeedsError, ServiceBinding, compile_needs
 from xenlb.guestside.requirements.needs import settings_lines
 from xenlb.ipvs.table import (
     Family,
@@ -36,7 +36,7 @@ def place(
     tunnel: Tunnel | None = None,
     side: GuestSide | None = None,
     server_port: int | None = None,
-) -> Place:
+) -> ServiceBinding:
     service = ServiceSettings(
         name="mail",
         address=ip_address(vip),
@@ -46,7 +46,7 @@ def place(
         tunnel=tunnel,
         server_port=server_port,
     )
-    return Place(
+    return ServiceBinding(
         service=service,
         side=side or GuestSide(),
         address=None if own is None else ip_address(own),
@@ -61,7 +61,7 @@ def rp_filter(device: str) -> list[str]:
 GRE = Tunnel(type=TunnelType.GRE)
 GRE_CHECKED = Tunnel(type=TunnelType.GRE, checksum=TunnelChecksum.CHECKSUM)
 GUE = Tunnel(type=TunnelType.GUE, port=6080)
-CASES: dict[str, tuple[Place, list[str]]] = {
+CASES: dict[str, tuple[ServiceBinding, list[str]]] = {
     "gatewaying": (place(V4, forwarding=GATEWAYING), [*SILENT, f"address {V4} lo"]),
     "gatewaying-6": (place(V6, OWN6, forwarding=GATEWAYING), [f"address {V6} lo"]),
     "ipip": (
@@ -179,11 +179,11 @@ def test_each_interface_has_its_own_table_whatever_else_there_is() -> None:
 def test_a_service_by_mark_takes_its_addresses_from_the_configuration() -> None:
     service = ServiceSettings(name="web", fwmark=7, forwarding=GATEWAYING)
     side = GuestSide(addresses=(ip_address(V4), ip_address(V6)))
-    needs = compile_needs([Place(service=service, side=side, address=None)])
+    needs = compile_needs([ServiceBinding(service=service, side=side, address=None)])
     assert list(settings_lines(needs)) == [*SILENT, f"address {V4} lo"]
     masqueraded = replace(service, forwarding=Forwarding.MASQUERADE)
     marks = compile_needs(
-        [Place(service=masqueraded, side=MARK, address=None, gateways=GATEWAYS)]
+        [ServiceBinding(service=masqueraded, side=MARK, address=None, gateways=GATEWAYS)]
     ).marks
     assert [(mark.protocol, mark.port) for mark in marks] == [
         (Protocol.TCP, None),
@@ -215,7 +215,7 @@ def test_one_device_cannot_be_two() -> None:
         (replace(place(V4, side=RULE), gateways={}), "director's address"),
         (place(V4, side=GuestSide(interface="$(reboot)")), "no name of an interface"),
         (
-            Place(
+            ServiceBinding(
                 service=ServiceSettings(name="web", fwmark=7, forwarding=GATEWAYING),
                 side=GuestSide(),
                 address=None,
@@ -224,7 +224,7 @@ def test_one_device_cannot_be_two() -> None:
         ),
     ],
 )
-def test_what_cannot_be_told_is_said(each: Place, says: str) -> None:
+def test_what_cannot_be_told_is_said(each: ServiceBinding, says: str) -> None:
     with pytest.raises(NeedsError, match=says) as error:
         compile_needs([each])
     assert error.value.hint

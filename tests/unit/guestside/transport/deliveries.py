@@ -21,9 +21,9 @@ from tests.lab.unpacked import program
 from tests.unit.guestside.shells import SHELLS
 from xenlb.guestside.install.operations import Executor
 from xenlb.guestside.transport.channel import LIMIT, Output, run_child, unwrapped, wrapped
-from xenlb.guestside.transport.guest_agent import Agent, GuestAgent, Refused
-from xenlb.guestside.transport.image import Offline, RootFolder
-from xenlb.guestside.transport.remote_files import Live
+from xenlb.guestside.transport.guest_agent import AgentCommands, AgentRefused, GuestAgent
+from xenlb.guestside.transport.image import ImageFiles, RootFolder
+from xenlb.guestside.transport.remote_files import RemoteFiles
 from xenlb.guestside.transport.ssh import Ssh
 
 NEAR = (*SHELLS, "folder")
@@ -55,15 +55,17 @@ def variant(name: str, folder: Path) -> Iterator[Make]:
         case "folder":
             if os.geteuid() != 0:
                 pytest.skip("chroot(2) takes root")
-            yield lambda root: Offline(RootFolder(path=str(root)), name="g1", still_off=off)
+            yield lambda root: ImageFiles(RootFolder(path=str(root)), name="g1", still_off=off)
         case "ssh":
             with sshd(folder) as server:
-                yield lambda root: Live(server.channel(), name="g1", root=str(root))
+                yield lambda root: RemoteFiles(server.channel(), name="g1", root=str(root))
         case "agent":
             with guest_agent(folder) as connect:
-                yield lambda root: Live(GuestAgent(connect, name="g1"), name="g1", root=str(root))
+                yield lambda root: RemoteFiles(
+                    GuestAgent(connect, name="g1"), name="g1", root=str(root)
+                )
         case _:
-            yield lambda root: Live(LocalChannel(name), name="g1", root=str(root))
+            yield lambda root: RemoteFiles(LocalChannel(name), name="g1", root=str(root))
 
 
 def unpacked(package: str, path: str) -> Path:
@@ -165,7 +167,7 @@ def sshd(folder: Path, *lines: str) -> Iterator[Sshd]:
 def guest_agent(
     folder: Path,
     *options: str,
-) -> Iterator[Callable[[], tuple[Agent, Callable[[], object]]]]:
+) -> Iterator[Callable[[], tuple[AgentCommands, Callable[[], object]]]]:
     """A real qemu-ga; its commands come by a Unix socket instead of libvirt's virtio port."""
     path = folder / "agent.sock"
     path.unlink(missing_ok=True)
@@ -185,7 +187,7 @@ def guest_agent(
             pytest.fail(f"qemu-ga does not start: {(folder / 'agent.log').read_text()}")
         time.sleep(0.05)
 
-    def connect() -> tuple[Agent, Callable[[], object]]:
+    def connect() -> tuple[AgentCommands, Callable[[], object]]:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(30)
         connection.connect(str(path))
@@ -195,7 +197,7 @@ def guest_agent(
             connection.sendall(command.encode() + b"\n")
             answer = stream.readline().decode()
             if (error := json.loads(answer).get("error")) is not None:
-                raise Refused(error["desc"])
+                raise AgentRefused(error["desc"])
             return answer
 
         def close() -> None:

@@ -28,9 +28,9 @@ from tests.unit.guestside.transport.deliveries import (
 from xenlb.guestside.install.manifest import (
     MANIFEST,
     STATE,
-    Entry,
-    Kind,
+    EntryKind,
     Manifest,
+    ManifestEntry,
     WasFile,
     digest,
     text,
@@ -40,23 +40,23 @@ from xenlb.guestside.install.operations import (
     Executor,
     File,
     GuestFile,
-    GuestLink,
-    Link,
+    GuestSymlink,
     Operation,
     Present,
+    Symlink,
     Wanted,
     Write,
 )
-from xenlb.guestside.install.planner import Changed, Plan
+from xenlb.guestside.install.planner import ChangedFiles, Plan
 from xenlb.guestside.transport.channel import MOST_OUTPUT, DeliveryError
 from xenlb.guestside.transport.guest_agent import GuestAgent
-from xenlb.guestside.transport.image import Offline, RootFolder
-from xenlb.guestside.transport.remote_files import Live, write_script
+from xenlb.guestside.transport.image import ImageFiles, RootFolder
+from xenlb.guestside.transport.remote_files import RemoteFiles, write_script
 from xenlb.guestside.transport.ssh import Ssh
-from xenlb.guestside.transport.survey import look
+from xenlb.guestside.transport.survey import survey_files
 
 MINE = (os.geteuid(), os.getegid())
-Seen = dict[str, File | Link | int]
+Seen = dict[str, File | Symlink | int]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -92,7 +92,7 @@ def lay_out(tree: GuestTree, root: Path) -> None:
         (root / folder).mkdir()
         (root / folder).chmod(0o750)
     for path, node in tree.files.items():
-        if isinstance(node, Link):
+        if isinstance(node, Symlink):
             (root / path).symlink_to(node.target)
         else:
             (root / path).write_bytes(node.content)
@@ -109,7 +109,7 @@ def seen(root: Path, *, state: bool = False) -> Seen:
             continue
         info = path.lstat()
         if stat.S_ISLNK(info.st_mode):
-            found[name] = Link(target=str(path.readlink()))
+            found[name] = Symlink(target=str(path.readlink()))
         elif stat.S_ISDIR(info.st_mode):
             found[name] = stat.S_IMODE(info.st_mode)
         elif stat.S_ISREG(info.st_mode):
@@ -120,7 +120,7 @@ def seen(root: Path, *, state: bool = False) -> Seen:
     return found
 
 
-def files_of(found: Seen) -> dict[str, File | Link]:
+def files_of(found: Seen) -> dict[str, File | Symlink]:
     return {path: node for path, node in found.items() if not isinstance(node, int)}
 
 
@@ -129,15 +129,15 @@ def apply(
     wanted: tuple[Wanted, ...],
     *,
     until: int | None = None,
-    changed: Changed = Changed.KEEP,
+    changed: ChangedFiles = ChangedFiles.KEEP,
 ) -> Plan:
     """As many of the operations as said, or all; then it must be as planned."""
 
     async def work() -> Plan:
-        plan = (await look(executor, wanted, changed=changed)).plan
+        plan = (await survey_files(executor, wanted, changed=changed)).plan
         await executor.perform(plan.operations[:until])
         if until is None:
-            assert (await look(executor, wanted)).plan.operations == ()
+            assert (await survey_files(executor, wanted)).plan.operations == ()
         return plan
 
     return asyncio.run(work())
@@ -162,11 +162,11 @@ def test_where_nothing_else_was_installed_one_reading_is_enough(near: Make, tmp_
     """By ssh each is a connection."""
     lay_out(GuestTree({}, frozenset()), tmp_path)
     wanted = (GuestFile(path="etc/one", text="one\n"),)
-    asyncio.run(look(counting := Counting(near(tmp_path)), wanted))
+    asyncio.run(survey_files(counting := Counting(near(tmp_path)), wanted))
     assert counting.readings == 1
     apply(near(tmp_path), wanted)
     for wish, readings in ((wanted, 1), ((), 2), ((GuestFile(path="etc/two", text=""),), 2)):
-        asyncio.run(look(counting := Counting(near(tmp_path)), wish))
+        asyncio.run(survey_files(counting := Counting(near(tmp_path)), wish))
         assert counting.readings == readings
 
 
@@ -192,7 +192,7 @@ NASTY = 'it\'s "$(touch canary)" `touch canary`; \\n %s\t\x01\n# END\nEOF\n=0 li
 HOSTILE: tuple[Wanted, ...] = (
     GuestFile(path="etc/$(touch canary)/`touch canary`;touch canary/it's", text=NASTY),
     GuestFile(path="etc/one", text=NASTY, block=True, mode=0o755),
-    GuestLink(path="etc/-link", target="$(touch canary)'; touch canary"),
+    GuestSymlink(path="etc/-link", target="$(touch canary)'; touch canary"),
     GuestFile(path="-n", text="", mode=0o600),
 )
 
@@ -200,10 +200,10 @@ HOSTILE: tuple[Wanted, ...] = (
 def laid_out(folder: Path) -> Path:
     root = folder / "root"
     root.mkdir()
-    nodes: dict[str, File | Link] = {
+    nodes: dict[str, File | Symlink] = {
         "etc/one": File(content=b"#!/bin/sh", mode=0o640),
         "etc/-link": File(content=bytes(range(256)) * 4, mode=0o755),
-        "-n": Link(target="nowhere\n"),
+        "-n": Symlink(target="nowhere\n"),
     }
     lay_out(GuestTree(nodes), root)
     return root
@@ -253,8 +253,8 @@ def test_killed_within_an_operation(shell: str, tmp_path: Path) -> None:
     for folder in ("var", "var/lib"):
         (root / folder).mkdir()
     before = seen(root)
-    executor = Live(LocalChannel(shell), name="g1", root=str(root))
-    planned = asyncio.run(look(executor, HOSTILE)).plan.operations
+    executor = RemoteFiles(LocalChannel(shell), name="g1", root=str(root))
+    planned = asyncio.run(survey_files(executor, HOSTILE)).plan.operations
     lines = "".join(write_script(planned, root=str(root))).splitlines(keepends=True)
     first = lines.index(next(line for line in lines if line.startswith("at 0 ")))
     for place in range(first, len(lines), 9 if shell == "dash" else 40):
@@ -287,8 +287,8 @@ def test_what_lies_in_the_way(near: Make, tmp_path: Path) -> None:
 def test_a_guest_s_own_manifest_reaches_nothing_else(near: Make, tmp_path: Path) -> None:
     root = laid_out(tmp_path)
     (root / STATE).mkdir(parents=True)
-    entry = Entry(
-        kind=Kind.WHOLE,
+    entry = ManifestEntry(
+        kind=EntryKind.WHOLE,
         mode=0o644,
         digests=(digest(b""),),
         previous=WasFile(mode=0o644, digest=digest(b"x")),
@@ -296,7 +296,7 @@ def test_a_guest_s_own_manifest_reaches_nothing_else(near: Make, tmp_path: Path)
     entries = {"etc/';touch canary;'": entry, "etc/one/$(touch canary)": entry}
     (root / MANIFEST).write_bytes(text(Manifest(entries=entries, folders=("etc",))))
     before = seen(root)
-    apply(near(root), (), changed=Changed.DISCARD)
+    apply(near(root), (), changed=ChangedFiles.DISCARD)
     assert seen(root) == before
     assert not list(tmp_path.rglob("canary"))
     for bad in (b"{", b"\0" * 1000, b'{"version": 1, "files": {"../x": {}}, "folders": []}'):
@@ -335,7 +335,7 @@ def test_links_of_a_guest_that_is_off_lead_nowhere_out(tmp_path: Path) -> None:
     (root / "etc/absolute").symlink_to(outside)
     (root / "etc/up").symlink_to("../" * 20 + str(outside).lstrip("/"))
     (root / "var").symlink_to("/" + str(outside).lstrip("/"))
-    executor = Offline(RootFolder(path=str(root)), name="g1", still_off=off)
+    executor = ImageFiles(RootFolder(path=str(root)), name="g1", still_off=off)
     for path in ("etc/absolute/one", "etc/up/one"):
         with pytest.raises(DeliveryError, match="not a folder"):
             apply(executor, (GuestFile(path=path, text="x"),))
@@ -354,7 +354,7 @@ def test_a_guest_that_is_off_and_what_must_not_be(tmp_path: Path) -> None:
         raise DeliveryError("g1 runs")
 
     def refusal(root: str, wanted: tuple[Wanted, ...], still_off: object = off) -> str:
-        executor = Offline(RootFolder(path=root), name="g1", still_off=still_off)  # type: ignore[arg-type]
+        executor = ImageFiles(RootFolder(path=root), name="g1", still_off=still_off)  # type: ignore[arg-type]
         with pytest.raises(DeliveryError) as failed:
             apply(executor, wanted)
         return failed.value.message

@@ -15,8 +15,8 @@ from tests.unit.guestside.transport.test_open import TEST_URI, TEST_UUID
 from xenlb.guestside.install.operations import File, Write
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.guestside.transport.identity import Identity, OfGuest, guarded
-from xenlb.guestside.transport.open import Whereabouts, reach
-from xenlb.guestside.transport.remote_files import Live
+from xenlb.guestside.transport.open import GuestLocation, open_transport
+from xenlb.guestside.transport.remote_files import RemoteFiles
 from xenlb.guestside.transport.ssh import Ssh
 from xenlb.model.guest_side import Delivery, GuestSide
 
@@ -55,7 +55,7 @@ def test_nothing_is_done_on_another_machine(shell: str, tmp_path: Path) -> None:
     assert failed.value.hint
     write = Write(path="written", file=File(content=b"x", mode=0o644))
     with pytest.raises(DeliveryError, match="is not mail2"):
-        asyncio.run(Live(channel, name="mail2", root=str(tmp_path)).perform((write,)))
+        asyncio.run(RemoteFiles(channel, name="mail2", root=str(tmp_path)).perform((write,)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_the_way_by_an_address_is_one_to_the_guest_only(
     """The domain is the test driver's; this machine answers at the address."""
     program(tmp_path, "exec sh -s")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    where = Whereabouts(
+    where = GuestLocation(
         uri=TEST_URI,
         uuid=TEST_UUID,
         name="test",
@@ -96,7 +96,7 @@ def test_the_way_by_an_address_is_one_to_the_guest_only(
     )
 
     async def work() -> None:
-        reached = await reach(where)
+        reached = await open_transport(where)
         assert reached.channel is not None
         await reached.channel.run(f"touch {tmp_path}/written")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.guestside.install.operations import LARGEST, MISSING, File, Folder, Link, Other
+from xenlb.guestside.install.operations import LARGEST, MISSING, File, Folder, Other, Symlink
 from xenlb.guestside.transport.channel import Output, unwrapped, wrapped
 from xenlb.guestside.transport.remote_files import mode_of, octal, read_frames
 
@@ -18,7 +18,7 @@ def test_frames() -> None:
     out = HEAD + b"=0 file -rwsr-x--T. 0 0\n 61 0a\n 00\n=1 link\n 2e 2e 0a 0a\n=2 full\n=end\n"
     assert read_frames(out, FILES, FOLDERS) == {
         "etc/one": File(content=b"a\n\0", mode=0o5750),
-        "etc/two": Link(target="..\n"),
+        "etc/two": Symlink(target="..\n"),
         "etc": Folder(empty=False),
     }
     assert read_frames(HEAD + b"=end\n", FILES, FOLDERS) == dict.fromkeys(
