@@ -69,9 +69,9 @@ def answers(client: NetNs, *asked: str) -> dict[str, str]:
 def flushed(uml: UmlLab, address: str, protocol: str = "udp", port: int = 53) -> int:
     script = (
         "from ipaddress import ip_address; from xenlb.ipvs.table import Protocol;"
-        "from xenlb.director.conntrack import Gone, flush;"
+        "from xenlb.director.conntrack import FailedServer, flush;"
         f"address, protocol = ip_address({address!r}), Protocol({protocol!r});"
-        f"print(flush([Gone(address=address, protocol=protocol, port={port})]))"
+        f"print(flush([FailedServer(address=address, protocol=protocol, port={port})]))"
     )
     return int(uml.run([PYTHON, "-c", script], cwd=str(CHECKOUT)).out)
 
