@@ -215,12 +215,12 @@ def world(port: int) -> tuple[Settings, GuestsListed]:
         DomainDescription(
             guest=GuestId(uri=uri, uuid=UUID(int=n + 1)),
             name=f"g{n}",
-            power=DomainState.RUNNING,
+            domain_state=DomainState.RUNNING,
             incarnation=n,
         )
         for n in range(REQUESTS)
     )
-    listed = GuestsListed(at=clock.now(), asked=clock.now(), uri=uri, guests=described)
+    listed = GuestsListed(at=clock.now(), requested_at=clock.now(), uri=uri, guests=described)
     return Settings(uris=(uri,), services=(guests, *hosts)), listed
 
 
@@ -248,7 +248,7 @@ async def quiesce(port: int) -> dict[str, list[float]]:
         await agent.first_sync_done.wait()
         now, let_in = clock.now(), asyncio.get_running_loop().create_future()
         *others, last = [
-            ProbeFinished(at=now, target=target, asked=now, up=True, detail="was up")
+            ProbeFinished(at=now, target=target, started=now, up=True, detail="was up")
             for target in agent.state.health
         ]
         for up in others:
@@ -286,7 +286,7 @@ async def _requests(
                 at=clock.now(),
                 guest=described.guest,
                 incarnation=described.incarnation,
-                ask=RequestKind.POWEROFF,
+                kind=RequestKind.POWEROFF,
             )
             loop.call_soon_threadsafe(agent.emit, asked, taken)
             return asked.at

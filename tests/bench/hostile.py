@@ -218,7 +218,7 @@ def hostile_guest(number: int) -> DomainDescription:
     return DomainDescription(
         guest=GuestId(uri=URI, uuid=UUID(int=100_000 + number)),
         name=f"h{number}",
-        power=DomainState.RUNNING,
+        domain_state=DomainState.RUNNING,
         incarnation=FIRST_DOMAIN + number,
     )
 
@@ -297,7 +297,7 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
             DomainDescription(
                 guest=GuestId(uri=URI, uuid=UUID(int=n + 1)),
                 name=f"g{n}",
-                power=DomainState.RUNNING,
+                domain_state=DomainState.RUNNING,
                 incarnation=n,
             )
             for n in range(REQUESTS)
@@ -309,7 +309,9 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
         hostile = map(hostile_guest, range(EACH)) if ports else ()
         now = clock.now()
         begun = asyncio.get_running_loop().create_future()
-        agent.emit(GuestsListed(at=now, asked=now, uri=URI, guests=(*guests, *hostile)), begun)
+        agent.emit(
+            GuestsListed(at=now, requested_at=now, uri=URI, guests=(*guests, *hostile)), begun
+        )
         await begun
         keep_for_good()
         print("ready", flush=True)
@@ -359,7 +361,7 @@ async def _requests(agent: Agent, kernel: Batches, guests: list[DomainDescriptio
                 at=clock.now(),
                 guest=described.guest,
                 incarnation=described.incarnation,
-                ask=RequestKind.POWEROFF,
+                kind=RequestKind.POWEROFF,
             )
             loop.call_soon_threadsafe(agent.emit, asked, taken)
             return asked.at

@@ -58,10 +58,10 @@ def world(settings: Settings) -> State:
         GuestsListed(
             at=1.0,
             uri=URI,
-            asked=0.5,
+            requested_at=0.5,
             guests=tuple(
                 DomainDescription(
-                    guest=guest(n), name=f"g{n}", power=DomainState.RUNNING, incarnation=n
+                    guest=guest(n), name=f"g{n}", domain_state=DomainState.RUNNING, incarnation=n
                 )
                 for n in range(GUESTS)
             ),
@@ -72,13 +72,13 @@ def world(settings: Settings) -> State:
             address=IPv4Address("10.0.0.1") + number, source=AddressSource.LEASE
         )
         events.append(
-            AddressesFound(at=2.0, guest=guest(number), incarnation=number, found=(found,))
+            AddressesFound(at=2.0, guest=guest(number), incarnation=number, candidates=(found,))
         )
     state = State()
     for event in events:
         state = reduce(state, event).state
     for target in state.health:
-        passed = ProbeFinished(at=3.0, target=target, asked=2.5, up=True, detail="connected")
+        passed = ProbeFinished(at=3.0, target=target, started=2.5, up=True, detail="connected")
         state = reduce(state, passed).state
     return state
 
@@ -104,14 +104,14 @@ def rows(state: State) -> list[tuple[str, State, Callable[[int], Event]]]:
     first = next(iter(state.health))
     failing = state
     for at in (4.0, 5.0):
-        failed = ProbeFinished(at=at, target=first, asked=at, up=False, detail="refused")
+        failed = ProbeFinished(at=at, target=first, started=at, up=False, detail="refused")
         failing = reduce(failing, failed).state
     return [
         (
             "asked to shut down",
             state,
             lambda n: ShutdownRequested(
-                at=9.0, guest=guest(n), incarnation=n, ask=RequestKind.POWEROFF
+                at=9.0, guest=guest(n), incarnation=n, kind=RequestKind.POWEROFF
             ),
         ),
         ("died", state, lambda n: Died(at=9.0, guest=guest(n), incarnation=n)),
@@ -123,12 +123,12 @@ def rows(state: State) -> list[tuple[str, State, Callable[[int], Event]]]:
         (
             "check passed, as before",
             state,
-            lambda _: ProbeFinished(at=9.0, target=first, asked=8.0, up=True, detail="connected"),
+            lambda _: ProbeFinished(at=9.0, target=first, started=8.0, up=True, detail="connected"),
         ),
         (
             "check failed for the third time",
             failing,
-            lambda _: ProbeFinished(at=9.0, target=first, asked=8.0, up=False, detail="refused"),
+            lambda _: ProbeFinished(at=9.0, target=first, started=8.0, up=False, detail="refused"),
         ),
         ("tick", state, lambda _: Tick(at=9.0)),
     ]

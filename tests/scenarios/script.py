@@ -330,12 +330,12 @@ class Player:
             case "asked" if not options:
                 return [
                     ShutdownRequested(
-                        at=at, guest=guest, incarnation=incarnation, ask=RequestKind(*flags)
+                        at=at, guest=guest, incarnation=incarnation, kind=RequestKind(*flags)
                     )
                 ]
             case "stopped" if not options:
                 why = StopReason(" ".join(flags))
-                return [Stopped(at=at, guest=guest, incarnation=incarnation, why=why)]
+                return [Stopped(at=at, guest=guest, incarnation=incarnation, reason=why)]
             case "undefined" if not options and not flags:
                 return [Undefined(at=at, guest=guest)]
             case "metadata" if not options:
@@ -347,7 +347,11 @@ class Player:
                 found, refused = _addresses(words, refused=verb == "refused")
                 return [
                     AddressesFound(
-                        at=at, guest=guest, incarnation=incarnation, found=found, refused=refused
+                        at=at,
+                        guest=guest,
+                        incarnation=incarnation,
+                        candidates=found,
+                        rejected=refused,
                     )
                 ]
             case "drain" if not flags:
@@ -360,7 +364,7 @@ class Player:
             case "sent" if not options:
                 ask, *failure = flags
                 sent = RequestSent(
-                    at=at, guest=guest, ask=RequestKind(ask), failure=" ".join(failure)
+                    at=at, guest=guest, kind=RequestKind(ask), failure=" ".join(failure)
                 )
                 return [sent]
             case "side" if not options:
@@ -374,7 +378,7 @@ class Player:
         """What was found for one service; of the others it is as before."""
         known = self.state.guests[guest]
         (service,) = (each for each in self.state.settings.services if each.name == name)
-        others = tuple(each for each in known.sides if each.service.name != name)
+        others = tuple(each for each in known.readiness if each.service.name != name)
         return GuestInspected(
             at=self.now,
             guest=guest,
@@ -411,12 +415,12 @@ class Player:
                 DomainDescription(
                     guest=guest,
                     name=self._name(guest),
-                    power=DomainState(power),
+                    domain_state=DomainState(power),
                     incarnation=int(number) if number else None,
                     metadata=self.metadata.get(guest, ()),
                 )
             )
-        return GuestsListed(at=self.now, uri=uri, asked=asked, guests=tuple(guests))
+        return GuestsListed(at=self.now, uri=uri, requested_at=asked, guests=tuple(guests))
 
     def _counted(self, words: list[str]) -> ConnectionsCounted:
         """`GUEST=ACTIVE[/INACTIVE] …`: so many connections each of its servers in the table has."""
@@ -457,7 +461,7 @@ class Player:
             ProbeFinished(
                 at=self.now,
                 target=target,
-                asked=asked,
+                started=asked,
                 up=result == "up",
                 detail="connected" if result == "up" else "connection refused",
                 share=float(share.removesuffix("%")) / 100 if share else None,

@@ -109,7 +109,7 @@ class DrainWorker:
                     await asyncio.sleep(AGAIN)
                     continue
             applied = asyncio.get_running_loop().create_future()
-            sent = RequestSent(at=clock.now(), guest=guest, ask=ask, failure=failure)
+            sent = RequestSent(at=clock.now(), guest=guest, kind=ask, failure=failure)
             self._agent.emit(sent, applied)
             await applied  # else the next round would ask once more
             return

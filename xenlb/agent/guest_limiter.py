@@ -61,7 +61,7 @@ class GuestLimiter:
         if not guest.told:
             guest.told = True
             self._note(TOO_OFTEN, guest=event.guest, warning=True)
-        kind = isinstance(event, ShutdownCancelled) or event.ask is RequestKind.INSIDE
+        kind = isinstance(event, ShutdownCancelled) or event.kind is RequestKind.INSIDE
         _, former = guest.held.pop(kind, (event, None))
         if former is not None:
             former.cancel()

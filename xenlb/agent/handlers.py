@@ -108,7 +108,7 @@ class Handlers:
             ],
             "warnings": [
                 text if guest is None else f"guest {state.guests[guest].name}: {text}"
-                for guest, text in state.findings
+                for guest, text in state.inconsistencies
                 if guest is None or guest in state.guests
             ],
             "alarms": answers.alarms(state, now=clock.now(), wall=clock.wall),

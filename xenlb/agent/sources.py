@@ -144,7 +144,7 @@ class Sources:
             at, number = clock.now(), guest.incarnation
             if word == "leaving":
                 event: Event = ShutdownRequested(
-                    at=at, guest=guest.id, incarnation=number, ask=RequestKind.INSIDE
+                    at=at, guest=guest.id, incarnation=number, kind=RequestKind.INSIDE
                 )
             else:
                 event = ShutdownCancelled(at=at, guest=guest.id, incarnation=number)
@@ -227,7 +227,7 @@ class Sources:
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
             amiss = frozenset(finding.name for finding in outcome.findings)
-            if amiss != self._agent.state.amiss:
+            if amiss != self._agent.state.wrong_sysctls:
                 self._agent.emit(SysctlsChecked(at=clock.now(), amiss=amiss))
             if outcome.changes:
                 self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})

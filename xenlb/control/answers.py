@@ -241,7 +241,7 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
     it = state.guests[guest_id]
     others = {
         found.address: owner_name(state.owners[found.address], state)
-        for found in it.found
+        for found in it.candidates
         if state.owners.get(found.address, it.id) != it.id
     }
     return {
@@ -254,20 +254,20 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
         "request": None
         if it.request is None
         else {
-            "asked_for": it.request.ask.value,
+            "asked_for": it.request.kind.value,
             "at": wall(it.request.at),
             "until": wall(it.request.deadline),
         },
         "drain": None if it.drain is None else _drain(it.drain, wall),
-        "last_drain": None if it.drained is None else _drain(it.drained, wall),
+        "last_drain": None if it.last_drain is None else _drain(it.last_drain, wall),
         "addresses": [
             {"address": str(found.address), "source": found.source.value}
-            for found in it.found
+            for found in it.candidates
             if found.address not in others
         ],
         "refused_addresses": [
             {"address": no.text, "source": no.source.value, "reason": no.reason}
-            for no in it.refused
+            for no in it.rejected
         ]
         + [
             {
@@ -275,12 +275,13 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
                 "source": found.source.value,
                 "reason": f"it is that of {others[found.address]}",
             }
-            for found in it.found
+            for found in it.candidates
             if found.address in others
         ],
         "metadata_problems": [*it.metadata_problems, *inconsistencies.of_metadata(state, it)],
         "inside": [
-            {"service": found.service.name, "problem": found.problem or None} for found in it.sides
+            {"service": found.service.name, "problem": found.problem or None}
+            for found in it.readiness
         ],
         "services": [service.name for service in services_of(state, it)],
     }

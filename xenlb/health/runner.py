@@ -214,7 +214,7 @@ class HealthRunner:
             return min(check.interval, max(DOUBTFUL, health.held_until - entry.asked))
         if health.streak > 0:
             return _doubtful(entry)
-        if health.up is None and not health.apart:
+        if health.up is None and not health.overridden:
             waited = now - health.valid_from
             return min(check.interval, max(EAGER, waited / PATIENCE))
         if not entry.spread:
@@ -273,7 +273,7 @@ class HealthRunner:
         """Emits the result if it matters; says whether the next is wanted soon, because it
         contradicts the verdict."""
         health = entry.health
-        if answer.up is None and (health.up or health.apart):
+        if answer.up is None and (health.up or health.overridden):
             if not entry.warned:
                 log.warning("%s; it stays in service", answer.detail)
             entry.warned = True
@@ -282,12 +282,12 @@ class HealthRunner:
         up = bool(answer.up)
         now = self._clock()
         # For a server with a verdict of its own it is up, whatever is known of the target.
-        contradicts = up is not bool(health.up) or (health.apart and not up)
+        contradicts = up is not bool(health.up) or (health.overridden and not up)
         held = up and contradicts and self._held(entry, now)
         check = entry.target.check
         share = bounded(check, answer.share, away=answer.away) if up else health.share
         if (
-            health.apart
+            health.overridden
             or (contradicts and not held)
             or (health.streak > 0 and not contradicts)
             or answer.detail != health.detail
@@ -297,11 +297,11 @@ class HealthRunner:
                 ProbeFinished(
                     at=now,
                     target=entry.target,
-                    asked=asked,
+                    started=asked,
                     up=up,
                     detail=answer.detail,
                     share=answer.share,
-                    away=answer.away,
+                    declines=answer.away,
                 )
             )
         return contradicts and not held

@@ -49,7 +49,7 @@ def choose(
     now = next((each for each in order if _in_table(guest, places[each], state)), None)
     if now is not None:
         classes = {
-            each: _class((f for f in guest.found if f.address == each), each, guest)
+            each: _class((f for f in guest.candidates if f.address == each), each, guest)
             for each in (now, order[0])
         }
         leaves = guest.phase is not Phase.UP or guest.drain is not None
@@ -83,17 +83,17 @@ def given_up(state: State, event: ProbeFinished) -> tuple[State, Guest] | None:
     if guest.phase is not Phase.UP:
         return None
     for service in state.settings.services:
-        if service.name not in state.asked.get(event.target, {}):
+        if service.name not in state.targets.get(event.target, {}):
             continue
-        mine = [c for c in state.candidates[service.name] if c.owner == owner and c.others]
+        mine = [c for c in state.candidates[service.name] if c.owner == owner and c.alternatives]
         places: dict[IPAddress, list[Candidate]] = {}
-        for each in (place for candidate in mine for place in (candidate, *candidate.others)):
+        for each in (place for candidate in mine for place in (candidate, *candidate.alternatives)):
             if each.slot is not None:
                 places.setdefault(each.slot.server.address, []).append(each)
         if _passes(service, places.get(address, ()), state):
             continue
         for other, candidates in places.items():
-            if _passed_before(service, candidates, state, event.asked):
+            if _passed_before(service, candidates, state, event.started):
                 given = (guest.given_up | {address}) - {other}
                 after = replace(guest, given_up=given)
                 return replace(state, guests={**state.guests, owner: after}), after

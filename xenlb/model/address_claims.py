@@ -66,7 +66,7 @@ def claimed(state: State, guest: Guest) -> tuple[AddressCandidate, ...]:
     # What is written for a guest is not free while it is off, either.
     waiting = guest.reserved.union(found.address for found in written if absent)
     served = tuple(AddressCandidate(address=each, source=AddressSource.SERVED) for each in waiting)
-    return served if absent else (*written, *guest.found, *served)
+    return served if absent else (*written, *guest.candidates, *served)
 
 
 def reserved(before: State, state: State, at: float) -> State:
@@ -78,7 +78,7 @@ def reserved(before: State, state: State, at: float) -> State:
             continue
         went = now.phase is Phase.ABSENT and was.phase is not Phase.ABSENT
         if went or now.booted != was.booted:
-            found = frozenset(each.address for each in was.found)
+            found = frozenset(each.address for each in was.candidates)
             served = found.intersection(addresses_of(before, was).values()) or was.reserved
             until = at + RESERVED if served else None
             waiting[key] = replace(now, reserved=served, reserved_until=until)
@@ -97,8 +97,8 @@ def noted(before: Guest, event: AddressesFound, step: Transition) -> Transition:
     and not more than so much of one guest."""
     after = step.state.guests[event.guest]
     notes: list[Note] = []
-    for found in after.found:
-        if found not in before.found:
+    for found in after.candidates:
+        if found not in before.candidates:
             notes += _of_found(found, after, step.state, event.at)
     notes += [
         Note(
@@ -107,8 +107,8 @@ def noted(before: Guest, event: AddressesFound, step: Transition) -> Transition:
             text=f"address {item.text} ({item.source}) refused: {item.reason}",
             warning=True,
         )
-        for item in event.refused
-        if item not in before.refused
+        for item in event.rejected
+        if item not in before.rejected
     ]
     told = set(after.told)
     said: list[Note] = []
@@ -137,7 +137,7 @@ def _of_found(found: AddressCandidate, guest: Guest, state: State, at: float) ->
             other.id == owner
             or (
                 other.phase is not Phase.ABSENT
-                and any(each.address == address for each in other.found)
+                and any(each.address == address for each in other.candidates)
             )
         )
     ]

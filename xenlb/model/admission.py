@@ -36,7 +36,7 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
     afresh = state.settings is not before.settings
     if afresh:
         names = None
-        state = _drawn(replace(state, asked={}), state.settings.services, claims(state))
+        state = _drawn(replace(state, targets={}), state.settings.services, claims(state))
     elif state.host is not before.host:
         names = None
         state = _drawn(state, state.settings.services, claims(state))
@@ -49,7 +49,7 @@ def settle(before: State, state: State, names: frozenset[str] | None, at: float)
         several = {
             name
             for name, found in state.candidates.items()
-            if (names is None or name in names) and any(each.others for each in found)
+            if (names is None or name in names) and any(each.alternatives for each in found)
         }
         if redrawn or several:
             named = (s for s in state.settings.services if s.name in redrawn | several)
@@ -103,10 +103,10 @@ def _drawn(
     kept = {name: found for name, found in state.candidates.items() if name in names}
     services = tuple(services)
     fresh = {service.name: tuple(candidates(service, state, owners)) for service in services}
-    asked = dict(state.asked)
+    asked = dict(state.targets)
     for name in fresh.keys() | (state.candidates.keys() - names):
         for candidate in state.candidates.get(name, ()):
-            for each in (candidate, *candidate.others):
+            for each in (candidate, *candidate.alternatives):
                 for target in each.targets:
                     if name in asked.get(target, ()):
                         asked[target] = {n: who for n, who in asked[target].items() if n != name}
@@ -120,7 +120,7 @@ def _drawn(
             by = asked.get(sorry, {})
             asked[sorry] = {**by, service.name: by.get(service.name, ())}
     asked = {target: by for target, by in asked.items() if by}
-    return replace(state, owners=owners, candidates=kept | fresh, asked=asked)
+    return replace(state, owners=owners, candidates=kept | fresh, targets=asked)
 
 
 def _probed(candidate: Candidate, service: ServiceSettings, state: State) -> tuple[Candidate, ...]:
@@ -128,10 +128,10 @@ def _probed(candidate: Candidate, service: ServiceSettings, state: State) -> tup
     guest = _guest(candidate, state)
     if guest is not None and guest.phase is Phase.ABSENT:
         return ()
-    verdict = state.verdict(candidate, service) if candidate.others else None
+    verdict = state.verdict(candidate, service) if candidate.alternatives else None
     if verdict is None or verdict.up:
         return (candidate,)
-    return candidate, *candidate.others
+    return candidate, *candidate.alternatives
 
 
 def _sorry_targets(service: ServiceSettings) -> list[Target]:
@@ -154,7 +154,7 @@ def _draws(guest: Guest) -> tuple[object, ...]:
     """What of a guest goes into `candidates` and `claims`."""
     running = guest.phase is not Phase.ABSENT
     return (
-        *(guest.name, running, guest.booted, guest.found, guest.refused, guest.metadata),
+        *(guest.name, running, guest.booted, guest.candidates, guest.rejected, guest.metadata),
         *(guest.given_up, guest.reserved),
     )
 
@@ -171,7 +171,7 @@ def _contested(
     moved = {each for each in addresses if before.owners.get(each, "") != owners.get(each, "")}
     affected = list(changed)
     for guest in state.guests.values() if moved else ():
-        given = (*(f.address for f in guest.found), *(m.address for m in guest.metadata))
+        given = (*(f.address for f in guest.candidates), *(m.address for m in guest.metadata))
         if not moved.isdisjoint(given):
             affected.append(guest)
     return frozenset(
@@ -202,8 +202,8 @@ def _with_targets(
                     health[target] = Health(valid_from=max(at, recheck), changes=have.changes)
         for sorry in _sorry_targets(service):
             health.setdefault(sorry, Health(valid_from=at))
-    if state.asked is not before.asked:
-        health = {target: verdict for target, verdict in health.items() if target in state.asked}
+    if state.targets is not before.targets:
+        health = {target: verdict for target, verdict in health.items() if target in state.targets}
     return replace(state, health=health)
 
 
@@ -303,18 +303,18 @@ def _let_back(
         if _takes(state.judged(candidate, service), before):
             return state, []
         own = {
-            target: replace(known, up=True, streak=0, since=at, apart=False)
+            target: replace(known, up=True, streak=0, since=at, overridden=False)
             for target in candidate.targets
             if (known := state.seen(target, candidate)).passes(target.check)
         }
         if own and _takes(state.judged(candidate, service, own), before):
             before = before or Admission(at=at)
-            back[slot] = replace(before, apart={**before.apart, **own})
+            back[slot] = replace(before, overrides={**before.overrides, **own})
     if not back:
         return state, []
     health = dict(state.health)
     for entry in back.values():
-        health |= {target: replace(health[target], apart=True) for target in entry.apart}
+        health |= {target: replace(health[target], overridden=True) for target in entry.overrides}
     why = f"is not held back from {service.name} any longer, as no other server serves there"
     notes = [
         Note(

@@ -166,7 +166,7 @@ def sorry_failure(state: State, service: ServiceSettings, key: ServiceKey) -> st
 def sorry_news(state: State, result: ProbeFinished) -> Iterator[Note]:
     """A sorry server that fails from the beginning, which is no news of a server."""
     for service in state.settings.services:
-        if service.name in state.asked[result.target]:
+        if service.name in state.targets[result.target]:
             for key in service.kernel_keys():
                 if sorry_target(service, key) == result.target:
                     subject = f"service {service.name}: the sorry server fails its check"

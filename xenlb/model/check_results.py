@@ -42,12 +42,12 @@ def _judged(state: State, event: ProbeFinished) -> Transition:
     if after != health:  # else it flaps, and is held back: nothing of that is new
         changed = replace(state, health={**state.health, target: after})
     news = False
-    if health.apart:
+    if health.overridden:
         changed, news = verdict_overrides.judged(changed, event)
         after = changed.health[target]
     # Back where nobody else serves, though it is held back.
     news = news or (health.streak < after.streak and after.passes(target.check))
-    names = frozenset(state.asked[target])
+    names = frozenset(state.targets[target])
     if (health.up, health.share) == (after.up, after.share) and not news:
         # With its first answer a check that fails may begin an alarm.
         if after.up is not None or health.detail:
@@ -72,7 +72,7 @@ def _judged(state: State, event: ProbeFinished) -> Transition:
 
 def _reweighs(before: State, state: State, target: Target) -> bool:
     """Does what the target says of its share change the weight of a server?"""
-    asked = state.asked[target]
+    asked = state.targets[target]
     for service in state.settings.services:
         for candidate in asked.get(service.name, ()):
             was, now = (each.verdict(candidate, service) for each in (before, state))

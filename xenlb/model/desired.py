@@ -209,7 +209,7 @@ def _outside(
             deadline=held,
             then=RETURNS,
         )
-    detail = candidate.why
+    detail = candidate.reason
     if not detail and judged is not None:
         detail = judged[1].detail
     return ServerStatus(

@@ -50,27 +50,27 @@ def requested(state: State, guest: Guest, ask: RequestKind, at: float) -> Guest:
         if guest.request is not None:
             late = max(guest.request.deadline, at + held)
             return replace(guest, request=replace(guest.request, deadline=late))
-    request = Request(ask=ask, at=at, deadline=at + grace)
+    request = Request(kind=ask, at=at, deadline=at + grace)
     drain = guest.drain or Drain(
         reason=request.text(),
         by="",
         since=at,
         requested=True,
-        warnings=hindrances(services, state.amiss),
+        warnings=hindrances(services, state.wrong_sysctls),
     )
     return replace(guest, request=request, drain=drain)
 
 
 def goes_by_itself(guest: Guest) -> bool:
     """Is it going because it said so, and nobody else? Only then its own word is enough to stay."""
-    return guest.request is not None and guest.request.ask is RequestKind.INSIDE
+    return guest.request is not None and guest.request.kind is RequestKind.INSIDE
 
 
 def endings(before: Guest, after: Guest, at: float) -> Iterator[Note]:
     """What is to be told of a drain that ended between the two."""
-    if after.drained is None or after.drained is before.drained:
+    if after.last_drain is None or after.last_drain is before.last_drain:
         return
-    drain = after.drained
+    drain = after.last_drain
     if before.drain is None or not before.drain.lasts:
         return  # it was told when it was over
     yield _ending(after, drain, at)
@@ -103,7 +103,7 @@ def _drained(state: State, guest: Guest, event: DrainRequested) -> tuple[State, 
     services = services_of(state, guest)
     policies = [service.drain.timeout for service in services]
     longest = max(policies, default=DEFAULT_TIMEOUT) if event.timeout is None else event.timeout
-    warnings = hindrances(services, state.amiss)
+    warnings = hindrances(services, state.wrong_sysctls)
     reason = "drained" if event.then is None else f"drained for {VERBS[event.then]}"
     begun = Drain(
         reason=reason,
@@ -161,9 +161,9 @@ def drain_all(state: State, event: DrainAllRequested) -> Transition:
 def sent(state: State, event: RequestSent) -> Transition:
     """libvirt was asked for what comes after the drain of a guest that still runs."""
     guest = state.guests.get(event.guest)
-    if guest is None or guest.drain is None or guest.drain.then is not event.ask:
+    if guest is None or guest.drain is None or guest.drain.then is not event.kind:
         return Transition(state=state)  # it has gone, or boots already, or was undrained
-    verb = VERBS[event.ask]
+    verb = VERBS[event.kind]
     after = replace(guest, drain=replace(guest.drain, asked=True, failure=event.failure))
     if event.failure:
         text = f"libvirt refuses the {verb}: {event.failure}; it stays out of service"
@@ -173,7 +173,7 @@ def sent(state: State, event: RequestSent) -> Transition:
             after, LifecycleEvent.ASKED_TO_GO, at=event.at, incarnation=guest.incarnation
         )
         if after.request is None:  # not every hypervisor tells of a request
-            after = requested(state, after, event.ask, event.at)
+            after = requested(state, after, event.kind, event.at)
     changed = replace(state, guests={**state.guests, guest.id: after})
     note = Note(at=event.at, guest=guest.id, text=text, warning=bool(event.failure))
     return recompute(state, changed, names_of(state, guest), event.at, note)
@@ -278,7 +278,7 @@ def _unasked(guest: Guest, drain: Drain) -> Note:
 
 
 def _ignored(request: Request, after: Guest, at: float) -> Note:
-    inside = request.ask is RequestKind.INSIDE
+    inside = request.kind is RequestKind.INSIDE
     since = "said that it shuts down" if inside else f"was {request.text()}"
     becomes = "still drained" if after.drain else "back into service"
     text = f"still runs {at - request.at:.0f} s after it {since}: {becomes}"

@@ -79,7 +79,7 @@ class DomainDescription:
 
     guest: GuestId
     name: str
-    power: DomainState
+    domain_state: DomainState
     incarnation: int | None = None
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
@@ -90,12 +90,14 @@ class DomainDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestsListed:
-    """Every domain of one libvirt, after (re)connecting or at a resync. `asked` is when the listing
-    began: it tells nothing of what came later."""
+    """Every domain of one libvirt, after (re)connecting or at a resync.
+
+    The listing began at `requested_at`; it says nothing of what happened later.
+    """
 
     at: float
     uri: str
-    asked: float
+    requested_at: float
     guests: tuple[DomainDescription, ...]
 
 
@@ -128,7 +130,7 @@ class ShutdownRequested:
     at: float
     guest: GuestId
     incarnation: int | None
-    ask: RequestKind
+    kind: RequestKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ class Stopped:
     at: float
     guest: GuestId
     incarnation: int | None
-    why: StopReason
+    reason: StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +217,8 @@ class AddressesFound:
     at: float
     guest: GuestId
     incarnation: int | None
-    found: tuple[AddressCandidate, ...]
-    refused: tuple[RejectedAddress, ...] = ()
+    candidates: tuple[AddressCandidate, ...]
+    rejected: tuple[RejectedAddress, ...] = ()
 
 
 # --- from the health room ------------------------------------------------------------------------
@@ -248,16 +250,16 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFinished:
-    """A probe's result; `detail` is one line (expected, got). `asked`: when the probe began.
-    `share`: of the configured weight, if the answer says one; `away`: the server wants none."""
+    """A probe's result; `detail` is one line (expected, got). `started`: when the probe began.
+    `share`: of the configured weight, if the answer says one; `declines`: the server wants none."""
 
     at: float
     target: Target
-    asked: float
+    started: float
     up: bool
     detail: str
     share: float | None = None
-    away: bool = False
+    declines: bool = False
 
 
 # --- from the inside of guests -------------------------------------------------------------------
@@ -349,7 +351,7 @@ class RequestSent:
 
     at: float
     guest: GuestId
-    ask: RequestKind
+    kind: RequestKind
     failure: str = ""
 
 

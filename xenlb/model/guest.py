@@ -92,14 +92,16 @@ TABLE: dict[LifecycleEvent, dict[Phase, Phase]] = {
 class Request:
     """A guest was asked to go at `at`; at `deadline` it is taken for having ignored it."""
 
-    ask: RequestKind
+    kind: RequestKind
     at: float
     deadline: float
 
     def text(self) -> str:
         """As `status` shows it."""
         return (
-            "shuts down from inside" if self.ask is RequestKind.INSIDE else f"asked for {self.ask}"
+            "shuts down from inside"
+            if self.kind is RequestKind.INSIDE
+            else f"asked for {self.kind}"
         )
 
 
@@ -115,13 +117,13 @@ class Guest:
 
     `incarnation`: libvirt's domain id of the present or last domain. `since`: when the phase
     began. `booted`: when this boot of it began: what was admitted before is gone. `recheck`: checks
-    begun before then say nothing of it now. `heard`, `metadata_heard`: when its life, its metadata
-    was last heard of: a listing begun before that is older news. `deaths`: those of the last
-    minute, of any of its incarnations. `drain`: why it is out of service, if it is; `drained`: the
-    last one that ended, with how. `given_up`: its addresses that failed in this boot while another
-    one passed. `reserved`: the addresses that it served with before it went or booted, for which it
-    is waited until `reserved_until`. `told`: what was said of its addresses in this boot. `sides`:
-    what was found inside it in this boot.
+    begun before then say nothing of it now. `last_event`, `metadata_at`: when its life, its
+    metadata was last heard of: a listing begun before that is older news. `deaths`: those of the
+    last minute, of any of its incarnations. `drain`: why it is out of service, if it is;
+    `last_drain`: the last one that ended, with how. `given_up`: its addresses that failed in this
+    boot while another one passed. `reserved`: the addresses that it served with before it went or
+    booted, for which it is waited until `reserved_until`. `told`: what was said of its addresses in
+    this boot. `readiness`: what was found inside it in this boot.
     """
 
     id: GuestId
@@ -131,21 +133,21 @@ class Guest:
     since: float = 0.0
     booted: float = 0.0
     recheck: float = 0.0
-    heard: float = 0.0
-    metadata_heard: float = 0.0
+    last_event: float = 0.0
+    metadata_at: float = 0.0
     request: Request | None = None
     deaths: tuple[Death, ...] = ()
     drain: Drain | None = None
-    drained: Drain | None = None
-    found: tuple[AddressCandidate, ...] = ()
-    refused: tuple[RejectedAddress, ...] = ()
+    last_drain: Drain | None = None
+    candidates: tuple[AddressCandidate, ...] = ()
+    rejected: tuple[RejectedAddress, ...] = ()
     given_up: frozenset[IPAddress] = frozenset()
     reserved: frozenset[IPAddress] = frozenset()
     reserved_until: float | None = None
     told: frozenset[str] = frozenset()
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
-    sides: tuple[Verdict, ...] = ()
+    readiness: tuple[Verdict, ...] = ()
 
     def is_dead(self, incarnation: int, at: float) -> bool:
         """Is this incarnation over, since so short a time that late news of it may still come?
@@ -213,11 +215,11 @@ def _boot(guest: Guest, phase: Phase, *, at: float, incarnation: int) -> Guest:
         recheck=at,
         request=None,
         deaths=tuple(death for death in guest.deaths if death.incarnation != incarnation),
-        found=guest.found if same else (),
-        refused=guest.refused if same else (),
+        candidates=guest.candidates if same else (),
+        rejected=guest.rejected if same else (),
         given_up=frozenset(),
         told=frozenset(),
-        sides=(),
+        readiness=(),
     )
 
 
@@ -234,7 +236,7 @@ def undrained(guest: Guest, outcome: Outcome, *, at: float) -> Guest:
     if guest.drain is None:
         return guest
     drained = replace(ended(guest.drain, outcome, at), end=outcome)
-    return replace(guest, drain=None, drained=drained)
+    return replace(guest, drain=None, last_drain=drained)
 
 
 def _with_death(guest: Guest, *, at: float, incarnation: int) -> Guest:

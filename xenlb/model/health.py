@@ -41,11 +41,11 @@ class Health:
 
     `streak` counts the results in a row that contradict the verdict. `since`: when the verdict
     was reached. Results of probes begun before `valid_from` do not count. `assumed`: it is up
-    because its server was in service before it had this check, which has said nothing yet. `apart`:
-    some server has a verdict of its own on the target (verdict_overrides.py), for which every
-    result counts. `share`: what the target takes of its weight, None where it does not say.
-    `failures`: how often it went down in a row, and `held_until`: no return before then. `changes`:
-    the last ones, newest last.
+    because its server was in service before it had this check, which has said nothing yet.
+    `overridden`: some server has a verdict of its own on the target (verdict_overrides.py), for
+    which every result counts. `share`: what the target takes of its weight, None where it does not
+    say. `failures`: how often it went down in a row, and `held_until`: no return before then.
+    `changes`: the last ones, newest last.
     """
 
     valid_from: float
@@ -54,7 +54,7 @@ class Health:
     since: float = 0.0
     detail: str = ""
     assumed: bool = False
-    apart: bool = False
+    overridden: bool = False
     share: float | None = None
     failures: int = 0
     held_until: float = 0.0
@@ -72,10 +72,10 @@ class Health:
 
 def judge(health: Health, result: ProbeFinished, check: Check) -> Health:
     """The verdict after one more result: `rise` good ones make it up, `fall` bad ones down."""
-    if result.asked < health.valid_from:
+    if result.started < health.valid_from:
         return health
     # What a failing target says of its share is no news: who is kept in spite of it keeps its own.
-    said = bounded(check, result.share, away=result.away)
+    said = bounded(check, result.share, away=result.declines)
     share = said if result.up else health.share
     if result.up is bool(health.up):
         return replace(
@@ -84,7 +84,7 @@ def judge(health: Health, result: ProbeFinished, check: Check) -> Health:
             detail=result.detail,
             share=share,
             assumed=False,
-            apart=health.apart and not result.up,
+            overridden=health.overridden and not result.up,
         )
     needed = check.rise if result.up else check.fall
     streak = min(health.streak + 1, needed)
@@ -99,7 +99,7 @@ def judge(health: Health, result: ProbeFinished, check: Check) -> Health:
         since=result.at,
         detail=result.detail,
         assumed=False,
-        apart=health.apart and not result.up,
+        overridden=health.overridden and not result.up,
         share=share,
         changes=(*health.changes, change)[-CHANGES:],
     )

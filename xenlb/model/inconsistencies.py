@@ -84,6 +84,8 @@ def noted(before: State, step: Transition, at: float) -> Transition:
     news = (
         Note(at=at, text=text, guest=guest, warning=True)
         for guest, text in found
-        if (guest, text) not in before.findings
+        if (guest, text) not in before.inconsistencies
     )
-    return replace(step, state=replace(step.state, findings=found), notes=(*step.notes, *news))
+    return replace(
+        step, state=replace(step.state, inconsistencies=found), notes=(*step.notes, *news)
+    )

@@ -181,11 +181,11 @@ def candidates(
         for _, owner, weight, chosen, at, why in guests:
             if not chosen:
                 yield Candidate(
-                    owner=owner, service=key, slot=None, targets=(), weight=weight, why=why
+                    owner=owner, service=key, slot=None, targets=(), weight=weight, reason=why
                 )
                 continue
             first, *others = (at[address][place] for address in chosen)
-            yield _not_twice(replace(first, others=tuple(others)) if others else first, taken)
+            yield _not_twice(replace(first, alternatives=tuple(others)) if others else first, taken)
 
 
 def _addresses(
@@ -199,7 +199,7 @@ def _addresses(
     is written is the only one."""
     why = "its address is not known yet"
     usable: dict[IPAddress, list[AddressCandidate]] = {}
-    for found in (*member.written, *guest.found):
+    for found in (*member.written, *guest.candidates):
         if not _fits(service, found.address):
             why = f"its address {found.address} is not of the service's family"
         elif reason := refused_metadata(found, state):
@@ -215,8 +215,8 @@ def _addresses(
             why = f"its address {found.address} ({found.source}) is not in {member.network}"
         else:
             usable.setdefault(found.address, []).append(found)
-    if guest.refused and not guest.found:
-        refused = guest.refused[0]
+    if guest.rejected and not guest.candidates:
+        refused = guest.rejected[0]
         why = f"{refused.text} ({refused.source}) is refused: {refused.reason}"
     return address_choice.ranked(usable, guest), why
 
@@ -258,7 +258,7 @@ def _not_twice(candidate: Candidate, taken: set[ServerKey]) -> Candidate:
     server = candidate.slot.server
     if server in taken:
         why = f"{server.address} port {server.port} is a server of this service already"
-        return replace(candidate, slot=None, targets=(), why=why, others=())
+        return replace(candidate, slot=None, targets=(), reason=why, alternatives=())
     taken.add(server)
     return candidate
 

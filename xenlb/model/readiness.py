@@ -24,7 +24,7 @@ def lacking(service: ServiceSettings, guest: Guest) -> str:
     member = membership(service, guest)
     if member is None or member.side.on_boot is OnBoot.OFF:
         return ""
-    found = next((each for each in guest.sides if each.service == service), None)
+    found = next((each for each in guest.readiness if each.service == service), None)
     return UNSEEN if found is None else found.problem
 
 

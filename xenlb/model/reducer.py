@@ -92,7 +92,7 @@ def _step(state: State, event: Event) -> Transition:
         case ConnectionsCounted():
             return draining.counted(state, event)
         case SysctlsChecked(amiss=amiss):
-            return Transition(state=replace(state, amiss=amiss))
+            return Transition(state=replace(state, wrong_sysctls=amiss))
         case Tick(at=at):
             return draining.tick(state, at)
         case DrainRequested():
@@ -153,7 +153,7 @@ def _lived(state: State, event: LifeEvent) -> Transition:
             name=event.name,
             metadata=event.metadata,
             metadata_problems=event.metadata_problems,
-            metadata_heard=event.at,
+            metadata_at=event.at,
         )
     if isinstance(event, ShutdownCancelled) and not draining.goes_by_itself(guest):
         return Transition(
@@ -163,12 +163,12 @@ def _lived(state: State, event: LifeEvent) -> Transition:
     heard = transition(guest, happening, at=event.at, incarnation=event.incarnation)
     present = event.incarnation in {None, heard.incarnation}
     if isinstance(event, Started) and heard.booted == event.at:
-        heard = replace(heard, found=_brought_along(state, heard))
+        heard = replace(heard, candidates=_brought_along(state, heard))
     if isinstance(event, ShutdownRequested) and present:
-        heard = draining.requested(state, heard, event.ask, event.at)
+        heard = draining.requested(state, heard, event.kind, event.at)
     took = _took(guest, heard)
     if took or present:  # news of a former incarnation says nothing of this one's life
-        heard = replace(heard, heard=event.at)
+        heard = replace(heard, last_event=event.at)
     changed = replace(state, guests={**state.guests, event.guest: heard})
     late = "" if took or isinstance(event, Started) else _no_news(happening)
     note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
@@ -188,7 +188,7 @@ def _stands(guest: Guest, event: LifeEvent) -> bool:
     ):
         return False
     present = event.incarnation in {None, guest.incarnation}
-    return present and guest.request.ask is event.ask
+    return present and guest.request.kind is event.kind
 
 
 def _no_news(happening: LifecycleEvent) -> str:
@@ -200,8 +200,8 @@ def _brought_along(state: State, guest: Guest) -> tuple[AddressCandidate, ...]:
     """The addresses of the same guest at the libvirt that it is leaving: it keeps them."""
     for other in state.guests.values():
         if other.id.uuid == guest.id.uuid and other.phase is Phase.SUSPENDING:
-            return other.found
-    return guest.found
+            return other.candidates
+    return guest.candidates
 
 
 def _took(before: Guest, after: Guest) -> bool:
@@ -215,17 +215,17 @@ def _happening(event: LifeEvent) -> tuple[LifecycleEvent, str]:
             return LifecycleEvent.PAUSED, f"started, paused{domain}"
         case Started():
             return LifecycleEvent.RUNNING, f"started{domain}"
-        case ShutdownRequested(ask=RequestKind.SUSPEND):
+        case ShutdownRequested(kind=RequestKind.SUSPEND):
             return LifecycleEvent.ASKED_TO_SUSPEND, f"asked to suspend{domain}"
-        case ShutdownRequested(ask=RequestKind.INSIDE):
+        case ShutdownRequested(kind=RequestKind.INSIDE):
             return LifecycleEvent.ASKED_TO_GO, f"shuts down from inside{domain}"
-        case ShutdownRequested(ask=ask):
+        case ShutdownRequested(kind=ask):
             return LifecycleEvent.ASKED_TO_GO, f"asked for {ask}{domain}"
         case ShutdownCancelled():
             return LifecycleEvent.STAYS, f"says that it stays{domain}"
         case Died():
             return LifecycleEvent.GONE, f"gone{domain}"
-        case Stopped(why=why):
+        case Stopped(reason=why):
             return LifecycleEvent.GONE, f"stopped: {why}{domain}"
         case Crashed():
             return LifecycleEvent.GONE, f"crashed{domain}"
@@ -266,7 +266,7 @@ def _listed(state: State, event: GuestsListed) -> Transition:
     for key, guest in state.guests.items():
         if key.uri != event.uri or key in listed:
             continue
-        if guest.heard > event.asked:  # it came to be while the listing was under way
+        if guest.last_event > event.requested_at:  # it came to be while the listing was under way
             guests[key] = guest
         else:
             notes.append(Note(at=event.at, guest=key, text="no longer known to libvirt"))
@@ -282,21 +282,21 @@ def _described(guest: Guest | None, described: DomainDescription, event: GuestsL
     if guest is None:
         guest = Guest(id=described.guest, name=described.name, since=event.at)
     guest = replace(guest, name=described.name)
-    if guest.metadata_heard <= event.asked:
+    if guest.metadata_at <= event.requested_at:
         guest = replace(
             guest,
             metadata=described.metadata,
             metadata_problems=described.metadata_problems,
         )
     other = guest.phase is Phase.ABSENT and described.incarnation != guest.incarnation
-    if guest.heard > event.asked and not other:
+    if guest.last_event > event.requested_at and not other:
         return guest
     happening = {
         DomainState.OFF: LifecycleEvent.GONE,
         DomainState.CRASHED: LifecycleEvent.GONE,
         DomainState.RUNNING: LifecycleEvent.RUNNING,
         DomainState.PAUSED: LifecycleEvent.PAUSED,
-    }[described.power]
+    }[described.domain_state]
     if happening is LifecycleEvent.GONE:
         if guest.phase is Phase.ABSENT:
             return guest
@@ -308,10 +308,10 @@ def _addresses(state: State, event: AddressesFound) -> Transition:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
         return Transition(state=state)
-    refused = {item.text for item in event.refused}
-    before = tuple(item for item in guest.found if str(item.address) not in refused)
-    found = _kept(before, event.found)
-    after = replace(guest, found=found, refused=event.refused)
+    refused = {item.text for item in event.rejected}
+    before = tuple(item for item in guest.candidates if str(item.address) not in refused)
+    found = _kept(before, event.candidates)
+    after = replace(guest, candidates=found, rejected=event.rejected)
     if after == guest:
         return Transition(state=state)
     changed = replace(state, guests={**state.guests, guest.id: after})
@@ -337,11 +337,11 @@ def _inside(state: State, event: GuestInspected) -> Transition:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
         return Transition(state=state)
-    after = replace(guest, sides=event.verdicts)
+    after = replace(guest, readiness=event.verdicts)
     changed = replace(state, guests={**state.guests, guest.id: after})
     notes = [
         Note(at=event.at, guest=guest.id, text=text, warning=warning)
-        for text, warning in readiness.news(guest.sides, after.sides)
+        for text, warning in readiness.news(guest.readiness, after.readiness)
     ]
     return recompute(state, changed, names_of(changed, after), event.at, *notes)
 
@@ -354,7 +354,7 @@ def _metadata(state: State, event: MetadataChanged) -> Transition:
         guest,
         metadata=event.services,
         metadata_problems=event.problems,
-        metadata_heard=event.at,
+        metadata_at=event.at,
     )
     changed = replace(state, guests={**state.guests, guest.id: after})
     notes = [

@@ -115,7 +115,7 @@ def unverified(
         if any(target.vip is not None for target in candidate.targets):
             continue
         guest = None if candidate.owner is None else state.guests[candidate.owner]
-        sides = () if guest is None else guest.sides
+        sides = () if guest is None else guest.readiness
         if not any(each.service == service and not each.problem for each in sides):
             found.append(str(slot.server.address) if guest is None else guest.name)
     return found

@@ -29,8 +29,9 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A server that a service may have. `slot` None: its address is not known, `why` says more.
-    `targets`: one for each check of the service, in their order. `others`: the same server at the
+    """A server that a service may have. `slot` None: its address is not known, `reason` says more.
+    `targets`: one for each check of the service, in their order. `alternatives`: the same server at
+    the
     other addresses of its guest; they are probed as long as this one does not pass."""
 
     owner: GuestId | None
@@ -38,22 +39,23 @@ class Candidate:
     slot: Slot | None
     targets: tuple[Target, ...]
     weight: int
-    why: str = ""
-    others: tuple["Candidate", ...] = ()
+    reason: str = ""
+    alternatives: tuple["Candidate", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
     it failed its check since, and on-failure says that it stays without new connections. `quiet`:
-    since when its weight is 0, None while it is not. `apart`: the verdicts that it has for itself,
+    since when its weight is 0, None while it is not. `overrides`: the verdicts that it has for
+    itself,
     all of them up; see verdict_overrides.py."""
 
     at: float
     ramp: bool = False
     quiesced: bool = False
     quiet: float | None = None
-    apart: Mapping[Target, Health] = field(default_factory=dict)
+    overrides: Mapping[Target, Health] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +89,10 @@ _UNKNOWN = Health(valid_from=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`changes`: what the last configuration has changed. `findings`: what does not fit together
-    (inconsistencies.py). `host`: what this host knows of its network. `amiss`: sysctls that are not
-    as needed. `owners`: whose an address is (None: a configured host's). `candidates`: who may
-    serve, by service name; `asked`: what is to be probed, and for whom, by service name, and
+    """`changes`: what the last configuration has changed. `inconsistencies`: what does not fit together
+    (inconsistencies.py). `host`: what this host knows of its network. `wrong_sysctls`: sysctls that
+    are not as needed. `owners`: whose an address is (None: a configured host's). `candidates`: who
+    may serve, by service name; `targets`: what is to be probed, and for whom, by service name, and
     `health` has exactly these targets. `admitted`: who is in the table. `alarms`: of kernel
     services that serve too little, or not at all. The last six follow from the rest, drawn by
     admission.py.
@@ -100,14 +102,14 @@ class State:
     problems: tuple[Problem, ...] = ()
     configured_at: float = 0.0
     changes: str = ""
-    findings: tuple[tuple[GuestId | None, str], ...] = ()
+    inconsistencies: tuple[tuple[GuestId | None, str], ...] = ()
     links: Mapping[str, LibvirtLink] = field(default_factory=dict)
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
     host: HostNetwork = field(default_factory=HostNetwork)
-    amiss: frozenset[str] = frozenset()
+    wrong_sysctls: frozenset[str] = frozenset()
     owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
-    asked: Mapping[Target, Mapping[str, tuple[Candidate, ...]]] = field(default_factory=dict)
+    targets: Mapping[Target, Mapping[str, tuple[Candidate, ...]]] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
     admitted: Mapping[Slot, Admission] = field(default_factory=dict)
     alarms: Mapping[ServiceKey, Alarm] = field(default_factory=dict)
@@ -146,10 +148,10 @@ class State:
     def seen(self, target: Target, candidate: Candidate) -> Health:
         """The verdict of one check on a server."""
         health = self.health.get(target, _UNKNOWN)
-        if health.apart and candidate.slot is not None:
+        if health.overridden and candidate.slot is not None:
             entry = self.admitted.get(candidate.slot)
             if entry is not None:
-                return entry.apart.get(target, health)
+                return entry.overrides.get(target, health)
         return health
 
     def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:

@@ -10,7 +10,7 @@ service has nothing of his own: nobody is let in by an assumption.
 
 So has a server that is let in though its target is held back (admission.py).
 
-Kept in Admission.apart; Health.apart of the target says that somebody has such a verdict.
+Kept in Admission.overrides; Health.overridden of the target says that a server has such a verdict.
 """
 
 from collections.abc import Container, Mapping
@@ -40,7 +40,7 @@ def begun(before: State, state: State, known: Container[Target], at: float) -> S
             entry = None if slot is None else admitted.get(slot)
             if slot is None or entry is None:
                 continue
-            own = {t: v for t, v in entry.apart.items() if t in candidate.targets}
+            own = {t: v for t, v in entry.overrides.items() if t in candidate.targets}
             had, verdict = was.get(slot, (None, Health(valid_from=at, up=True, since=at)))
             old = known if had is None else had.targets
             if not entry.quiesced and (verdict is None or verdict.up is not None):
@@ -51,9 +51,9 @@ def begun(before: State, state: State, known: Container[Target], at: float) -> S
                 }
             own = {t: v for t, v in own.items() if t in health and not _sound(health[t])}
             for target in own:
-                health[target] = replace(health[target], apart=True)
-            if own != entry.apart:
-                admitted[slot] = replace(entry, apart=own)
+                health[target] = replace(health[target], overridden=True)
+            if own != entry.overrides:
+                admitted[slot] = replace(entry, overrides=own)
     return replace(state, health=health, admitted=admitted)
 
 
@@ -67,7 +67,7 @@ def _first(target: Target, known: Health, verdict: Health | None, at: float) -> 
     that was not asked. The share is what it was, so that no weight jumps twice, if the check's
     answers say one: no other could change it."""
     if known.up:
-        return replace(known, valid_from=at, streak=0, apart=False)
+        return replace(known, valid_from=at, streak=0, overridden=False)
     since = verdict.since if verdict is not None and verdict.up else at
     share = None if verdict is None or share_bounds(target.check) is None else verdict.share
     return Health(valid_from=at, up=True, since=since, assumed=True, share=share)
@@ -81,18 +81,18 @@ def judged(state: State, result: ProbeFinished) -> tuple[State, bool]:
     changed: dict[Slot, Admission] = {}
     news = others = False
     for slot, entry in _having(state, target):
-        own = entry.apart[target]
+        own = entry.overrides[target]
         after = judge(own, result, target.check)
         news = news or (own.up, own.assumed, own.share) != (after.up, after.assumed, after.share)
         if after.up and not _sound(known):
             others = True
             if after != own:
-                changed[slot] = replace(entry, apart={**entry.apart, target: after})
+                changed[slot] = replace(entry, overrides={**entry.overrides, target: after})
             continue
-        changed[slot] = replace(entry, apart=_without(entry.apart, target))
+        changed[slot] = replace(entry, overrides=_without(entry.overrides, target))
         if not after.up and known.up is None:  # it was in service, and fails
             known = replace(after, valid_from=known.valid_from)
-    known = replace(known, apart=others)
+    known = replace(known, overridden=others)
     if known != state.health[target]:
         state = replace(state, health={**state.health, target: known})
     return (replace(state, admitted={**state.admitted, **changed}) if changed else state), news
@@ -100,9 +100,9 @@ def judged(state: State, result: ProbeFinished) -> tuple[State, bool]:
 
 def _having(state: State, target: Target) -> list[tuple[Slot, Admission]]:
     """The servers with a verdict of their own on the target."""
-    slots = (each.slot for found in state.asked[target].values() for each in found)
+    slots = (each.slot for found in state.targets[target].values() for each in found)
     entries = ((slot, state.admitted.get(slot)) for slot in slots if slot is not None)
-    return [(slot, entry) for slot, entry in entries if entry and target in entry.apart]
+    return [(slot, entry) for slot, entry in entries if entry and target in entry.overrides]
 
 
 def _without(own: Mapping[Target, Health], target: Target) -> Mapping[Target, Health]:
@@ -113,7 +113,9 @@ def ended(entry: Admission, candidate: Candidate, state: State) -> Admission:
     """The admission without the verdicts that are apart from nothing any more."""
     own = {
         target: verdict
-        for target, verdict in entry.apart.items()
-        if target in candidate.targets and target in state.health and state.health[target].apart
+        for target, verdict in entry.overrides.items()
+        if target in candidate.targets
+        and target in state.health
+        and state.health[target].overridden
     }
-    return entry if len(own) == len(entry.apart) else replace(entry, apart=own)
+    return entry if len(own) == len(entry.overrides) else replace(entry, overrides=own)

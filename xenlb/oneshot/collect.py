@@ -102,7 +102,7 @@ class _Asker:
 
     def _addresses_known(self) -> bool:
         return all(
-            guest.found
+            guest.candidates
             for guest in (self.state.guests[key] for key in guests_needing_address(self.state))
             if any(needs_address(each, guest) for each in services_of(self.state, guest))
         )

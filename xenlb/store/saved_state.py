@@ -118,8 +118,8 @@ def _lasting(guest: Guest) -> object:
     """What a restart must find of a guest. Not what is left of a drain, which is counted anew, nor
     what is inside it, which is looked at anew."""
     drain = guest.drain and replace(guest.drain, left=None, quiet=None)
-    return replace(guest, heard=0.0, sides=(), drain=drain)
+    return replace(guest, last_event=0.0, readiness=(), drain=drain)
 
 
 def _verdict(health: Health) -> object:
-    return replace(health, streak=0, apart=False)
+    return replace(health, streak=0, overridden=False)

@@ -104,7 +104,7 @@ def _admitted(some: list[tuple[Slot, Admission]]) -> list[Any]:
     return [
         [
             *(_key(key), port, _owner(owner), entry.at, entry.ramp, entry.quiesced),
-            _verdicts(entry.apart.items()),
+            _verdicts(entry.overrides.items()),
             [_address(slot.server) for slot, _ in same],
             entry.quiet,
         ]
@@ -137,7 +137,7 @@ def decode(found: dict[str, Any]) -> SavedState:
             ramp=ramp,
             quiesced=quiesced,
             quiet=since[0] if since else None,  # older files have none
-            apart=_read_verdicts(apart),
+            overrides=_read_verdicts(apart),
         )
         check_type(admission, Admission)
         check_type(guest, GuestId | None)
@@ -301,11 +301,11 @@ def _guest(guest: Guest) -> dict[str, Any]:
         "since": guest.since,
         "booted": guest.booted,
         "recheck": guest.recheck,
-        "request": request and [request.ask.value, request.at, request.deadline],
+        "request": request and [request.kind.value, request.at, request.deadline],
         "deaths": [[death.incarnation, death.at] for death in guest.deaths],
         "drain": _drain(guest.drain),
-        "drained": _drain(guest.drained),
-        "found": [[str(found.address), found.source.value] for found in guest.found],
+        "drained": _drain(guest.last_drain),
+        "found": [[str(found.address), found.source.value] for found in guest.candidates],
         "given_up": sorted(str(address) for address in guest.given_up),
         "reserved": sorted(str(address) for address in guest.reserved),
         "reserved_until": guest.reserved_until,
@@ -331,11 +331,11 @@ def _read_guest(item: dict[str, Any]) -> Guest:
         booted=item["booted"],
         recheck=item["recheck"],
         request=request
-        and Request(ask=RequestKind(request[0]), at=request[1], deadline=request[2]),
+        and Request(kind=RequestKind(request[0]), at=request[1], deadline=request[2]),
         deaths=tuple(Death(incarnation=number, at=at) for number, at in item["deaths"]),
         drain=_read_drain(item["drain"]),
-        drained=_read_drain(item["drained"]),
-        found=tuple(
+        last_drain=_read_drain(item["drained"]),
+        candidates=tuple(
             AddressCandidate(address=ip_address(address), source=AddressSource(source))
             for address, source in item["found"]
         ),

@@ -39,10 +39,12 @@ def serving(service: ServiceSettings) -> State:
     state = State()
     settings = Settings(uris=URIS[:1], services=(service,))
     guest = DomainDescription(
-        guest=GUESTS[0], name="mail1", power=DomainState.RUNNING, incarnation=1
+        guest=GUESTS[0], name="mail1", domain_state=DomainState.RUNNING, incarnation=1
     )
     state = reduce(state, Configured(at=1.0, settings=settings)).state
-    state = reduce(state, GuestsListed(at=2.0, uri=URIS[0], asked=1.5, guests=(guest,))).state
+    state = reduce(
+        state, GuestsListed(at=2.0, uri=URIS[0], requested_at=1.5, guests=(guest,))
+    ).state
     state = probed(probed(state, 3.0, up=True), 3.0, up=True, address="10.0.0.11")
     assert len(state.admitted) == 2
     return state
@@ -51,7 +53,7 @@ def serving(service: ServiceSettings) -> State:
 def probed(state: State, at: float, *, up: bool, address: str = "10.0.0.5") -> State:
     target = next(each for each in state.health if str(each.address) == address)
     return reduce(
-        state, ProbeFinished(at=at, target=target, asked=at - 0.1, up=up, detail="")
+        state, ProbeFinished(at=at, target=target, started=at - 0.1, up=up, detail="")
     ).state
 
 

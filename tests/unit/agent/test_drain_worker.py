@@ -151,8 +151,8 @@ def test_then_libvirt_is_asked_once(ask: RequestKind, tmp_path: Path, quick: Non
         await asyncio.sleep(0.2)
         assert bench.libvirt.asked == [(ask, guest(1))]
         await bench.desk.say(Died(at=clock.now(), guest=guest(1), incarnation=5))
-        assert bench.guest.drained is not None
-        assert bench.guest.drained.outcome is Outcome.EMPTY
+        assert bench.guest.last_drain is not None
+        assert bench.guest.last_drain.outcome is Outcome.EMPTY
 
     Bench(tmp_path).play(story)
 
@@ -173,9 +173,9 @@ def test_a_libvirt_that_is_away_for_too_long_is_not_asked_any_more(
 
     async def story(bench: Bench) -> None:
         await bench.drain(then=RequestKind.POWEROFF, within=0.1)
-        await until(lambda: bench.guest.drained is not None)
-        assert bench.guest.drained is not None
-        assert bench.guest.drained.end is Outcome.UNASKED
+        await until(lambda: bench.guest.last_drain is not None)
+        assert bench.guest.last_drain is not None
+        assert bench.guest.last_drain.end is Outcome.UNASKED
         assert bench.desk.weights()["10.0.0.11"] == 1
         told = bench.desk.told()
         assert told.count("the shutdown waits for libvirt: away") == 1

@@ -45,7 +45,7 @@ class World:
         self.notes.append((text, guest))
 
     def leaving(self, guest: GuestId = MAIL) -> ShutdownRequested:
-        return ShutdownRequested(at=self.now, guest=guest, incarnation=4, ask=RequestKind.INSIDE)
+        return ShutdownRequested(at=self.now, guest=guest, incarnation=4, kind=RequestKind.INSIDE)
 
     def staying(self, guest: GuestId = MAIL) -> ShutdownCancelled:
         return ShutdownCancelled(at=self.now, guest=guest, incarnation=4)
@@ -53,7 +53,7 @@ class World:
     def asked(
         self, guest: GuestId = MAIL, ask: RequestKind = RequestKind.POWEROFF
     ) -> ShutdownRequested:
-        return ShutdownRequested(at=self.now, guest=guest, incarnation=4, ask=ask)
+        return ShutdownRequested(at=self.now, guest=guest, incarnation=4, kind=ask)
 
     def release(self, seconds: float) -> None:
         """As its timers do, which wait for so long."""

@@ -79,12 +79,12 @@ def listed(**power: int | None) -> GuestsListed:
         DomainDescription(
             guest=guest(int(name.removeprefix("mail"))),
             name=name,
-            power=DomainState.OFF if domain is None else DomainState.RUNNING,
+            domain_state=DomainState.OFF if domain is None else DomainState.RUNNING,
             incarnation=domain,
         )
         for name, domain in power.items()
     )
-    return GuestsListed(at=at, asked=at, uri=XEN, guests=described)
+    return GuestsListed(at=at, requested_at=at, uri=XEN, guests=described)
 
 
 class Desk:
@@ -112,7 +112,9 @@ class Desk:
         """Every probe says up."""
         await self.say(
             *(
-                ProbeFinished(at=clock.now(), target=target, asked=clock.now(), up=True, detail="")
+                ProbeFinished(
+                    at=clock.now(), target=target, started=clock.now(), up=True, detail=""
+                )
                 for target in self.agent.state.health
             )
         )
@@ -121,7 +123,7 @@ class Desk:
         """Probes of one server that fail as often as it takes."""
         at = clock.now()
         return [
-            ProbeFinished(at=at, target=target, asked=at, up=False, detail="refused")
+            ProbeFinished(at=at, target=target, started=at, up=False, detail="refused")
             for target in self.agent.state.health
             if str(target.address) == address
             for _ in range(target.check.fall)
@@ -176,7 +178,7 @@ def test_from_boot_to_weight_and_from_request_to_removal(tmp_path: Path) -> None
             assert desk.weights() == {"10.0.0.11": 1, "10.0.0.12": 1, "10.0.0.13": 1}
             await desk.say(
                 ShutdownRequested(
-                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                    at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
                 )
             )
             assert desk.weights() == {"10.0.0.11": 0, "10.0.0.12": 1, "10.0.0.13": 1}
@@ -203,12 +205,12 @@ def test_a_request_does_not_wait_for_thousands_of_results(
             host = next(t for t in desk.agent.state.health if t.address == ip_address("10.0.0.13"))
             results = [
                 ProbeFinished(
-                    at=clock.now(), target=host, asked=clock.now(), up=n % 2 == 1, detail=str(n)
+                    at=clock.now(), target=host, started=clock.now(), up=n % 2 == 1, detail=str(n)
                 )
                 for n in range(count)
             ]
             asked = ShutdownRequested(
-                at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
             )
             last = replace(results[-1], detail="the last")
             seen: list[str] = []
@@ -236,7 +238,7 @@ def test_a_restart_takes_no_serving_server_out(tmp_path: Path) -> None:
             await desk.pass_checks()
             await desk.say(
                 ShutdownRequested(
-                    at=clock.now(), guest=guest(2), incarnation=4, ask=RequestKind.REBOOT
+                    at=clock.now(), guest=guest(2), incarnation=4, kind=RequestKind.REBOOT
                 )
             )
             before = kernel.read().table
@@ -370,7 +372,7 @@ def test_what_another_tool_changed_is_named_also_beside_an_event(tmp_path: Path)
                 await asyncio.sleep(0)
             await desk.say(
                 ShutdownRequested(
-                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                    at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
                 )
             )
             await read
@@ -495,7 +497,7 @@ def test_reads_that_fail_forbid_no_write(tmp_path: Path, monkeypatch: pytest.Mon
             await until(lambda: bool(desk.agent.kernel_problem))
             await desk.say(
                 ShutdownRequested(
-                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                    at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
                 )
             )
             left, kernel.reads_failing = kernel.reads_failing, 0
@@ -517,7 +519,7 @@ def test_a_write_that_failed_is_made_again(tmp_path: Path) -> None:
             kernel.error = IpvsError("the kernel's answer was lost", "it is tried again")
             await desk.say(
                 ShutdownRequested(
-                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                    at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
                 )
             )
             kernel.error = None
@@ -584,7 +586,7 @@ def test_a_quiesce_does_not_wait_for_the_disk(
             await until(asked.is_set)
             await desk.say(
                 ShutdownRequested(
-                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+                    at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
                 )
             )
             assert desk.weights() == {"10.0.0.11": 0, "10.0.0.12": 0, "10.0.0.13": 1}
@@ -616,7 +618,7 @@ def test_a_kill_at_any_point_strands_nothing_and_forgets_no_drain(tmp_path: Path
                 None,
                 DrainRequested(at=clock.now(), guest=guest(2), by="root"),
                 ShutdownRequested(
-                    at=clock.now(), guest=guest(1), incarnation=5, ask=RequestKind.REBOOT
+                    at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.REBOOT
                 ),
                 Died(at=clock.now(), guest=guest(1), incarnation=5),
                 Started(at=clock.now(), guest=guest(1), name="mail1", incarnation=6),

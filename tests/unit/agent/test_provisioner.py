@@ -100,7 +100,7 @@ class Bench:
         asyncio.run(main())
 
     def reason(self) -> str:
-        return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].sides)
+        return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].readiness)
 
 
 async def identity_of(where: open.GuestLocation) -> Identity:
@@ -252,7 +252,7 @@ def by_pattern(side: GuestSide) -> ServiceSettings:
 def inside(bench: Bench, number: int) -> bool:
     """Was the guest looked at, and found to be in order?"""
     known = bench.desk.agent.state.guests.get(guest(number))
-    return known is not None and [each.problem for each in known.sides] == [""]
+    return known is not None and [each.problem for each in known.readiness] == [""]
 
 
 def test_guests_that_do_not_end_a_look_keep_no_other_from_theirs(

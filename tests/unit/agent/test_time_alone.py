@@ -80,7 +80,7 @@ RULES = {
     "the end of the grace of a request": Rule(
         service=replace(UNCHECKED, drain=DrainPolicy(shutdown_grace=30.0)),
         event=lambda at: ShutdownRequested(
-            at=at, guest=guest(1), incarnation=5, ask=RequestKind.POWEROFF
+            at=at, guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
         ),
         weights={0.1: 0, 29.9: 0, 30.1: 1},
     ),
@@ -109,7 +109,7 @@ def test_the_time_alone_brings_what_is_due(
         settings = replace(SETTINGS, services=(rule.service,))
         async with agent_at_work(tmp_path, FakeKernel(), settings, patience=1000) as desk:
             at = virtual.now()
-            await desk.say(replace(listed(mail1=5, mail2=4), at=at, asked=at))
+            await desk.say(replace(listed(mail1=5, mail2=4), at=at, requested_at=at))
             began = virtual.now()
             if rule.event is not None:
                 await desk.say(rule.event(began))

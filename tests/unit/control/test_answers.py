@@ -39,7 +39,9 @@ def test_every_address_that_is_not_used_is_refused_with_a_reason() -> None:
     )
     state = State(
         guests={
-            MINE: Guest(id=MINE, name="mine", phase=Phase.UP, found=found, refused=(refused,)),
+            MINE: Guest(
+                id=MINE, name="mine", phase=Phase.UP, candidates=found, rejected=(refused,)
+            ),
             OTHER: Guest(id=OTHER, name="other", phase=Phase.UP),
         },
         owners={found[0].address: MINE, found[1].address: OTHER, found[2].address: None},
@@ -87,7 +89,7 @@ def probed(state: State, at: float, address: str, *, up: bool, share: float | No
     for target in state.health:
         if target.address == ip_address(address) and (up or target.check is HTTP):
             said = "status 200" if up else "expected status 200-399, got 503"
-            event = ProbeFinished(at=at, target=target, asked=at, up=up, detail=said, share=share)
+            event = ProbeFinished(at=at, target=target, started=at, up=up, detail=said, share=share)
             state = reduce(state, event).state
     return state
 
@@ -203,8 +205,8 @@ def test_a_guest_that_no_libvirt_has_is_a_row() -> None:
     settings = Settings(uris=(MINE.uri,), services=(service,))
     state = reduce(State(), Configured(at=1.0, settings=settings)).state
     assert shown(state)["servers"] == [], "before the guests were listed nothing is known"
-    off = DomainDescription(guest=MINE, name="mine", power=DomainState.OFF)
-    state = reduce(state, GuestsListed(at=2.0, asked=2.0, uri=MINE.uri, guests=(off,))).state
+    off = DomainDescription(guest=MINE, name="mine", domain_state=DomainState.OFF)
+    state = reduce(state, GuestsListed(at=2.0, requested_at=2.0, uri=MINE.uri, guests=(off,))).state
     told = [(it["guest"], it["phase"], it["reason"]) for it in shown(state)["servers"]]
     assert told == [
         ("mien", "absent", "no libvirt has a guest of this name; did you mean mine?"),
@@ -222,5 +224,5 @@ def test_servers_whose_inside_is_not_known_are_named() -> None:
     ):
         state = reduce(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
         target = next(t for t in state.health if t.address == ip_address("10.0.0.11"))
-        event = ProbeFinished(at=2.0, target=target, asked=2.0, up=True, detail="status 200")
+        event = ProbeFinished(at=2.0, target=target, started=2.0, up=True, detail="status 200")
         assert shown(reduce(state, event).state)["unverified"] == expected

@@ -116,7 +116,7 @@ def test_a_new_target_is_probed_at_once_and_told_up() -> None:
             bench.unknown(target())
             await asyncio.sleep(0.01)
             assert bench.servers.asked[target()] == [start]
-        assert [(r.asked, r.up, r.detail) for r in bench.told] == [(start, True, "accepts")]
+        assert [(r.started, r.up, r.detail) for r in bench.told] == [(start, True, "accepts")]
         assert bench.told[0].at == pytest.approx(start + 0.001)
         assert bench.health[target()].up is True
 
@@ -179,7 +179,7 @@ def test_failures_are_looked_into_quickly_and_told_until_the_verdict() -> None:
             await asyncio.sleep(60)
             down = bench.told[1:]
             assert [r.up for r in down] == [False] * 3
-            assert gaps(r.asked for r in down) == [0.5, 0.5]
+            assert gaps(r.started for r in down) == [0.5, 0.5]
             assert bench.health[one].up is False
             later = [t for t in bench.servers.asked[one] if t > down[-1].at]
             assert all(4.5 <= wait <= 5.5 for wait in gaps(later))
@@ -241,7 +241,7 @@ def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> No
                 await asyncio.sleep(12)
             bench.servers.answers[one] = Answer(up=True, detail="up", share=1.0, away=True)
             await asyncio.sleep(12)
-        assert [(r.share, r.away) for r in bench.told] == [
+        assert [(r.share, r.declines) for r in bench.told] == [
             (0.5, False),
             (0.0, False),
             (1.0, False),
@@ -260,15 +260,15 @@ def test_all_is_told_while_a_server_has_a_verdict_of_its_own(up: bool | None) ->
         bench, one = Bench(), target()
         bench.servers.answers[one] = Answer(up=False, detail="refused")
         async with running(bench):
-            bench.step({one: Health(valid_from=now(), up=up, detail="refused", apart=True)})
+            bench.step({one: Health(valid_from=now(), up=up, detail="refused", overridden=True)})
             await asyncio.sleep(2.1)
             assert [r.up for r in bench.told] == [False] * 5
-            assert set(gaps(r.asked for r in bench.told)) == {0.5}
+            assert set(gaps(r.started for r in bench.told)) == {0.5}
             bench.servers.answers[one] = Answer(up=None, detail="no file left")
             await asyncio.sleep(12)
             assert len(bench.told) == 5, "this host's trouble is none of the server"
             bench.servers.answers[one] = Answer(up=False, detail="refused")
-            bench.step({one: replace(bench.health[one], apart=False)})
+            bench.step({one: replace(bench.health[one], overridden=False)})
             await asyncio.sleep(12)
             assert len(bench.told) == 5
 
@@ -312,7 +312,7 @@ def test_who_asks_often_looks_into_failures_at_a_share_of_that() -> None:
             await asyncio.sleep(60)
             bench.servers.answers[one] = Answer(up=False, detail="refused")
             await asyncio.sleep(60)
-        assert gaps(r.asked for r in bench.told[1:]) == [0.25, 0.25]
+        assert gaps(r.started for r in bench.told[1:]) == [0.25, 0.25]
 
     run(main())
 
@@ -379,7 +379,7 @@ def test_a_guest_that_boots_anew_is_probed_anew_at_once() -> None:
             assert bench.servers.cancelled == [hangs]
             assert bench.servers.asked[hangs] == [again - 1, again]
             assert bench.servers.asked[rests][-1] == again
-            assert bench.told[-1].asked >= bench.health[rests].valid_from
+            assert bench.told[-1].started >= bench.health[rests].valid_from
             assert bench.health[rests].up is True
 
     run(main())

@@ -105,7 +105,7 @@ class Running:
     async def seen(self, number: int) -> list[tuple[str, AddressSource]]:
         await until(lambda: len(self.found) >= number, f"result number {number}")
         assert len(self.found) == number
-        return [(str(each.address), each.source) for each in self.found[-1].found]
+        return [(str(each.address), each.source) for each in self.found[-1].candidates]
 
 
 def _defined(xml: str) -> Iterator[Any]:
@@ -136,10 +136,10 @@ def test_interface_xml_comes_first_and_leases_follow(short: Path, domain: Any) -
             assert await it.seen(1) == [("10.0.0.11", AddressSource.INTERFACE_XML)]
             (event,) = it.found
             assert (event.guest, event.incarnation) == (it.guest, 4)
-            assert [r.source for r in event.refused] == [AddressSource.LEASE]
-            assert "no network" in event.refused[0].reason
+            assert [r.source for r in event.rejected] == [AddressSource.LEASE]
+            assert "no network" in event.rejected[0].reason
             # A network of the configuration adds none.
-            (text,) = (r.text for r in event.refused)
+            (text,) = (r.text for r in event.rejected)
             it.finder.context(taken("10.0.0.100"), (IPv4Network("192.168.0.0/16"),))
             it.host = replace(HOST, networks={"br0": (IPv4Network("192.168.0.0/16"),)})
             assert await it.seen(2) == [
@@ -157,7 +157,7 @@ def test_what_a_guest_reports_is_judged_and_kept(short: Path, without: Any) -> N
             it.daemon.write(path, "10.0.0.100")
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == []
-            refused = {(r.text, r.reason) for r in it.found[0].refused}
+            refused = {(r.text, r.reason) for r in it.found[0].rejected}
             assert ("10.0.0.100", "it is a service address") in refused
             it.daemon.write(path, "10.0.0.11")  # found at the next look, a second later
             assert await it.seen(2) == [("10.0.0.11", AddressSource.REPORTED)]
@@ -183,7 +183,7 @@ def test_flood_of_reports_is_cut(short: Path, without: Any) -> None:
                     )
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == []
-            reported = [r for r in it.found[0].refused if r.source is AddressSource.REPORTED]
+            reported = [r for r in it.found[0].rejected if r.source is AddressSource.REPORTED]
             assert len(reported) == 16
             assert all(r.text.isprintable() for r in reported)
 
@@ -323,7 +323,7 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
                 it.daemon.write(f"/local/domain/4/attr/vif/0/ipv4/{number}", text)
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == []
-            reported = [r for r in it.found[0].refused if r.source is AddressSource.REPORTED]
+            reported = [r for r in it.found[0].rejected if r.source is AddressSource.REPORTED]
             reasons = {each.text: each.reason for each in reported}
             assert set(reasons) == set(lies)
             assert "no network of this host's interfaces" in reasons["10.99.0.5"]
@@ -355,7 +355,7 @@ def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
             it.daemon.write(f"{base}/1", "10.0.0.11")
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == [("10.0.0.11", AddressSource.REPORTED)]
-            assert STRANGER in [each.reason for each in it.found[0].refused]
+            assert STRANGER in [each.reason for each in it.found[0].rejected]
             assert it.nudged.count(ip_address("10.0.0.11")) == 1
 
     run(main)
@@ -396,7 +396,7 @@ def test_xml_that_cannot_be_read_is_told(short: Path, without: Any, monkeypatch:
         async with Running(short, without) as it:
             it.finder.interest({it.guest: 4})
             assert await it.seen(1) == []
-            assert [str(each) for each in it.found[0].refused] == [
+            assert [str(each) for each in it.found[0].rejected] == [
                 "the domain's XML (interface xml): it is longer than it may be"
             ]
 

@@ -118,9 +118,9 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
     """`do` one of suspend, resume, metadata, shutdown, create, destroy, in a thread."""
     (listed,) = it.of(GuestsListed)
     (guest,) = listed.guests
-    assert (guest.guest, guest.name, guest.power) == (it.guest, "test", DomainState.RUNNING)
+    assert (guest.guest, guest.name, guest.domain_state) == (it.guest, "test", DomainState.RUNNING)
     assert guest.incarnation is not None
-    assert listed.asked <= listed.at
+    assert listed.requested_at <= listed.at
     first = guest.incarnation
 
     await asyncio.to_thread(do, "suspend")
@@ -135,7 +135,7 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
 
     await asyncio.to_thread(do, "shutdown")
     stopped = await it.seen(Stopped)
-    assert (stopped.guest, stopped.why) == (it.guest, StopReason.SHUTDOWN)
+    assert (stopped.guest, stopped.reason) == (it.guest, StopReason.SHUTDOWN)
     assert stopped.incarnation in {None, first}
     assert await it.source.live_ids() == frozenset()
 
@@ -148,7 +148,7 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
     await it.seen(MetadataChanged, 2)
 
     await asyncio.to_thread(do, "destroy")
-    assert (await it.seen(Stopped, 2)).why is StopReason.DESTROYED
+    assert (await it.seen(Stopped, 2)).reason is StopReason.DESTROYED
     await asyncio.to_thread(do, "create")
     again = await it.seen(Started, 2)
 
@@ -204,7 +204,7 @@ def test_agent_asks_a_guest_to_shut_down(domain: Any) -> None:
     async def main() -> None:
         async with Running("test:///default") as it:
             await it.source.shutdown(it.guest)
-            assert (await it.seen(Stopped)).why is StopReason.SHUTDOWN
+            assert (await it.seen(Stopped)).reason is StopReason.SHUTDOWN
             gone = GuestId(uri=it.guest.uri, uuid=UUID(int=1))
             with pytest.raises(CallFailed, match="Domain not found"):
                 await it.source.shutdown(gone)
@@ -237,7 +237,7 @@ def test_transient_and_undefined_guests() -> None:
                 lambda: uuid in {g.guest.uuid for g in it.of(GuestsListed)[-1].guests}, "listed"
             )
             described = {g.guest.uuid: g for g in it.of(GuestsListed)[-1].guests}[uuid]
-            assert (described.power, described.incarnation) == (DomainState.OFF, None)
+            assert (described.domain_state, described.incarnation) == (DomainState.OFF, None)
             defined.undefine()
             assert (await it.seen(Undefined)).guest.uuid == uuid
             connection.close()
@@ -442,7 +442,7 @@ def test_event_for_an_unnamed_guest_waits_for_its_listing(
         listed, paused = it.events
         assert isinstance(listed, GuestsListed)
         assert isinstance(paused, Paused)
-        assert listed.asked < paused.at < listed.at  # so the model knows which is newer
+        assert listed.requested_at < paused.at < listed.at  # so the model knows which is newer
         await ended(task)
 
     run(main)

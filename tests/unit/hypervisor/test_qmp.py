@@ -18,7 +18,7 @@ GUEST = GuestId(uri="qemu:///system", uuid=UUID(int=1))
 
 
 def asked(ask: RequestKind) -> ShutdownRequested:
-    return ShutdownRequested(at=9.0, guest=GUEST, incarnation=4, ask=ask)
+    return ShutdownRequested(at=9.0, guest=GUEST, incarnation=4, kind=ask)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Running:
         await asyncio.sleep(0.05)
 
     def asks(self) -> list[tuple[int | None, RequestKind]]:
-        return [(e.incarnation, e.ask) for e in self.events if isinstance(e, ShutdownRequested)]
+        return [(e.incarnation, e.kind) for e in self.events if isinstance(e, ShutdownRequested)]
 
     def deaths(self) -> list[tuple[UUID, int | None]]:
         return [(e.guest.uuid, e.incarnation) for e in self.events if isinstance(e, Died)]

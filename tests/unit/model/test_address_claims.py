@@ -60,12 +60,12 @@ class World:
             DomainDescription(
                 guest=guest(number),
                 name=f"mail{number}",
-                power=DomainState.RUNNING,
+                domain_state=DomainState.RUNNING,
                 incarnation=number,
             )
             for number in NUMBERS
         )
-        self.say(GuestsListed(at=self.now, asked=self.now, uri=URI, guests=described))
+        self.say(GuestsListed(at=self.now, requested_at=self.now, uri=URI, guests=described))
 
     def say(self, event: Event) -> None:
         result = reduce(self.state, event)
@@ -82,10 +82,10 @@ class World:
                 at=self.now,
                 guest=guest(number),
                 incarnation=self.state.guests[guest(number)].incarnation,
-                found=tuple(
+                candidates=tuple(
                     AddressCandidate(address=where, source=source) for where, source in ordered
                 ),
-                refused=tuple(
+                rejected=tuple(
                     RejectedAddress(text=text, source=AddressSource.REPORTED, reason="it is not")
                     for text in refused
                 ),

@@ -168,16 +168,16 @@ def test_a_boot_ends_requests_and_drains_and_keeps_addresses_of_its_domain_only(
     guest = worlds.with_addresses(running(Phase.LEAVING), "10.0.0.11")
     guest = worlds.drained(guest, Drain(reason="drained", by="root", since=11.0))
     inside = transition(guest, LifecycleEvent.REBOOTED, at=20.0, incarnation=4)
-    assert (inside.request, inside.drain, inside.found) == (None, None, guest.found)
+    assert (inside.request, inside.drain, inside.candidates) == (None, None, guest.candidates)
     anew = transition(guest, LifecycleEvent.RUNNING, at=20.0, incarnation=5)
-    assert (anew.request, anew.drain, anew.found) == (None, None, ())
+    assert (anew.request, anew.drain, anew.candidates) == (None, None, ())
     back = transition(
         transition(guest, LifecycleEvent.GONE, at=20.0, incarnation=4),
         LifecycleEvent.REBOOTED,
         at=21.0,
         incarnation=4,
     )
-    assert (back.phase, back.found, back.deaths) == (Phase.UP, guest.found, ())
+    assert (back.phase, back.candidates, back.deaths) == (Phase.UP, guest.candidates, ())
 
 
 @pytest.mark.parametrize("phase", [Phase.PAUSED, Phase.SUSPENDING])

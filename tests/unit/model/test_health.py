@@ -27,7 +27,7 @@ def judged(results: str, check: Check, health: Health) -> Health:
     """`+` passes, `-` fails, one a second."""
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     for at, sign in enumerate(results, start=1):
-        result = ProbeFinished(at=at, target=target, asked=at, up=sign == "+", detail=sign)
+        result = ProbeFinished(at=at, target=target, started=at, up=sign == "+", detail=sign)
         health = judge(health, result, check)
     return health
 
@@ -118,7 +118,7 @@ FLAPS = Check(rise=1, fall=1, flap_damping=60.0)
 def ask(health: Health, at: float, *, up: bool, check: Check = FLAPS) -> Health:
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     return judge(
-        health, ProbeFinished(at=at, target=target, asked=at, up=up, detail=str(up)), check
+        health, ProbeFinished(at=at, target=target, started=at, up=up, detail=str(up)), check
     )
 
 
@@ -226,16 +226,18 @@ def test_a_share_stays_within_its_bounds(share: float | None) -> None:
 def test_who_goes_away_gets_nothing_whatever_is_the_least() -> None:
     check = Check(asks=Agent(share=HALF))
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
-    result = ProbeFinished(at=1, target=target, asked=1, up=True, detail="", share=0.3, away=True)
+    result = ProbeFinished(
+        at=1, target=target, started=1, up=True, detail="", share=0.3, declines=True
+    )
     assert judge(Health(valid_from=0.0), result, check).share == 0.0
-    assert judge(Health(valid_from=0.0), replace(result, away=False), check).share == 0.3
+    assert judge(Health(valid_from=0.0), replace(result, declines=False), check).share == 0.3
 
 
 def test_what_a_failing_server_says_of_its_share_is_no_news() -> None:
     check = Check(asks=Agent(), fall=1)
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     health = Health(valid_from=0.0, up=True, share=0.5)
-    bad = ProbeFinished(at=1, target=target, asked=1, up=False, detail="down", share=0.9)
+    bad = ProbeFinished(at=1, target=target, started=1, up=False, detail="down", share=0.9)
     assert judge(health, bad, check).share == 0.5
     good = replace(bad, up=True, share=0.2)
     assert judge(health, good, check).share == 0.2

@@ -200,7 +200,7 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
                 continue
             verdict = seen.state.verdict(candidate, service)
             passes = verdict is None or verdict.up
-            for each in (candidate, *(() if passes else candidate.others)):
+            for each in (candidate, *(() if passes else candidate.alternatives)):
                 for target in each.targets:
                     by = asked.setdefault(target, {})
                     by[service.name] = (*by.get(service.name, ()), each)
@@ -208,7 +208,7 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
             for key in service.kernel_keys():
                 if (sorry := sorry_target(service, key)) is not None:
                     asked.setdefault(sorry, {}).setdefault(service.name, ())
-        assert seen.state.asked == asked
+        assert seen.state.targets == asked
         assert set(seen.state.health) == set(asked)
 
 
@@ -229,7 +229,7 @@ def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
     for seen in life:
         if isinstance(seen.event, ProbeFinished) and seen.event.up:
             address = seen.event.target.address
-            passed[address] = max(passed.get(address, 0.0), seen.event.asked)
+            passed[address] = max(passed.get(address, 0.0), seen.event.started)
         if isinstance(seen.event, Configured):
             unchecked |= {
                 slot.server.address
@@ -304,10 +304,10 @@ def every_drain_ends_once_and_is_remembered_with_how(life: Life) -> None:
             was = seen.before.guests.get(key)
             before, after = None if was is None else was.drain, guest.drain
             if before is not None and after is None and was is not None:
-                assert guest.drained is not None
-                assert guest.drained.outcome is not None
-                assert guest.drained.since == before.since
-                assert before.outcome in {None, guest.drained.outcome}
+                assert guest.last_drain is not None
+                assert guest.last_drain.outcome is not None
+                assert guest.last_drain.since == before.since
+                assert before.outcome in {None, guest.last_drain.outcome}
             if after is None or after.left != 0:
                 quiet.pop(key, None)
             elif isinstance(seen.event, ConnectionsCounted):
@@ -376,7 +376,7 @@ def news_of_former_incarnations_changes_nothing(life: Life) -> None:
                 name=now.name,
                 metadata=now.metadata,
                 metadata_problems=now.metadata_problems,
-                metadata_heard=now.metadata_heard,
+                metadata_at=now.metadata_at,
             )
 
 
@@ -507,7 +507,7 @@ def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
             known = seen.before.health[seen.event.target]
             if not seen.event.up:
                 good[seen.event.target] = 0
-            elif seen.event.asked >= known.valid_from:
+            elif seen.event.started >= known.valid_from:
                 good[seen.event.target] += 1
         state, table = seen.state, weights(seen.table)
         good = Counter(
@@ -528,7 +528,7 @@ def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
             healths = {target: state.health[target] for target in candidate.targets}
             ups = [h.up or good[target] >= target.check.rise for target, h in healths.items()]
             if all(ups) or (service.any_check and any(ups)):
-                own = state.admitted[slot].apart if slot in state.admitted else {}
+                own = state.admitted[slot].overrides if slot in state.admitted else {}
                 shares = [own.get(target, health).share for target, health in healths.items()]
                 assert 0 in shares, (slot, seen.event)
 
@@ -655,7 +655,7 @@ def test_a_request_takes_the_weight_at_once(story: list[Move]) -> None:
             continue
         for ask in RequestKind:
             event = ShutdownRequested(
-                at=world.now, guest=key, incarnation=guest.incarnation, ask=ask
+                at=world.now, guest=key, incarnation=guest.incarnation, kind=ask
             )
             result = reduce(world.state, event)
             table = weights(desired(result.state.settings.services, result.state, world.now))
@@ -727,19 +727,19 @@ def test_metadata_that_was_listed_earlier_is_older_news() -> None:
     listed = GuestsListed(
         at=world.now + 3,
         uri=URIS[0],
-        asked=world.now + 1,
+        requested_at=world.now + 1,
         guests=(
             DomainDescription(
-                guest=GUESTS[0], name="mail1", power=DomainState.RUNNING, incarnation=3
+                guest=GUESTS[0], name="mail1", domain_state=DomainState.RUNNING, incarnation=3
             ),
-            DomainDescription(guest=GUESTS[1], name="mail2", power=DomainState.OFF),
+            DomainDescription(guest=GUESTS[1], name="mail2", domain_state=DomainState.OFF),
         ),
     )
     after = reduce(reduce(world.state, changed).state, listed).state
     assert after.guests[GUESTS[0]].metadata == (told,)
     # What the listing says of their lives is news all the same.
     assert after.guests[GUESTS[1]].phase is Phase.ABSENT
-    later = reduce(after, replace(listed, at=world.now + 5, asked=world.now + 4)).state
+    later = reduce(after, replace(listed, at=world.now + 5, requested_at=world.now + 4)).state
     assert later.guests[GUESTS[0]].metadata == ()
 
 
@@ -762,9 +762,9 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
     counted = {
         slot: replace(
             entry,
-            apart={
+            overrides={
                 target: replace(own, streak=0)
-                for target, own in entry.apart.items()
+                for target, own in entry.overrides.items()
                 if not world.state.health[target].up
             },
         )
@@ -780,7 +780,7 @@ def test_a_share_that_changes_no_weight_is_taken_down_and_nothing_else() -> None
     target = next(t for t in world.state.health if t.check.type == "agent")
     for share, told in ((0.5, True), (0.501, False), (0.1, True)):
         event = ProbeFinished(
-            at=world.now, target=target, asked=world.now, up=True, detail="", share=share
+            at=world.now, target=target, started=world.now, up=True, detail="", share=share
         )
         result = reduce(world.state, event)
         world.state = result.state

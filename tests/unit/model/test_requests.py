@@ -32,8 +32,10 @@ def running() -> State:
     state = reduce(
         State(), Configured(at=0.0, settings=Settings(uris=(XEN,), services=(SERVICE,)))
     ).state
-    mail = DomainDescription(guest=MAIL, name="mail1", power=DomainState.RUNNING, incarnation=4)
-    return reduce(state, GuestsListed(at=1.0, asked=1.0, uri=XEN, guests=(mail,))).state
+    mail = DomainDescription(
+        guest=MAIL, name="mail1", domain_state=DomainState.RUNNING, incarnation=4
+    )
+    return reduce(state, GuestsListed(at=1.0, requested_at=1.0, uri=XEN, guests=(mail,))).state
 
 
 @pytest.mark.parametrize(
@@ -49,9 +51,9 @@ def test_a_request_that_stands_is_no_news_and_begins_its_grace_anew(
     ask: RequestKind, more: float
 ) -> None:
     """A hold that says it again has the time of a drain; the grace is longer here."""
-    first = reduce(running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, ask=ask))
+    first = reduce(running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, kind=ask))
     assert len([note for note in first.notes if note.guest == MAIL]) == 1
-    again = reduce(first.state, ShutdownRequested(at=30.0, guest=MAIL, incarnation=4, ask=ask))
+    again = reduce(first.state, ShutdownRequested(at=30.0, guest=MAIL, incarnation=4, kind=ask))
     assert again.notes == ()
     before, after = (each.state.guests[MAIL].request for each in (first, again))
     assert before is not None
@@ -61,9 +63,9 @@ def test_a_request_that_stands_is_no_news_and_begins_its_grace_anew(
 
 def test_another_request_is_news() -> None:
     first = reduce(
-        running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, ask=RequestKind.POWEROFF)
+        running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, kind=RequestKind.POWEROFF)
     )
     other = reduce(
-        first.state, ShutdownRequested(at=11.0, guest=MAIL, incarnation=4, ask=RequestKind.REBOOT)
+        first.state, ShutdownRequested(at=11.0, guest=MAIL, incarnation=4, kind=RequestKind.REBOOT)
     )
     assert [note.text for note in other.notes] == ["asked for reboot (domain 4)"]

@@ -184,7 +184,7 @@ def with_addresses(guest: Guest, *texts: str) -> Guest:
     found = tuple(
         AddressCandidate(address=ip_address(text), source=AddressSource.LEASE) for text in texts
     )
-    return replace(guest, found=found)
+    return replace(guest, candidates=found)
 
 
 def drained(guest: Guest, drain: Drain) -> Guest:
@@ -246,12 +246,12 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
                 )
             case "asked":
                 return ShutdownRequested(
-                    at=at, guest=guest, incarnation=number, ask=RequestKind(word)
+                    at=at, guest=guest, incarnation=number, kind=RequestKind(word)
                 )
             case "died":
                 return Died(at=at, guest=guest, incarnation=number)
             case "stopped":
-                return Stopped(at=at, guest=guest, incarnation=number, why=StopReason.SHUTDOWN)
+                return Stopped(at=at, guest=guest, incarnation=number, reason=StopReason.SHUTDOWN)
             case "crashed":
                 return Crashed(at=at, guest=guest, incarnation=number)
             case "paused":
@@ -271,7 +271,7 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
                 drain = state.guests[guest].drain if guest in state.guests else None
                 ask = (drain and drain.then) or RequestKind.REBOOT
                 failure = "no" if word == "suspend" else ""
-                return RequestSent(at=at, guest=guest, ask=ask, failure=failure)
+                return RequestSent(at=at, guest=guest, kind=ask, failure=failure)
             case "undrained":
                 return UndrainRequested(at=at, guest=guest, by="root")
         raise AssertionError(kind)
@@ -288,7 +288,7 @@ def _probe(wait: float, index: int, up: bool, ago: float, share: float | None = 
         return ProbeFinished(
             at=at,
             target=targets[index % len(targets)],
-            asked=at - ago,
+            started=at - ago,
             up=up,
             detail=str(up),
             share=share,
@@ -307,8 +307,8 @@ def _address(
             at=at,
             guest=GUESTS[who],
             incarnation=_incarnation(state, GUESTS[who], shift),
-            found=found,
-            refused=(no,) if refused else (),
+            candidates=found,
+            rejected=(no,) if refused else (),
         )
 
     shown = [f"{item.source}={item.address}" for item in found]
@@ -321,13 +321,13 @@ def _listing(wait: float, uri: str, powers: list[tuple[DomainState, int]], ago: 
             DomainDescription(
                 guest=guest,
                 name=name,
-                power=power,
+                domain_state=power,
                 incarnation=None if power is DomainState.OFF else _incarnation(state, guest, shift),
             )
             for guest, name, (power, shift) in zip(GUESTS, NAMES, powers, strict=False)
             if guest.uri == uri
         ]
-        return GuestsListed(at=at, uri=uri, asked=at - ago, guests=tuple(described))
+        return GuestsListed(at=at, uri=uri, requested_at=at - ago, guests=tuple(described))
 
     return Move(wait=wait, make=make, text=f"listed {uri} {powers} asked {ago:g} ago")
 

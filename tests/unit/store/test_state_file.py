@@ -45,10 +45,10 @@ def saved() -> SavedState:
         since=10.0,
         booted=1.0,
         recheck=2.0,
-        request=Request(ask=RequestKind.POWEROFF, at=10.0, deadline=310.0),
+        request=Request(kind=RequestKind.POWEROFF, at=10.0, deadline=310.0),
         deaths=(Death(incarnation=4, at=0.5),),
         drain=Drain(reason="drained", by="root", since=9.0, deadline=None),
-        found=(AddressCandidate(address=ip_address("10.0.0.11"), source=AddressSource.LEASE),),
+        candidates=(AddressCandidate(address=ip_address("10.0.0.11"), source=AddressSource.LEASE),),
         metadata=(MetadataService(name="mail", weight=2, address=ip_address("10.0.0.11")),),
     )
     return SavedState(
@@ -61,7 +61,7 @@ def saved() -> SavedState:
                 ),
                 Slot(owner=None, service=KEY, server=OTHER): Admission(
                     at=5.0,
-                    apart={
+                    overrides={
                         TARGET: Health(valid_from=5.0, up=True, since=4.0, assumed=True, share=0.5)
                     },
                 ),
@@ -218,7 +218,7 @@ def test_each_change_is_a_line_and_no_change_is_none(tmp_path: Path) -> None:
         assert lines(path) == number
     before = path.read_bytes()
     heard = history()[-1]
-    guests = {key: replace(guest, heard=7.0) for key, guest in heard.state.guests.items()}
+    guests = {key: replace(guest, last_event=7.0) for key, guest in heard.state.guests.items()}
     health = {key: replace(each, streak=1) for key, each in heard.state.health.items()}
     save_each(path, [heard, replace(heard, state=replace(heard.state, guests=guests))])
     save_each(path, [heard, replace(heard, state=replace(heard.state, health=health))])

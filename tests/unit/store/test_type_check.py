@@ -23,7 +23,7 @@ GUEST = Guest(
     phase=Phase.UP,
     incarnation=5,
     drain=Drain(reason="drained", by="root", since=1.0, outcome=Outcome.EMPTY, warnings=("a",)),
-    found=(AddressCandidate(address=ip_address("10.0.0.11"), source=AddressSource.LEASE),),
+    candidates=(AddressCandidate(address=ip_address("10.0.0.11"), source=AddressSource.LEASE),),
     metadata=(MetadataService(name="mail", weight=2),),
 )
 TARGET = Target(check=Check(), address=ip_address("10.0.0.11"), port=25)
@@ -52,8 +52,8 @@ def test_what_is_right() -> None:
         {"since": float("nan")},
         {"booted": float("inf")},
         {"recheck": 1e308},
-        {"heard": False},
-        {"found": [GUEST.found[0]]},
+        {"last_event": False},
+        {"found": [GUEST.candidates[0]]},
         {"found": ("10.0.0.11",)},
         {"metadata": (MetadataService(name="mail", weight=65536),)},
         {"drain": Drain(reason="drained", by="root", since=1.0, deadline=float("inf"))},

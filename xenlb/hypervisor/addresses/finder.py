@@ -269,8 +269,8 @@ class AddressFinder:
                 at=self._clock(),
                 guest=search.guest,
                 incarnation=search.incarnation,
-                found=found,
-                refused=refused,
+                candidates=found,
+                rejected=refused,
             )
         )
 

@@ -86,17 +86,17 @@ def read(
     match event, told:
         case "POWERDOWN", _:
             return ShutdownRequested(
-                at=at, guest=guest, incarnation=incarnation, ask=RequestKind.POWERDOWN
+                at=at, guest=guest, incarnation=incarnation, kind=RequestKind.POWERDOWN
             )
         case "VSERPORT_CHANGE", {"id": str(port), "open": True} if port == PORT:
             return ShutdownRequested(
-                at=at, guest=guest, incarnation=incarnation, ask=RequestKind.INSIDE
+                at=at, guest=guest, incarnation=incarnation, kind=RequestKind.INSIDE
             )
         case "VSERPORT_CHANGE", {"id": str(port), "open": False} if port == PORT:
             return ShutdownCancelled(at=at, guest=guest, incarnation=incarnation)
         case "MIGRATION", {"status": "setup" | "active"}:
             return ShutdownRequested(
-                at=at, guest=guest, incarnation=incarnation, ask=RequestKind.SUSPEND
+                at=at, guest=guest, incarnation=incarnation, kind=RequestKind.SUSPEND
             )
         case "MIGRATION", {"status": "failed" | "cancelled"}:
             return Resumed(at=at, guest=guest, incarnation=incarnation)

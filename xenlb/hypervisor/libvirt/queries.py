@@ -159,7 +159,7 @@ def list_domains(connection: Connection, uri: str) -> tuple[DomainDescription, .
             DomainDescription(
                 guest=GuestId(uri=uri, uuid=UUID(domain.UUIDString())),
                 name=name_of(domain),
-                power=snapshot.power,
+                domain_state=snapshot.power,
                 incarnation=snapshot.incarnation,
                 metadata=services,
                 metadata_problems=problems,

@@ -189,7 +189,9 @@ class Session:
             self._known.metadata = {
                 each.guest.uuid: (each.metadata, each.metadata_problems) for each in guests
             }
-            self._emit(GuestsListed(at=self._clock(), uri=self._uri, asked=asked, guests=guests))
+            self._emit(
+                GuestsListed(at=self._clock(), uri=self._uri, requested_at=asked, guests=guests)
+            )
             self.listed = True
             held, self._held = self._held, []
             for event in held:
@@ -260,7 +262,7 @@ class Session:
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 self._known.running.discard(domain.ID())
                 why = _STOPS.get(detail, StopReason.UNKNOWN)
-                self._tell(guest, Stopped(at=at, guest=guest, incarnation=incarnation, why=why))
+                self._tell(guest, Stopped(at=at, guest=guest, incarnation=incarnation, reason=why))
             case libvirt.VIR_DOMAIN_EVENT_CRASHED:
                 self._tell(guest, Crashed(at=at, guest=guest, incarnation=incarnation))
             case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:

@@ -69,7 +69,7 @@ HOLD = Topic(node="data/xenlb", token="says-", known=re.compile(f"{LEAVING}|{STA
 def of_hold(domid: int, guest: GuestId, word: str, at: float) -> HypervisorEvent:
     """What a word of the hold means."""
     if word == LEAVING:
-        return ShutdownRequested(at=at, guest=guest, incarnation=domid, ask=RequestKind.INSIDE)
+        return ShutdownRequested(at=at, guest=guest, incarnation=domid, kind=RequestKind.INSIDE)
     return ShutdownCancelled(at=at, guest=guest, incarnation=domid)
 
 

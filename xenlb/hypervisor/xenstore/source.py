@@ -221,7 +221,9 @@ class XenstoreSource:
             domain.blank = float("-inf")
             self.missed += 1
             log.debug("xenstore: domain %d took a request before it was read", domain.domid)
-        self._emit(ShutdownRequested(at=now, guest=domain.guest, incarnation=domain.domid, ask=ask))
+        self._emit(
+            ShutdownRequested(at=now, guest=domain.guest, incarnation=domain.domid, kind=ask)
+        )
 
     def _hold_said(self, domid: int, guest: GuestId, word: str) -> None:
         self._emit(of_hold(domid, guest, word, self._clock()))
