@@ -44,19 +44,12 @@ from xenlb.agent.loop import Agent
 from xenlb.health.runner import HealthRunner
 from xenlb.ipvs.op import Op, OpFailed, SetServer
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import (
-    DomainDescription,
-    DomainState,
-    GuestId,
-    GuestsListed,
-    ProbeFinished,
-    RequestKind,
-    ShutdownRequested,
-    Target,
-)
+from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
+from xenlb.model.events import GuestsListed, ProbeFinished, ShutdownRequested
 from xenlb.model.health import Health, judge
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
+from xenlb.model.target import Target
 
 TARGETS = 5000
 INTERVAL = 5.0

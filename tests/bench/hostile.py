@@ -46,14 +46,8 @@ from xenlb.config import parse
 from xenlb.control.lock import Lock
 from xenlb.control.server import ControlServer
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import (
-    DomainDescription,
-    DomainState,
-    GuestId,
-    GuestsListed,
-    RequestKind,
-    ShutdownRequested,
-)
+from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
+from xenlb.model.events import GuestsListed, ShutdownRequested
 
 EACH = 10  # hostile servers of a kind, and clients
 READERS = 40

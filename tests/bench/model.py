@@ -14,17 +14,14 @@ from uuid import UUID
 
 from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.desired import desired
+from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
 from xenlb.model.events import (
     AddressesFound,
     Configured,
     Died,
-    DomainDescription,
-    DomainState,
     Event,
-    GuestId,
     GuestsListed,
     ProbeFinished,
-    RequestKind,
     ShutdownRequested,
     Started,
     Tick,

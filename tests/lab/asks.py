@@ -15,7 +15,7 @@ from typing import Any
 
 from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.store import check_codec
 from xenlb.untrusted.budget import BudgetSpent
 

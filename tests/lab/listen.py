@@ -22,7 +22,8 @@ from xenlb.hypervisor.addresses.finder import AddressFinder
 from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import Died, GuestId, GuestsListed, HypervisorEvent, Started, Stopped
+from xenlb.model.domain import GuestId
+from xenlb.model.events import Died, GuestsListed, HypervisorEvent, Started, Stopped
 from xenlb.model.reserved_addresses import AddressesInUse
 
 NAMES: dict[UUID, str] = {}

@@ -12,7 +12,7 @@ from typing import Any
 from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import Answer, answer_budget, too_late
 from xenlb.ipvs.table import Tunnel, TunnelType
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.store import check_codec
 
 

@@ -16,8 +16,9 @@ from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.threads import CallTimeout
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
+from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.draining import VERBS, due, lasting, to_count
-from xenlb.model.events import ConnectionsCounted, GuestId, RequestKind, RequestSent
+from xenlb.model.events import ConnectionsCounted, RequestSent
 from xenlb.model.state import State
 
 log = logging.getLogger(__name__)

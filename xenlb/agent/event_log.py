@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xenlb.control.protocol import Json
-from xenlb.model.events import GuestId
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.state import Note
 from xenlb.untrusted.rate import TokenBucket

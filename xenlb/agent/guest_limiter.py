@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from xenlb.model.events import Event, GuestId, RequestKind, ShutdownCancelled, ShutdownRequested
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import Event, ShutdownCancelled, ShutdownRequested
 from xenlb.untrusted.rate import TokenBucket
 
 BURST, RATE = 6, 1 / 3  # words at once, then a second

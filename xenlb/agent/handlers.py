@@ -16,14 +16,8 @@ from xenlb.ipvs import connections
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.table import IPAddress, Snapshot
 from xenlb.model import alarm, draining, host_drain
-from xenlb.model.events import (
-    DrainAllRequested,
-    DrainRequested,
-    Event,
-    GuestId,
-    RequestKind,
-    UndrainRequested,
-)
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import DrainAllRequested, DrainRequested, Event, UndrainRequested
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import DrainUntil, ServiceSettings
 from xenlb.model.suggestions import quoted, suggestion

@@ -26,8 +26,9 @@ from xenlb.ipvs.op import DeleteService, Op
 from xenlb.ipvs.reconciler import Reconciler, contradicts_cache, repairs
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey, Snapshot, Table
 from xenlb.model.desired import desired, next_deadline
+from xenlb.model.domain import GuestId
 from xenlb.model.drain import Counts
-from xenlb.model.events import ConfigurationRefused, Configured, Event, GuestId, ProbeFinished, Tick
+from xenlb.model.events import ConfigurationRefused, Configured, Event, ProbeFinished, Tick
 from xenlb.model.reducer import reduce
 from xenlb.model.settings import ServiceSettings, Settings, needed_uris
 from xenlb.model.state import Note, State

@@ -18,7 +18,8 @@ from xenlb.guestside.target import GuestTarget, guest_target
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.hypervisor.uri import real_uri
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import GuestId, Verdict
+from xenlb.model.domain import GuestId
+from xenlb.model.events import Verdict
 from xenlb.model.guest_side import Delivery
 from xenlb.model.provision_requests import ProvisionRequest
 

@@ -20,7 +20,8 @@ from functools import partial
 from xenlb import clock
 from xenlb.agent.loop import Agent
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import GuestId, GuestInspected, Verdict
+from xenlb.model.domain import GuestId
+from xenlb.model.events import GuestInspected, Verdict
 from xenlb.model.provision_requests import ProvisionRequest, provision_requests
 from xenlb.model.state import State
 

@@ -24,15 +24,8 @@ from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.uri import is_local_xen
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.ipvs.table import Forwarding
-from xenlb.model.events import (
-    Died,
-    Event,
-    GuestId,
-    RequestKind,
-    ShutdownCancelled,
-    ShutdownRequested,
-    SysctlsChecked,
-)
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import Died, Event, ShutdownCancelled, ShutdownRequested, SysctlsChecked
 from xenlb.model.guest import Phase
 from xenlb.model.host_drain import is_local
 from xenlb.model.membership import guests_needing_address, metadata_addresses

@@ -11,13 +11,14 @@ from xenlb.ipvs import text
 from xenlb.ipvs.table import AddressKey, Counters, MarkKey, ServerKey, ServiceKey, Table
 from xenlb.model import alarm, inconsistencies, service_remarks
 from xenlb.model.desired import ServerPhase, ServerStatus, server_status
+from xenlb.model.domain import GuestId
 from xenlb.model.drain import Drain
-from xenlb.model.events import GuestId, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health
 from xenlb.model.membership import owner_name, services_of
 from xenlb.model.settings import Member, ServiceSettings
 from xenlb.model.state import Candidate, State
+from xenlb.model.target import Target
 
 PIECE = 64  # servers
 

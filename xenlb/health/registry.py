@@ -27,7 +27,7 @@ from xenlb.model.checks import (
     TlsHandshake,
     Udp,
 )
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 # Each has a function `probe`, a Probe.

@@ -23,8 +23,9 @@ from math import inf
 from xenlb.health.pacing import Pacer, metered
 from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import Answer, Probe, answer_budget, too_late, too_much
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import Health, bounded
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget, BudgetSpent
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.addresses import RANKS, AddressCandidate, AddressSource
-from xenlb.model.events import AddressesFound, GuestId
+from xenlb.model.domain import GuestId
+from xenlb.model.events import AddressesFound
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import addresses_of, belonging, owner_name, refused_metadata
 from xenlb.model.state import Note, State, Transition

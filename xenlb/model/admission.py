@@ -18,13 +18,14 @@ from xenlb.ipvs import text
 from xenlb.ipvs.table import IPAddress
 from xenlb.model import alarm, verdict_overrides
 from xenlb.model.address_claims import claimed, claims, reserved
-from xenlb.model.events import GuestId, Target
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Failing, Health, Judged, free_to_leave
 from xenlb.model.membership import candidates, membership, sorry_target
 from xenlb.model.readiness import lacking
 from xenlb.model.settings import OnFailure, ServiceSettings
 from xenlb.model.state import Admission, Candidate, Note, Slot, State, Transition
+from xenlb.model.target import Target
 
 
 def settle(before: State, state: State, names: frozenset[str] | None, at: float) -> Transition:

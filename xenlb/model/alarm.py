@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from xenlb.ipvs import text
 from xenlb.ipvs.table import ServiceKey
 from xenlb.model.desired import ServerPhase, ServerStatus, server_status
-from xenlb.model.events import GuestId, ProbeFinished
+from xenlb.model.domain import GuestId
+from xenlb.model.events import ProbeFinished
 from xenlb.model.membership import services_of, sorry_target
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Alarm, AlarmKind, Candidate, Note, State

@@ -8,10 +8,11 @@ from dataclasses import replace
 from xenlb.model import address_choice, alarm, verdict_overrides
 from xenlb.model.admission import recompute
 from xenlb.model.desired import shared
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import judge
 from xenlb.model.membership import names_of
 from xenlb.model.state import Note, State, Transition
+from xenlb.model.target import Target
 
 
 def apply_check_result(state: State, event: ProbeFinished) -> Transition:

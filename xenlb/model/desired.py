@@ -9,13 +9,13 @@ from enum import StrEnum
 
 from xenlb.ipvs.table import Entry, SchedulerFlags, Server, ServerKey, Service, ServiceKey, Table
 from xenlb.model.drain import is_udp
-from xenlb.model.events import Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health, Judged
 from xenlb.model.membership import services_of
 from xenlb.model.readiness import lacking
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Admission, Candidate, Slot, State
+from xenlb.model.target import Target
 
 # Seconds: a large weight does not make thousands of steps, each of which is a round of the owner.
 SHORTEST_STEP = 0.1

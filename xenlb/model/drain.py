@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from xenlb.ipvs.table import AddressKey, Counters, Forwarding, Protocol, ServerKey, ServiceKey
-from xenlb.model.events import RequestKind
+from xenlb.model.domain import RequestKind
 from xenlb.model.settings import DrainUntil, ServiceSettings
 
 SETTLED = 1.0  # seconds

@@ -12,13 +12,12 @@ from xenlb.model import drain as drains
 from xenlb.model.address_claims import over
 from xenlb.model.admission import recompute
 from xenlb.model.desired import timed_slots
+from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.drain import Drain, Outcome, connections, hindrances
 from xenlb.model.events import (
     ConnectionsCounted,
     DrainAllRequested,
     DrainRequested,
-    GuestId,
-    RequestKind,
     RequestSent,
     UndrainRequested,
 )

@@ -1,89 +1,25 @@
-"""Everything the agent can hear, as a closed union of frozen values.
+"""The events of the agent, as a closed union of frozen values.
 
-`model.step` folds them into the state. `at` is in seconds on the host's boot-time clock
-(CLOCK_BOOTTIME): it counts on while the agent is away and never jumps.
+The reducer folds them into the state. `at` is in seconds of CLOCK_BOOTTIME, which counts on while
+the agent is stopped and never jumps.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from uuid import UUID
 
-from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey, Tunnel
+from xenlb.ipvs.table import Counters, ServerKey, ServiceKey
 from xenlb.model.addresses import AddressCandidate, RejectedAddress
+from xenlb.model.domain import (
+    DomainDescription,
+    GuestId,
+    MetadataService,
+    RequestKind,
+    StopReason,
+)
 from xenlb.model.problem import Problem
 from xenlb.model.reserved_addresses import HostNetworkChanged
-from xenlb.model.settings import Check, ServiceSettings, Settings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class GuestId:
-    """Which guest: names are used again and domain ids change, so neither identifies one."""
-
-    uri: str
-    uuid: UUID
-
-    def __hash__(self) -> int:
-        """Cheap, as guests are looked up by it for every server."""
-        return hash(self.uuid.int)
-
-    def __str__(self) -> str:
-        return f"{self.uuid} at {self.uri}"
-
-
-class DomainState(StrEnum):
-    """What libvirt says of a domain, as far as it matters here."""
-
-    OFF = "off"
-    RUNNING = "running"
-    PAUSED = "paused"
-    CRASHED = "crashed"  # dead, but kept by on_crash=preserve
-
-
-class RequestKind(StrEnum):
-    """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN. Nobody asked
-    a guest that goes by itself; its hold tells (guestside/requirements/hold.py): INSIDE."""
-
-    POWEROFF = "poweroff"
-    REBOOT = "reboot"
-    SUSPEND = "suspend"  # save, or migration to another host
-    POWERDOWN = "powerdown"
-    INSIDE = "inside"
-
-
-class StopReason(StrEnum):
-    """Why a domain stopped, in libvirt's words."""
-
-    SHUTDOWN = "shutdown"
-    DESTROYED = "destroyed"
-    CRASHED = "crashed"
-    MIGRATED = "migrated"
-    SAVED = "saved"
-    FAILED = "failed"
-    FROM_SNAPSHOT = "from snapshot"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetadataService:
-    """A service a guest joins by its domain's <metadata>."""
-
-    name: str
-    weight: int | None = None
-    address: IPAddress | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DomainDescription:
-    """What libvirt lists of one domain. `incarnation` is its domain id, None while it is off."""
-
-    guest: GuestId
-    name: str
-    domain_state: DomainState
-    incarnation: int | None = None
-    metadata: tuple[MetadataService, ...] = ()
-    metadata_problems: tuple[str, ...] = ()
-
+from xenlb.model.settings import ServiceSettings, Settings
+from xenlb.model.target import Target
 
 # --- from libvirt, xenstore and QMP --------------------------------------------------------------
 
@@ -222,30 +158,6 @@ class AddressesFound:
 
 
 # --- from the health room ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is probed: one address and port by one check, however many services use it. Port 0: the
-    check has none (icmp), or need not have one (exec). `vip`: the service address that the probe is
-    sent to, through the server; `tunnel`: in it."""
-
-    check: Check
-    address: IPAddress
-    port: int
-    vip: IPAddress | None = None
-    tunnel: Tunnel | None = None
-
-    def __hash__(self) -> int:
-        """Cheap: the check is seldom what tells two of them apart."""
-        return hash((int(self.address), self.port))
-
-    def __str__(self) -> str:
-        through = "" if self.vip is None else f" via {self.vip}"
-        if not self.port:  # an echo request has none
-            return f"{self.check.type} {self.address}{through}"
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{self.check.type} {host}:{self.port}{through}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,8 +34,9 @@ from enum import StrEnum
 
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.addresses import AddressCandidate, RejectedAddress
+from xenlb.model.domain import GuestId, MetadataService, RequestKind
 from xenlb.model.drain import Drain, Outcome, ended
-from xenlb.model.events import GuestId, MetadataService, RequestKind, Verdict
+from xenlb.model.events import Verdict
 
 DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, under load
 

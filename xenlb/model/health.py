@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from math import isnan
 
 from xenlb.model.checks import Agent, Exec, Share
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 
 FIRST_HOLD = 5.0  # seconds
 FORGOTTEN = 600.0

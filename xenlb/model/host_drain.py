@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from xenlb.ipvs.table import ServiceKey
 from xenlb.model.desired import ServerPhase, server_status
-from xenlb.model.events import GuestId
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import may_leave
 from xenlb.model.membership import services_of

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from xenlb.model.addresses import AddressCandidate, AddressSource
-from xenlb.model.events import GuestId
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.membership import names_of, refused_metadata
 from xenlb.model.settings import Member, ServiceSettings, uuid_text

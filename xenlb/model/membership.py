@@ -22,12 +22,13 @@ from xenlb.ipvs.table import (
 from xenlb.model import address_choice
 from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.checks import Exec, Icmp, protocols_of
-from xenlb.model.events import GuestId, MetadataService, Target
+from xenlb.model.domain import GuestId, MetadataService
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.guest_side import GuestSide
 from xenlb.model.reserved_addresses import addresses_in_use, rejection_reason
 from xenlb.model.settings import Check, IPNetwork, Member, ServiceSettings
 from xenlb.model.state import Candidate, Slot, State
+from xenlb.model.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import GuestId
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Phase
 from xenlb.model.guest_side import Delivery, OnBoot
 from xenlb.model.membership import membership, services_of

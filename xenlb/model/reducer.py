@@ -18,6 +18,7 @@ from xenlb.model import (
 )
 from xenlb.model.addresses import RANKS, AddressCandidate
 from xenlb.model.admission import recompute
+from xenlb.model.domain import DomainDescription, DomainState, RequestKind
 from xenlb.model.events import (
     AddressesFound,
     ConfigurationRefused,
@@ -26,8 +27,6 @@ from xenlb.model.events import (
     Crashed,
     Died,
     Disconnected,
-    DomainDescription,
-    DomainState,
     DrainAllRequested,
     DrainRequested,
     Event,
@@ -37,7 +36,6 @@ from xenlb.model.events import (
     Paused,
     ProbeFinished,
     Rebooted,
-    RequestKind,
     RequestSent,
     Resumed,
     ShutdownCancelled,

@@ -6,12 +6,13 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
-from xenlb.model.events import GuestId, Target
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health, Judged, combine
 from xenlb.model.problem import Problem
 from xenlb.model.reserved_addresses import HostNetwork
 from xenlb.model.settings import ServiceSettings, Settings
+from xenlb.model.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +90,12 @@ _UNKNOWN = Health(valid_from=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`changes`: what the last configuration has changed. `inconsistencies`: what does not fit together
-    (inconsistencies.py). `host`: what this host knows of its network. `wrong_sysctls`: sysctls that
-    are not as needed. `owners`: whose an address is (None: a configured host's). `candidates`: who
-    may serve, by service name; `targets`: what is to be probed, and for whom, by service name, and
+    """`changes`: what the last configuration has changed. `inconsistencies`: between configuration,
+    metadata and lists of guests. `host`: this host's network. `wrong_sysctls`: those that are not
+    as needed. `owners`: whose an address is (None: a configured host's). `candidates`: who may
+    serve, by service name; `targets`: what is to be probed, and for whom, by service name, and
     `health` has exactly these targets. `admitted`: who is in the table. `alarms`: of kernel
-    services that serve too little, or not at all. The last six follow from the rest, drawn by
-    admission.py.
+    services that serve too little, or not at all. The last six follow from the rest.
     """
 
     settings: Settings = field(default_factory=Settings)

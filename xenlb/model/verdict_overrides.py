@@ -16,9 +16,10 @@ Kept in Admission.overrides; Health.overridden of the target says that a server 
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import Health, judge, share_bounds
 from xenlb.model.state import Admission, Candidate, Slot, State
+from xenlb.model.target import Target
 
 
 def begun(before: State, state: State, known: Container[Target], at: float) -> State:

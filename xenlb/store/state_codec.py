@@ -29,11 +29,12 @@ from xenlb.ipvs.table import (
     TunnelType,
 )
 from xenlb.model.addresses import AddressCandidate, AddressSource
+from xenlb.model.domain import GuestId, MetadataService, RequestKind
 from xenlb.model.drain import Drain, Outcome
-from xenlb.model.events import GuestId, MetadataService, RequestKind, Target
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
+from xenlb.model.target import Target
 from xenlb.store import check_codec
 from xenlb.store.saved_state import SavedState
 from xenlb.store.type_check import check_type

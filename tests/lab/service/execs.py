@@ -13,8 +13,8 @@ from pathlib import Path
 from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import answer_budget
 from xenlb.model.checks import Exec
-from xenlb.model.events import Target
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 
 
 def target(script: str) -> Target:

@@ -9,15 +9,8 @@ from tests.unit.model.worlds import GUESTS, URIS
 from xenlb.agent.conntrack_flusher import failed_servers
 from xenlb.director.conntrack import FailedServer
 from xenlb.ipvs.table import Protocol
-from xenlb.model.events import (
-    Configured,
-    Died,
-    DomainDescription,
-    DomainState,
-    GuestId,
-    GuestsListed,
-    ProbeFinished,
-)
+from xenlb.model.domain import DomainDescription, DomainState, GuestId
+from xenlb.model.events import Configured, Died, GuestsListed, ProbeFinished
 from xenlb.model.reducer import reduce
 from xenlb.model.settings import Check, Member, OnFailure, Port, ServiceSettings, Settings
 from xenlb.model.state import State

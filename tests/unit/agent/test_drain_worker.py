@@ -23,15 +23,9 @@ from xenlb.hypervisor.threads import CallTimeout, in_thread
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.table import Counters
 from xenlb.model import drain as drain_module
+from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.drain import Outcome
-from xenlb.model.events import (
-    Died,
-    Disconnected,
-    DrainRequested,
-    GuestId,
-    RequestKind,
-    UndrainRequested,
-)
+from xenlb.model.events import Died, Disconnected, DrainRequested, UndrainRequested
 from xenlb.model.guest import Guest
 from xenlb.model.state import State
 

@@ -11,7 +11,7 @@ import pytest
 
 from xenlb.agent import event_log
 from xenlb.agent.event_log import EventLog
-from xenlb.model.events import GuestId
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.state import Note
 

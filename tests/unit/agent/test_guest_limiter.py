@@ -14,14 +14,8 @@ from xenlb import clock
 from xenlb.agent import guest_limiter
 from xenlb.agent.guest_limiter import BURST, GuestLimiter
 from xenlb.hypervisor.xenstore.source import XenstoreSource
-from xenlb.model.events import (
-    Died,
-    Event,
-    GuestId,
-    RequestKind,
-    ShutdownCancelled,
-    ShutdownRequested,
-)
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import Died, Event, ShutdownCancelled, ShutdownRequested
 
 MAIL, WEB = (GuestId(uri="xen:///system", uuid=UUID(int=n)) for n in (1, 2))
 

@@ -30,17 +30,14 @@ from xenlb.ipvs.table import (
     Snapshot,
     Table,
 )
+from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
 from xenlb.model.events import (
     Died,
     Disconnected,
-    DomainDescription,
-    DomainState,
     DrainRequested,
     Event,
-    GuestId,
     GuestsListed,
     ProbeFinished,
-    RequestKind,
     ShutdownRequested,
     Started,
 )

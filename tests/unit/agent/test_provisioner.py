@@ -33,7 +33,8 @@ from xenlb.guestside.transport.identity import Identity
 from xenlb.hypervisor.xenstore import guest_settings
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.ipvs.table import Forwarding
-from xenlb.model.events import GuestId, Started, Verdict
+from xenlb.model.domain import GuestId
+from xenlb.model.events import Started, Verdict
 from xenlb.model.guest_side import Delivery, GuestSide, OnBoot
 from xenlb.model.provision_requests import ProvisionRequest
 from xenlb.model.settings import Member, ServiceSettings, Settings

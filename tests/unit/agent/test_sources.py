@@ -14,7 +14,8 @@ from xenlb.agent.sources import Sources
 from xenlb.hypervisor.libvirt.hooks import HookCall
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.uri import is_local_xen
-from xenlb.model.events import Died, Event, GuestId
+from xenlb.model.domain import GuestId
+from xenlb.model.events import Died, Event
 from xenlb.model.guest import Guest
 from xenlb.model.settings import Settings
 from xenlb.model.state import LibvirtLink, State

@@ -18,8 +18,9 @@ from tests.unit.agent.test_loop import SERVICE, SETTINGS, Desk, agent_at_work, g
 from tests.unit.health import virtual
 from xenlb.agent import loop as agent_module
 from xenlb.ipvs.table import Protocol
+from xenlb.model.domain import RequestKind
 from xenlb.model.drain import Outcome
-from xenlb.model.events import DrainRequested, Event, RequestKind, ShutdownRequested
+from xenlb.model.events import DrainRequested, Event, ShutdownRequested
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
 
 

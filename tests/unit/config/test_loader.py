@@ -41,7 +41,6 @@ from xenlb.model.checks import (
     TlsHandshake,
     Udp,
 )
-from xenlb.model.events import Target
 from xenlb.model.guest_side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
 from xenlb.model.membership import candidates
 from xenlb.model.settings import (
@@ -58,6 +57,7 @@ from xenlb.model.settings import (
     SysctlPolicy,
 )
 from xenlb.model.state import State
+from xenlb.model.target import Target
 
 ETC = Path(__file__).parents[3] / "etc"
 EXAMPLES = sorted((ETC / "examples").glob("*.yaml"))

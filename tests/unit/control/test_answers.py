@@ -11,15 +11,8 @@ from xenlb.ipvs.table import Counters, Forwarding, ServerKey, Table
 from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.checks import Agent, Http
 from xenlb.model.desired import desired
-from xenlb.model.events import (
-    Configured,
-    DomainDescription,
-    DomainState,
-    GuestId,
-    GuestsListed,
-    ProbeFinished,
-    Started,
-)
+from xenlb.model.domain import DomainDescription, DomainState, GuestId
+from xenlb.model.events import Configured, GuestsListed, ProbeFinished, Started
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import membership
 from xenlb.model.reducer import reduce

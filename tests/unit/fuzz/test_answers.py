@@ -24,8 +24,8 @@ from xenlb.health.probes import dns as dns_probe
 from xenlb.health.transport.result import PIECES, SIZE, Answer, answer_budget, too_much
 from xenlb.health.transport.stream import IN_A_ROW, PIECE, Stream, Unexpected
 from xenlb.model.checks import Agent, Asks, Dns, Http, Imap, Mysql, Pgsql, Pop3, Smtp, Tcp, Udp
-from xenlb.model.events import Target
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import BudgetSpent
 
 pytestmark = pytest.mark.timeout(LIMIT)

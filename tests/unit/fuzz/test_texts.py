@@ -36,7 +36,7 @@ from xenlb.ipvs.options import ParseError
 from xenlb.ipvs.parse import parse as read_ipvsadm
 from xenlb.ipvs.table import Family
 from xenlb.model.checks import Exec, Share
-from xenlb.model.events import GuestId
+from xenlb.model.domain import GuestId
 from xenlb.store import state_codec, state_file
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.json_text import json_value

@@ -10,8 +10,8 @@ from typing import Any
 from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Asks
-from xenlb.model.events import Target
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 
 Answers = Callable[[bytes], Iterable[bytes]]
 

@@ -16,8 +16,8 @@ from ipaddress import ip_address
 from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
 from xenlb.model.checks import Asks
-from xenlb.model.events import Target
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import BudgetSpent
 
 

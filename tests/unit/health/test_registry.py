@@ -14,9 +14,10 @@ from xenlb.health import registry
 from xenlb.health.runner import HealthRunner
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Tcp
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 
 # In a process of its own, where no probe is loaded yet, and where other threads are slow.
 ALL_AT_ONCE = """

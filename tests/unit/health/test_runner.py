@@ -15,9 +15,10 @@ from tests.unit.health.virtual import gaps, now, run
 from xenlb.health.runner import SLOWEST, HealthRunner
 from xenlb.health.transport.result import Answer
 from xenlb.model.checks import Agent, Share
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import Health, judge
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 CHECK = Check(type="fake", interval=5.0, timeout=3.0, rise=1, fall=3)

@@ -15,9 +15,10 @@ from tests.unit.director.netns import in_own_network, sh
 from xenlb.health.probes import tcp
 from xenlb.health.runner import HealthRunner
 from xenlb.health.transport.result import Answer, answer_budget, failed
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 
 
 def target(port: int, address: str = "127.0.0.1", timeout: float = 3.0) -> Target:

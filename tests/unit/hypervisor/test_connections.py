@@ -18,7 +18,8 @@ from xenlb.hypervisor.libvirt import connections, event_loop, queries, session
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.threads import CallTimeout
-from xenlb.model.events import Disconnected, GuestId, GuestsListed, HypervisorEvent, Paused, Stopped
+from xenlb.model.domain import GuestId
+from xenlb.model.events import Disconnected, GuestsListed, HypervisorEvent, Paused, Stopped
 from xenlb.model.settings import KEEPALIVE
 
 pytestmark = pytest.mark.skipif(

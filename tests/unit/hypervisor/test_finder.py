@@ -24,7 +24,8 @@ from xenlb.hypervisor.libvirt.xml_text import Malformed
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.addresses import AddressSource
-from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
+from xenlb.model.domain import GuestId
+from xenlb.model.events import AddressesFound, HypervisorEvent
 from xenlb.model.reserved_addresses import STRANGER, AddressesInUse, HostNetwork, HostNetworkChanged
 
 URI = "test:///default"

@@ -10,7 +10,8 @@ from tests.unit.hypervisor.running import run, until
 from tests.unit.hypervisor.test_xenstore_source import MAIL, WEB, Running, guest
 from xenlb.hypervisor.xenstore import guest_messages
 from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, Topic
-from xenlb.model.events import RequestKind, ShutdownCancelled, ShutdownRequested
+from xenlb.model.domain import RequestKind
+from xenlb.model.events import ShutdownCancelled, ShutdownRequested
 
 
 def word(domid: int) -> str:

@@ -24,19 +24,16 @@ from xenlb.hypervisor.libvirt import source as source_module
 from xenlb.hypervisor.libvirt.metadata import NAMESPACE
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
+from xenlb.model.domain import DomainState, GuestId, MetadataService, StopReason
 from xenlb.model.events import (
     Disconnected,
-    DomainState,
-    GuestId,
     GuestsListed,
     HypervisorEvent,
     MetadataChanged,
-    MetadataService,
     Paused,
     Resumed,
     Started,
     Stopped,
-    StopReason,
     Undefined,
 )
 from xenlb.model.settings import KEEPALIVE

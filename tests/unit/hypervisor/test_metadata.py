@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xenlb.hypervisor.libvirt.domain_xml import Interface, interfaces
 from xenlb.hypervisor.libvirt.metadata import MOST_PROBLEMS, MOST_SERVICES, read_metadata
 from xenlb.hypervisor.libvirt.xml_text import LONGEST, PIECE, Malformed, parse
-from xenlb.model.events import MetadataService
+from xenlb.model.domain import MetadataService
 
 LAUGHS = (
     '<!DOCTYPE services [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'

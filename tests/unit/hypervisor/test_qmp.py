@@ -5,14 +5,8 @@ from uuid import UUID
 import pytest
 
 from xenlb.hypervisor.libvirt.qmp import read
-from xenlb.model.events import (
-    GuestId,
-    HypervisorEvent,
-    RequestKind,
-    Resumed,
-    ShutdownCancelled,
-    ShutdownRequested,
-)
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import HypervisorEvent, Resumed, ShutdownCancelled, ShutdownRequested
 
 GUEST = GuestId(uri="qemu:///system", uuid=UUID(int=1))
 

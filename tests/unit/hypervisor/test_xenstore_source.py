@@ -16,7 +16,8 @@ from xenlb.hypervisor.xenstore import source
 from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Message, Type, encode, strings
-from xenlb.model.events import Died, GuestId, HypervisorEvent, RequestKind, ShutdownRequested
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import Died, HypervisorEvent, ShutdownRequested
 
 URI = "xen:///system"
 MAIL, WEB = UUID(int=1), UUID(int=2)

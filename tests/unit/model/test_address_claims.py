@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.address_claims import MOST_TOLD
 from xenlb.model.addresses import RANKS, AddressCandidate, AddressSource, RejectedAddress
-from xenlb.model.events import (
-    AddressesFound,
-    Configured,
-    Died,
-    DomainDescription,
-    DomainState,
-    Event,
-    GuestId,
-    GuestsListed,
-    Started,
-)
+from xenlb.model.domain import DomainDescription, DomainState, GuestId
+from xenlb.model.events import AddressesFound, Configured, Died, Event, GuestsListed, Started
 from xenlb.model.reducer import reduce
 from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings

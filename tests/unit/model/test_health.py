@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xenlb.model.checks import Agent, Exec, Share
-from xenlb.model.events import ProbeFinished, Target
+from xenlb.model.events import ProbeFinished
 from xenlb.model.health import (
     FIRST_HOLD,
     FORGOTTEN,
@@ -21,6 +21,7 @@ from xenlb.model.health import (
     judge,
 )
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 
 
 def judged(results: str, check: Check, health: Health) -> Health:

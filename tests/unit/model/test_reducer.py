@@ -13,31 +13,26 @@ from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, storie
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
 from xenlb.model.admission import settle
 from xenlb.model.desired import ServerPhase, desired, next_deadline, server_status, shared
+from xenlb.model.domain import DomainDescription, DomainState, GuestId, MetadataService, RequestKind
 from xenlb.model.drain import Outcome, is_udp
 from xenlb.model.events import (
     Configured,
     ConnectionsCounted,
     Crashed,
     Died,
-    DomainDescription,
-    DomainState,
     DrainAllRequested,
     Event,
-    GuestId,
     GuestsListed,
     MetadataChanged,
-    MetadataService,
     Paused,
     ProbeFinished,
     Rebooted,
-    RequestKind,
     RequestSent,
     Resumed,
     ShutdownCancelled,
     ShutdownRequested,
     Started,
     Stopped,
-    Target,
     Tick,
     UndrainRequested,
 )
@@ -47,6 +42,7 @@ from xenlb.model.readiness import lacking
 from xenlb.model.reducer import reduce
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import AlarmKind, Candidate, Slot, State, Transition
+from xenlb.model.target import Target
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
 

@@ -5,15 +5,8 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.model.events import (
-    Configured,
-    DomainDescription,
-    DomainState,
-    GuestId,
-    GuestsListed,
-    RequestKind,
-    ShutdownRequested,
-)
+from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
+from xenlb.model.events import Configured, GuestsListed, ShutdownRequested
 from xenlb.model.reducer import reduce
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State

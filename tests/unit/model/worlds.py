@@ -12,6 +12,14 @@ from hypothesis import strategies as st
 from xenlb.ipvs.table import Counters, Family, Forwarding, Protocol
 from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.checks import Agent, Share
+from xenlb.model.domain import (
+    DomainDescription,
+    DomainState,
+    GuestId,
+    MetadataService,
+    RequestKind,
+    StopReason,
+)
 from xenlb.model.drain import NODEST, QUIESCENT, REUSE, Drain
 from xenlb.model.draining import to_count
 from xenlb.model.events import (
@@ -22,27 +30,21 @@ from xenlb.model.events import (
     Crashed,
     Died,
     Disconnected,
-    DomainDescription,
-    DomainState,
     DrainAllRequested,
     DrainRequested,
     Event,
-    GuestId,
     GuestInspected,
     GuestsListed,
     MetadataChanged,
-    MetadataService,
     Paused,
     ProbeFinished,
     Rebooted,
-    RequestKind,
     RequestSent,
     Resumed,
     ShutdownCancelled,
     ShutdownRequested,
     Started,
     Stopped,
-    StopReason,
     SysctlsChecked,
     Tick,
     Undefined,

@@ -19,12 +19,13 @@ import pytest
 from tests.soak import SOAK
 from xenlb.ipvs.table import AddressKey, Family, MarkKey, Protocol, ServerKey
 from xenlb.model.addresses import AddressCandidate, AddressSource
+from xenlb.model.domain import GuestId, MetadataService, RequestKind
 from xenlb.model.drain import Drain
-from xenlb.model.events import GuestId, MetadataService, RequestKind, Target
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
 from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
+from xenlb.model.target import Target
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
 

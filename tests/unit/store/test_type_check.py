@@ -11,10 +11,11 @@ import pytest
 from xenlb.ipvs.table import AddressKey, IPAddress, Protocol, ServerKey
 from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.checks import Asks, Exec
+from xenlb.model.domain import GuestId, MetadataService
 from xenlb.model.drain import Drain, Outcome
-from xenlb.model.events import GuestId, MetadataService, Target
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import Check
+from xenlb.model.target import Target
 from xenlb.store.type_check import check_type
 
 GUEST = Guest(
@@ -53,8 +54,8 @@ def test_what_is_right() -> None:
         {"booted": float("inf")},
         {"recheck": 1e308},
         {"last_event": False},
-        {"found": [GUEST.candidates[0]]},
-        {"found": ("10.0.0.11",)},
+        {"candidates": [GUEST.candidates[0]]},
+        {"candidates": ("10.0.0.11",)},
         {"metadata": (MetadataService(name="mail", weight=65536),)},
         {"drain": Drain(reason="drained", by="root", since=1.0, deadline=float("inf"))},
         {"drain": Drain(reason="drained", by="root", since=1.0, left=-1)},

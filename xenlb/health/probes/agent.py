@@ -15,7 +15,7 @@ import re
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Agent, octets
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

@@ -33,7 +33,7 @@ import dns.rdatatype
 from xenlb.health.transport.datagram import connected, received
 from xenlb.health.transport.result import Answer, failed
 from xenlb.model.checks import Dns
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

@@ -13,7 +13,7 @@ from xenlb import __version__
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import NotAsked, Stream, Unexpected, session
 from xenlb.model.checks import Http, among, codes_text
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

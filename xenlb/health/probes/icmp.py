@@ -20,7 +20,7 @@ from xenlb.health.transport.checksum import checksum
 from xenlb.health.transport.result import Answer, failed
 from xenlb.health.transport.sockets import FAMILY, shared
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 _HEADER = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence number

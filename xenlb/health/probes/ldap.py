@@ -7,7 +7,7 @@ available says so and is not.
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Ldap
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

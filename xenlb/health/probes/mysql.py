@@ -20,7 +20,7 @@ FACTS
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import Stream, Unexpected, session
 from xenlb.model.checks import Mysql
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

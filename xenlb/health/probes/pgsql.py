@@ -15,7 +15,7 @@ FACTS
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import Stream, Unexpected, session
 from xenlb.model.checks import Pgsql
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

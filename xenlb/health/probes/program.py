@@ -39,7 +39,7 @@ from typing import IO, Any
 from xenlb.health.probes import descendants
 from xenlb.health.transport.result import Answer
 from xenlb.model.checks import Exec
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

@@ -8,7 +8,7 @@ own words. It logs nothing of it.
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Redis
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 UP = (b"+PONG", b"-NOAUTH", b"-NOPERM")

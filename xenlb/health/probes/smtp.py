@@ -15,7 +15,7 @@ import socket
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import Stream, Unexpected, session
 from xenlb.model.checks import Codes, Smtp, among, codes_text
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 # Lines of a reply, at most.

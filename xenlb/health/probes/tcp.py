@@ -25,7 +25,7 @@ from xenlb.health.transport.result import Answer, failed
 from xenlb.health.transport.sockets import connect, unconnected
 from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import Tcp, octets
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

@@ -3,7 +3,7 @@
 from xenlb.health.transport.result import Answer
 from xenlb.health.transport.stream import Stream, session
 from xenlb.model.checks import TlsHandshake
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 

@@ -15,7 +15,7 @@ from xenlb.health.transport.datagram import REFUSALS, connected, received
 from xenlb.health.transport.pattern import SearchTooLong, matches
 from xenlb.health.transport.result import Answer, failed
 from xenlb.model.checks import Udp, octets
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 

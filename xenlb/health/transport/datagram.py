@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from xenlb.health.transport.sockets import NetworkError, later, unconnected
 from xenlb.health.transport.udp_refusals import Refusals
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 LARGEST = 65535

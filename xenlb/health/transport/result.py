@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from xenlb.health.transport.sockets import NetworkError
 from xenlb.model.checks import Exec, Icmp
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget, BudgetSpent
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 

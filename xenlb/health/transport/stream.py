@@ -37,7 +37,7 @@ from xenlb.health.transport.pattern import SearchTooLong, matches
 from xenlb.health.transport.result import Answer, failed
 from xenlb.health.transport.sockets import connect, unconnected
 from xenlb.model.checks import Tls
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.printable import first_line
 

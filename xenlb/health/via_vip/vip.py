@@ -40,7 +40,7 @@ from xenlb.health.via_vip import syn
 from xenlb.health.via_vip.neighbours import forget, neighbour
 from xenlb.health.via_vip.syn import Endpoints, Reply
 from xenlb.ipvs.table import IPAddress, Tunnel, TunnelType
-from xenlb.model.events import Target
+from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 PORTS = 16  # of this host, from which SYNs are sent in turns

@@ -42,7 +42,8 @@ from xenlb.hypervisor.xenstore.client import XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
-from xenlb.model.events import AddressesFound, GuestId, HypervisorEvent
+from xenlb.model.domain import GuestId
+from xenlb.model.events import AddressesFound, HypervisorEvent
 from xenlb.model.host_drain import is_local
 from xenlb.model.reserved_addresses import STRANGER, AddressesInUse
 from xenlb.model.settings import IPNetwork

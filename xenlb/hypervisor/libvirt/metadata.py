@@ -14,7 +14,7 @@ from xenlb.hypervisor.address_policy import NoAddress, parse
 from xenlb.hypervisor.libvirt.xml_text import Malformed, local_name
 from xenlb.hypervisor.libvirt.xml_text import parse as parse_xml
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.events import MetadataService
+from xenlb.model.domain import MetadataService
 from xenlb.untrusted.printable import quoted
 
 NAMESPACE = "urn:xenlb:1"

@@ -29,14 +29,8 @@ import libvirt
 import libvirt_qemu
 
 from xenlb.hypervisor.libvirt.queries import Connection, Domain, libvirt_errors
-from xenlb.model.events import (
-    GuestId,
-    HypervisorEvent,
-    RequestKind,
-    Resumed,
-    ShutdownCancelled,
-    ShutdownRequested,
-)
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import HypervisorEvent, Resumed, ShutdownCancelled, ShutdownRequested
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.json_text import json_value
 

@@ -15,7 +15,7 @@ from uuid import UUID
 import libvirt
 
 from xenlb.hypervisor.libvirt.metadata import NAMESPACE, NOTHING, Metadata, read_metadata
-from xenlb.model.events import DomainDescription, DomainState, GuestId
+from xenlb.model.domain import DomainDescription, DomainState, GuestId
 from xenlb.untrusted.printable import printable
 
 log = logging.getLogger(__name__)

@@ -28,11 +28,10 @@ from xenlb.hypervisor.libvirt.queries import (
     libvirt_errors,
 )
 from xenlb.hypervisor.threads import CallTimeout
+from xenlb.model.domain import DomainState, GuestId, StopReason
 from xenlb.model.events import (
     Crashed,
     Died,
-    DomainState,
-    GuestId,
     GuestsListed,
     HypervisorEvent,
     MetadataChanged,
@@ -42,7 +41,6 @@ from xenlb.model.events import (
     ShutdownCancelled,
     Started,
     Stopped,
-    StopReason,
     Undefined,
 )
 from xenlb.untrusted.printable import printable

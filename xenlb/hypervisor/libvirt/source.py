@@ -33,7 +33,8 @@ from xenlb.hypervisor.libvirt.connections import CALL, CLOSE, Connections, Opene
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable
 from xenlb.hypervisor.libvirt.session import Known, Session
 from xenlb.hypervisor.threads import CallTimeout, in_thread
-from xenlb.model.events import Disconnected, GuestId, HypervisorEvent
+from xenlb.model.domain import GuestId
+from xenlb.model.events import Disconnected, HypervisorEvent
 from xenlb.model.settings import KEEPALIVE, to_open
 
 log = logging.getLogger(__name__)

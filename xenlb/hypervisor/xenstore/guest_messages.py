@@ -21,13 +21,8 @@ from functools import partial
 
 from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.wire import Type
-from xenlb.model.events import (
-    GuestId,
-    HypervisorEvent,
-    RequestKind,
-    ShutdownCancelled,
-    ShutdownRequested,
-)
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import HypervisorEvent, ShutdownCancelled, ShutdownRequested
 from xenlb.untrusted.rate import TokenBucket
 
 log = logging.getLogger(__name__)

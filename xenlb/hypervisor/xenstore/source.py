@@ -32,7 +32,8 @@ from xenlb.hypervisor.threads import CallTimeout
 from xenlb.hypervisor.xenstore import guest_settings, reported_addresses
 from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, GuestNodeWatch, of_hold
-from xenlb.model.events import Died, GuestId, HypervisorEvent, RequestKind, ShutdownRequested
+from xenlb.model.domain import GuestId, RequestKind
+from xenlb.model.events import Died, HypervisorEvent, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
