@@ -101,8 +101,6 @@ class Agent:
         # one, a step that has come due in between would be passed over.
         self._due = next_deadline(self.state, self.round_at)
 
-    # --- what others call ------------------------------------------------------------------------
-
     def emit(self, event: Event, applied: asyncio.Future[None] | None = None) -> None:
         """Takes an event; in the loop's thread. `applied` is done when the kernel has heard of it,
         and cancelled where a newer word of the same guest takes its place."""
