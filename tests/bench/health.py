@@ -231,7 +231,7 @@ async def quiesce(port: int) -> dict[str, list[float]]:
         runner = HealthRunner(agent.emit, clock.now)
 
         def follow(_: State, state: State) -> None:
-            runner.targets(state.health)
+            runner.targets(state.remembered.health)
 
         agent.on_state_change = follow
         settings, listed = world(port)
@@ -242,7 +242,7 @@ async def quiesce(port: int) -> dict[str, list[float]]:
         now, let_in = clock.now(), asyncio.get_running_loop().create_future()
         *others, last = [
             ProbeFinished(at=now, target=target, started=now, up=True, detail="was up")
-            for target in agent.state.health
+            for target in agent.state.remembered.health
         ]
         for up in others:
             agent.emit(up)

@@ -315,7 +315,7 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
         late = await _requests(agent, kernel, guests)
         for task in (ticking, own, reading):
             task.cancel()
-        details = {health.detail for health in agent.state.health.values()}
+        details = {health.detail for health in agent.state.remembered.health.values()}
         await sources.stop()
         await asyncio.wait([ticking, own, reading])
     by_clock, by_processor = map(max, zip(*gaps, strict=True))

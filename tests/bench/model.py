@@ -74,7 +74,7 @@ def world(settings: Settings) -> State:
     state = State()
     for event in events:
         state = reduce(state, event).state
-    for target in state.health:
+    for target in state.remembered.health:
         passed = ProbeFinished(at=3.0, target=target, started=2.5, up=True, detail="connected")
         state = reduce(state, passed).state
     return state
@@ -98,7 +98,7 @@ def cost(state: State, make: Callable[[int], Event], rounds: int = 50) -> str:
 
 def rows(state: State) -> list[tuple[str, State, Callable[[int], Event]]]:
     """What happens, from which state, and the event of each round."""
-    first = next(iter(state.health))
+    first = next(iter(state.remembered.health))
     failing = state
     for at in (4.0, 5.0):
         failed = ProbeFinished(at=at, target=first, started=at, up=False, detail="refused")

@@ -245,7 +245,7 @@ class Player:
         for service in self.state.settings.services:
             if service_name not in {"", service.name}:
                 continue
-            for candidate in self.state.candidates[service.name]:
+            for candidate in self.state.derived.candidates[service.name]:
                 if candidate.owner is None:
                     mine = candidate.slot is not None and str(candidate.slot.server.address) == name
                 else:
@@ -261,7 +261,7 @@ class Player:
     def _alarms(self, name: str) -> list[str]:
         """`NAME TEXT` of a service, as status says it without the time; `NAME -`: none."""
         (service,) = (each for each in self.state.settings.services if each.name == name)
-        keys = [key for key in service.kernel_keys() if key in self.state.alarms]
+        keys = [key for key in service.kernel_keys() if key in self.state.remembered.alarms]
         said = [alarm.alarm_text(self.state, service, key, self.now) for key in keys]
         return [f"alarm {name} {each}" for each in said or ["-"]]
 
@@ -394,7 +394,9 @@ class Player:
             plain, _, uri = name.partition("@")
             uuids = {self._name(guest): guest.uuid for guest in self.guests.values()}
             uuid = uuids.get(plain, UUID(int=len(uuids) + 1))
-            self.guests[name] = GuestId(uri=uri or next(iter(self.state.links), ""), uuid=uuid)
+            self.guests[name] = GuestId(
+                uri=uri or next(iter(self.state.observed.links), ""), uuid=uuid
+            )
         return self.guests[name]
 
     def _name(self, guest: GuestId) -> str:
@@ -433,7 +435,7 @@ class Player:
             count = Counters(
                 active_connections=int(active), inactive_connections=int(inactive or 0)
             )
-            for slot in self.state.admitted:
+            for slot in self.state.remembered.admitted:
                 mine = slot.owner == self._guest(name)
                 if mine and self.table.server(slot.service, slot.server) is not None:
                     counters.setdefault(slot.service, {})[slot.server] = count
@@ -450,7 +452,7 @@ class Player:
         targets = sorted(
             (
                 target
-                for target in self.state.health
+                for target in self.state.remembered.health
                 if name in self._owner_names(target.address, str(target.address))
                 and port in {"", str(target.port)}
                 and kind in {"", target.check.type}
@@ -458,7 +460,9 @@ class Player:
             key=str,
         )
         if not targets or result not in {"up", "down"}:
-            raise ScriptError(f"{name} is not probed, only {sorted(map(str, self.state.health))}")
+            raise ScriptError(
+                f"{name} is not probed, only {sorted(map(str, self.state.remembered.health))}"
+            )
         return [
             ProbeFinished(
                 at=self.now,
@@ -472,14 +476,14 @@ class Player:
         ]
 
     def _owner_names(self, address: IPAddress, text: str) -> set[str]:
-        owner = self.state.owners.get(address)
+        owner = self.state.derived.owners.get(address)
         return {text} | {name for name, guest in self.guests.items() if guest == owner}
 
     def _restart(self) -> None:
         """kill -9 and a start: what was not in the state file is forgotten; the table is not."""
         path = self.folder / "state.json"
-        state_file.save(path, SavedState(state=self.state))
-        self.state = state_file.load(path).state
+        state_file.save(path, SavedState(remembered=self.state.remembered))
+        self.state = State(remembered=state_file.load(path).remembered)
         self.want = Table()
 
 

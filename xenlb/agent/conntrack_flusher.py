@@ -27,9 +27,13 @@ def _failed(before: State, after: State) -> Iterator[FailedServer]:
     for service in after.settings.services:
         if not service.flush or service.on_failure is not OnFailure.REMOVE:
             continue
-        for candidate in after.candidates[service.name]:
+        for candidate in after.derived.candidates[service.name]:
             slot = candidate.slot
-            if slot is None or slot in after.admitted or slot not in before.admitted:
+            if (
+                slot is None
+                or slot in after.remembered.admitted
+                or slot not in before.remembered.admitted
+            ):
                 continue
             guest = None if slot.owner is None else after.guests.get(slot.owner)
             verdict = after.verdict(candidate, service)
@@ -52,7 +56,9 @@ class ConntrackFlusher:
         self._wake = asyncio.Event()
 
     def on_state_change(self, before: State, after: State) -> None:
-        if before.admitted is not after.admitted and (gone := failed_servers(before, after)):
+        if before.remembered.admitted is not after.remembered.admitted and (
+            gone := failed_servers(before, after)
+        ):
             self._gone |= gone
             self._wake.set()
 

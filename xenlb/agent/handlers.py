@@ -82,14 +82,14 @@ class Handlers:
                     "since": clock.wall(link.since),
                     "reason": link.reason,
                 }
-                for uri, link in state.links.items()
+                for uri, link in state.observed.links.items()
             ],
             "config": {
                 "file": str(agent.config),
-                "loaded": clock.wall(state.configured_at),
-                "problems": [str(problem) for problem in state.problems],
+                "loaded": clock.wall(state.observed.configured_at),
+                "problems": [str(problem) for problem in state.observed.problems],
                 "last_good_since": agent.configuration.last_good_since or None,
-                "changes": state.changes,
+                "changes": state.observed.changes,
             },
             "director": {
                 "interface": state.settings.director.interface,
@@ -102,7 +102,7 @@ class Handlers:
             ],
             "warnings": [
                 text if guest is None else f"guest {state.guests[guest].name}: {text}"
-                for guest, text in state.inconsistencies
+                for guest, text in state.derived.inconsistencies
                 if guest is None or guest in state.guests
             ],
             "alarms": answers.alarms(state, now=clock.now(), wall=clock.wall),
@@ -170,7 +170,7 @@ class Handlers:
                 "the configuration is refused, the last good one goes on:\n" + "\n".join(problems),
                 status=INVALID_CONFIGURATION,
             )
-        return {"reloaded": True, "changes": self._agent.state.changes}
+        return {"reloaded": True, "changes": self._agent.state.observed.changes}
 
     async def progress(self, request: Request) -> object:
         """What one who waits for a drain wants to see: how far it is, and who holds on."""
@@ -185,7 +185,8 @@ class Handlers:
         return {
             **answers.guest(state, guest.id, wall=clock.wall),
             "serves": answers.serves(state, guest, clock.now()),
-            "connected": guest.id.uri in state.links and state.links[guest.id.uri].connected,
+            "connected": guest.id.uri in state.observed.links
+            and state.observed.links[guest.id.uri].connected,
             "holders": [
                 {"address": str(address), "connections": count}
                 for address, count in list(holders.items())[:HOLDERS]
@@ -198,7 +199,7 @@ class Handlers:
         then = request.get("then")
         if then not in {None, *draining.VERBS}:
             raise ControlError("after a drain comes poweroff, reboot or nothing", status=USAGE)
-        link = self._agent.state.links.get(guest.id.uri)
+        link = self._agent.state.observed.links.get(guest.id.uri)
         if then is not None and (link is None or not link.connected):
             why = f": {link.reason}" if link is not None and link.reason else ""
             raise ControlError(

@@ -72,7 +72,7 @@ class Agent:
         history = self.state_file.with_name("events.jsonl")
         self.journal = EventLog(wall=clock.wall, file=history)
         saved = self.file.saved
-        self.state = saved.state
+        self.state = State(remembered=saved.remembered)
         self.addresses = saved.addresses
         self.sysctls: Mapping[str, str] = saved.sysctls
         self.reconciler = Reconciler(
@@ -129,11 +129,11 @@ class Agent:
         try:
             loaded = await (configuration.read() if ordered else configuration.read_calmly())
         except ConfigError as error:
-            if ordered or error.problems != self.state.problems:
+            if ordered or error.problems != self.state.observed.problems:
                 self.emit(ConfigurationRefused(at=clock.now(), problems=error.problems))
             return tuple(str(problem) for problem in error.problems)
         known = configuration.in_use
-        if ordered or self.state.problems or known is None or known.data != loaded.data:
+        if ordered or self.state.observed.problems or known is None or known.data != loaded.data:
             counters = None
             with suppress(IpvsError):  # it tells of itself; connections are not counted then
                 counters = (await self.reread()).counters
@@ -386,7 +386,7 @@ class Agent:
         services, servers = self._owned
         self.file.save(
             SavedState(
-                state=self.state,
+                remembered=self.state.remembered,
                 services=services,
                 servers=servers,
                 addresses=self.addresses,

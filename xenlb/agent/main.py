@@ -113,7 +113,7 @@ class Daemon:
     async def _reloads(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(AGAIN if self._agent.state.problems else None):
+                async with asyncio.timeout(AGAIN if self._agent.state.observed.problems else None):
                     await self._reload.wait()
             self._reload.clear()
             ordered, self._ordered = self._ordered, False

@@ -58,7 +58,7 @@ class Provisioner:
 
     def on_state_change(self, before: State, state: State) -> None:
         """Heeds the state after a round."""
-        if before.guests is state.guests and before.candidates is state.candidates:
+        if before.guests is state.guests and before.derived.candidates is state.derived.candidates:
             return
         requests = provision_requests(state)
         if requests != self._requests:

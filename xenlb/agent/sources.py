@@ -87,7 +87,7 @@ class Sources:
 
     def on_state_change(self, before: State, after: State) -> None:
         """Tells every source what interests the state now; called after each round."""
-        self._health.targets(after.health)
+        self._health.targets(after.remembered.health)
         self._drains.on_state_change(after)
         self._flushing.on_state_change(before, after)
         self._sides.on_state_change(before, after)
@@ -97,9 +97,12 @@ class Sources:
             self._finder.context(
                 addresses_in_use(settings.services), settings.networks, metadata_addresses(after)
             )
-        if before.settings is not after.settings or before.links.keys() != after.links.keys():
+        if (
+            before.settings is not after.settings
+            or before.observed.links.keys() != after.observed.links.keys()
+        ):
             self._reconfigure(after)
-        elif len(before.admitted) != len(after.admitted):
+        elif len(before.remembered.admitted) != len(after.remembered.admitted):
             self._look_at_sysctls.set()  # of the interfaces by which servers are reached
 
     def _reconfigure(self, state: State) -> None:
@@ -113,12 +116,12 @@ class Sources:
         if state.settings.listen is not None:
             self._key.look()
         self._listener.listen(state.settings.listen)
-        for uri in state.links:
+        for uri in state.observed.links:
             if uri in self.libvirts:
                 self.libvirts[uri].keepalive = state.settings.keepalive
             else:
                 self._connect(uri, state.settings.keepalive)
-        for uri in self.libvirts.keys() - state.links.keys():
+        for uri in self.libvirts.keys() - state.observed.links.keys():
             del self.libvirts[uri]
             self._xenstores.pop(uri, None)
             self._run(f"leave {uri}", partial(self._end, uri))
@@ -207,7 +210,7 @@ class Sources:
                 slot.server.address
                 for service in settings.services
                 if service.forwarding in {Forwarding.GATEWAYING, Forwarding.TUNNEL}
-                for slot in self._agent.state.admitted
+                for slot in self._agent.state.remembered.admitted
                 if slot.service in service.kernel_keys()
             }
             needs = sysctls.needed(
@@ -220,7 +223,7 @@ class Sources:
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
             amiss = frozenset(finding.name for finding in outcome.findings)
-            if amiss != self._agent.state.wrong_sysctls:
+            if amiss != self._agent.state.observed.wrong_sysctls:
                 self._agent.emit(SysctlsChecked(at=clock.now(), amiss=amiss))
             if outcome.changes:
                 self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})

@@ -43,7 +43,7 @@ def services(
     for service in state.settings.services:
         if only is not None and service.name != only:
             continue
-        found = state.candidates[service.name]
+        found = state.derived.candidates[service.name]
         for key in service.kernel_keys():
             mine = [candidate for candidate in found if candidate.service == key]
             servers = []
@@ -94,7 +94,7 @@ def services(
 def _alarm(
     state: State, service: ServiceSettings, key: ServiceKey, *, now: float, wall: Wall
 ) -> dict[str, Any]:
-    it = state.alarms.get(key)
+    it = state.remembered.alarms.get(key)
     return {
         "alarm": None if it is None else alarm.alarm_text(state, service, key, now),
         "alarm_kind": None if it is None else it.kind.value,
@@ -114,7 +114,7 @@ def alarms(state: State, *, now: float, wall: Wall) -> list[dict[str, Any]]:
         }
         for service in state.settings.services
         for key in service.kernel_keys()
-        if (it := state.alarms.get(key)) is not None
+        if (it := state.remembered.alarms.get(key)) is not None
     ]
 
 
@@ -191,7 +191,7 @@ def _checks(candidate: Candidate, state: State, *, now: float, wall: Wall) -> di
     known = [
         (target, state.seen(target, candidate))
         for target in candidate.targets
-        if target in state.health
+        if target in state.remembered.health
     ]
     return {"checks": [_check(target, health, now=now, wall=wall) for target, health in known]}
 
@@ -223,7 +223,7 @@ def serves(state: State, guest: Guest, now: float) -> bool:
     phases = {
         server_status(candidate, service, state, now).phase
         for service in services_of(state, guest)
-        for candidate in state.candidates[service.name]
+        for candidate in state.derived.candidates[service.name]
         if candidate.owner == guest.id
     }
     return phases <= {ServerPhase.SERVING} and guest.phase is Phase.UP
@@ -241,9 +241,9 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
     """What `why` says of a guest itself; its servers and its journal stand beside it."""
     it = state.guests[guest_id]
     others = {
-        found.address: owner_name(state.owners[found.address], state)
+        found.address: owner_name(state.derived.owners[found.address], state)
         for found in it.candidates
-        if state.owners.get(found.address, it.id) != it.id
+        if state.derived.owners.get(found.address, it.id) != it.id
     }
     return {
         "guest": it.name,

@@ -68,24 +68,27 @@ def _passes(service: ServiceSettings, candidates: Iterable[Candidate], state: St
 
 
 def _in_table(guest: Guest, candidates: Iterable[Candidate], state: State) -> bool:
-    entries = (None if c.slot is None else state.admitted.get(c.slot) for c in candidates)
+    entries = (
+        None if c.slot is None else state.remembered.admitted.get(c.slot) for c in candidates
+    )
     return any(entry is not None and entry.at >= guest.booted for entry in entries)
 
 
-def given_up(state: State, event: ProbeFinished) -> tuple[State, Guest] | None:
-    """The state in which the address of a probe that failed is given up, with its guest; None: it
-    is not."""
+def given_up(state: State, event: ProbeFinished) -> Guest | None:
+    """The guest without the address of a probe that failed, where another one of it passes."""
     address = event.target.address
-    owner = state.owners.get(address)
+    owner = state.derived.owners.get(address)
     if event.up or owner is None or address in state.guests[owner].given_up:
         return None
     guest = state.guests[owner]
     if guest.phase is not Phase.UP:
         return None
     for service in state.settings.services:
-        if service.name not in state.targets.get(event.target, {}):
+        if service.name not in state.derived.targets.get(event.target, {}):
             continue
-        mine = [c for c in state.candidates[service.name] if c.owner == owner and c.alternatives]
+        mine = [
+            c for c in state.derived.candidates[service.name] if c.owner == owner and c.alternatives
+        ]
         places: dict[IPAddress, list[Candidate]] = {}
         for each in (place for candidate in mine for place in (candidate, *candidate.alternatives)):
             if each.slot is not None:
@@ -95,8 +98,7 @@ def given_up(state: State, event: ProbeFinished) -> tuple[State, Guest] | None:
         for other, candidates in places.items():
             if _passed_before(service, candidates, state, event.started):
                 given = (guest.given_up | {address}) - {other}
-                after = replace(guest, given_up=given)
-                return replace(state, guests={**state.guests, owner: after}), after
+                return replace(guest, given_up=given)
     return None
 
 

@@ -31,7 +31,9 @@ def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
         for member in service.servers
         if member.host is not None
     }
-    holders = {slot.server.address: slot.owner for slot in state.admitted} | dict(state.owners)
+    holders = {slot.server.address: slot.owner for slot in state.remembered.admitted} | dict(
+        state.derived.owners
+    )
     running = {g.id.uuid for g in state.guests.values() if g.phase is not Phase.ABSENT}
     ranked = sorted(
         (
@@ -72,7 +74,7 @@ def claimed(state: State, guest: Guest) -> tuple[AddressCandidate, ...]:
 
 def reserved(before: State, state: State, at: float) -> State:
     """The state in which the addresses of guests that have gone, or boot anew, wait for them."""
-    waiting: dict[GuestId, Guest] = {}
+    waiting: list[Guest] = []
     for key, was in before.guests.items():
         now = state.guests.get(key)
         if now is None or now is was:
@@ -82,8 +84,8 @@ def reserved(before: State, state: State, at: float) -> State:
             found = frozenset(each.address for each in was.candidates)
             served = found.intersection(addresses_of(before, was).values()) or was.reserved
             until = at + RESERVED if served else None
-            waiting[key] = replace(now, reserved=served, reserved_until=until)
-    return replace(state, guests={**state.guests, **waiting}) if waiting else state
+            waiting.append(replace(now, reserved=served, reserved_until=until))
+    return state.with_guests(*waiting)
 
 
 def over(guest: Guest, at: float) -> Guest:
@@ -122,13 +124,13 @@ def noted(before: Guest, event: AddressesFound, step: Transition) -> Transition:
             note = Note(at=event.at, guest=after.id, text=text, warning=True)  # noqa: PLW2901
         told.add(key)
         said.append(note)
-    guests = {**step.state.guests, after.id: replace(after, told=frozenset(told))}
-    return replace(step, state=replace(step.state, guests=guests), notes=(*said, *step.notes))
+    state = step.state.with_guests(replace(after, told=frozenset(told)))
+    return replace(step, state=state, notes=(*said, *step.notes))
 
 
 def _of_found(found: AddressCandidate, guest: Guest, state: State, at: float) -> list[Note]:
     """One line, and where the address is another guest's, too, a warning for each of both."""
-    address, owner = found.address, state.owners.get(found.address, guest.id)
+    address, owner = found.address, state.derived.owners.get(found.address, guest.id)
     text = f"address {address} ({found.source})"
     others = [
         other

@@ -108,7 +108,7 @@ def raised(
         return None  # as nearly always, and quickly said
     found = measure(service, candidates, state, at)
     kind = kind_of(service, found)
-    before = state.alarms.get(key)
+    before = state.remembered.alarms.get(key)
     if kind is None:
         return None
     if before is None and kind is AlarmKind.DOWN:
@@ -130,7 +130,7 @@ def _any_serves(
 
 def alarm_text(state: State, service: ServiceSettings, key: ServiceKey, now: float) -> str:
     """`no server serves: 2 failed, 1 absent`"""
-    mine = [each for each in state.candidates[service.name] if each.service == key]
+    mine = [each for each in state.derived.candidates[service.name] if each.service == key]
     found = measure(service, mine, state, now)
     failing, share = found.phases[ServerPhase.FAILED], f"{service.keep_in_service * 100:.3g}%"
     if found.kept:
@@ -160,14 +160,14 @@ def _sorry(state: State, service: ServiceSettings, key: ServiceKey) -> str:
 def sorry_failure(state: State, service: ServiceSettings, key: ServiceKey) -> str:
     """What its check says; "" where it passes, has not answered yet, or there is none."""
     target = sorry_target(service, key)
-    health = None if target is None else state.health.get(target)
+    health = None if target is None else state.remembered.health.get(target)
     return "" if health is None or health.up else health.detail
 
 
 def sorry_news(state: State, result: ProbeFinished) -> Iterator[Note]:
     """A sorry server that fails from the beginning, which is no news of a server."""
     for service in state.settings.services:
-        if service.name in state.targets[result.target]:
+        if service.name in state.derived.targets[result.target]:
             for key in service.kernel_keys():
                 if sorry_target(service, key) == result.target:
                     subject = f"service {service.name}: the sorry server fails its check"
@@ -185,7 +185,7 @@ def services_left_by(state: State, guest: GuestId, now: float) -> list[str]:
     lines = []
     for service in services_of(state, state.guests[guest]):
         for key in service.kernel_keys():
-            mine = [each for each in state.candidates[service.name] if each.service == key]
+            mine = [each for each in state.derived.candidates[service.name] if each.service == key]
             if all(candidate.owner != guest for candidate in mine):
                 continue
             before = measure(service, mine, state, now)
@@ -211,11 +211,11 @@ _ENDS = {
 
 def alarm_notes(before: State, state: State, at: float) -> Iterator[Note]:
     """What is to be told of alarms that began, changed their kind, or ended between the two."""
-    if before.alarms == state.alarms:
+    if before.remembered.alarms == state.remembered.alarms:
         return
     for service in state.settings.services:
         for key in service.kernel_keys():
-            was, now = before.alarms.get(key), state.alarms.get(key)
+            was, now = before.remembered.alarms.get(key), state.remembered.alarms.get(key)
             name = f"service {service.name} ({text.place(key)})"
             if now is not None and (was is None or was.kind is not now.kind):
                 told = alarm_text(state, service, key, at)

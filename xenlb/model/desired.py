@@ -53,7 +53,9 @@ def server_status(
     candidate: Candidate, service: ServiceSettings, state: State, now: float
 ) -> ServerStatus:
     """Weight and phase of one server at `now`."""
-    admission = state.admitted.get(candidate.slot) if candidate.slot is not None else None
+    admission = (
+        state.remembered.admitted.get(candidate.slot) if candidate.slot is not None else None
+    )
     quiet = _quiet(admission, candidate.service, service, now)
     guest = None if candidate.owner is None else state.guests[candidate.owner]
     if guest is not None:
@@ -258,7 +260,7 @@ def timed_slots(state: State) -> Mapping[Slot, Admission]:
     """The servers whose weight depends on the time."""
     return {
         slot: entry
-        for slot, entry in state.admitted.items()
+        for slot, entry in state.remembered.admitted.items()
         if entry.ramp or (entry.quiet is not None and is_udp(slot.service))
     }
 
@@ -280,7 +282,7 @@ def next_deadline(state: State, now: float) -> float | None:
     ]
     timed = timed_slots(state)
     for service in state.settings.services if timed else ():
-        for candidate in state.candidates[service.name]:
+        for candidate in state.derived.candidates[service.name]:
             entry = None if candidate.slot is None else timed.get(candidate.slot)
             if entry is None:
                 continue
@@ -300,7 +302,7 @@ def desired(services: Iterable[ServiceSettings], state: State, now: float) -> Ta
         servers: dict[ServiceKey, dict[ServerKey, Server]] = {
             key: {} for key in service.kernel_keys()
         }
-        for candidate in state.candidates[service.name]:
+        for candidate in state.derived.candidates[service.name]:
             weight = server_status(candidate, service, state, now).weight
             if weight is not None and candidate.slot is not None:
                 servers[candidate.service][candidate.slot.server] = server_of(

@@ -10,7 +10,6 @@ from math import inf
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model import drain as drains
 from xenlb.model.address_claims import over
-from xenlb.model.admission import recompute
 from xenlb.model.desired import timed_slots
 from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.drain import Drain, Outcome, connections, hindrances
@@ -25,7 +24,7 @@ from xenlb.model.guest import Guest, LifecycleEvent, Phase, Request, transition,
 from xenlb.model.host_drain import free_to_go
 from xenlb.model.membership import names_of, services_of
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Note, State, Transition
+from xenlb.model.state import Change, Note, State, nothing_follows
 
 # Seconds, for a guest that belongs to no service.
 DEFAULT_GRACE = 300.0
@@ -55,7 +54,7 @@ def requested(state: State, guest: Guest, ask: RequestKind, at: float) -> Guest:
         by="",
         since=at,
         requested=True,
-        warnings=hindrances(services, state.wrong_sysctls),
+        warnings=hindrances(services, state.observed.wrong_sysctls),
     )
     return replace(guest, request=request, drain=drain)
 
@@ -90,19 +89,19 @@ def _ending(guest: Guest, drain: Drain, at: float) -> Note:
 # --- operators -----------------------------------------------------------------------------------
 
 
-def drain(state: State, event: DrainRequested) -> Transition:
+def drain(state: State, event: DrainRequested) -> Change:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT:
-        return Transition(state=state)
+        return nothing_follows(state)
     changed, notes = _drained(state, guest, event)
-    return recompute(state, changed, names_of(state, guest), event.at, *notes)
+    return Change(state=changed, services=names_of(state, guest), notes=tuple(notes))
 
 
 def _drained(state: State, guest: Guest, event: DrainRequested) -> tuple[State, tuple[Note, ...]]:
     services = services_of(state, guest)
     policies = [service.drain.timeout for service in services]
     longest = max(policies, default=DEFAULT_TIMEOUT) if event.timeout is None else event.timeout
-    warnings = hindrances(services, state.wrong_sysctls)
+    warnings = hindrances(services, state.observed.wrong_sysctls)
     reason = "drained" if event.then is None else f"drained for {VERBS[event.then]}"
     begun = Drain(
         reason=reason,
@@ -114,10 +113,9 @@ def _drained(state: State, guest: Guest, event: DrainRequested) -> tuple[State, 
     )
     if guest.drain is not None and guest.drain.left is not None:
         begun = replace(begun, left=guest.drain.left)
-    guests = {**state.guests, guest.id: replace(guest, drain=begun)}
     notes = [Note(at=event.at, guest=guest.id, text=begun.text())]
     notes += [Note(at=event.at, guest=guest.id, text=each, warning=True) for each in warnings]
-    return replace(state, guests=guests), tuple(notes)
+    return state.with_guests(replace(guest, drain=begun)), tuple(notes)
 
 
 def is_out(guest: Guest) -> bool:
@@ -126,23 +124,23 @@ def is_out(guest: Guest) -> bool:
     return guest.phase is not Phase.ABSENT and (guest.drain is not None or going)
 
 
-def undrain(state: State, event: UndrainRequested) -> Transition:
+def undrain(state: State, event: UndrainRequested) -> Change:
     """Also takes back that it was asked to go: who says so knows that it stays."""
     guest = state.guests.get(event.guest)
     if guest is None or not is_out(guest):
-        return Transition(state=state)
+        return nothing_follows(state)
     after = undrained(guest, Outcome.UNDRAINED, at=event.at)
     if guest.request is not None:
         after = transition(after, LifecycleEvent.STAYS, at=event.at, incarnation=guest.incarnation)
-    changed = replace(state, guests={**state.guests, guest.id: after})
+    changed = state.with_guests(after)
     notes = [
         Note(at=event.at, guest=guest.id, text=f"undrained by {event.by}"),
         *endings(guest, after, event.at),
     ]
-    return recompute(state, changed, names_of(state, guest), event.at, *notes)
+    return Change(state=changed, services=names_of(state, guest), notes=tuple(notes))
 
 
-def drain_all(state: State, event: DrainAllRequested) -> Transition:
+def drain_all(state: State, event: DrainAllRequested) -> Change:
     """As many guests of this host as may go now; see host_drain.py. May be asked again at will."""
     changed, notes, names = state, list[Note](), frozenset[str]()
     for guest_id in free_to_go(state, rest=event.rest):
@@ -151,17 +149,17 @@ def drain_all(state: State, event: DrainAllRequested) -> Transition:
         changed, said = _drained(changed, guest, asked)
         notes += said
         names |= names_of(state, guest)
-    return recompute(state, changed, names, event.at, *notes)
+    return Change(state=changed, services=names, notes=tuple(notes))
 
 
 # --- what comes of it ----------------------------------------------------------------------------
 
 
-def sent(state: State, event: RequestSent) -> Transition:
+def sent(state: State, event: RequestSent) -> Change:
     """libvirt was asked for what comes after the drain of a guest that still runs."""
     guest = state.guests.get(event.guest)
     if guest is None or guest.drain is None or guest.drain.then is not event.kind:
-        return Transition(state=state)  # it has gone, or boots already, or was undrained
+        return nothing_follows(state)  # it has gone, or boots already, or was undrained
     verb = VERBS[event.kind]
     after = replace(guest, drain=replace(guest.drain, asked=True, failure=event.failure))
     if event.failure:
@@ -173,16 +171,16 @@ def sent(state: State, event: RequestSent) -> Transition:
         )
         if after.request is None:  # not every hypervisor tells of a request
             after = requested(state, after, event.kind, event.at)
-    changed = replace(state, guests={**state.guests, guest.id: after})
+    changed = state.with_guests(after)
     note = Note(at=event.at, guest=guest.id, text=text, warning=bool(event.failure))
-    return recompute(state, changed, names_of(state, guest), event.at, note)
+    return Change(state=changed, services=names_of(state, guest), notes=(note,))
 
 
-def counted(state: State, event: ConnectionsCounted) -> Transition:
+def counted(state: State, event: ConnectionsCounted) -> Change:
     """What is left of the connections of each guest that is drained."""
-    guests = dict(state.guests)
+    changed: list[Guest] = []
     notes: list[Note] = []
-    for key, guest in state.guests.items():
+    for guest in state.guests.values():
         if guest.drain is None or not guest.drain.lasts or guest.drain.since > event.at:
             continue
         mine = tuple(places(state, guest))
@@ -194,18 +192,22 @@ def counted(state: State, event: ConnectionsCounted) -> Transition:
         earliest = guest.drain.since + udp
         after = drains.counted(guest.drain, left, event.at, earliest=earliest)
         if after is not guest.drain:
-            guests[key] = replace(guest, drain=after)
+            changed.append(replace(guest, drain=after))
         if not after.lasts:
             notes.append(_ending(guest, after, event.at))
-    return Transition(state=replace(state, guests=guests), notes=tuple(notes))
+    return nothing_follows(state.with_guests(*changed), *notes)
 
 
 def places(state: State, guest: Guest) -> Iterator[tuple[ServiceSettings, ServiceKey, ServerKey]]:
     """Where the guest is in the table."""
     for service in services_of(state, guest):
-        for candidate in state.candidates.get(service.name, ()):
+        for candidate in state.derived.candidates.get(service.name, ()):
             slot = candidate.slot
-            if candidate.owner == guest.id and slot is not None and slot in state.admitted:
+            if (
+                candidate.owner == guest.id
+                and slot is not None
+                and slot in state.remembered.admitted
+            ):
                 yield service, slot.service, slot.server
 
 
@@ -236,9 +238,9 @@ def due(state: State, at: float) -> Mapping[GuestId, RequestKind]:
     }
 
 
-def tick(state: State, at: float) -> Transition:
+def tick(state: State, at: float) -> Change:
     """Deadlines that have come: of requests, drains, slow starts, UDP, reserved addresses."""
-    guests = dict(state.guests)
+    changed: list[Guest] = []
     notes: list[Note] = []
     timed = {slot.service for slot in timed_slots(state)}
     names = {
@@ -246,7 +248,7 @@ def tick(state: State, at: float) -> Transition:
         for service in state.settings.services
         if not timed.isdisjoint(service.kernel_keys())
     }
-    for key, guest in state.guests.items():
+    for guest in state.guests.values():
         after = guest
         if guest.request is not None and guest.request.deadline <= at:
             stays = transition(guest, LifecycleEvent.STAYS, at=at, incarnation=guest.incarnation)
@@ -262,8 +264,10 @@ def tick(state: State, at: float) -> Transition:
             after = undrained(after, Outcome.UNASKED, at=at)
             names |= names_of(state, guest)
             notes.append(_unasked(after, drain))
-        guests[key] = over(after, at)
-    return recompute(state, replace(state, guests=guests), frozenset(names), at, *notes)
+        after = over(after, at)
+        if after is not guest:
+            changed.append(after)
+    return Change(state=state.with_guests(*changed), services=frozenset(names), notes=tuple(notes))
 
 
 def _unasked(guest: Guest, drain: Drain) -> Note:

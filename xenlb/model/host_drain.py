@@ -57,7 +57,7 @@ def free_to_go(state: State, *, rest: bool) -> tuple[GuestId, ...]:
     weighed: dict[ServiceKey, _Weighed] = {}
     places: dict[GuestId, list[tuple[_Weighed, int]]] = {}
     for service in state.settings.services:
-        for candidate in state.candidates.get(service.name, ()):
+        for candidate in state.derived.candidates.get(service.name, ()):
             if candidate.owner is None and candidate.slot is None:
                 continue
             # How much weight it has now is of no matter here, so neither is the time.

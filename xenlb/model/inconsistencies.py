@@ -20,7 +20,7 @@ Finding = tuple[GuestId | None, str]
 
 def unknown(state: State, service: ServiceSettings) -> Iterator[tuple[Member, str]]:
     """The entries of `servers` that mean no guest of any libvirt, each with a reason."""
-    if not state.synced or not state.links:
+    if not state.synced or not state.observed.links:
         return
     names = {guest.name for guest in state.guests.values()}
     uuids = {str(guest.id.uuid) for guest in state.guests.values()}
@@ -84,8 +84,7 @@ def noted(before: State, step: Transition, at: float) -> Transition:
     news = (
         Note(at=at, text=text, guest=guest, warning=True)
         for guest, text in found
-        if (guest, text) not in before.inconsistencies
+        if (guest, text) not in before.derived.inconsistencies
     )
-    return replace(
-        step, state=replace(step.state, inconsistencies=found), notes=(*step.notes, *news)
-    )
+    derived = replace(step.state.derived, inconsistencies=found)
+    return replace(step, state=replace(step.state, derived=derived), notes=(*step.notes, *news))

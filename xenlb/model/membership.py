@@ -107,7 +107,7 @@ def addresses_of(state: State, guest: Guest) -> dict[str, IPAddress]:
     return {
         service.name: candidate.slot.server.address
         for service in services_of(state, guest)
-        for candidate in state.candidates[service.name]
+        for candidate in state.derived.candidates[service.name]
         if candidate.owner == guest.id and candidate.slot is not None
     }
 
@@ -145,7 +145,9 @@ def refused_metadata(found: AddressCandidate, state: State) -> str:
     other source, which is judged before it gets here."""
     if found.source is not AddressSource.METADATA:
         return ""
-    return rejection_reason(found.address, state.host, addresses_in_use(state.settings.services))
+    return rejection_reason(
+        found.address, state.observed.host, addresses_in_use(state.settings.services)
+    )
 
 
 def candidates(

@@ -30,7 +30,7 @@ def provision_requests(state: State) -> dict[GuestId, ProvisionRequest]:
         return {}
     addresses: dict[GuestId, dict[str, IPAddress]] = {}
     for service in state.settings.services:
-        for candidate in state.candidates[service.name]:
+        for candidate in state.derived.candidates[service.name]:
             if candidate.owner is not None and candidate.slot is not None:
                 known = addresses.setdefault(candidate.owner, {})
                 known[service.name] = candidate.slot.server.address

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from xenlb.model import (
+    address_choice,
     address_claims,
     check_results,
     draining,
@@ -17,7 +18,6 @@ from xenlb.model import (
     reconfigure,
 )
 from xenlb.model.addresses import RANKS, AddressCandidate
-from xenlb.model.admission import recompute
 from xenlb.model.domain import DomainDescription, DomainState, RequestKind
 from xenlb.model.events import (
     AddressesFound,
@@ -49,22 +49,35 @@ from xenlb.model.events import (
 )
 from xenlb.model.guest import Guest, LifecycleEvent, Phase, transition
 from xenlb.model.membership import names_of
+from xenlb.model.recompute import recompute
 from xenlb.model.reserved_addresses import HostNetworkChanged
-from xenlb.model.state import Note, State, Transition
+from xenlb.model.state import Change, Note, State, Transition, nothing_follows
+
+# Events after which configuration, metadata and guests may no longer fit together.
+_NAMING = Configured | GuestsListed | Started | MetadataChanged | Undefined | HostNetworkChanged
 
 
 def reduce(state: State, event: Event) -> Transition:
-    """Total: every event is taken in every state."""
-    result = _step(state, event)
-    if isinstance(
-        event,
-        Configured | GuestsListed | Started | MetadataChanged | Undefined | HostNetworkChanged,
-    ):
-        return inconsistencies.noted(state, result, event.at)
+    """Fold an event into the state. Total: every event is taken in every state."""
+    change = _change(state, event)
+    result = Transition(state=change.state, notes=change.notes)
+    if change.follows:
+        result = recompute(state, change, event.at)
+    match event:
+        case Configured():
+            result = reconfigure.summarized(state, event, result)
+        case AddressesFound() if change.follows:
+            result = address_claims.noted(state.guests[event.guest], event, result)
+        case ProbeFinished():
+            if (guest := address_choice.given_up(result.state, event)) is not None:
+                given_up = _given_up(result.state, guest, event)
+                result = result.then(recompute(result.state, given_up, event.at))
+    if isinstance(event, _NAMING):
+        result = inconsistencies.noted(state, result, event.at)
     return result
 
 
-def _step(state: State, event: Event) -> Transition:
+def _change(state: State, event: Event) -> Change:
     match event:
         case Configured():
             return reconfigure.configured(state, event)
@@ -72,25 +85,18 @@ def _step(state: State, event: Event) -> Transition:
             return reconfigure.refused(state, event)
         case GuestsListed():
             return _listed(state, event)
-        case Disconnected(at=at, uri=uri, reason=reason):
-            link = state.links.get(uri)
-            if link is None:
-                return Transition(state=state)
-            links = {
-                **state.links,
-                uri: replace(link, connected=False, since=at, reason=reason),
-            }
-            text = f"libvirt {uri} is not connected: {reason}; its guests stay as they are"
-            note = Note(at=at, text=f"{text} (systemctl status libvirtd)", warning=True)
-            return Transition(state=replace(state, links=links), notes=(note,))
+        case Disconnected():
+            return _disconnected(state, event)
         case ProbeFinished():
             return check_results.apply_check_result(state, event)
         case GuestInspected():
-            return _inside(state, event)
+            return _inspected(state, event)
         case ConnectionsCounted():
             return draining.counted(state, event)
         case SysctlsChecked(amiss=amiss):
-            return Transition(state=replace(state, wrong_sysctls=amiss))
+            return nothing_follows(
+                replace(state, observed=replace(state.observed, wrong_sysctls=amiss))
+            )
         case Tick(at=at):
             return draining.tick(state, at)
         case DrainRequested():
@@ -103,25 +109,60 @@ def _step(state: State, event: Event) -> Transition:
             return draining.undrain(state, event)
         case AddressesFound():
             return _addresses(state, event)
-        case HostNetworkChanged(at=at, host=host):
-            return recompute(state, replace(state, host=host), None, at)
+        case HostNetworkChanged(host=host):
+            return Change(
+                state=replace(state, observed=replace(state.observed, host=host)), services=None
+            )
         case MetadataChanged():
             return _metadata(state, event)
-        case Undefined(guest=guest_id):
-            guest = state.guests.get(guest_id)
-            if guest is None or guest.phase is not Phase.ABSENT:
-                return Transition(state=state)
-            names = names_of(state, guest)
-            guests = {key: value for key, value in state.guests.items() if key != guest_id}
-            return recompute(state, replace(state, guests=guests), names, event.at)
+        case Undefined():
+            return _undefined(state, event)
         case (
-            Started() | ShutdownRequested() | Died() | Stopped() | Crashed() | Paused() | Resumed()
+            Started()
+            | ShutdownRequested()
+            | ShutdownCancelled()
+            | Died()
+            | Stopped()
+            | Crashed()
+            | Paused()
+            | Resumed()
+            | Rebooted()
         ):
-            return _lived(state, event)
-        case Rebooted() | ShutdownCancelled():
-            return _lived(state, event)
+            return _lifecycle(state, event)
         case _:
             assert_never(event)
+
+
+def _given_up(state: State, guest: Guest, event: ProbeFinished) -> Change:
+    text = f"address {event.target.address} is given up: another one of the guest passes"
+    changed = state.with_guests(guest)
+    note = Note(at=event.at, guest=guest.id, text=text)
+    return Change(state=changed, services=names_of(changed, guest), notes=(note,))
+
+
+def _disconnected(state: State, event: Disconnected) -> Change:
+    link = state.observed.links.get(event.uri)
+    if link is None:
+        return nothing_follows(state)
+    lost = replace(link, connected=False, since=event.at, reason=event.reason)
+    links = {**state.observed.links, event.uri: lost}
+    text = (
+        f"libvirt {event.uri} is not connected: {event.reason}; its guests stay as they are"
+        " (systemctl status libvirtd)"
+    )
+    observed = replace(state.observed, links=links)
+    return nothing_follows(
+        replace(state, observed=observed), Note(at=event.at, text=text, warning=True)
+    )
+
+
+def _undefined(state: State, event: Undefined) -> Change:
+    guest = state.guests.get(event.guest)
+    if guest is None or guest.phase is not Phase.ABSENT:
+        return nothing_follows(state)
+    guests = {key: other for key, other in state.guests.items() if key != event.guest}
+    remembered = replace(state.remembered, guests=guests)
+    return Change(state=replace(state, remembered=remembered), services=names_of(state, guest))
 
 
 LifeEvent = (
@@ -137,10 +178,9 @@ LifeEvent = (
 )
 
 
-def _lived(state: State, event: LifeEvent) -> Transition:
-    """Something happened in the life of a guest."""
-    if event.guest.uri not in state.links:
-        return Transition(state=state)
+def _lifecycle(state: State, event: LifeEvent) -> Change:
+    if event.guest.uri not in state.observed.links:
+        return nothing_follows(state)
     guest = state.guests.get(event.guest)
     if guest is None:
         name = event.name if isinstance(event, Started) else ""
@@ -154,9 +194,8 @@ def _lived(state: State, event: LifeEvent) -> Transition:
             metadata_at=event.at,
         )
     if isinstance(event, ShutdownCancelled) and not draining.goes_by_itself(guest):
-        return Transition(
-            state=state
-        )  # at its boot, or its own word on what somebody else asked for
+        # It says so at each boot, and where others asked for the shutdown.
+        return nothing_follows(state)
     happening, text = _happening(event)
     heard = transition(guest, happening, at=event.at, incarnation=event.incarnation)
     present = event.incarnation in {None, heard.incarnation}
@@ -167,13 +206,13 @@ def _lived(state: State, event: LifeEvent) -> Transition:
     took = _took(guest, heard)
     if took or present:  # news of a former incarnation says nothing of this one's life
         heard = replace(heard, last_event=event.at)
-    changed = replace(state, guests={**state.guests, event.guest: heard})
+    changed = state.with_guests(heard)
     late = "" if took or isinstance(event, Started) else _no_news(happening)
     note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
     news = () if _stands(guest, event) else (note,)
     notes = (*news, *draining.endings(guest, heard, event.at))
     names = names_of(state, guest) | names_of(changed, heard)
-    return recompute(state, changed, names, event.at, *notes)
+    return Change(state=changed, services=names, notes=tuple(notes))
 
 
 def _stands(guest: Guest, event: LifeEvent) -> bool:
@@ -237,12 +276,12 @@ def _happening(event: LifeEvent) -> tuple[LifecycleEvent, str]:
             assert_never(event)
 
 
-def _listed(state: State, event: GuestsListed) -> Transition:
+def _listed(state: State, event: GuestsListed) -> Change:
     """All guests of one libvirt. What was heard of a guest since the listing began is newer."""
-    link = state.links.get(event.uri)
+    link = state.observed.links.get(event.uri)
     if link is None:
-        return Transition(state=state)
-    links = dict(state.links)
+        return nothing_follows(state)
+    links = dict(state.observed.links)
     links[event.uri] = replace(
         link,
         connected=True,
@@ -272,8 +311,12 @@ def _listed(state: State, event: GuestsListed) -> Transition:
     if all(links[uri].listed for uri in wanted):  # what is not wanted any more is replaced now
         links = {uri: link for uri, link in links.items() if uri in wanted}
         guests = {key: guest for key, guest in guests.items() if key.uri in links}
-    changed = replace(state, links=links, guests=guests)
-    return recompute(state, changed, None, event.at, *notes)
+    changed = replace(
+        state,
+        observed=replace(state.observed, links=links),
+        remembered=replace(state.remembered, guests=guests),
+    )
+    return Change(state=changed, services=None, notes=tuple(notes))
 
 
 def _described(guest: Guest | None, described: DomainDescription, event: GuestsListed) -> Guest:
@@ -302,19 +345,18 @@ def _described(guest: Guest | None, described: DomainDescription, event: GuestsL
     return transition(guest, happening, at=event.at, incarnation=described.incarnation)
 
 
-def _addresses(state: State, event: AddressesFound) -> Transition:
+def _addresses(state: State, event: AddressesFound) -> Change:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
-        return Transition(state=state)
+        return nothing_follows(state)
     refused = {item.text for item in event.rejected}
     before = tuple(item for item in guest.candidates if str(item.address) not in refused)
     found = _kept(before, event.candidates)
     after = replace(guest, candidates=found, rejected=event.rejected)
     if after == guest:
-        return Transition(state=state)
-    changed = replace(state, guests={**state.guests, guest.id: after})
-    result = recompute(state, changed, names_of(changed, after), event.at)
-    return address_claims.noted(guest, event, result)
+        return nothing_follows(state)
+    changed = state.with_guests(after)
+    return Change(state=changed, services=names_of(changed, after))
 
 
 def _kept(
@@ -331,30 +373,30 @@ def _kept(
     return tuple(sorted([*found, *kept], key=lambda item: RANKS[item.source]))
 
 
-def _inside(state: State, event: GuestInspected) -> Transition:
+def _inspected(state: State, event: GuestInspected) -> Change:
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
-        return Transition(state=state)
+        return nothing_follows(state)
     after = replace(guest, readiness=event.verdicts)
-    changed = replace(state, guests={**state.guests, guest.id: after})
+    changed = state.with_guests(after)
     notes = [
         Note(at=event.at, guest=guest.id, text=text, warning=warning)
         for text, warning in readiness.news(guest.readiness, after.readiness)
     ]
-    return recompute(state, changed, names_of(changed, after), event.at, *notes)
+    return Change(state=changed, services=names_of(changed, after), notes=tuple(notes))
 
 
-def _metadata(state: State, event: MetadataChanged) -> Transition:
+def _metadata(state: State, event: MetadataChanged) -> Change:
     guest = state.guests.get(event.guest)
     if guest is None:
-        return Transition(state=state)
+        return nothing_follows(state)
     after = replace(
         guest,
         metadata=event.services,
         metadata_problems=event.problems,
         metadata_at=event.at,
     )
-    changed = replace(state, guests={**state.guests, guest.id: after})
+    changed = state.with_guests(after)
     notes = [
         Note(at=event.at, guest=guest.id, text=f"metadata: {problem}", warning=True)
         for problem in event.problems
@@ -362,6 +404,5 @@ def _metadata(state: State, event: MetadataChanged) -> Transition:
     ]
     if after.metadata != guest.metadata:
         notes.append(Note(at=event.at, guest=guest.id, text="metadata changed"))
-    return recompute(
-        state, changed, names_of(state, guest) | names_of(changed, after), event.at, *notes
-    )
+    names = names_of(state, guest) | names_of(changed, after)
+    return Change(state=changed, services=names, notes=tuple(notes))

@@ -60,7 +60,7 @@ def sorry_server(
         return None
     it = None if entry is None else entry.servers.get(sorry)
     target = sorry_target(service, key)
-    health = None if target is None else state.health.get(target)
+    health = None if target is None else state.remembered.health.get(target)
     failure = sorry_failure(state, service, key)
     return {
         "address": str(sorry.address),
@@ -110,7 +110,7 @@ def unverified(
     found = []
     for candidate in candidates:
         slot = candidate.slot
-        if slot is None or slot not in state.admitted:
+        if slot is None or slot not in state.remembered.admitted:
             continue
         if any(target.vip is not None for target in candidate.targets):
             continue

@@ -1,7 +1,7 @@
 """Everything the agent knows, as one value. Changed by `step.step` only, which makes a new one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -89,40 +89,91 @@ _UNKNOWN = Health(valid_from=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """`changes`: what the last configuration has changed. `inconsistencies`: between configuration,
-    metadata and lists of guests. `host`: this host's network. `wrong_sysctls`: those that are not
-    as needed. `owners`: whose an address is (None: a configured host's). `candidates`: who may
-    serve, by service name; `targets`: what is to be probed, and for whom, by service name, and
-    `health` has exactly these targets. `admitted`: who is in the table. `alarms`: of kernel
-    services that serve too little, or not at all. The last six follow from the rest.
+class Observed:
+    """What the sources report; after a restart they report it anew.
+
+    `changes`: what the last configuration changed. `links`: by libvirt URI. `host`: the network of
+    this host. `wrong_sysctls`: names of those that differ from what the services need.
     """
 
     settings: Settings = field(default_factory=Settings)
     problems: tuple[Problem, ...] = ()
     configured_at: float = 0.0
     changes: str = ""
-    inconsistencies: tuple[tuple[GuestId | None, str], ...] = ()
     links: Mapping[str, LibvirtLink] = field(default_factory=dict)
-    guests: Mapping[GuestId, Guest] = field(default_factory=dict)
     host: HostNetwork = field(default_factory=HostNetwork)
     wrong_sysctls: frozenset[str] = frozenset()
-    owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
-    candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
-    targets: Mapping[Target, Mapping[str, tuple[Candidate, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remembered:
+    """What carries history and outlives the agent, in the state file.
+
+    `health` has the verdict of every target that is probed. `admitted`: the servers in the table.
+    `alarms`: of kernel services that serve too little, or not at all.
+    """
+
+    guests: Mapping[GuestId, Guest] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
     admitted: Mapping[Slot, Admission] = field(default_factory=dict)
     alarms: Mapping[ServiceKey, Alarm] = field(default_factory=dict)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """What follows from the rest; the reducer computes it after each event.
+
+    `owners`: the guest that an address belongs to, None for a configured host. `candidates`: the
+    servers that each service may have, by its name. `targets`: what is probed, and for which
+    candidates of which service. `inconsistencies`: between configuration, metadata and guests.
+    """
+
+    owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
+    candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
+    targets: Mapping[Target, Mapping[str, tuple[Candidate, ...]]] = field(default_factory=dict)
+    inconsistencies: tuple[tuple[GuestId | None, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Everything the agent knows. Only the reducer makes a new one."""
+
+    observed: Observed = field(default_factory=Observed)
+    remembered: Remembered = field(default_factory=Remembered)
+    derived: Derived = field(default_factory=Derived)
+
+    @property
+    def settings(self) -> Settings:
+        return self.observed.settings
+
+    @property
+    def guests(self) -> Mapping[GuestId, Guest]:
+        return self.remembered.guests
+
+    def with_guests(self, *guests: Guest) -> "State":
+        """The state with these guests in place of what they were."""
+        if not guests:
+            return self
+        changed = {**self.guests, **{guest.id: guest for guest in guests}}
+        return replace(self, remembered=replace(self.remembered, guests=changed))
+
+    def with_verdict(self, target: Target, verdict: Health) -> "State":
+        health = {**self.remembered.health, target: verdict}
+        return replace(self, remembered=replace(self.remembered, health=health))
+
+    def guest_of(self, candidate: Candidate) -> Guest | None:
+        """The guest of a candidate; None for a configured host."""
+        return None if candidate.owner is None else self.guests[candidate.owner]
+
     @property
     def synced(self) -> bool:
         """Was every libvirt of the configuration listed once?"""
-        return all(link.listed for link in self.links.values())
+        return all(link.listed for link in self.observed.links.values())
 
     def listed(self, uri: str) -> bool:
         """May guests of that libvirt be taken for gone? Not before it was listed once; "" is of
         no libvirt."""
-        link = self.links.get(uri)
+        link = self.observed.links.get(uri)
         return link is None or link.listed
 
     def verdict(self, candidate: Candidate, service: ServiceSettings) -> Health | None:
@@ -147,9 +198,9 @@ class State:
 
     def seen(self, target: Target, candidate: Candidate) -> Health:
         """The verdict of one check on a server."""
-        health = self.health.get(target, _UNKNOWN)
+        health = self.remembered.health.get(target, _UNKNOWN)
         if health.overridden and candidate.slot is not None:
-            entry = self.admitted.get(candidate.slot)
+            entry = self.remembered.admitted.get(candidate.slot)
             if entry is not None:
                 return entry.overrides.get(target, health)
         return health
@@ -158,7 +209,7 @@ class State:
         """The libvirt URI of each admitted server's guest; hosts have none and are left out."""
         return {
             (slot.service, slot.server): slot.owner.uri
-            for slot in self.admitted
+            for slot in self.remembered.admitted
             if slot.owner is not None
         }
 
@@ -174,12 +225,34 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transition:
-    """The new state, the services whose servers may have changed, and what to write down.
+class Change:
+    """What an event changes by itself; the reducer computes what follows.
 
-    `services` None means all.
+    `services`: names of the services that it may concern, None means all. `follows` False: nothing
+    follows from it.
     """
 
     state: State
     services: frozenset[str] | None = frozenset()
     notes: tuple[Note, ...] = ()
+    follows: bool = True
+
+
+def nothing_follows(state: State, *notes: Note) -> Change:
+    return Change(state=state, notes=notes, follows=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """The new state, the services whose servers may have changed (None means all), and notes."""
+
+    state: State
+    services: frozenset[str] | None = frozenset()
+    notes: tuple[Note, ...] = ()
+
+    def then(self, later: "Transition") -> "Transition":
+        """Both as one."""
+        both = None
+        if self.services is not None and later.services is not None:
+            both = self.services | later.services
+        return Transition(state=later.state, services=both, notes=(*self.notes, *later.notes))

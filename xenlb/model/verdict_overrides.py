@@ -31,11 +31,11 @@ def begun(before: State, state: State, known: Container[Target], at: float) -> S
     was = {
         candidate.slot: (candidate, before.verdict(candidate, service))
         for service in before.settings.services
-        for candidate in before.candidates[service.name]
-        if candidate.slot is not None and candidate.slot in before.admitted
+        for candidate in before.derived.candidates[service.name]
+        if candidate.slot is not None and candidate.slot in before.remembered.admitted
     }
-    health, admitted = dict(state.health), dict(state.admitted)
-    for found in state.candidates.values():
+    health, admitted = dict(state.remembered.health), dict(state.remembered.admitted)
+    for found in state.derived.candidates.values():
         for candidate in found:
             slot = candidate.slot
             entry = None if slot is None else admitted.get(slot)
@@ -55,7 +55,8 @@ def begun(before: State, state: State, known: Container[Target], at: float) -> S
                 health[target] = replace(health[target], overridden=True)
             if own != entry.overrides:
                 admitted[slot] = replace(entry, overrides=own)
-    return replace(state, health=health, admitted=admitted)
+    remembered = replace(state.remembered, health=health, admitted=admitted)
+    return replace(state, remembered=remembered)
 
 
 def _sound(known: Health) -> bool:
@@ -78,7 +79,7 @@ def judged(state: State, result: ProbeFinished) -> tuple[State, bool]:
     """The servers' own verdicts after one more result, which the target's has heard already; and
     whether anything can follow for a server."""
     target = result.target
-    known = state.health[target]
+    known = state.remembered.health[target]
     changed: dict[Slot, Admission] = {}
     news = others = False
     for slot, entry in _having(state, target):
@@ -94,15 +95,18 @@ def judged(state: State, result: ProbeFinished) -> tuple[State, bool]:
         if not after.up and known.up is None:  # it was in service, and fails
             known = replace(after, valid_from=known.valid_from)
     known = replace(known, overridden=others)
-    if known != state.health[target]:
-        state = replace(state, health={**state.health, target: known})
-    return (replace(state, admitted={**state.admitted, **changed}) if changed else state), news
+    if known != state.remembered.health[target]:
+        state = state.with_verdict(target, known)
+    if changed:
+        admitted = {**state.remembered.admitted, **changed}
+        state = replace(state, remembered=replace(state.remembered, admitted=admitted))
+    return state, news
 
 
 def _having(state: State, target: Target) -> list[tuple[Slot, Admission]]:
     """The servers with a verdict of their own on the target."""
-    slots = (each.slot for found in state.targets[target].values() for each in found)
-    entries = ((slot, state.admitted.get(slot)) for slot in slots if slot is not None)
+    slots = (each.slot for found in state.derived.targets[target].values() for each in found)
+    entries = ((slot, state.remembered.admitted.get(slot)) for slot in slots if slot is not None)
     return [(slot, entry) for slot, entry in entries if entry and target in entry.overrides]
 
 
@@ -116,7 +120,7 @@ def ended(entry: Admission, candidate: Candidate, state: State) -> Admission:
         target: verdict
         for target, verdict in entry.overrides.items()
         if target in candidate.targets
-        and target in state.health
-        and state.health[target].overridden
+        and target in state.remembered.health
+        and state.remembered.health[target].overridden
     }
     return entry if len(own) == len(entry.overrides) else replace(entry, overrides=own)

@@ -72,11 +72,11 @@ class _Asker:
     async def ask(self, *, probe: Probing) -> State:
         libvirts = {
             uri: LibvirtSource(uri, self.emit, clock.now, keepalive=self.state.settings.keepalive)
-            for uri in self.state.links
+            for uri in self.state.observed.links
         }
         xenstores = {
             uri: XenstoreSource(uri, self.emit, clock.now)
-            for uri in self.state.links
+            for uri in self.state.observed.links
             if is_local_xen(uri)
         }
         finder = AddressFinder(self.emit, clock.now, libvirts, xenstores)
@@ -109,14 +109,14 @@ class _Asker:
 
     def _answered(self, health: HealthRunner) -> bool:
         """Has every target a verdict, or failed as often as would take it out of service?"""
-        health.targets(self.state.health)
+        health.targets(self.state.remembered.health)
         return all(
             verdict.up is not None or (verdict.detail and not verdict.streak)
-            for verdict in self.state.health.values()
+            for verdict in self.state.remembered.health.values()
         )
 
     def _patience(self) -> float:
-        checks = [target.check for target in self.state.health]
+        checks = [target.check for target in self.state.remembered.health]
         return max((check.timeout * check.rise for check in checks), default=0.0) + SPARE
 
 

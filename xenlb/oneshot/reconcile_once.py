@@ -21,6 +21,7 @@ from xenlb.model.events import Configured
 from xenlb.model.reducer import reduce
 from xenlb.model.service_remarks import removal
 from xenlb.model.settings import Settings, needed_uris
+from xenlb.model.state import State
 from xenlb.model.suggestions import quoted, suggestion
 from xenlb.store import state_file
 
@@ -63,8 +64,10 @@ def run_once(
         )
     saved = (state_file.load if change else state_file.read)(state_path)
     settings = replace(settings, uris=needed_uris(settings))
-    state = reduce(saved.state, Configured(at=clock.now(), settings=settings)).state
-    if state.links or state.health:
+    state = reduce(
+        State(remembered=saved.remembered), Configured(at=clock.now(), settings=settings)
+    ).state
+    if state.observed.links or state.remembered.health:
         from xenlb.hypervisor.uri import SourceUnavailable  # noqa: PLC0415
         from xenlb.oneshot.collect import collect  # noqa: PLC0415  (loads asyncio and libvirt)
 
@@ -90,10 +93,15 @@ def run_once(
         said = _summary(ops, table, reconciler, settings) if ops else ""
         if not change:
             return OncePass(ops=ops, notes=notes, summary=said)
-        save = replace(saved, state=state, services=frozenset(reconciler.services))
+        save = replace(saved, remembered=state.remembered, services=frozenset(reconciler.services))
         # Hosts without a check that are ours and in the table, as many as before: it stands there.
-        hosts = not (state.links or state.health or saved.state.guests or saved.state.health)
-        same = hosts and len(state.admitted) == len(saved.state.admitted)
+        hosts = not (
+            state.observed.links
+            or state.remembered.health
+            or saved.remembered.guests
+            or saved.remembered.health
+        )
+        same = hosts and len(state.remembered.admitted) == len(saved.remembered.admitted)
         if grown or ops or not same:
             state_file.save(state_path, replace(save, servers=reconciler.servers))
         result = reconciler.execute(ops, clock.now())

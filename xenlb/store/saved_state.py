@@ -7,7 +7,7 @@ from typing import TypeVar
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health
-from xenlb.model.state import State
+from xenlb.model.state import Remembered
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -18,7 +18,7 @@ class SavedState:
     """`servers`: ours, with the libvirt URI of their guest. `addresses`: service addresses that we
     put on an interface. `sysctls`: the values before ours."""
 
-    state: State = field(default_factory=State)
+    remembered: Remembered = field(default_factory=Remembered)
     services: frozenset[ServiceKey] = frozenset()
     servers: Mapping[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
     addresses: frozenset[tuple[str, IPAddress]] = frozenset()
@@ -35,7 +35,7 @@ class StateChange:
 
 def state_change(before: SavedState, after: SavedState) -> StateChange:
     """What makes `after` of `before`. To be called after each round, with ten thousand servers."""
-    was, state = before.state, after.state
+    was, state = before.remembered, after.remembered
     guests, guests_gone = _changed(was.guests, state.guests, _lasting)
     admitted, admitted_gone = _changed(was.admitted, state.admitted)
     health, health_gone = _changed(was.health, state.health, _verdict)
@@ -44,14 +44,14 @@ def state_change(before: SavedState, after: SavedState) -> StateChange:
     sysctls, sysctls_gone = _changed(before.sysctls, after.sysctls)
     return StateChange(
         now=SavedState(
-            state=State(guests=guests, admitted=admitted, health=health, alarms=alarms),
+            remembered=Remembered(guests=guests, admitted=admitted, health=health, alarms=alarms),
             services=after.services - before.services,
             servers=servers,
             addresses=after.addresses - before.addresses,
             sysctls=sysctls,
         ),
         gone=SavedState(
-            state=State(
+            remembered=Remembered(
                 guests=guests_gone, admitted=admitted_gone, health=health_gone, alarms=alarms_gone
             ),
             services=before.services - after.services,
@@ -64,7 +64,7 @@ def state_change(before: SavedState, after: SavedState) -> StateChange:
 
 def apply_change(before: SavedState, changes: Iterable[StateChange]) -> SavedState:
     """The other way round, one after the other."""
-    state = before.state
+    state = before.remembered
     guests, admitted = dict(state.guests), dict(state.admitted)
     health, alarms = dict(state.health), dict(state.alarms)
     services, addresses = set(before.services), set(before.addresses)
@@ -77,12 +77,12 @@ def apply_change(before: SavedState, changes: Iterable[StateChange]) -> SavedSta
         addresses |= now.addresses
         _change(servers, now.servers, gone.servers)
         _change(sysctls, now.sysctls, gone.sysctls)
-        _change(guests, now.state.guests, gone.state.guests)
-        _change(admitted, now.state.admitted, gone.state.admitted)
-        _change(health, now.state.health, gone.state.health)
-        _change(alarms, now.state.alarms, gone.state.alarms)
+        _change(guests, now.remembered.guests, gone.remembered.guests)
+        _change(admitted, now.remembered.admitted, gone.remembered.admitted)
+        _change(health, now.remembered.health, gone.remembered.health)
+        _change(alarms, now.remembered.alarms, gone.remembered.alarms)
     return SavedState(
-        state=State(guests=guests, admitted=admitted, health=health, alarms=alarms),
+        remembered=Remembered(guests=guests, admitted=admitted, health=health, alarms=alarms),
         services=frozenset(services),
         servers=servers,
         addresses=frozenset(addresses),

@@ -33,7 +33,7 @@ from xenlb.model.domain import GuestId, MetadataService, RequestKind
 from xenlb.model.drain import Drain, Outcome
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
-from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
+from xenlb.model.state import Admission, Alarm, AlarmKind, Remembered, Slot
 from xenlb.model.target import Target
 from xenlb.store import check_codec
 from xenlb.store.saved_state import SavedState
@@ -70,7 +70,7 @@ Encoder = Callable[[list[Any]], list[Any]]
 
 def _parts(saved: SavedState) -> dict[str, tuple[Iterable[Any], Encoder]]:
     """Of each part of the file: its entries, and how some of them are written."""
-    state = saved.state
+    state = saved.remembered
     return {
         "services": (saved.services, lambda some: [_key(key) for key in some]),
         "servers": (saved.servers.items(), _servers),
@@ -155,7 +155,7 @@ def decode(found: dict[str, Any]) -> SavedState:
     if not all(re.fullmatch(r"[^\s/]{1,15}", name) for name, _ in addresses):
         raise ValueError("not the name of an interface")
     return SavedState(
-        state=State(
+        remembered=Remembered(
             guests={g.id: g for g in guests},
             admitted=admitted,
             health=health,

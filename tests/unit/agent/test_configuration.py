@@ -128,7 +128,7 @@ def test_a_reload_is_refused_for_what_the_host_has_not(tmp_path: Path, file: Pat
                     f"{file}:1:23: director.interface: this host has no interface loo"
                     " (did you mean lo?)"
                 )
-            await until(lambda: bool(agent.state.problems))
+            await until(lambda: bool(agent.state.observed.problems))
             assert agent.state.settings.services == services
             assert agent.state.settings.director.interface == "lo"
             assert desk.told().count("configuration refused") == 1

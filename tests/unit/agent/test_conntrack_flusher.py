@@ -39,12 +39,12 @@ def serving(service: ServiceSettings) -> State:
         state, GuestsListed(at=2.0, uri=URIS[0], requested_at=1.5, guests=(guest,))
     ).state
     state = probed(probed(state, 3.0, up=True), 3.0, up=True, address="10.0.0.11")
-    assert len(state.admitted) == 2
+    assert len(state.remembered.admitted) == 2
     return state
 
 
 def probed(state: State, at: float, *, up: bool, address: str = "10.0.0.5") -> State:
-    target = next(each for each in state.health if str(each.address) == address)
+    target = next(each for each in state.remembered.health if str(each.address) == address)
     return reduce(
         state, ProbeFinished(at=at, target=target, started=at - 0.1, up=up, detail="")
     ).state
@@ -81,5 +81,5 @@ def test_a_guest_that_dies_has_not_failed_its_check() -> None:
     state = serving(SERVICE)
     guest: GuestId = GUESTS[0]
     gone = reduce(state, Died(at=4.0, guest=guest, incarnation=1)).state
-    assert len(gone.admitted) == 1
+    assert len(gone.remembered.admitted) == 1
     assert failed_servers(state, gone) == frozenset()

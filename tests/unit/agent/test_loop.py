@@ -112,7 +112,7 @@ class Desk:
                 ProbeFinished(
                     at=clock.now(), target=target, started=clock.now(), up=True, detail=""
                 )
-                for target in self.agent.state.health
+                for target in self.agent.state.remembered.health
             )
         )
 
@@ -121,7 +121,7 @@ class Desk:
         at = clock.now()
         return [
             ProbeFinished(at=at, target=target, started=at, up=False, detail="refused")
-            for target in self.agent.state.health
+            for target in self.agent.state.remembered.health
             if str(target.address) == address
             for _ in range(target.check.fall)
         ]
@@ -199,7 +199,11 @@ def test_a_request_does_not_wait_for_thousands_of_results(
         async with agent_at_work(tmp_path, FakeKernel()) as desk:
             await desk.say(listed(mail1=5, mail2=4))
             await desk.pass_checks()
-            host = next(t for t in desk.agent.state.health if t.address == ip_address("10.0.0.13"))
+            host = next(
+                t
+                for t in desk.agent.state.remembered.health
+                if t.address == ip_address("10.0.0.13")
+            )
             results = [
                 ProbeFinished(
                     at=clock.now(), target=host, started=clock.now(), up=n % 2 == 1, detail=str(n)
@@ -211,12 +215,14 @@ def test_a_request_does_not_wait_for_thousands_of_results(
             )
             last = replace(results[-1], detail="the last")
             seen: list[str] = []
-            desk.agent.on_state_change = lambda _, state: seen.append(state.health[host].detail)
+            desk.agent.on_state_change = lambda _, state: seen.append(
+                state.remembered.health[host].detail
+            )
             everything = asyncio.create_task(desk.say(*results, last))
             await asyncio.sleep(0)
             await desk.say(asked)
             assert desk.weights()["10.0.0.11"] == 0
-            assert desk.agent.state.health[host].detail != "the last"
+            assert desk.agent.state.remembered.health[host].detail != "the last"
             assert not everything.done(), "who waits for a result is told when it was taken"
             await everything
             assert seen[-1] == "the last"
@@ -537,12 +543,12 @@ def test_a_new_configuration_takes_effect_at_once_and_a_wrong_one_not_at_all(
             file = tmp_path / "xenlb.yaml"
             file.write_text("services: [")
             assert await desk.agent.reload()
-            await until(lambda: bool(desk.agent.state.problems))
+            await until(lambda: bool(desk.agent.state.observed.problems))
             assert desk.weights() == {"10.0.0.11": 1, "10.0.0.13": 1}
             file.write_text("services: {}\n")
             assert await desk.agent.reload() == ()
             await until(lambda: not kernel.read().table.entries)
-            assert desk.agent.state.problems == ()
+            assert desk.agent.state.observed.problems == ()
 
     asyncio.run(story())
 

@@ -18,7 +18,7 @@ from xenlb.model.domain import GuestId
 from xenlb.model.events import Died, Event
 from xenlb.model.guest import Guest
 from xenlb.model.settings import Settings
-from xenlb.model.state import LibvirtLink, State
+from xenlb.model.state import LibvirtLink, Observed, State
 
 LXC, QEMU, FAR = "lxc:///", "qemu:///system", "lxc+ssh://dom0b/"
 
@@ -55,8 +55,8 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
             socket=tmp_path / "c",
             kernel=FakeKernel(),
         )
-        guests = {key: Guest(id=key, name="mail1") for key in ids.values()}
-        agent.state = State(guests=guests)
+        guests = [Guest(id=key, name="mail1") for key in ids.values()]
+        agent.state = State().with_guests(*guests)
         sources = Sources(agent)
         heard: list[Event] = []
         agent.emit = lambda event, applied=None: heard.append(event)  # type: ignore[method-assign]
@@ -122,9 +122,8 @@ def test_a_changed_keepalive_reaches_the_source(tmp_path: Path) -> None:
         for keepalive in (8.0, 60.0):
             before = agent.state
             settings = Settings(uris=("test:///default",), keepalive=keepalive)
-            agent.state = State(
-                settings=settings, links={"test:///default": LibvirtLink(since=0.0)}
-            )
+            links = {"test:///default": LibvirtLink(since=0.0)}
+            agent.state = State(observed=Observed(settings=settings, links=links))
             sources.on_state_change(before, agent.state)
             assert sources.libvirts["test:///default"].keepalive == keepalive
         await sources.stop()

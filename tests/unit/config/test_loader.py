@@ -56,7 +56,7 @@ from xenlb.model.settings import (
     Settings,
     SysctlPolicy,
 )
-from xenlb.model.state import State
+from xenlb.model.state import Observed, State
 from xenlb.model.target import Target
 
 ETC = Path(__file__).parents[3] / "etc"
@@ -335,7 +335,9 @@ def targets(keys: str) -> list[Target]:
     service = one(f"{keys}, servers: [{{host: 10.0.0.5}}]")
     return [
         target
-        for found in candidates(service, State(settings=Settings(services=(service,))), {})
+        for found in candidates(
+            service, State(observed=Observed(settings=Settings(services=(service,)))), {}
+        )
         for target in found.targets
     ]
 
@@ -347,7 +349,7 @@ def test_one_target_for_a_server_however_many_services_it_has() -> None:
         f" {keys}}}\n  b: {{address: 192.0.2.2, ports: [80], {keys}}}\n",
         "xenlb.yaml",
     )
-    state = State(settings=settings)
+    state = State(observed=Observed(settings=settings))
     found = [
         target
         for service in settings.services

@@ -17,7 +17,7 @@ from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import membership
 from xenlb.model.reducer import reduce
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
-from xenlb.model.state import State
+from xenlb.model.state import Derived, State
 
 MINE, OTHER = (GuestId(uri="xen:///system", uuid=UUID(int=number)) for number in (1, 2))
 
@@ -30,14 +30,10 @@ def test_every_address_that_is_not_used_is_refused_with_a_reason() -> None:
     refused = RejectedAddress(
         text="192.0.2.10", source=AddressSource.REPORTED, reason="it is a service address"
     )
-    state = State(
-        guests={
-            MINE: Guest(
-                id=MINE, name="mine", phase=Phase.UP, candidates=found, rejected=(refused,)
-            ),
-            OTHER: Guest(id=OTHER, name="other", phase=Phase.UP),
-        },
-        owners={found[0].address: MINE, found[1].address: OTHER, found[2].address: None},
+    owners = {found[0].address: MINE, found[1].address: OTHER, found[2].address: None}
+    state = State(derived=Derived(owners=owners)).with_guests(
+        Guest(id=MINE, name="mine", phase=Phase.UP, candidates=found, rejected=(refused,)),
+        Guest(id=OTHER, name="other", phase=Phase.UP),
     )
     said = answers.guest(state, MINE, wall=str)
     source = "reported by the guest"
@@ -52,7 +48,7 @@ def test_every_address_that_is_not_used_is_refused_with_a_reason() -> None:
 def test_a_text_that_is_a_uuid_means_no_guest_of_that_name() -> None:
     """For commands, for entries of `servers` and for what is said of its inside."""
     named = Guest(id=OTHER, name=str(MINE.uuid), phase=Phase.UP)
-    state = State(guests={MINE: Guest(id=MINE, name="mine", phase=Phase.UP), OTHER: named})
+    state = State().with_guests(Guest(id=MINE, name="mine", phase=Phase.UP), named)
     dashes = str(MINE.uuid)
     for text in (dashes, dashes.upper(), dashes.replace("-", "")):
         assert [guest.id for guest in answers.guests_named(state, text)] == [MINE]
@@ -79,7 +75,7 @@ SERVICE = ServiceSettings(
 
 
 def probed(state: State, at: float, address: str, *, up: bool, share: float | None = None) -> State:
-    for target in state.health:
+    for target in state.remembered.health:
         if target.address == ip_address(address) and (up or target.check is HTTP):
             said = "status 200" if up else "expected status 200-399, got 503"
             event = ProbeFinished(at=at, target=target, started=at, up=up, detail=said, share=share)
@@ -216,6 +212,6 @@ def test_servers_whose_inside_is_not_known_are_named() -> None:
         (replace(SERVICE, checks=(HTTP,)), []),
     ):
         state = reduce(State(), Configured(at=1.0, settings=Settings(services=(service,)))).state
-        target = next(t for t in state.health if t.address == ip_address("10.0.0.11"))
+        target = next(t for t in state.remembered.health if t.address == ip_address("10.0.0.11"))
         event = ProbeFinished(at=2.0, target=target, started=2.0, up=True, detail="status 200")
         assert shown(reduce(state, event).state)["unverified"] == expected

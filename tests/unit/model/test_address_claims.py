@@ -96,7 +96,7 @@ class World:
         """The guest at each address in the table."""
         return {
             slot.server.address: slot.owner.uuid.int
-            for slot in self.state.admitted
+            for slot in self.state.remembered.admitted
             if slot.owner is not None
         }
 
@@ -139,7 +139,7 @@ def test_no_report_moves_an_address_that_the_host_has_seen(
             if number_of in seen or number_of in served:
                 assert owner == number_of, f"{address_} is served by {owner}"
         for each in seen:
-            assert world.state.owners[address(each)] == guest(each)
+            assert world.state.derived.owners[address(each)] == guest(each)
             assert world.serving()[address(each)] == each
 
 

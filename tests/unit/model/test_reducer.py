@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from tests.soak import often
 from tests.unit.model.worlds import GUESTS, URIS, Move, a_story, opening, stories
 from xenlb.ipvs.table import ServerKey, ServiceKey, Table
-from xenlb.model.admission import settle
 from xenlb.model.desired import ServerPhase, desired, next_deadline, server_status, shared
 from xenlb.model.domain import DomainDescription, DomainState, GuestId, MetadataService, RequestKind
 from xenlb.model.drain import Outcome, is_udp
@@ -39,9 +38,10 @@ from xenlb.model.events import (
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import membership, sorry_target
 from xenlb.model.readiness import lacking
+from xenlb.model.recompute import recompute
 from xenlb.model.reducer import reduce
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import AlarmKind, Candidate, Slot, State, Transition
+from xenlb.model.state import AlarmKind, Candidate, Change, Slot, State, Transition
 from xenlb.model.target import Target
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
@@ -126,7 +126,7 @@ class World:
 def servers(state: State) -> Iterator[tuple[ServiceSettings, Candidate, Slot, Guest | None]]:
     """Every server that there could be, with its service and its guest."""
     for service in state.settings.services:
-        for candidate in state.candidates[service.name]:
+        for candidate in state.derived.candidates[service.name]:
             if candidate.slot is not None:
                 guest = None if candidate.owner is None else state.guests[candidate.owner]
                 yield service, candidate, candidate.slot, guest
@@ -153,10 +153,10 @@ def the_table_has_who_may_be_there_and_nobody_else(life: Life) -> None:
     for seen in life:
         state = seen.state
         known = {slot: (service, guest) for service, _, slot, guest in servers(state)}
-        assert set(state.admitted) <= set(known)
+        assert set(state.remembered.admitted) <= set(known)
         places = {(slot.service, slot.server) for slot in known}
         assert len(places) == len(known), "two owners hold the same server"
-        admitted = {(slot.service, slot.server) for slot in state.admitted}
+        admitted = {(slot.service, slot.server) for slot in state.remembered.admitted}
         sorry = {
             (key, service.sorry_key(key))
             for service in state.settings.services
@@ -164,15 +164,17 @@ def the_table_has_who_may_be_there_and_nobody_else(life: Life) -> None:
         }
         assert set(weights(seen.table)) <= admitted | sorry
         for service, _, slot, _ in servers(state):
-            if slot in state.admitted and (slot.service, slot.server) not in weights(seen.table):
-                since = state.admitted[slot].quiet
+            if slot in state.remembered.admitted and (slot.service, slot.server) not in weights(
+                seen.table
+            ):
+                since = state.remembered.admitted[slot].quiet
                 assert is_udp(slot.service)
                 assert since is not None
                 assert since + service.drain.udp <= seen.at
-        for slot in state.admitted:
+        for slot in state.remembered.admitted:
             guest = known[slot][1]
             assert guest is None or guest.phase is not Phase.ABSENT
-            assert state.admitted[slot].at >= (0 if guest is None else guest.booted)
+            assert state.remembered.admitted[slot].at >= (0 if guest is None else guest.booted)
         for key, entry in seen.table.entries.items():
             assert entry.service.key == key
             assert all(server.key == at for at, server in entry.servers.items())
@@ -187,7 +189,7 @@ def the_agent_is_told_of_every_service_whose_table_changed(life: Life) -> None:
 def what_a_step_leaves_is_settled(life: Life) -> None:
     """Drawing everything anew changes nothing, though a step draws a part only."""
     for seen in life:
-        again = settle(State(), seen.state, frozenset(), seen.at)
+        again = recompute(State(), Change(state=seen.state), seen.at)
         assert again.services is None
         assert again.state == seen.state, seen.event
         asked: dict[Target, dict[str, tuple[Candidate, ...]]] = {}
@@ -204,15 +206,15 @@ def what_a_step_leaves_is_settled(life: Life) -> None:
             for key in service.kernel_keys():
                 if (sorry := sorry_target(service, key)) is not None:
                     asked.setdefault(sorry, {}).setdefault(service.name, ())
-        assert seen.state.targets == asked
-        assert set(seen.state.health) == set(asked)
+        assert seen.state.derived.targets == asked
+        assert set(seen.state.remembered.health) == set(asked)
 
 
 def who_goes_pauses_or_is_drained_gets_no_new_connections(life: Life) -> None:
     for seen in life:
         table = weights(seen.table)
         for _, _, slot, guest in servers(seen.state):
-            if slot not in seen.state.admitted or guest is None:
+            if slot not in seen.state.remembered.admitted or guest is None:
                 continue
             if guest.phase is not Phase.UP or guest.drain is not None:
                 assert not table.get((slot.service, slot.server))
@@ -230,11 +232,13 @@ def nobody_serves_before_a_check_has_passed_in_this_boot(life: Life) -> None:
             unchecked |= {
                 slot.server.address
                 for _, each, slot, _ in servers(seen.before)
-                if not each.targets and slot in seen.before.admitted
+                if not each.targets and slot in seen.before.remembered.admitted
             }
         table = weights(seen.table)
         for _, each, slot, guest in servers(seen.state):
-            if slot not in seen.state.admitted or not table.get((slot.service, slot.server)):
+            if slot not in seen.state.remembered.admitted or not table.get(
+                (slot.service, slot.server)
+            ):
                 continue
             since = 0.0 if guest is None else max(guest.booted, guest.recheck)
             ok = passed.get(slot.server.address, -1.0) >= since
@@ -347,7 +351,7 @@ def local_guests(state: State, service: ServiceSettings) -> Iterator[Guest]:
 def serving_weight(state: State, service: ServiceSettings) -> dict[ServiceKey, tuple[int, int]]:
     """The weight of the servers whose guest runs, and of those of them that serve."""
     found = dict.fromkeys(service.kernel_keys(), (0, 0))
-    for each in state.candidates[service.name]:
+    for each in state.derived.candidates[service.name]:
         stands = server_status(each, service, state, 0.0)
         if stands.phase is not ServerPhase.ABSENT and (each.owner or each.slot):
             able, serving = found[each.service]
@@ -396,7 +400,7 @@ def in_service(state: State) -> dict[ServiceKey, Weighed]:
         health = state.verdict(candidate, service)
         if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
             continue
-        admission = state.admitted.get(slot)
+        admission = state.remembered.admitted.get(slot)
         new = health is not None and health.assumed and (admission is None or admission.quiesced)
         if new or (health is not None and health.up is None):
             continue
@@ -420,7 +424,10 @@ def checks_never_take_out_more_than_leaves_the_share(life: Life) -> None:
             gone = {
                 slot
                 for slot in before[key].there - now.there
-                if (slot not in seen.state.admitted or seen.state.admitted[slot].quiesced)
+                if (
+                    slot not in seen.state.remembered.admitted
+                    or seen.state.remembered.admitted[slot].quiesced
+                )
                 and slot not in now.unwilling
             }
             if gone and now.serving < before[key].serving:
@@ -432,7 +439,10 @@ def nobody_is_let_in_whose_check_fails(life: Life) -> None:
     for seen in life:
         table = weights(seen.table)
         for service, candidate, slot, _ in servers(seen.state):
-            before, after = seen.before.admitted.get(slot), seen.state.admitted.get(slot)
+            before, after = (
+                seen.before.remembered.admitted.get(slot),
+                seen.state.remembered.admitted.get(slot),
+            )
             if after is None or after.quiesced or (before is not None and not before.quiesced):
                 continue
             verdict = seen.state.verdict(candidate, service)
@@ -447,7 +457,7 @@ def a_new_configuration_takes_nobody_out_by_a_check_that_was_not_tried(life: Lif
         before, after = weights(seen.before_table), weights(seen.table)
         for service, candidate, slot, _ in servers(seen.state):
             place = slot.service, slot.server
-            if slot not in seen.before.admitted or before.get(place, 0) == 0:
+            if slot not in seen.before.remembered.admitted or before.get(place, 0) == 0:
                 continue
             # Of what another service has asked counts what passes only, with its share.
             known = [
@@ -455,10 +465,10 @@ def a_new_configuration_takes_nobody_out_by_a_check_that_was_not_tried(life: Lif
                 for target in candidate.targets
                 if target in asked_before(seen.before, slot)
             ]
-            others = [seen.before.health.get(target) for target in candidate.targets]
+            others = [seen.before.remembered.health.get(target) for target in candidate.targets]
             if all(health.up for health in known):
                 shares = [health.share for health in (*known, *others) if health and health.up]
-                assert slot in seen.state.admitted
+                assert slot in seen.state.remembered.admitted
                 assert after[place] > 0 or candidate.weight == 0 or 0 in shares, service
 
 
@@ -488,7 +498,7 @@ def a_check_takes_out_who_has_failed_it_often_enough_since_it_has_it(life: Life)
             if each[1] == target:
                 bad[each] = 0 if seen.event.up else bad[each] + 1
         before, after = weights(seen.before_table), weights(seen.table)
-        for slot in seen.before.admitted:
+        for slot in seen.before.remembered.admitted:
             place = slot.service, slot.server
             if (slot, target) in has and before.get(place, 0) > 0 and after.get(place, 0) == 0:
                 assert seen.event.up or bad[slot, target] >= target.check.fall, (slot, target)
@@ -499,8 +509,11 @@ def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
     counted here; a sorry server is nobody."""
     good: Counter[Target] = Counter()
     for seen in life:
-        if isinstance(seen.event, ProbeFinished) and seen.event.target in seen.before.health:
-            known = seen.before.health[seen.event.target]
+        if (
+            isinstance(seen.event, ProbeFinished)
+            and seen.event.target in seen.before.remembered.health
+        ):
+            known = seen.before.remembered.health[seen.event.target]
             if not seen.event.up:
                 good[seen.event.target] = 0
             elif seen.event.started >= known.valid_from:
@@ -509,29 +522,41 @@ def nobody_who_passes_is_held_back_where_nobody_else_serves(life: Life) -> None:
         good = Counter(
             {
                 target: good[target]
-                for target, known in state.health.items()
+                for target, known in state.remembered.health.items()
                 if known.valid_from < seen.at and known.up is not None
             }
         )
-        served = {slot.service for slot in state.admitted if table.get((slot.service, slot.server))}
+        served = {
+            slot.service
+            for slot in state.remembered.admitted
+            if table.get((slot.service, slot.server))
+        }
         for service, candidate, slot, guest in servers(state):
             if slot.service in served or candidate.weight == 0 or not candidate.targets:
                 continue
             if guest is not None and (guest.phase is not Phase.UP or guest.drain is not None):
                 continue
-            if guest is not None and slot not in state.admitted and lacking(service, guest):
+            if (
+                guest is not None
+                and slot not in state.remembered.admitted
+                and lacking(service, guest)
+            ):
                 continue
-            healths = {target: state.health[target] for target in candidate.targets}
+            healths = {target: state.remembered.health[target] for target in candidate.targets}
             ups = [h.up or good[target] >= target.check.rise for target, h in healths.items()]
             if all(ups) or (service.any_check and any(ups)):
-                own = state.admitted[slot].overrides if slot in state.admitted else {}
+                own = (
+                    state.remembered.admitted[slot].overrides
+                    if slot in state.remembered.admitted
+                    else {}
+                )
                 shares = [own.get(target, health).share for target, health in healths.items()]
                 assert 0 in shares, (slot, seen.event)
 
 
 def shares_are_within_their_bounds(life: Life) -> None:
     for seen in life:
-        for target, health in seen.state.health.items():
+        for target, health in seen.state.remembered.health.items():
             assert health.share is None or 0.0 <= health.share <= 1.0, target
         for service, candidate, _, _ in servers(seen.state):
             stands = server_status(candidate, service, seen.state, seen.at)
@@ -549,31 +574,33 @@ def an_alarm_is_told_once_when_it_begins_and_when_it_ends(life: Life) -> None:
             if stands.phase is ServerPhase.SERVING and stands.weight:
                 serving.add(slot.service)
         there = {key for s in seen.state.settings.services for key in s.kernel_keys()}
-        kinds = {key: it.kind for key, it in seen.state.alarms.items()}
+        kinds = {key: it.kind for key, it in seen.state.remembered.alarms.items()}
         assert kinds.keys() <= there
         assert {key for key, kind in kinds.items() if kind is AlarmKind.KEPT} == kept & serving
         down = {key for key, kind in kinds.items() if kind is AlarmKind.DOWN}
         assert down <= there - serving
-        assert seen.before.alarms.keys() & (there - serving) <= down, "what lasts, lasts"
-        if seen.state.synced and not any(v.up is None for v in seen.state.health.values()):
+        assert seen.before.remembered.alarms.keys() & (there - serving) <= down, "what lasts, lasts"
+        if seen.state.synced and not any(
+            v.up is None for v in seen.state.remembered.health.values()
+        ):
             assert down == there - serving
         told = Counter(
             note.warning
             for note in seen.result.notes
             if re.match(r"service \w+ \([^)]*\): ", note.text)
         )
-        was = {key: it.kind for key, it in seen.before.alarms.items()}
+        was = {key: it.kind for key, it in seen.before.remembered.alarms.items()}
         assert told[True] == len(kinds.items() - was.items())
         assert told[False] == len((was.keys() - kinds.keys()) & there)
-        for key, it in seen.state.alarms.items():
-            assert it.since == (seen.before.alarms[key].since if key in was else seen.at)
+        for key, it in seen.state.remembered.alarms.items():
+            assert it.since == (seen.before.remembered.alarms[key].since if key in was else seen.at)
 
 
 def a_ramp_only_rises_and_ends(life: Life) -> None:
     """Also between events, and each step is taken when it was announced."""
     for seen in life:
         for service, candidate, slot, _ in servers(seen.state):
-            entry = seen.state.admitted.get(slot)
+            entry = seen.state.remembered.admitted.get(slot)
             if entry is None or not entry.ramp or service.slow_start <= 0:
                 continue
             last = 0
@@ -599,11 +626,15 @@ def nobody_is_let_in_before_its_inside_is_in_place(life: Life) -> None:
     """Who was in stays, and a guest that migrates brings its place along."""
     for seen in life:
         for service, _, slot, guest in servers(seen.state):
-            if guest is None or slot not in seen.state.admitted or slot in seen.before.admitted:
+            if (
+                guest is None
+                or slot not in seen.state.remembered.admitted
+                or slot in seen.before.remembered.admitted
+            ):
                 continue
             elsewhere = any(
                 other.owner is not None and other.owner.uuid == guest.id.uuid
-                for other in seen.before.admitted
+                for other in seen.before.remembered.admitted
             )
             assert elsewhere or not lacking(service, guest), slot
 
@@ -655,8 +686,8 @@ def test_a_request_takes_the_weight_at_once(story: list[Move]) -> None:
             )
             result = reduce(world.state, event)
             table = weights(desired(result.state.settings.services, result.state, world.now))
-            mine = [slot for slot in world.state.admitted if slot.owner == key]
-            assert all(slot in result.state.admitted for slot in mine)
+            mine = [slot for slot in world.state.remembered.admitted if slot.owner == key]
+            assert all(slot in result.state.remembered.admitted for slot in mine)
             assert not any(table.get((slot.service, slot.server)) for slot in mine)
             services = {
                 service.name for service, _, slot, _ in servers(world.state) if slot in mine
@@ -675,7 +706,7 @@ def test_a_death_takes_the_servers_at_once(story: list[Move]) -> None:
         if guest.phase is Phase.ABSENT:
             continue
         result = reduce(world.state, Died(at=world.now, guest=key, incarnation=guest.incarnation))
-        assert all(slot.owner != key for slot in result.state.admitted)
+        assert all(slot.owner != key for slot in result.state.remembered.admitted)
         assert result.state.guests[key].phase is Phase.ABSENT
 
 
@@ -749,9 +780,9 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
     world = World()
     file = state_file.StateFile(path)
     for _ in world.live(story):
-        file.save(SavedState(state=world.state))
+        file.save(SavedState(remembered=world.state.remembered))
     again = Configured(at=world.now, settings=replace(world.state.settings))
-    restarted = reduce(state_file.load(path).state, again).state
+    restarted = reduce(State(remembered=state_file.load(path).remembered), again).state
     assert desired(again.settings.services, restarted, world.now) == world.told
     # But for results in a row, which do not reach across a time without any; where no more than
     # these were apart, nothing is.
@@ -761,24 +792,24 @@ def test_a_restart_at_any_point_leaves_the_table_as_it_was(
             overrides={
                 target: replace(own, streak=0)
                 for target, own in entry.overrides.items()
-                if not world.state.health[target].up
+                if not world.state.remembered.health[target].up
             },
         )
-        for slot, entry in world.state.admitted.items()
+        for slot, entry in world.state.remembered.admitted.items()
     }
-    assert restarted.admitted == counted
+    assert restarted.remembered.admitted == counted
 
 
 def test_a_share_that_changes_no_weight_is_taken_down_and_nothing_else() -> None:
     world = World()
     for _ in world.live(opening(3)):
         pass
-    target = next(t for t in world.state.health if t.check.type == "agent")
+    target = next(t for t in world.state.remembered.health if t.check.type == "agent")
     for share, told in ((0.5, True), (0.501, False), (0.1, True)):
         event = ProbeFinished(
             at=world.now, target=target, started=world.now, up=True, detail="", share=share
         )
         result = reduce(world.state, event)
         world.state = result.state
-        assert world.state.health[target].share == share
+        assert world.state.remembered.health[target].share == share
         assert bool(result.services) is told

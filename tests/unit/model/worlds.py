@@ -284,7 +284,7 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
 
 def _probe(wait: float, index: int, up: bool, ago: float, share: float | None = None) -> Move:
     def make(state: State, at: float) -> Event:
-        targets = sorted(state.health, key=str)
+        targets = sorted(state.remembered.health, key=str)
         if not targets:
             return Tick(at=at)
         return ProbeFinished(
@@ -347,7 +347,9 @@ def _counted(wait: float, dice: Random) -> Move:
 
     def make(state: State, at: float) -> Event:
         counters = {
-            key: {slot.server: Counters(active_connections=most) for slot in state.admitted}
+            key: {
+                slot.server: Counters(active_connections=most) for slot in state.remembered.admitted
+            }
             for key in to_count(state)
         }
         return ConnectionsCounted(at=at, counters=counters)

@@ -24,7 +24,7 @@ from xenlb.model.drain import Drain
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
-from xenlb.model.state import Admission, Alarm, AlarmKind, Slot, State
+from xenlb.model.state import Admission, Alarm, AlarmKind, Remembered, Slot
 from xenlb.model.target import Target
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
@@ -53,7 +53,7 @@ def saved() -> SavedState:
         metadata=(MetadataService(name="mail", weight=2, address=ip_address("10.0.0.11")),),
     )
     return SavedState(
-        state=State(
+        remembered=Remembered(
             guests={ME: guest},
             admitted={
                 Slot(owner=ME, service=KEY, server=SERVER): Admission(at=3.0, ramp=True),
@@ -103,8 +103,8 @@ def test_the_file_of_the_version_before_is_read(tmp_path: Path) -> None:
     data = json.loads(path.read_text())
     data["saved"]["admitted"] = [entry[:8] for entry in data["saved"]["admitted"]]
     path.write_text(json.dumps(data))
-    admitted = {s: replace(entry, quiet=None) for s, entry in saved().state.admitted.items()}
-    assert state_file.load(path).state.admitted == admitted
+    admitted = {s: replace(entry, quiet=None) for s, entry in saved().remembered.admitted.items()}
+    assert state_file.load(path).remembered.admitted == admitted
 
 
 @pytest.mark.parametrize("up", [None, False, True])
@@ -112,15 +112,15 @@ def test_every_verdict_is_kept(tmp_path: Path, up: bool | None) -> None:
     """Also that nothing is known: of a check that is not in the file it is known that it is new."""
     path = tmp_path / "state.json"
     health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused", assumed=bool(up))}
-    state_file.save(path, SavedState(state=State(health=health)))
-    assert state_file.load(path).state.health == health
+    state_file.save(path, SavedState(remembered=Remembered(health=health)))
+    assert state_file.load(path).remembered.health == health
 
 
 def test_results_in_a_row_do_not_reach_across_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     health = Health(valid_from=0.0, up=True, streak=2)
-    state_file.save(path, SavedState(state=State(health={TARGET: health})))
-    assert state_file.load(path).state.health == {TARGET: replace(health, streak=0)}
+    state_file.save(path, SavedState(remembered=Remembered(health={TARGET: health})))
+    assert state_file.load(path).remembered.health == {TARGET: replace(health, streak=0)}
 
 
 def test_no_file_is_a_fresh_start(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def told(number: int, *, by: str = "root") -> SavedState:
     drain = Drain(reason="drained", by=by, since=9.0, deadline=None)
     target = replace(TARGET, address=address)
     return SavedState(
-        state=State(
+        remembered=Remembered(
             guests={guest: Guest(id=guest, name=f"g{number}", drain=drain)},
             admitted={Slot(owner=guest, service=KEY, server=here): Admission(at=number)},
             health={target: Health(valid_from=0.0, up=True)},
@@ -219,29 +219,29 @@ def test_each_change_is_a_line_and_no_change_is_none(tmp_path: Path) -> None:
         assert lines(path) == number
     before = path.read_bytes()
     heard = history()[-1]
-    guests = {key: replace(guest, last_event=7.0) for key, guest in heard.state.guests.items()}
-    health = {key: replace(each, streak=1) for key, each in heard.state.health.items()}
-    save_each(path, [heard, replace(heard, state=replace(heard.state, guests=guests))])
-    save_each(path, [heard, replace(heard, state=replace(heard.state, health=health))])
+    guests = {key: replace(guest, last_event=7.0) for key, guest in heard.remembered.guests.items()}
+    health = {key: replace(each, streak=1) for key, each in heard.remembered.health.items()}
+    save_each(path, [heard, replace(heard, remembered=replace(heard.remembered, guests=guests))])
+    save_each(path, [heard, replace(heard, remembered=replace(heard.remembered, health=health))])
     assert path.read_bytes() == before
 
 
 def test_a_change_says_no_more_than_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    many = [told(number).state for number in range(200)]
-    state = State(
+    many = [told(number).remembered for number in range(200)]
+    state = Remembered(
         guests={key: guest for each in many for key, guest in each.guests.items()},
         admitted={key: entry for each in many for key, entry in each.admitted.items()},
         health={key: health for each in many for key, health in each.health.items()},
     )
     file = state_file.StateFile(path)
-    file.save(SavedState(state=state))
+    file.save(SavedState(remembered=state))
     size = path.stat().st_size
     (target, health), *_ = state.health.items()
     failed = {**state.health, target: replace(health, up=False)}
     # Drawn anew in another order, as settle() does.
     admitted = dict(reversed(list(state.admitted.items())))
-    file.save(SavedState(state=replace(state, health=failed, admitted=admitted)))
+    file.save(SavedState(remembered=replace(state, health=failed, admitted=admitted)))
     assert size > 40_000
     assert path.stat().st_size - size < 300
 
@@ -465,10 +465,10 @@ def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text(json.dumps(before | {"boot": state_file.BOOT_ID.read_text().strip()}))
     found, today = state_file.load(path), saved()
-    assert found.state.guests[ME].drain == today.state.guests[ME].drain
-    assert found.state.guests[ME].request == today.state.guests[ME].request
-    assert found.state.health == today.state.health
-    assert found.state.admitted.keys() == today.state.admitted.keys()
-    assert found.state.alarms == {MARK: Alarm(kind=AlarmKind.KEPT, since=7.0)}
+    assert found.remembered.guests[ME].drain == today.remembered.guests[ME].drain
+    assert found.remembered.guests[ME].request == today.remembered.guests[ME].request
+    assert found.remembered.health == today.remembered.health
+    assert found.remembered.admitted.keys() == today.remembered.admitted.keys()
+    assert found.remembered.alarms == {MARK: Alarm(kind=AlarmKind.KEPT, since=7.0)}
     assert (found.services, found.servers) == (today.services, today.servers)
     assert (found.addresses, found.sysctls) == (today.addresses, today.sysctls)

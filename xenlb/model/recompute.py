@@ -1,0 +1,71 @@
+"""What follows from a change of the state: candidates, targets, admissions and alarms."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import groupby
+
+from xenlb.ipvs.table import ServiceKey
+from xenlb.model import alarm, verdict_overrides
+from xenlb.model.admission import admissions, admit_damped
+from xenlb.model.candidates import recompute_candidates, verdicts_of_targets
+from xenlb.model.settings import ServiceSettings
+from xenlb.model.state import Alarm, Candidate, Change, Note, State, Transition
+
+
+def recompute(before: State, change: Change, at: float) -> Transition:
+    """Complete a change. `before` is the complete state that it was made from."""
+    reconfigured = change.state.settings is not before.settings
+    state, names = recompute_candidates(before, change.state, change.services, at)
+    services = [s for s in state.settings.services if names is None or s.name in names]
+    known = state.remembered.health
+    health = verdicts_of_targets(before, state, services, at)
+    state = replace(state, remembered=replace(state.remembered, health=health))
+    if reconfigured:
+        state = verdict_overrides.begun(before, state, known, at)
+    state, notes = _admitted(before, state, services, at, reconfigured=reconfigured)
+    alarms = _alarms(state, services, at, reconfigured=reconfigured)
+    state = replace(state, remembered=replace(state.remembered, alarms=alarms))
+    return Transition(
+        state=state,
+        services=names,
+        notes=(*change.notes, *notes, *alarm.alarm_notes(before, state, at)),
+    )
+
+
+def _admitted(
+    before: State,
+    state: State,
+    services: Iterable[ServiceSettings],
+    at: float,
+    *,
+    reconfigured: bool,
+) -> tuple[State, list[Note]]:
+    """Decide anew for these services; after a new configuration, for all that there are."""
+    admitted = {} if reconfigured else dict(state.remembered.admitted)
+    notes: list[Note] = []
+    for service in services:
+        for candidate in () if reconfigured else before.derived.candidates[service.name]:
+            if candidate.slot is not None:
+                admitted.pop(candidate.slot, None)
+    for service in services:
+        for _, group in groupby(state.derived.candidates[service.name], key=lambda c: c.service):
+            candidates = tuple(group)
+            state, damped = admit_damped(service, candidates, state, at)
+            notes += damped
+            admitted |= admissions(service, candidates, state, at)
+    return replace(state, remembered=replace(state.remembered, admitted=admitted)), notes
+
+
+def _alarms(
+    state: State, services: Iterable[ServiceSettings], at: float, *, reconfigured: bool
+) -> Mapping[ServiceKey, Alarm]:
+    alarms = {} if reconfigured else dict(state.remembered.alarms)
+    for service in services:
+        candidates_of = {key: list[Candidate]() for key in service.kernel_keys()}
+        for candidate in state.derived.candidates[service.name]:
+            candidates_of[candidate.service].append(candidate)
+        for key, candidates in candidates_of.items():
+            alarms.pop(key, None)
+            if (raised := alarm.raised(service, key, tuple(candidates), state, at)) is not None:
+                alarms[key] = raised
+    return alarms
