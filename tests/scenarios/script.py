@@ -1,9 +1,8 @@
-"""Plays a scenario: events in, ipvsadm lines out. How one is written is told in README.md.
+"""Plays a scenario: events in, ipvsadm lines out. README.md says how one is written.
 
-The player stands for the agent: it folds events into the state, draws the table that should be for
-the services that the step names, and gives the difference to a table that starts empty. What the
-agent gets wrong without noticing is an error here: a step that forgets a service, a deadline that
-passes without a tick.
+The player drives the agent's engine with the strict fake kernel, whose table starts empty. What the
+agent would get wrong without noticing is an error here: a step that forgets a service, a deadline
+that passes without a tick.
 """
 
 import shlex
@@ -15,21 +14,15 @@ from pathlib import Path
 from textwrap import dedent
 from uuid import UUID
 
+from tests.fakes.kernel import FakeKernel
 from xenlb import config
-from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.op import (
-    AddServer,
-    AddService,
-    DeleteServer,
-    DeleteService,
     Op,
-    SetServer,
-    SetService,
 )
-from xenlb.ipvs.table import Counters, Entry, IPAddress, ServerKey, ServiceKey, Table
+from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey
 from xenlb.model import alarm
 from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
-from xenlb.model.desired import desired, next_deadline, server_status
+from xenlb.model.desired import desired, server_status
 from xenlb.model.domain import (
     DomainDescription,
     DomainState,
@@ -38,6 +31,7 @@ from xenlb.model.domain import (
     RequestKind,
     StopReason,
 )
+from xenlb.model.engine import Engine, Outcome
 from xenlb.model.events import (
     AddressesFound,
     Configured,
@@ -66,7 +60,6 @@ from xenlb.model.events import (
     UndrainRequested,
     Verdict,
 )
-from xenlb.model.reducer import reduce
 from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 from xenlb.model.settings import needed_uris
 from xenlb.model.state import Note, State
@@ -133,14 +126,19 @@ class Player:
     """`folder` is where a restarted agent's state file lies."""
 
     folder: Path
-    state: State = field(default_factory=State)
     now: float = BEGIN
-    want: Table = field(default_factory=Table)
-    table: Table = field(default_factory=Table)
-    origins: dict[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
+    kernel: FakeKernel = field(default_factory=FakeKernel)
+    engine: Engine = field(default_factory=lambda: Engine(state=State(), now=BEGIN))
     config: str = ""
     guests: dict[str, GuestId] = field(default_factory=dict)
     metadata: dict[GuestId, tuple[MetadataService, ...]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        return self.engine.state
+
+    def __post_init__(self) -> None:
+        self.engine.load_snapshot(self.kernel.read())
 
     def play(self, text: str) -> None:
         for line in parse(text):
@@ -156,61 +154,50 @@ class Player:
     def _line(self, line: Line) -> None:
         verb, *words = line.words
         now = round(self.now + line.wait, 6)
-        due = next_deadline(self.state, self.now)
+        due = self.engine.next_deadline
         if due is not None and (due < now or (due == now and verb != "tick")):
             raise ScriptError(f"a tick is due before this, at +{due - self.now:g}")
         self.now = now
-        done: list[str] = []
+        done: list[Op] = []
         notes: list[Note] = []
         if verb == "read":
-            done += self._apply(None, self._idle(words))
+            self._count(words)
+            done += self._read(counters=True)
         else:
             for event in self._events(verb, words, line.block):
-                result = reduce(self.state, event)
-                self.state = result.state
-                notes += result.notes
-                done += self._apply(result.services)
-        self._compare(line, done, notes)
+                outcome = self.engine.handle([event], now)
+                notes += outcome.notes
+                done += self._apply(outcome)
+        self._forgotten()
+        self._compare(line, [f"ipvsadm {op}" for op in done], notes)
 
-    def _idle(self, words: list[str]) -> frozenset[tuple[ServiceKey, ServerKey]]:
-        """`ADDRESS …`: servers with connections. All others with weight 0 have none."""
-        return frozenset(
-            (key, server)
-            for key, entry in self.table.entries.items()
-            for server, it in entry.servers.items()
-            if it.weight == 0 and str(server.address) not in words
-        )
+    def _count(self, words: list[str]) -> None:
+        """`ADDRESS …`: servers with connections. The others have none."""
+        for key, entry in self.kernel.read().table.entries.items():
+            for server in entry.servers:
+                connections = int(str(server.address) in words)
+                self.kernel.count(key, server, Counters(active_connections=connections))
 
-    def _apply(
-        self,
-        names: frozenset[str] | None,
-        idle: frozenset[tuple[ServiceKey, ServerKey]] = frozenset(),
-    ) -> list[str]:
-        """What the agent does after a step, or after a read of the table that has found servers
-        without connections: the lines of the operations."""
-        services = self.state.settings.services
-        whole = desired(services, self.state, self.now)
-        if names is None:
-            self.want = whole
-        else:
-            named = [service for service in services if service.name in names]
-            part = desired(named, self.state, self.now)
-            self.want = Table(entries={**self.want.entries, **part.entries})
-        if self.want != whole:
-            raise ScriptError(f"the step names {sorted(names or ())}, but more has changed")
-        removable = {
-            (key, server)
-            for key, entry in self.table.entries.items()
-            for server in entry.servers
-            if self.state.listed(self.origins.get((key, server), ""))
-        }
-        self.origins |= self.state.origins()
-        owned = Owned(
-            services=frozenset(self.table.entries), servers=frozenset(removable), idle=idle
-        )
-        ops = diff(self.want, self.table, owned)
-        self.table = _applied(self.table, ops)
-        return [f"ipvsadm {op}" for op in ops]
+    def _apply(self, outcome: Outcome) -> list[Op]:
+        """What the agent does: apply the operations, and read the table where that is due."""
+        failed = self.kernel.apply(outcome.ops)
+        if failed:
+            raise ScriptError(f"the kernel refuses {failed}")
+        done = list(self.engine.executed(outcome, failed, self.now).done)
+        return done + self._read(counters=False) if outcome.stale else done
+
+    def _read(self, *, counters: bool) -> list[Op]:
+        self.engine.load_snapshot(self.kernel.read(counters=counters))
+        return self._apply(self.engine.handle((), self.now))
+
+    def _forgotten(self) -> None:
+        """The engine plans the services that an event names; here all of them are."""
+        want = desired(self.state.settings.services, self.state, self.now)
+        left = self.engine.reconciler.plan(want, whole=True, removable=self.state.listed)
+        if left:
+            raise ScriptError(
+                f"the step names too few services: {[str(op) for op in left]} is left"
+            )
 
     def _compare(self, line: Line, done: Sequence[str], notes: Sequence[Note]) -> None:
         expected: list[str] = []
@@ -437,7 +424,7 @@ class Player:
             )
             for slot in self.state.remembered.admitted:
                 mine = slot.owner == self._guest(name)
-                if mine and self.table.server(slot.service, slot.server) is not None:
+                if mine and self.engine.table.server(slot.service, slot.server) is not None:
                     counters.setdefault(slot.service, {})[slot.server] = count
         return ConnectionsCounted(at=self.now, counters=counters)
 
@@ -482,33 +469,28 @@ class Player:
     def _restart(self) -> None:
         """kill -9 and a start: what was not in the state file is forgotten; the table is not."""
         path = self.folder / "state.json"
-        state_file.save(path, SavedState(remembered=self.state.remembered))
-        self.state = State(remembered=state_file.load(path).remembered)
-        self.want = Table()
+        reconciler = self.engine.reconciler
+        state_file.save(
+            path,
+            SavedState(
+                remembered=self.state.remembered,
+                services=frozenset(reconciler.services),
+                servers=dict(reconciler.servers),
+            ),
+        )
+        saved = state_file.load(path)
+        self.engine = Engine(
+            state=State(remembered=saved.remembered),
+            now=self.now,
+            services=saved.services,
+            servers=saved.servers,
+        )
+        self.engine.load_snapshot(self.kernel.read(counters=False))
 
 
 def _ops(lines: Sequence[str]) -> list[str]:
     """Their order matters; that of the rest does not."""
     return [line for line in lines if line.startswith("ipvsadm")]
-
-
-def _applied(table: Table, ops: Sequence[Op]) -> Table:
-    """What a kernel makes of the operations."""
-    entries = dict(table.entries)
-    for op in ops:
-        match op:
-            case AddService(service=service) | SetService(service=service):
-                servers = entries[service.key].servers if service.key in entries else {}
-                entries[service.key] = Entry(service=service, servers=servers)
-            case DeleteService(key=key):
-                del entries[key]
-            case AddServer(service=key, server=server) | SetServer(service=key, server=server):
-                members = {**entries[key].servers, server.key: server}
-                entries[key] = Entry(service=entries[key].service, servers=members)
-            case DeleteServer(service=key, key=gone):
-                members = {each: s for each, s in entries[key].servers.items() if each != gone}
-                entries[key] = Entry(service=entries[key].service, servers=members)
-    return Table(entries=entries)
 
 
 def _joins(word: str) -> MetadataService:

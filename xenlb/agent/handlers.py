@@ -73,8 +73,8 @@ class Handlers:
             "version": __version__,
             "pid": os.getpid(),
             "started": clock.wall(self._started),
-            "synced": state.synced and not agent.kernel_problem,
-            "kernel": agent.kernel_problem or None,
+            "synced": state.synced and not agent.engine.kernel_problem,
+            "kernel": agent.engine.kernel_problem or None,
             "libvirt": [
                 {
                     "uri": uri,
@@ -95,10 +95,10 @@ class Handlers:
                 "interface": state.settings.director.interface,
                 "problems": self._director_problems(),
             },
-            "differences": list(agent.repairs),
+            "differences": list(agent.engine.repairs),
             "refused": [
                 {"operation": f"ipvsadm {failure.op}", "reason": failure.reason}
-                for failure in agent.reconciler.failures.values()
+                for failure in agent.engine.reconciler.failures.values()
             ],
             "warnings": [
                 text if guest is None else f"guest {state.guests[guest].name}: {text}"
@@ -116,7 +116,7 @@ class Handlers:
         try:
             snapshot = await self._agent.reread()
         except IpvsError as error:
-            return Snapshot(table=self._agent.table()), error
+            return Snapshot(table=self._agent.engine.table), error
         return snapshot, snapshot
 
     async def _services(
@@ -129,7 +129,7 @@ class Handlers:
             agent.state,
             snapshot.table,
             snapshot.counters,
-            failures={p: f.reason for p, f in agent.reconciler.failures.items()},
+            failures={p: f.reason for p, f in agent.engine.reconciler.failures.items()},
             now=clock.now(),
             wall=clock.wall,
             only=only,

@@ -8,13 +8,12 @@ Nothing else changes state or table.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from xenlb import clock
-from xenlb.agent import table_notes
 from xenlb.agent.configuration import Configuration
 from xenlb.agent.event_log import EventLog
 from xenlb.agent.guest_limiter import GuestLimiter
@@ -22,14 +21,11 @@ from xenlb.agent.table_reads import TableReads
 from xenlb.config import ConfigError
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
-from xenlb.ipvs.op import DeleteService, Op
-from xenlb.ipvs.reconciler import Reconciler, contradicts_cache, repairs
-from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey, Snapshot, Table
-from xenlb.model.desired import desired, next_deadline
+from xenlb.ipvs.table import IPAddress, Snapshot
 from xenlb.model.domain import GuestId
 from xenlb.model.drain import Counts
-from xenlb.model.events import ConfigurationRefused, Configured, Event, ProbeFinished, Tick
-from xenlb.model.reducer import reduce
+from xenlb.model.engine import Engine, Outcome
+from xenlb.model.events import ConfigurationRefused, Configured, Event
 from xenlb.model.settings import ServiceSettings, Settings, needed_uris
 from xenlb.model.state import Note, State
 from xenlb.store.saved_state import SavedState
@@ -40,12 +36,7 @@ log = logging.getLogger(__name__)
 RESYNC = 15.0  # seconds between two full reads of the kernel's table
 RETRY = 2.0  # the same, while the kernel refuses; the first time it is asked again at once
 PULSE = 5.0  # longest time between two rounds
-# Results of checks that a round takes at most, and for how many seconds; beside anything else it
-# takes one. When a network breaks, or comes back, there are thousands within the same second, each
-# a tenth of a millisecond, or half of one where it lets a server in; a guest that is asked to shut
-# down in the midst of them must not wait for them.
-RESULTS = 128
-RESULTS_TIME = 0.005
+RESULTS_TIME = 0.005  # seconds of a round for results of checks
 
 
 class Agent:
@@ -72,18 +63,17 @@ class Agent:
         history = self.state_file.with_name("events.jsonl")
         self.journal = EventLog(wall=clock.wall, file=history)
         saved = self.file.saved
-        self.state = State(remembered=saved.remembered)
         self.addresses = saved.addresses
         self.sysctls: Mapping[str, str] = saved.sysctls
-        self.reconciler = Reconciler(
-            kernel=kernel or Kernel(),
-            services=set(saved.services),
-            servers=dict(saved.servers),
+        self.round_at = clock.now()
+        self.engine = Engine(
+            state=State(remembered=saved.remembered),
+            now=self.round_at,
+            services=saved.services,
+            servers=saved.servers,
         )
+        self._kernel = kernel or Kernel()
         self._limiter = GuestLimiter(self._queue_event, clock.now, self.note)
-        self.kernel_problem = "the kernel's table was not read yet"
-        self._known = False  # the kernel's table was read once: it may be written from then on
-        self._told_problem = ""  # the kernel's refusal that the journal has already
         self._reads = TableReads(reader or Kernel())
         self._queue: deque[Event] = deque()
         self._applied: list[tuple[Event, asyncio.Future[None]]] = []
@@ -92,14 +82,10 @@ class Agent:
         self._reading: asyncio.Task[None] | None = None
         self._resync_at = 0.0
         self._owned = saved.services, saved.servers
-        self.repairs: tuple[str, ...] = ()  # of what the last read found changed by others
-        self._swept = False  # the whole table was brought in line after the last read
-        self._foreign: frozenset[tuple[ServiceKey, ServerKey]] = frozenset()  # as was told
-        self._withheld = False  # services wait for a fresh read until they are removed
-        self.round_at = clock.now()
-        # When the state changes by itself. Reckoned from the time of the last round: from a later
-        # one, a step that has come due in between would be passed over.
-        self._due = next_deadline(self.state, self.round_at)
+
+    @property
+    def state(self) -> State:
+        return self.engine.state
 
     def emit(self, event: Event, applied: asyncio.Future[None] | None = None) -> None:
         """Takes an event; in the loop's thread. `applied` is done when the kernel has heard of it,
@@ -188,7 +174,7 @@ class Agent:
                 self._reading.cancel()
             self._limiter.close()
             self._save()
-            self.reconciler.kernel.close()
+            self._kernel.close()
             self._reads.close()
             await self.file.close()
 
@@ -200,8 +186,7 @@ class Agent:
         times = [
             now + PULSE,
             None if self._reading is not None else self._resync_at,
-            self._due,
-            None if self.kernel_problem else self.reconciler.retry_at(),
+            self.engine.next_deadline,
         ]
         first = min(at for at in times if at is not None)
         with suppress(TimeoutError):
@@ -210,55 +195,23 @@ class Agent:
 
     def _round(self) -> None:
         self._news.clear()
-        before = self.state
-        events = self._next()
-        names: set[str] | None = set()
-        notes: list[Note] = []
-        now = clock.now()
-        if self._due is not None and self._due <= now:
-            events.append(Tick(at=now))
-        alone = all(isinstance(event, ProbeFinished) for event in events)
-        heard, applied, until = float("inf"), 0, now + (RESULTS_TIME if alone else 0.0)
-        late: list[Event] = []
-        for event in events:
-            if isinstance(event, ProbeFinished):
-                if applied and clock.now() >= until:
-                    late.append(event)
-                    continue
-                applied += 1
-            result = reduce(self.state, event)
-            self.state = result.state
-            heard = min(heard, event.at)
-            notes += result.notes
-            names = None if names is None or result.services is None else names | result.services
-        self._queue.extendleft(reversed(late))
-        self._due = next_deadline(self.state, now)
+        before, now = self.state, clock.now()
+        if self._snapshot is not None:
+            self.engine.load_snapshot(self._snapshot)
+            self._snapshot = None
+        until = now + RESULTS_TIME
+        outcome = self.engine.handle(self._queue, now, out_of_time=lambda: clock.now() >= until)
+        self._queue = deque(outcome.deferred)
         # The kernel first: writing a log may take its time.
-        notes += self._apply(names, heard if events else None)
+        notes = [*outcome.notes, *self._apply(outcome)]
         self._save()
         self._answer_applied()
         if self._reading is None:
-            self._reads.answer(self.table())
-        guests = {**self.state.guests, **before.guests}
-        for note in notes:
-            self.journal.write(note, guests)
-        if events:
+            self._reads.answer(self.engine.table)
+        self._write(notes, before)
+        if outcome.since is not None:
             self.on_state_change(before, self.state)
         self._upkeep()
-
-    def _next(self) -> list[Event]:
-        """What this round takes, in the order in which it was heard; the rest stays queued."""
-        events: list[Event] = []
-        later: deque[Event] = deque()
-        results = 0
-        for event in self._queue:
-            if isinstance(event, ProbeFinished):
-                results += 1
-            (later if isinstance(event, ProbeFinished) and results > RESULTS else events).append(
-                event
-            )
-        self._queue = later
-        return events
 
     def _answer_applied(self) -> None:
         """Tells those whose event the kernel has heard of."""
@@ -270,91 +223,55 @@ class Agent:
             elif not applied.done():
                 applied.set_result(None)
 
-    def _apply(self, names: Collection[str] | None, heard: float | None) -> list[Note]:
-        """Gives the kernel what follows from the state, for the named services or for all."""
-        now = clock.now()
-        snapshot, self._snapshot = self._snapshot, None
-        thought = self.table()
-        if snapshot is not None:
-            self.reconciler.load_snapshot(snapshot)
-            self._swept, self._known = False, True
-        if not self._known:
-            return []
-        retry_at = self.reconciler.retry_at()
-        whole = names is None or not self._swept or (retry_at is not None and retry_at <= now)
-        if whole:
-            services = self.state.settings.services
-        elif names:
-            services = tuple(s for s in self.state.settings.services if s.name in names)
-        else:
-            return []
-        want = desired(services, self.state, now)
-        if self.reconciler.claim(want, self.state.origins()):
+    def _apply(self, outcome: Outcome) -> tuple[Note, ...]:
+        """Apply the operations. What is claimed is saved before the kernel has it."""
+        if outcome.claimed:
             self._note_owned()
             self._save()
-        ops = self.reconciler.plan(want, whole=whole, removable=self.state.listed)
-        drift = frozenset[Op]()
-        if snapshot is not None and self.first_sync_done.is_set() and not self._told_problem:
-            drift = repairs(ops, thought, self.table())
-        # A service takes all its servers along, and since the last read another tool may have put
-        # one of its own there.
-        if whole:
-            removes = any(isinstance(op, DeleteService) for op in ops)
-            self._withheld = removes and snapshot is None
-        if self._withheld:
-            ops = tuple(op for op in ops if not isinstance(op, DeleteService))
+        if outcome.stale:
             self._resync_soon()
-        news = []
-        if snapshot is not None:
-            told, self._foreign = self._foreign, self.reconciler.foreign(want).servers
-            news = table_notes.foreign_notes(
-                self._foreign - told, self.state.settings.services, now
-            )
+        if outcome.want is None:
+            return ()
         try:
-            result = self.reconciler.execute(ops, now)
+            failed = self._kernel.apply(outcome.ops) if outcome.ops else ()
         except IpvsError as error:
-            self._kernel_failed(error)
-            return news
-        if snapshot is not None:
-            self.repairs = tuple(f"ipvsadm {op}" for op in result.done if op in drift)
-        if not self.kernel_problem:
-            self._told_problem = ""
-        if contradicts_cache(result.failed):
+            return self._kernel_failed(error)
+        result = self.engine.executed(outcome, failed, clock.now())
+        if result.stale:
             self._resync_soon()
-        if whole:
-            self._swept = True
+        if outcome.whole:
             self.first_sync_done.set()
-            self.reconciler.forgive(ops)
-            if self.reconciler.release(want):
-                self._note_owned()
-        took = None if heard is None else clock.now() - heard
-        return news + table_notes.pass_notes(result, self.reconciler, drift, clock.now(), took)
+        if result.released:
+            self._note_owned()
+        return result.notes
 
     def _resync_soon(self) -> None:
-        if not self.kernel_problem:  # else its time is set
+        if not self.engine.kernel_problem:  # else its time is set
             self._resync_at = clock.now()
 
     def take_over(self, service: ServiceSettings, by: str) -> list[str]:
-        """Removes what other tools have put into a service; the journal's lines of it."""
+        """Remove what other tools have put into a service; return the notes of it."""
         self.note(f"service {service.name} is taken over by {by}", warning=True)
-        self.reconciler.take_over(service.kernel_keys())
+        self.engine.take_over(service.kernel_keys())
         self._note_owned()
         self._save()
-        notes = self._apply(None, None)
-        for note in notes:
-            self.journal.write(note, self.state.guests)
+        outcome = self.engine.handle((), clock.now())
+        notes = [*outcome.notes, *self._apply(outcome)]
+        self._write(notes, self.state)
         return [note.text for note in notes]
 
-    def _kernel_failed(self, error: IpvsError) -> None:
-        """A read or a write. The table is cached to be as it was, and written all the same: what
-        stood in the way of one message may have passed."""
-        first = not self._told_problem
-        if str(error) != self._told_problem:
-            self.note(str(error), warning=True)
-        self.kernel_problem = self._told_problem = str(error)
-        self._resync_at = clock.now() + (0.0 if first else RETRY)
+    def _kernel_failed(self, error: IpvsError) -> tuple[Note, ...]:
+        again = RETRY if self.engine.kernel_failing else 0.0
+        notes = self.engine.kernel_failed(str(error), clock.now())
+        self._resync_at = clock.now() + again
         self.first_sync_done.set()
-        self._swept = False
+        return notes
+
+    def _write(self, notes: Iterable[Note], before: State) -> None:
+        """Write notes to the event log; a guest that has just gone still has its name."""
+        guests = {**self.state.guests, **before.guests}
+        for note in notes:
+            self.journal.write(note, guests)
 
     # --- upkeep: full reads, the state file ------------------------------------------------------
 
@@ -362,25 +279,25 @@ class Agent:
         now = clock.now()
         if (now >= self._resync_at or self._reads.wanted) and self._reading is None:
             self._resync_at = now + RESYNC
-            self.reconciler.touched.clear()
+            self.engine.reconciler.touched.clear()
             self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
 
     async def _read(self) -> None:
         """Reads the table in a thread; the owner takes it in its next round."""
         try:
-            self._snapshot = await self._reads.read(counters=bool(self.reconciler.leaving))
-            if self.kernel_problem:
+            self._snapshot = await self._reads.read(counters=bool(self.engine.reconciler.leaving))
+            if self.engine.kernel_problem:
                 log.debug("the kernel's table was read")
-            self.kernel_problem = ""
         except IpvsError as error:
-            self._kernel_failed(error)
+            self._write(self._kernel_failed(error), self.state)
         finally:
             self._reading = None
             self._news.set()
 
     def _note_owned(self) -> None:
-        """After it has changed: the reconciler does so in place, and what is saved must not."""
-        self._owned = frozenset(self.reconciler.services), dict(self.reconciler.servers)
+        """After a change: the reconciler changes in place, and what is saved must not."""
+        reconciler = self.engine.reconciler
+        self._owned = frozenset(reconciler.services), dict(reconciler.servers)
 
     def _save(self) -> None:
         services, servers = self._owned
@@ -393,7 +310,3 @@ class Agent:
                 sysctls=self.sysctls,
             )
         )
-
-    def table(self) -> Table:
-        """The table as it is cached to be."""
-        return Table(entries=self.reconciler.cached)

@@ -5,8 +5,8 @@ Raised for a table that cannot be reached at all (`IpvsError`); for one refused 
 """
 
 import errno
-import os
 from dataclasses import dataclass
+from os import strerror
 
 from xenlb.ipvs import text
 from xenlb.ipvs.op import (
@@ -61,7 +61,7 @@ def no_access(number: int) -> IpvsError:
         case errno.EPERM | errno.EACCES:
             return IpvsError(_NOT_PERMITTED.message, _NOT_PERMITTED.hint, number)
     return IpvsError(
-        f"the IPVS table cannot be reached: {os.strerror(number)}",
+        f"the IPVS table cannot be reached: {strerror(number)}",
         "see the kernel's log: dmesg",
         number,
     )
@@ -84,7 +84,7 @@ def explain(failed: OpFailed) -> Explanation:
         case DeleteService(key=key) | DeleteServer(service=key):
             found = None
     return found or Explanation(
-        message=f"the kernel refused {failed.op}: {os.strerror(number)}",
+        message=f"the kernel refused {failed.op}: {strerror(number)}",
         hint="see the kernel's log: dmesg",
     )
 

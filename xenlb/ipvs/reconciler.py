@@ -1,19 +1,17 @@
-"""Brings the kernel's table to the one that should be, and remembers what of it is ours.
+"""Plans the operations that lead to the wanted table, and records what of the table is ours. PURE.
 
-Between two full reads it goes by what it believes the table to be: the last read, changed by every
-operation the kernel has taken since. So one guest's weight does not wait for ten thousand servers
-to be listed. A full read happens at start, at every resync and after any failed operation; what it
-finds changed behind our back is put back and reported as drift.
+Between two full reads it uses a cached table: the last read, changed by every operation the kernel
+has taken since. So one guest's weight does not wait for ten thousand servers to be listed. A full
+read happens at start, at every resync and after any failed operation; what it finds changed by
+others is put back and reported as drift.
 """
 
 import errno
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from xenlb.ipvs.diff import Foreign, Owned, diff, foreign
 from xenlb.ipvs.errors import explain
-from xenlb.ipvs.kernel import KernelTable
 from xenlb.ipvs.op import (
     AddServer,
     AddService,
@@ -34,8 +32,6 @@ from xenlb.ipvs.table import (
     Snapshot,
     Table,
 )
-
-log = logging.getLogger(__name__)
 
 RETRY_FIRST = 1.0  # seconds until a failed operation is tried again; doubled each time
 RETRY_LAST = 60.0
@@ -59,15 +55,6 @@ class FailedOperation:
     @property
     def reason(self) -> str:
         return str(explain(OpFailed(op=self.op, errno=self.errno)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReconcileResult:
-    """What one pass did: operations taken, refused; were they repairs of what others changed?"""
-
-    done: tuple[Op, ...] = ()
-    failed: tuple[OpFailed, ...] = ()
-    drift: bool = False
 
 
 def entry_key(op: Op) -> Place:
@@ -97,14 +84,13 @@ def repairs(ops: Iterable[Op], thought: Table, found: Table) -> frozenset[Op]:
 
 @dataclass(slots=True)
 class Reconciler:
-    """Used by one thread at a time, except `load_snapshot`'s reading, which may happen elsewhere.
+    """The table of one kernel.
 
     `services` and `servers` are ours; the value of a server is the libvirt URI of its guest, ""
     for a host. They are written down (state_file.py) before the kernel hears of a new one.
     `leaving`: services with a server that waits for its last connection, which reads must count.
     """
 
-    kernel: KernelTable
     services: set[ServiceKey] = field(default_factory=set)
     servers: dict[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
     failures: dict[Place, FailedOperation] = field(default_factory=dict)
@@ -212,15 +198,15 @@ class Reconciler:
         self.services.difference_update(empty)
         return bool(gone or empty)
 
-    def execute(self, ops: Sequence[Op], now: float) -> ReconcileResult:
-        """Gives the kernel the operations, except those refused before whose retry is not due."""
-        due = [op for op in ops if self._is_due(op, now)] if self.failures else list(ops)
-        if not due:
-            return ReconcileResult()
-        failed = self.kernel.apply(due)
+    def due(self, ops: Sequence[Op], now: float) -> tuple[Op, ...]:
+        """The operations, except those refused before whose retry is not due."""
+        return tuple(op for op in ops if self._is_due(op, now)) if self.failures else tuple(ops)
+
+    def record(self, ops: Sequence[Op], failed: Sequence[OpFailed], now: float) -> tuple[Op, ...]:
+        """Record that these operations were given to the kernel, and return those it took."""
         refused = {failure.op for failure in failed}
-        done = [op for op in due if op not in refused] if failed else due
-        for key in {entry_key(op)[0] for op in due}:
+        done = tuple(op for op in ops if op not in refused) if failed else tuple(ops)
+        for key in {entry_key(op)[0] for op in ops}:
             self.touched.add(key)
             self.counted.pop(key, None)  # counted before
         for failure in failed:
@@ -228,8 +214,8 @@ class Reconciler:
         if self.failures:
             for op in done:
                 self.failures.pop(entry_key(op), None)
-        self._believe(done)
-        return ReconcileResult(done=tuple(done), failed=failed)
+        self._cache(done)
+        return done
 
     def take_over(self, keys: Iterable[ServiceKey]) -> None:
         """Makes every server of these services ours, so that one that is not wanted is removed."""
@@ -272,7 +258,7 @@ class Reconciler:
         owned = Owned(services=self.services, servers=self.servers.keys())
         return foreign(want, Table(entries=self.cached), owned)
 
-    def _believe(self, done: Sequence[Op]) -> None:
+    def _cache(self, done: Sequence[Op]) -> None:
         # Entries are never changed, for others may hold them; one is copied once for all its
         # operations, or a service of thousands of servers would be copied as often.
         copies: dict[ServiceKey, dict[ServerKey, Server]] = {}

@@ -13,10 +13,10 @@ from xenlb import clock
 from xenlb.ipvs import text
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.ipvs.op import DeleteServer, DeleteService, Op, OpFailed
-from xenlb.ipvs.reconciler import Reconciler, entry_key
+from xenlb.ipvs.reconciler import entry_key
 from xenlb.ipvs.table import Table
 from xenlb.model import change_summary
-from xenlb.model.desired import desired
+from xenlb.model.engine import Engine
 from xenlb.model.events import Configured
 from xenlb.model.reducer import reduce
 from xenlb.model.service_remarks import removal
@@ -24,6 +24,7 @@ from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.state import State
 from xenlb.model.suggestions import quoted, suggestion
 from xenlb.store import state_file
+from xenlb.store.saved_state import SavedState
 
 
 class OnceError(Exception):
@@ -77,57 +78,60 @@ def run_once(
             raise OnceError(error.message, error.hint) from error
     table = kernel or Kernel()
     try:
-        reconciler = Reconciler(
-            kernel=table, services=set(saved.services), servers=dict(saved.servers)
+        engine = Engine(
+            state=state, now=clock.now(), services=saved.services, servers=saved.servers
         )
         # Connections are only of interest where a sorry server may wait for its last one.
         sorry = any(service.sorry_server is not None for service in settings.services)
-        reconciler.load_snapshot(table.read(counters=sorry))
+        engine.load_snapshot(table.read(counters=sorry))
         for service in settings.services:
             if service.name in take_over:
-                reconciler.take_over(service.kernel_keys())
-        want = desired(settings.services, state, clock.now())
-        grown = reconciler.claim(want, state.origins())
-        ops = reconciler.plan(want, whole=True, removable=state.listed)
-        notes = tuple(_foreign(reconciler, want))
-        said = _summary(ops, table, reconciler, settings) if ops else ""
+                engine.take_over(service.kernel_keys())
+        outcome = engine.handle((), clock.now())
+        notes = tuple(_foreign(engine, outcome.want or Table()))
+        summary = _summary(outcome.ops, table, engine, settings) if outcome.ops else ""
         if not change:
-            return OncePass(ops=ops, notes=notes, summary=said)
-        save = replace(saved, remembered=state.remembered, services=frozenset(reconciler.services))
+            return OncePass(ops=outcome.ops, notes=notes, summary=summary)
         # Hosts without a check that are ours and in the table, as many as before: it stands there.
-        hosts = not (
-            state.observed.links
-            or state.remembered.health
-            or saved.remembered.guests
-            or saved.remembered.health
-        )
-        same = hosts and len(state.remembered.admitted) == len(saved.remembered.admitted)
-        if grown or ops or not same:
-            state_file.save(state_path, replace(save, servers=reconciler.servers))
-        result = reconciler.execute(ops, clock.now())
-        if reconciler.release(want):
-            save = replace(save, services=frozenset(reconciler.services))
-            state_file.save(state_path, replace(save, servers=reconciler.servers))
-        return OncePass(ops=result.done, failed=result.failed, notes=notes, summary=said)
+        remembered = saved.remembered
+        hosts = not (state.observed.links or state.remembered.health)
+        hosts = hosts and not (remembered.guests or remembered.health)
+        same = hosts and len(state.remembered.admitted) == len(remembered.admitted)
+        if outcome.claimed or outcome.ops or not same:
+            state_file.save(state_path, _saved(saved, engine))
+        failed = table.apply(outcome.ops) if outcome.ops else ()
+        result = engine.executed(outcome, failed, clock.now())
+        if result.released:
+            state_file.save(state_path, _saved(saved, engine))
+        return OncePass(ops=result.done, failed=tuple(failed), notes=notes, summary=summary)
     finally:
         table.close()
+
+
+def _saved(before: SavedState, engine: Engine) -> SavedState:
+    """What the state file must say now; addresses and sysctls are not of a pass."""
+    return replace(
+        before,
+        remembered=engine.state.remembered,
+        services=frozenset(engine.reconciler.services),
+        servers=engine.reconciler.servers,
+    )
 
 
 def _names(settings: Settings) -> set[str]:
     return {service.name for service in settings.services}
 
 
-def _summary(
-    ops: Sequence[Op], table: KernelTable, reconciler: Reconciler, settings: Settings
-) -> str:
+def _summary(ops: Sequence[Op], table: KernelTable, engine: Engine, settings: Settings) -> str:
     goes = {entry_key(op)[0] for op in ops if isinstance(op, DeleteServer | DeleteService)}
-    have = Table(entries=reconciler.cached)
     counts = table.read(goes).counters if goes else None
-    return change_summary.summary(ops, have, change_summary.names_of(settings.services), counts)
+    return change_summary.summary(
+        ops, engine.table, change_summary.names_of(settings.services), counts
+    )
 
 
-def _foreign(reconciler: Reconciler, want: Table) -> Iterable[str]:
-    foreign = reconciler.foreign(want)
+def _foreign(engine: Engine, want: Table) -> Iterable[str]:
+    foreign = engine.reconciler.foreign(want)
     for key in foreign.services:
         yield f"the service {text.service_key(key)} is another tool's and is left alone"
     for key, server in foreign.servers:

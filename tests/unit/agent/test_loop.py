@@ -16,7 +16,7 @@ import pytest
 from tests.fakes.kernel import FakeKernel
 from xenlb import clock
 from xenlb.agent import loop as agent_module
-from xenlb.agent.loop import RESULTS, Agent
+from xenlb.agent.loop import Agent
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.op import AddServer, DeleteServer, Op, OpFailed, SetServer
@@ -31,6 +31,7 @@ from xenlb.ipvs.table import (
     Table,
 )
 from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
+from xenlb.model.engine import RESULTS
 from xenlb.model.events import (
     Died,
     Disconnected,
@@ -349,11 +350,11 @@ def test_a_read_that_is_asked_for_repairs_at_once_and_names_what_others_changed(
             assert repaired == server
             assert desk.weights() == {"10.0.0.11": 1, "10.0.0.13": 1}
             assert first.counters[KEY][key(13)].active_connections == 3
-            (line,) = desk.agent.repairs
+            (line,) = desk.agent.engine.repairs
             assert line == "ipvsadm -e -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1"
             assert f"drift repaired: {line}" in desk.told()
             await desk.agent.reread()
-            assert desk.agent.repairs == ()
+            assert desk.agent.engine.repairs == ()
             kernel.error = IpvsError("no", "")
             with pytest.raises(IpvsError):
                 await desk.agent.reread()
@@ -445,13 +446,13 @@ def test_no_ipvs_in_the_kernel_is_told_once_and_waited_for(tmp_path: Path) -> No
         kernel = FakeKernel()
         kernel.error = IpvsError("the kernel has no IPVS", "load it with: modprobe ip_vs")
         async with agent_at_work(tmp_path, kernel) as desk:
-            assert "modprobe ip_vs" in desk.agent.kernel_problem
+            assert "modprobe ip_vs" in desk.agent.engine.kernel_problem
             await desk.say(listed(mail1=5))
             await desk.pass_checks()
             kernel.error = None
             desk.agent.resync()
             await until(lambda: desk.weights() == {"10.0.0.11": 1, "10.0.0.13": 1})
-            assert desk.agent.kernel_problem == ""
+            assert desk.agent.engine.kernel_problem == ""
             assert desk.told().count("modprobe ip_vs") == 1
 
     asyncio.run(story())
@@ -481,7 +482,7 @@ def test_a_read_that_failed_is_made_again_at_once(
         async with agent_at_work(tmp_path, kernel) as desk:
             kernel.reads_failing = 1
             desk.agent.resync()
-            await until(lambda: not kernel.reads_failing and not desk.agent.kernel_problem)
+            await until(lambda: not kernel.reads_failing and not desk.agent.engine.kernel_problem)
             assert desk.told().count("the kernel's answer was lost") == 1
 
     asyncio.run(story())
@@ -497,7 +498,7 @@ def test_reads_that_fail_forbid_no_write(tmp_path: Path, monkeypatch: pytest.Mon
             await desk.pass_checks()
             kernel.reads_failing = 10**9
             desk.agent.resync()
-            await until(lambda: bool(desk.agent.kernel_problem))
+            await until(lambda: bool(desk.agent.engine.kernel_problem))
             await desk.say(
                 ShutdownRequested(
                     at=clock.now(), guest=guest(1), incarnation=5, kind=RequestKind.POWEROFF
@@ -507,7 +508,7 @@ def test_reads_that_fail_forbid_no_write(tmp_path: Path, monkeypatch: pytest.Mon
             assert left > 0
             assert desk.weights() == {"10.0.0.11": 0, "10.0.0.12": 1, "10.0.0.13": 1}
             assert desk.told().count("the kernel's answer was lost") == 1, "however often it fails"
-            await until(lambda: not desk.agent.kernel_problem)
+            await until(lambda: not desk.agent.engine.kernel_problem)
             assert "drift" not in desk.told()
 
     asyncio.run(story())

@@ -56,7 +56,7 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
             kernel=FakeKernel(),
         )
         guests = [Guest(id=key, name="mail1") for key in ids.values()]
-        agent.state = State().with_guests(*guests)
+        agent.engine.state = State().with_guests(*guests)
         sources = Sources(agent)
         heard: list[Event] = []
         agent.emit = lambda event, applied=None: heard.append(event)  # type: ignore[method-assign]
@@ -123,7 +123,7 @@ def test_a_changed_keepalive_reaches_the_source(tmp_path: Path) -> None:
             before = agent.state
             settings = Settings(uris=("test:///default",), keepalive=keepalive)
             links = {"test:///default": LibvirtLink(since=0.0)}
-            agent.state = State(observed=Observed(settings=settings, links=links))
+            agent.engine.state = State(observed=Observed(settings=settings, links=links))
             sources.on_state_change(before, agent.state)
             assert sources.libvirts["test:///default"].keepalive == keepalive
         await sources.stop()

@@ -1,9 +1,9 @@
-"""What the journal is told of a pass over the kernel's table."""
+"""Notes about operations on the kernel's table, and about what other tools have put there."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from xenlb.ipvs.op import Op
-from xenlb.ipvs.reconciler import Reconciler, ReconcileResult
+from xenlb.ipvs.op import Op, OpFailed
+from xenlb.ipvs.reconciler import Reconciler
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model.change_summary import names_of
 from xenlb.model.service_remarks import foreign_server
@@ -12,21 +12,25 @@ from xenlb.model.state import Note
 
 
 def pass_notes(
-    result: ReconcileResult,
+    done: Sequence[Op],
+    refused: Sequence[OpFailed],
     reconciler: Reconciler,
+    *,
     drift: Collection[Op],
     now: float,
     took: float | None,
 ) -> list[Note]:
-    """What was done, and what the kernel has refused for the first time. `drift`: the operations
-    that repair what others changed; `took`: the seconds since the event that the others follow."""
+    """Operations that were done, and those that the kernel has refused for the first time.
+
+    `drift`: those that repair what others changed. `took`: seconds since the event.
+    """
     after = "" if took is None else f" ({took * 1000:.1f} ms after the event)"
     notes = []
-    for op in result.done:
+    for op in done:
         repair = op in drift
         text = f"drift repaired: ipvsadm {op}" if repair else f"ipvsadm {op}{after}"
         notes.append(Note(at=now, text=text, warning=repair))
-    for failed in result.failed:
+    for failed in refused:
         failure = reconciler.failure_of(failed.op)
         if failure is not None and failure.attempts == 1:
             text = f"ipvsadm {failed.op} failed: {failure.reason}"

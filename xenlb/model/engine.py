@@ -1,0 +1,223 @@
+"""The engine: events and reads of the kernel's table in, operations on the table out. PURE.
+
+The agent's loop, the one-shot pass, the scenarios and the benchmarks drive this one engine. They
+bring events and snapshots, apply the operations, and report how the kernel took them.
+
+Two rules keep what others have put into the table. Before anything has been read, no operation is
+planned. And a service, which takes all its servers along, is deleted only right after a read.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from xenlb.ipvs.op import DeleteService, Op, OpFailed
+from xenlb.ipvs.reconciler import Reconciler, contradicts_cache, repairs
+from xenlb.ipvs.table import ServerKey, ServiceKey, Snapshot, Table
+from xenlb.model import table_notes
+from xenlb.model.desired import desired, next_deadline
+from xenlb.model.events import Event, ProbeFinished, Tick
+from xenlb.model.reducer import reduce
+from xenlb.model.state import Note, State
+
+# Results of checks that one call takes at most; beside any other event it takes one. When a network
+# breaks or comes back there are thousands within a second, each a tenth of a millisecond, or half
+# of one where a server is admitted. A shutdown that is requested amid them must not wait for them.
+RESULTS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What follows from the events.
+
+    `ops`: operations for the kernel, in order. `deferred`: results of checks for the next call.
+    `claimed`: more of the table is owned now; it must be saved before `ops` are applied. `stale`:
+    the whole table should be read again. The rest is for `Engine.executed`: `want`, the table that
+    should be, None where nothing was planned; `whole`, whether that is all of it; `planned`, with
+    operations that wait for a retry; `drift`, those that repair what others changed; `fresh`,
+    whether the table was just read; `since`, the time of the first event in seconds.
+    """
+
+    ops: tuple[Op, ...] = ()
+    notes: tuple[Note, ...] = ()
+    deferred: tuple[Event, ...] = ()
+    claimed: bool = False
+    stale: bool = False
+    want: Table | None = None
+    whole: bool = False
+    planned: tuple[Op, ...] = ()
+    drift: frozenset[Op] = frozenset()
+    fresh: bool = False
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """How the kernel took an outcome. `released`: less of the table is owned now."""
+
+    done: tuple[Op, ...] = ()
+    notes: tuple[Note, ...] = ()
+    stale: bool = False
+    released: bool = False
+
+
+@dataclass(slots=True)
+class Engine:
+    """State and table of one agent. `kernel_problem`: why the kernel cannot be used, "" if it can.
+
+    `repairs`: ipvsadm lines of what the last read found changed by others and was put back.
+    """
+
+    state: State
+    now: float
+    services: Collection[ServiceKey] = ()
+    servers: Mapping[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
+    kernel_problem: str = "the kernel's table was not read yet"
+    repairs: tuple[str, ...] = ()
+    reconciler: Reconciler = field(init=False)
+    _noted_problem: str = ""
+    _loaded: bool = False  # the table was read once: it may be changed from then on
+    _fresh: bool = False  # it was read since the last plan
+    _swept: bool = False  # the whole table was brought in line after the last read
+    _synced: bool = False  # that happened once, or was tried
+    _withheld: bool = False  # services wait for a fresh read until they are deleted
+    _cached_before: Table = field(default_factory=Table)
+    _foreign: frozenset[tuple[ServiceKey, ServerKey]] = frozenset()  # already noted
+    # When the state changes by itself. Computed from the time of the last call: from a later one,
+    # a step of a slow start that has come due in between would be passed over.
+    _due: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reconciler = Reconciler(services=set(self.services), servers=dict(self.servers))
+        self._due = next_deadline(self.state, self.now)
+
+    @property
+    def table(self) -> Table:
+        """The table as the engine takes it to be."""
+        return Table(entries=self.reconciler.cached)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `handle` must be called at the latest, even without events."""
+        retry_at = None if self.kernel_problem else self.reconciler.retry_at()
+        return min((at for at in (self._due, retry_at) if at is not None), default=None)
+
+    @property
+    def kernel_failing(self) -> bool:
+        """Whether the last read or write of the table failed."""
+        return bool(self._noted_problem)
+
+    def load_snapshot(self, snapshot: Snapshot) -> None:
+        """Take a read of the whole table; the next call of `handle` brings all of it in line."""
+        self._cached_before = self.table
+        self.reconciler.load_snapshot(snapshot)
+        self._swept, self._loaded, self._fresh = False, True, True
+        self.kernel_problem = ""
+
+    def take_over(self, keys: Iterable[ServiceKey]) -> None:
+        """Own what other tools have put into these services; the next call removes it."""
+        self.reconciler.take_over(keys)
+        self._swept = False
+
+    def handle(
+        self,
+        events: Iterable[Event],
+        now: float,
+        *,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """Fold the events into the state and plan what follows. `out_of_time` ends a series of
+        results of checks early."""
+        pending = list(events)
+        if self._due is not None and self._due <= now:
+            pending.append(Tick(at=now))
+        results_only = all(isinstance(event, ProbeFinished) for event in pending)
+        names: frozenset[str] | None = frozenset()
+        notes: list[Note] = []
+        deferred: list[Event] = []
+        results, since = 0, None
+        for event in pending:
+            if isinstance(event, ProbeFinished):
+                full = results == RESULTS or (results > 0 and (not results_only or out_of_time()))
+                if full:
+                    deferred.append(event)
+                    continue
+                results += 1
+            step = reduce(self.state, event)
+            self.state = step.state
+            since = event.at if since is None else min(since, event.at)
+            notes += step.notes
+            names = None if names is None or step.services is None else names | step.services
+        self._due = next_deadline(self.state, now)
+        outcome = self._plan(names, now)
+        notes += outcome.notes
+        return replace(outcome, notes=tuple(notes), deferred=tuple(deferred), since=since)
+
+    def _plan(self, names: frozenset[str] | None, now: float) -> Outcome:
+        """Plan the named services, or all of the table where that is due."""
+        fresh, self._fresh = self._fresh, False
+        if not self._loaded:
+            return Outcome()
+        retry_at = self.reconciler.retry_at()
+        whole = names is None or not self._swept or (retry_at is not None and retry_at <= now)
+        services = self.state.settings.services
+        if not whole and names is not None:
+            services = tuple(service for service in services if service.name in names)
+            if not services:
+                return Outcome()
+        want = desired(services, self.state, now)
+        claimed = self.reconciler.claim(want, self.state.origins())
+        planned = self.reconciler.plan(want, whole=whole, removable=self.state.listed)
+        drift = frozenset[Op]()
+        if fresh and self._synced and not self._noted_problem:
+            drift = repairs(planned, self._cached_before, self.table)
+        if whole:
+            self._withheld = not fresh and any(isinstance(op, DeleteService) for op in planned)
+        if self._withheld:
+            planned = tuple(op for op in planned if not isinstance(op, DeleteService))
+        notes: list[Note] = []
+        if fresh:
+            noted, self._foreign = self._foreign, self.reconciler.foreign(want).servers
+            notes = table_notes.foreign_notes(
+                self._foreign - noted, self.state.settings.services, now
+            )
+        return Outcome(
+            ops=self.reconciler.due(planned, now),
+            notes=tuple(notes),
+            claimed=claimed,
+            stale=self._withheld,
+            want=want,
+            whole=whole,
+            planned=planned,
+            drift=drift,
+            fresh=fresh,
+        )
+
+    def executed(self, outcome: Outcome, failed: Sequence[OpFailed], now: float) -> Executed:
+        """Record how the kernel took the operations of an outcome."""
+        if outcome.want is None:
+            return Executed()
+        done = self.reconciler.record(outcome.ops, failed, now)
+        if outcome.fresh:
+            self.repairs = tuple(f"ipvsadm {op}" for op in done if op in outcome.drift)
+        if not self.kernel_problem:
+            self._noted_problem = ""
+        released = False
+        if outcome.whole:
+            self._swept = self._synced = True
+            self.reconciler.forgive(outcome.planned)
+            released = self.reconciler.release(outcome.want)
+        took = None if outcome.since is None else now - outcome.since
+        notes = table_notes.pass_notes(
+            done, failed, self.reconciler, drift=outcome.drift, now=now, took=took
+        )
+        return Executed(
+            done=done, notes=tuple(notes), stale=contradicts_cache(failed), released=released
+        )
+
+    def kernel_failed(self, problem: str, now: float) -> tuple[Note, ...]:
+        """A read or a write failed. The table is taken to be as it was, and operations go on: what
+        stood in the way of one message may have passed."""
+        known = problem == self._noted_problem
+        self.kernel_problem = self._noted_problem = problem
+        self._swept, self._synced = False, True
+        return () if known else (Note(at=now, text=problem, warning=True),)
