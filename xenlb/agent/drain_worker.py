@@ -1,16 +1,13 @@
-"""What a drain needs besides weight 0: counting what is left, and asking libvirt for what follows.
+"""Counts the connections that drains wait for, and requests what follows a drain from libvirt.
 
-Both heed the state alone, so that an agent that was killed in between goes on. What it all means
-for a drain is decided in model/drain.py and model/draining.py.
+Both follow from the state alone, so an agent that starts after a kill goes on with them.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from xenlb import clock
-from xenlb.agent.loop import Agent
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.threads import CallTimeout
@@ -19,88 +16,94 @@ from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.draining import VERBS, due, lasting, to_count
 from xenlb.model.events import ConnectionsCounted, RequestSent
-from xenlb.model.state import State
+from xenlb.model.state import Note, State
 
 log = logging.getLogger(__name__)
 
 COUNT = 0.5  # seconds between two counts
-AGAIN = 1.0  # seconds until libvirt is asked again
+AGAIN = 1.0  # seconds until the next request to libvirt
 REFUSALS = 3  # libvirt refuses for reasons that pass: another job holds the domain, it restarts
 
 
 class DrainWorker:
-    """`libvirts` are the running sources, by URI."""
+    """`emit` takes events, `note` notes for the event log; `libvirts`: the running sources, by URI.
+
+    `kernel` has a socket of its own, for the thread that counts.
+    """
 
     def __init__(
         self,
-        agent: Agent,
+        emit: Callable[..., None],
+        clock: Callable[[], float],
+        note: Callable[[Note], None],
         libvirts: Mapping[str, LibvirtSource],
         *,
         kernel: KernelTable | None = None,
     ) -> None:
-        self._agent = agent
+        self._emit, self._clock, self._note = emit, clock, note
         self._libvirts = libvirts
-        self._kernel = kernel or Kernel()  # a socket of its own, for the thread that counts
+        self._kernel = kernel or Kernel()
+        self._state = State()
         self._lasting = asyncio.Event()
-        self._asking: dict[GuestId, asyncio.Task[None]] = {}
+        self._requests: dict[GuestId, asyncio.Task[None]] = {}
 
     def on_state_change(self, state: State) -> None:
-        """Heeds the state after a round."""
+        self._state = state
         if lasting(state):
             self._lasting.set()
-        for guest, ask in due(state, clock.now()).items():
-            if guest not in self._asking:
-                task = asyncio.create_task(self._ask(guest, ask), name=f"{ask} of {guest}")
-                self._asking[guest] = task
-                task.add_done_callback(partial(self._asked, guest))
+        for guest, kind in due(state, self._clock()).items():
+            if guest not in self._requests:
+                task = asyncio.create_task(self._request(guest, kind), name=f"{kind} of {guest}")
+                self._requests[guest] = task
+                task.add_done_callback(partial(self._requested, guest))
 
-    def _asked(self, guest: GuestId, _task: asyncio.Task[None]) -> None:
-        self._asking.pop(guest, None)
+    def _requested(self, guest: GuestId, _task: asyncio.Task[None]) -> None:
+        self._requests.pop(guest, None)
 
     async def run(self) -> None:
-        """Counts while a drain lasts; until cancelled."""
+        """Count while a drain lasts; runs until cancelled."""
         try:
-            self.on_state_change(self._agent.state)  # of the agent before
             while True:
                 await self._lasting.wait()
                 await self._count()
-                if not lasting(self._agent.state):
+                if not lasting(self._state):
                     self._lasting.clear()
                 await asyncio.sleep(COUNT)
         finally:
-            for task in self._asking.values():
+            for task in self._requests.values():
                 task.cancel()
-            await asyncio.gather(*self._asking.values(), return_exceptions=True)
+            await asyncio.gather(*self._requests.values(), return_exceptions=True)
             self._kernel.close()
 
     async def _count(self) -> None:
-        keys, at = to_count(self._agent.state), clock.now()
+        keys, at = to_count(self._state), self._clock()
         try:
             snapshot = await asyncio.to_thread(self._kernel.read, keys)
         except IpvsError as error:
             log.debug("the connections that are left cannot be counted: %s", error)
             return
-        self._agent.emit(ConnectionsCounted(at=at, counters=snapshot.counters))
+        self._emit(ConnectionsCounted(at=at, counters=snapshot.counters))
 
-    async def _ask(self, guest: GuestId, ask: RequestKind) -> None:
-        """Until libvirt was asked or has refused for good; a libvirt that is away is waited for, as
-        long as the order has time."""
-        refusals, failure, told = 0, "", False
-        while guest in due(self._agent.state, clock.now()):
+    async def _request(self, guest: GuestId, kind: RequestKind) -> None:
+        """Try until libvirt takes the request or refuses it for good.
+
+        A libvirt that is not connected is waited for, as long as the drain's order is valid.
+        """
+        refusals, failure, noted = 0, "", False
+        while guest in due(self._state, self._clock()):
             source = self._libvirts.get(guest.uri)
             try:
                 if source is None:
                     raise Unreachable(f"libvirt {guest.uri} is not connected")
-                await (
-                    source.reboot(guest) if ask is RequestKind.REBOOT else source.shutdown(guest)
-                )
+                reboots = kind is RequestKind.REBOOT
+                await (source.reboot(guest) if reboots else source.shutdown(guest))
                 failure = ""
             except (Unreachable, CallTimeout) as error:
-                log.debug("%s of %s waits: %s", ask, guest, error)
-                if not told:
-                    told = True
-                    text = f"the {VERBS[ask]} waits for libvirt: {error}"
-                    self._agent.note(text, guest=guest, warning=True)
+                log.debug("%s of %s waits: %s", kind, guest, error)
+                if not noted:
+                    noted = True
+                    text = f"the {VERBS[kind]} waits for libvirt: {error}"
+                    self._note(Note(at=self._clock(), text=text, guest=guest, warning=True))
                 await asyncio.sleep(AGAIN)
                 continue
             except CallFailed as error:
@@ -110,7 +113,7 @@ class DrainWorker:
                     await asyncio.sleep(AGAIN)
                     continue
             applied = asyncio.get_running_loop().create_future()
-            sent = RequestSent(at=clock.now(), guest=guest, kind=ask, failure=failure)
-            self._agent.emit(sent, applied)
-            await applied  # else the next round would ask once more
+            sent = RequestSent(at=self._clock(), guest=guest, kind=kind, failure=failure)
+            self._emit(sent, applied)
+            await applied  # until then the state says that the request is due
             return

@@ -8,7 +8,7 @@ Nothing else changes state or table.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -157,8 +157,13 @@ class Agent:
         self._news.set()
 
     def note(self, text: str, *, guest: GuestId | None = None, warning: bool = False) -> None:
-        note = Note(at=clock.now(), text=text, guest=guest, warning=warning)
-        self.journal.write(note, self.state.guests)
+        self.write(Note(at=clock.now(), text=text, guest=guest, warning=warning))
+
+    def write(self, *notes: Note, before: State | None = None) -> None:
+        """Write notes to the event log; a guest that was in `before` still has its name."""
+        guests = {**self.state.guests, **(before.guests if before is not None else {})}
+        for note in notes:
+            self.journal.write(note, guests)
 
     # --- the owner task --------------------------------------------------------------------------
 
@@ -208,7 +213,7 @@ class Agent:
         self._answer_applied()
         if self._reading is None:
             self._reads.answer(self.engine.table)
-        self._write(notes, before)
+        self.write(*notes, before=before)
         if outcome.since is not None:
             self.on_state_change(before, self.state)
         self._upkeep()
@@ -257,7 +262,7 @@ class Agent:
         self._save()
         outcome = self.engine.handle((), clock.now())
         notes = [*outcome.notes, *self._apply(outcome)]
-        self._write(notes, self.state)
+        self.write(*notes)
         return [note.text for note in notes]
 
     def _kernel_failed(self, error: IpvsError) -> tuple[Note, ...]:
@@ -266,12 +271,6 @@ class Agent:
         self._resync_at = clock.now() + again
         self.first_sync_done.set()
         return notes
-
-    def _write(self, notes: Iterable[Note], before: State) -> None:
-        """Write notes to the event log; a guest that has just gone still has its name."""
-        guests = {**self.state.guests, **before.guests}
-        for note in notes:
-            self.journal.write(note, guests)
 
     # --- upkeep: full reads, the state file ------------------------------------------------------
 
@@ -289,7 +288,7 @@ class Agent:
             if self.engine.kernel_problem:
                 log.debug("the kernel's table was read")
         except IpvsError as error:
-            self._write(self._kernel_failed(error), self.state)
+            self.write(*self._kernel_failed(error))
         finally:
             self._reading = None
             self._news.set()

@@ -52,9 +52,15 @@ class Sources:
         self.libvirts: dict[str, LibvirtSource] = {}
         self._xenstores: dict[str, XenstoreSource] = {}
         self._health = HealthRunner(agent.emit, clock.now)
-        self._drains = DrainWorker(agent, self.libvirts)
-        self._flushing = ConntrackFlusher(agent.note)
-        self._sides = Provisioner(agent, self._xenstores)
+        self._drain_worker = DrainWorker(agent.emit, clock.now, agent.write, self.libvirts)
+        self._flusher = ConntrackFlusher(agent.note)
+        self._provisioner = Provisioner(
+            agent.emit,
+            clock.now,
+            self._xenstores,
+            templates=agent.config.parent / "templates",
+            socket=agent.socket,
+        )
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
         self._key = HostKey()
         self._listener = GuestListener(self._secret_of, self.said)
@@ -67,17 +73,17 @@ class Sources:
         )
         self._findings: tuple[sysctls.SysctlFinding, ...] = ()
         self._lacks: tuple[str, ...] = ()
-        self._look_at_sysctls = asyncio.Event()
+        self._sysctls_due = asyncio.Event()
 
     def start(self) -> None:
         self._run("health", self._health.run)
-        self._run("drains", self._drains.run)
-        self._run("connection tracking", self._flushing.run)
-        self._run("insides of guests", self._sides.run)
+        self._run("drains", self._drain_worker.run)
+        self._run("connection tracking", self._flusher.run)
+        self._run("insides of guests", self._provisioner.run)
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
         self._run("sysctls", self._set_sysctls)
-        self._run("what checks need", self._look_at_needs)
+        self._run("what checks need", self._check_needs)
         self._run("libvirt's hooks", self._hooks.run)
         self._run("guests' words", self._listener.run)
 
@@ -88,9 +94,9 @@ class Sources:
     def on_state_change(self, before: State, after: State) -> None:
         """Tells every source what interests the state now; called after each round."""
         self._health.targets(after.remembered.health)
-        self._drains.on_state_change(after)
-        self._flushing.on_state_change(before, after)
-        self._sides.on_state_change(before, after)
+        self._drain_worker.on_state_change(after)
+        self._flusher.on_state_change(before, after)
+        self._provisioner.on_state_change(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
             self._finder.interest(guests_needing_address(after))
             settings = after.settings
@@ -103,7 +109,7 @@ class Sources:
         ):
             self._reconfigure(after)
         elif len(before.remembered.admitted) != len(after.remembered.admitted):
-            self._look_at_sysctls.set()  # of the interfaces by which servers are reached
+            self._sysctls_due.set()  # of the interfaces by which servers are reached
 
     def _reconfigure(self, state: State) -> None:
         director = state.settings.director
@@ -112,7 +118,7 @@ class Sources:
             self._addresses.want(director.interface, wanted)
         else:
             self._addresses.leave()
-        self._look_at_sysctls.set()
+        self._sysctls_due.set()
         if state.settings.listen is not None:
             self._key.look()
         self._listener.listen(state.settings.listen)
@@ -203,7 +209,7 @@ class Sources:
             self._agent.first_sync_done.wait()
         )  # reading the table has loaded ip_vs, if anything can
         while True:
-            self._look_at_sysctls.clear()
+            self._sysctls_due.clear()
             settings = self._agent.state.settings
             forwards = sysctls.read("net.ipv4.ip_forward") == 1
             direct = {
@@ -229,10 +235,10 @@ class Sources:
                 self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})
             with suppress(TimeoutError):
                 async with asyncio.timeout(SYSCTLS):
-                    await self._look_at_sysctls.wait()
+                    await self._sysctls_due.wait()
                     await asyncio.sleep(TOGETHER)
 
-    async def _look_at_needs(self) -> None:
+    async def _check_needs(self) -> None:
         """Says once of each program, user or file that is not there what it is needed for."""
         while True:
             lacks = await asyncio.to_thread(self._agent.configuration.lacking)

@@ -13,8 +13,14 @@ from xenlb.model.state import State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisionRequest:
-    """What a guest is looked at for; another wish, another look."""
+    """Why a guest is inspected; another request is another inspection.
 
+    `listen`: where guests report by TCP. `addresses`: of its servers, by service name. `apply`:
+    apply what is missing. `configures_itself`: the guest reads its settings from xenstore.
+    """
+
+    name: str
+    listen: tuple[IPAddress, int] | None
     booted: float
     incarnation: int | None
     services: tuple[ServiceSettings, ...]
@@ -24,7 +30,7 @@ class ProvisionRequest:
 
 
 def provision_requests(state: State) -> dict[GuestId, ProvisionRequest]:
-    """For each guest that is to be looked at: what for."""
+    """The request for each running guest whose service has `on-boot`."""
     asking = [service for service in state.settings.services if _asks(service)]
     if not asking:
         return {}
@@ -44,6 +50,8 @@ def provision_requests(state: State) -> dict[GuestId, ProvisionRequest]:
         on_boot = {side.on_boot for side in sides}
         if on_boot - {OnBoot.OFF}:
             requests[guest.id] = ProvisionRequest(
+                name=guest.name,
+                listen=state.settings.listen,
                 booted=guest.booted,
                 incarnation=guest.incarnation,
                 services=services_of(state, guest),

@@ -158,7 +158,7 @@ def test_what_goes_later_is_a_warning(tmp_path: Path, file: Path) -> None:
         assert agent.configuration.lacking() == ()
         program.unlink()
         sources = Sources(agent)
-        task = asyncio.create_task(sources._look_at_needs())
+        task = asyncio.create_task(sources._check_needs())
         await until(lambda: bool(sources.director_problems()))
         task.cancel()
         await asyncio.wait({task})

@@ -67,10 +67,12 @@ class Bench:
                 await self.desk.say(listed(mail1=5, mail2=4))
                 await self.desk.pass_checks()
                 sources = {XEN: cast(LibvirtSource, self.libvirt)}
-                self.drains = DrainWorker(self.desk.agent, sources, kernel=self.kernel)
-                self.desk.agent.on_state_change = lambda _before, after: (
-                    self.drains.on_state_change(after)
+                agent = self.desk.agent
+                self.drains = DrainWorker(
+                    agent.emit, clock.now, agent.write, sources, kernel=self.kernel
                 )
+                agent.on_state_change = lambda _before, after: self.drains.on_state_change(after)
+                self.drains.on_state_change(agent.state)
                 task = asyncio.create_task(self.drains.run())
                 try:
                     await story(self)  # type: ignore[misc]

@@ -25,7 +25,6 @@ from tests.unit.agent.test_loop import (
 )
 from xenlb import clock
 from xenlb.agent import provision, provisioner
-from xenlb.agent.loop import Agent
 from xenlb.agent.provisioner import Provisioner
 from xenlb.guestside import lock, self_config
 from xenlb.guestside.transport import open
@@ -87,7 +86,11 @@ class Bench:
             self.xenstore = FakeXenstore()
             async with agent_at_work(folder, FakeKernel(), with_service(it)) as self.desk:
                 self.inside = Provisioner(
-                    self.desk.agent, {XEN: cast(XenstoreSource, self.xenstore)}
+                    self.desk.agent.emit,
+                    clock.now,
+                    {XEN: cast(XenstoreSource, self.xenstore)},
+                    templates=folder / "templates",
+                    socket=self.desk.agent.socket,
                 )
                 self.desk.agent.on_state_change = self.inside.on_state_change
                 task = asyncio.create_task(self.inside.run())
@@ -206,7 +209,7 @@ def test_guests_that_are_not_to_be_looked_at_are_left_alone(tmp_path: Path, quic
 
 
 class Looks:
-    """In place of looking.look: the looks at some guests do not end before the test says so."""
+    """In place of Inspector.inspect: some inspections end only when the test says so."""
 
     def __init__(self, hang: set[GuestId]) -> None:
         self.hang = hang
@@ -216,11 +219,7 @@ class Looks:
         self.ended = asyncio.Event()
 
     async def look(
-        self,
-        agent: Agent,
-        guest: GuestId,
-        request: ProvisionRequest,
-        xenstore: object,
+        self, guest: GuestId, request: ProvisionRequest, xenstore: object
     ) -> tuple[Verdict, ...]:
         self.begun.append(guest)
         self.under_way[guest] += 1
@@ -242,7 +241,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, quick: None) -> Looks:
     monkeypatch.setattr(provisioner, "IN_TIME", 0.02)
     monkeypatch.setattr(provisioner, "SLOW_PAUSE", 0.02)
     it = Looks({guest(n) for n in range(1, 13)})
-    monkeypatch.setattr(provision, "inspect_guest", it.look)
+    monkeypatch.setattr(provision.Inspector, "inspect", lambda _, *given: it.look(*given))
     return it
 
 
@@ -316,7 +315,7 @@ def test_a_look_that_is_only_late_has_the_usual_pause(
         wanted = by_pattern(BY_SSH)
         return (Verdict(service=wanted, problem="" if len(pauses) > 2 else "it boots"),)
 
-    monkeypatch.setattr(provision, "inspect_guest", look)
+    monkeypatch.setattr(provision.Inspector, "inspect", look)
 
     async def story(bench: Bench) -> None:
         await bench.desk.say(listed(mail1=5))
