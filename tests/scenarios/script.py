@@ -60,9 +60,10 @@ from xenlb.model.events import (
     UndrainRequested,
     Verdict,
 )
+from xenlb.model.note import Note
 from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 from xenlb.model.settings import needed_uris
-from xenlb.model.state import Note, State
+from xenlb.model.state import State
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
 

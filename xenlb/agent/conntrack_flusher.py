@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from xenlb.director.conntrack import FailedServer, flush
 from xenlb.ipvs.table import AddressKey
 from xenlb.model.guest import Phase
+from xenlb.model.note import NoteKind
 from xenlb.model.settings import OnFailure
 from xenlb.model.state import State
 
@@ -50,7 +51,7 @@ def _failed(before: State, after: State) -> Iterator[FailedServer]:
 class ConntrackFlusher:
     """Flushes in a thread, one after the other; `note` takes what was done, as one line."""
 
-    def __init__(self, note: Callable[[str], object]) -> None:
+    def __init__(self, note: Callable[..., object]) -> None:
         self._note = note
         self._gone: set[FailedServer] = set()
         self._wake = asyncio.Event()
@@ -75,4 +76,5 @@ class ConntrackFlusher:
                 log.warning("connection tracking of %s is not flushed: %s", names, error)
                 continue
             if deleted:
-                self._note(f"{deleted} entries of connection tracking flushed: {names} failed")
+                text = f"{deleted} entries of connection tracking flushed: {names} failed"
+                self._note(text, kind=NoteKind.FLUSHED)

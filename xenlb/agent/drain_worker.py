@@ -16,7 +16,8 @@ from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.draining import VERBS, due, lasting, to_count
 from xenlb.model.events import ConnectionsCounted, RequestSent
-from xenlb.model.state import Note, State
+from xenlb.model.note import Note, NoteKind
+from xenlb.model.state import State
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,15 @@ class DrainWorker:
                 if not noted:
                     noted = True
                     text = f"the {VERBS[kind]} waits for libvirt: {error}"
-                    self._note(Note(at=self._clock(), text=text, guest=guest, warning=True))
+                    self._note(
+                        Note(
+                            at=self._clock(),
+                            kind=NoteKind.REQUEST_SENT,
+                            text=text,
+                            guest=guest,
+                            warning=True,
+                        )
+                    )
                 await asyncio.sleep(AGAIN)
                 continue
             except CallFailed as error:

@@ -19,7 +19,7 @@ from typing import Any
 from xenlb.control.protocol import Json
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
-from xenlb.model.state import Note
+from xenlb.model.note import Note
 from xenlb.untrusted.rate import TokenBucket
 
 log = logging.getLogger("xenlb")
@@ -127,6 +127,7 @@ class EventLog:
             "level": "warning" if note.warning else "info",
             "guest": name,
             "uuid": None if note.guest is None else str(note.guest.uuid),
+            "kind": note.kind.value,
             "text": note.text,
         }
         text = Json(json.dumps(line))

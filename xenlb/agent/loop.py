@@ -26,8 +26,9 @@ from xenlb.model.domain import GuestId
 from xenlb.model.drain import Counts
 from xenlb.model.engine import Engine, Outcome
 from xenlb.model.events import ConfigurationRefused, Configured, Event
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.settings import ServiceSettings, Settings, needed_uris
-from xenlb.model.state import Note, State
+from xenlb.model.state import State
 from xenlb.store.saved_state import SavedState
 from xenlb.store.state_file import StateFile
 
@@ -156,8 +157,15 @@ class Agent:
         self._resync_at = 0.0
         self._news.set()
 
-    def note(self, text: str, *, guest: GuestId | None = None, warning: bool = False) -> None:
-        self.write(Note(at=clock.now(), text=text, guest=guest, warning=warning))
+    def note(
+        self,
+        text: str,
+        *,
+        kind: NoteKind = NoteKind.AGENT,
+        guest: GuestId | None = None,
+        warning: bool = False,
+    ) -> None:
+        self.write(Note(at=clock.now(), kind=kind, text=text, guest=guest, warning=warning))
 
     def write(self, *notes: Note, before: State | None = None) -> None:
         """Write notes to the event log; a guest that was in `before` still has its name."""
@@ -256,7 +264,11 @@ class Agent:
 
     def take_over(self, service: ServiceSettings, by: str) -> list[str]:
         """Remove what other tools have put into a service; return the notes of it."""
-        self.note(f"service {service.name} is taken over by {by}", warning=True)
+        self.note(
+            f"service {service.name} is taken over by {by}",
+            kind=NoteKind.TABLE_CHANGED,
+            warning=True,
+        )
         self.engine.take_over(service.kernel_keys())
         self._note_owned()
         self._save()

@@ -29,6 +29,7 @@ from xenlb.model.events import Died, Event, ShutdownCancelled, ShutdownRequested
 from xenlb.model.guest import Phase
 from xenlb.model.host_drain import is_local
 from xenlb.model.membership import guests_needing_address, metadata_addresses
+from xenlb.model.note import NoteKind
 from xenlb.model.reserved_addresses import addresses_in_use
 from xenlb.model.settings import AddressPolicy
 from xenlb.model.state import State
@@ -170,7 +171,8 @@ class Sources:
                     died = Died(at=clock.now(), guest=guest, incarnation=call.domid)
                     self._agent.emit(died)
                 case "prepare" | "migrate" | "restore" if guest in self._agent.state.guests:
-                    self._agent.note(f"libvirt's hook: {call.operation}", guest=guest)
+                    text = f"libvirt's hook: {call.operation}"
+                    self._agent.note(text, kind=NoteKind.HOOK, guest=guest)
 
     def _connect(self, uri: str, keepalive: float) -> None:
         source = LibvirtSource(uri, self._agent.emit, clock.now, keepalive=keepalive)

@@ -15,7 +15,8 @@ from xenlb.model.domain import GuestId
 from xenlb.model.events import AddressesFound
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.membership import addresses_of, belonging, owner_name, refused_metadata
-from xenlb.model.state import Note, State, Transition
+from xenlb.model.note import Note, NoteKind
+from xenlb.model.state import State, Transition
 
 # Seconds that the address of a guest which went or boots waits for it. With the slowest shutdown of
 # the defaults (5 minutes) before, and minutes for a boot: afterwards others may report it.
@@ -106,6 +107,7 @@ def noted(before: Guest, event: AddressesFound, step: Transition) -> Transition:
     notes += [
         Note(
             at=event.at,
+            kind=NoteKind.ADDRESS,
             guest=after.id,
             text=f"address {item.text} ({item.source}) refused: {item.reason}",
             warning=True,
@@ -121,7 +123,7 @@ def noted(before: Guest, event: AddressesFound, step: Transition) -> Transition:
             continue
         if len(told) == MOST_TOLD:
             text = "more addresses are given for it, in this boot, than is told here"
-            note = Note(at=event.at, guest=after.id, text=text, warning=True)  # noqa: PLW2901
+            note = Note(at=event.at, kind=NoteKind.ADDRESS, guest=after.id, text=text, warning=True)  # noqa: PLW2901
         told.add(key)
         said.append(note)
     state = step.state.with_guests(replace(after, told=frozenset(told)))
@@ -148,7 +150,15 @@ def _of_found(found: AddressCandidate, guest: Guest, state: State, at: float) ->
         text += f" refused: it is that of {owner_name(owner, state)}"
     elif others:
         text += f": {_names(others)} claims it, too, and does not get it"
-    notes = [Note(at=at, guest=guest.id, text=text, warning=owner != guest.id or bool(others))]
+    notes = [
+        Note(
+            at=at,
+            kind=NoteKind.ADDRESS,
+            guest=guest.id,
+            text=text,
+            warning=owner != guest.id or bool(others),
+        )
+    ]
     for other in others:
         outcome = (
             "it does not get it"
@@ -156,7 +166,7 @@ def _of_found(found: AddressCandidate, guest: Guest, state: State, at: float) ->
             else f"it is that of {owner_name(owner, state)}"
         )
         claim = f"guest {guest.name} claims the address {address} ({found.source}), too; {outcome}"
-        notes.append(Note(at=at, guest=other.id, text=claim, warning=True))
+        notes.append(Note(at=at, kind=NoteKind.ADDRESS, guest=other.id, text=claim, warning=True))
     return notes
 
 

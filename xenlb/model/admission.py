@@ -17,9 +17,10 @@ from xenlb.model import verdict_overrides
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Failing, Judged, free_to_leave
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.readiness import lacking
 from xenlb.model.settings import OnFailure, ServiceSettings
-from xenlb.model.state import Admission, Candidate, Note, Slot, State
+from xenlb.model.state import Admission, Candidate, Slot, State
 
 
 def admissions(
@@ -125,6 +126,7 @@ def admit_damped(
     notes = [
         Note(
             at=at,
+            kind=NoteKind.CHECK,
             text=f"{text.endpoint(slot.server.address, slot.server.port)} {why}",
             guest=slot.owner,
         )

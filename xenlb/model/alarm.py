@@ -17,8 +17,9 @@ from xenlb.model.desired import ServerPhase, ServerStatus, server_status
 from xenlb.model.domain import GuestId
 from xenlb.model.events import ProbeFinished
 from xenlb.model.membership import services_of, sorry_target
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Alarm, AlarmKind, Candidate, Note, State
+from xenlb.model.state import Alarm, AlarmKind, Candidate, State
 
 # Phases in the order in which they are counted out.
 TOLD = (
@@ -172,7 +173,7 @@ def sorry_news(state: State, result: ProbeFinished) -> Iterator[Note]:
                 if sorry_target(service, key) == result.target:
                     subject = f"service {service.name}: the sorry server fails its check"
                     text = f"{subject} {result.target}: {result.detail}"
-                    yield Note(at=result.at, text=text, warning=True)
+                    yield Note(at=result.at, kind=NoteKind.CHECK, text=text, warning=True)
 
 
 def _share(found: Measured) -> str:
@@ -219,7 +220,9 @@ def alarm_notes(before: State, state: State, at: float) -> Iterator[Note]:
             name = f"service {service.name} ({text.place(key)})"
             if now is not None and (was is None or was.kind is not now.kind):
                 told = alarm_text(state, service, key, at)
-                yield Note(at=at, text=f"{name}: {told}", warning=True)
+                yield Note(at=at, kind=NoteKind.ALARM_BEGUN, text=f"{name}: {told}", warning=True)
             elif was is not None and now is None:
                 lasted = f"the alarm lasted {at - was.since:.0f} s"
-                yield Note(at=at, text=f"{name}: {_ENDS[was.kind]}; {lasted}")
+                yield Note(
+                    at=at, kind=NoteKind.ALARM_ENDED, text=f"{name}: {_ENDS[was.kind]}; {lasted}"
+                )

@@ -7,7 +7,8 @@ from xenlb.model import alarm, verdict_overrides
 from xenlb.model.desired import shared
 from xenlb.model.events import ProbeFinished
 from xenlb.model.health import judge
-from xenlb.model.state import Change, Note, State, nothing_follows
+from xenlb.model.note import Note, NoteKind
+from xenlb.model.state import Change, State, nothing_follows
 from xenlb.model.target import Target
 
 
@@ -39,7 +40,7 @@ def apply_check_result(state: State, event: ProbeFinished) -> Change:
             return Change(state=changed, services=names, follows=news)
         share = "the whole" if after.share is None else f"{after.share * 100:.3g}% of the"
         text = f"check {target} gives {share} weight: {event.detail}"
-        note = Note(at=event.at, text=text, guest=owner)
+        note = Note(at=event.at, kind=NoteKind.CHECK, text=text, guest=owner)
         return Change(state=changed, services=names, notes=(note,))
     text = f"check {target} {'passes' if after.up else 'fails'}: {event.detail}"
     if after.damped(event.at):
@@ -47,7 +48,7 @@ def apply_check_result(state: State, event: ProbeFinished) -> Change:
             f"; that is {after.failures} times in a row,"
             f" it is held back for {after.held_until - event.at:g} s at least"
         )
-    note = Note(at=event.at, text=text, warning=not after.up, guest=owner)
+    note = Note(at=event.at, kind=NoteKind.CHECK, text=text, warning=not after.up, guest=owner)
     return Change(state=changed, services=names, notes=(note,))
 
 

@@ -23,8 +23,9 @@ from xenlb.model.events import (
 from xenlb.model.guest import Guest, LifecycleEvent, Phase, Request, transition, undrained
 from xenlb.model.host_drain import free_to_go
 from xenlb.model.membership import names_of, services_of
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Change, Note, State, nothing_follows
+from xenlb.model.state import Change, State, nothing_follows
 
 # Seconds, for a guest that belongs to no service.
 DEFAULT_GRACE = 300.0
@@ -83,7 +84,7 @@ def _ending(guest: Guest, drain: Drain, at: float) -> Note:
         text = f"drain timed out after {lasted:.1f} s{with_left}"
     else:
         text = f"drain ended after {lasted:.1f} s: {drain.outcome}{with_left}"
-    return Note(at=at, guest=guest.id, text=text, warning=cut)
+    return Note(at=at, kind=NoteKind.DRAIN_ENDED, guest=guest.id, text=text, warning=cut)
 
 
 # --- operators -----------------------------------------------------------------------------------
@@ -113,8 +114,11 @@ def _drained(state: State, guest: Guest, event: DrainRequested) -> tuple[State, 
     )
     if guest.drain is not None and guest.drain.left is not None:
         begun = replace(begun, left=guest.drain.left)
-    notes = [Note(at=event.at, guest=guest.id, text=begun.text())]
-    notes += [Note(at=event.at, guest=guest.id, text=each, warning=True) for each in warnings]
+    notes = [Note(at=event.at, kind=NoteKind.DRAIN_BEGUN, guest=guest.id, text=begun.text())]
+    notes += [
+        Note(at=event.at, kind=NoteKind.DRAIN_HINDERED, guest=guest.id, text=each, warning=True)
+        for each in warnings
+    ]
     return state.with_guests(replace(guest, drain=begun)), tuple(notes)
 
 
@@ -134,7 +138,12 @@ def undrain(state: State, event: UndrainRequested) -> Change:
         after = transition(after, LifecycleEvent.STAYS, at=event.at, incarnation=guest.incarnation)
     changed = state.with_guests(after)
     notes = [
-        Note(at=event.at, guest=guest.id, text=f"undrained by {event.by}"),
+        Note(
+            at=event.at,
+            kind=NoteKind.UNDRAINED,
+            guest=guest.id,
+            text=f"undrained by {event.by}",
+        ),
         *endings(guest, after, event.at),
     ]
     return Change(state=changed, services=names_of(state, guest), notes=tuple(notes))
@@ -172,7 +181,13 @@ def sent(state: State, event: RequestSent) -> Change:
         if after.request is None:  # not every hypervisor tells of a request
             after = requested(state, after, event.kind, event.at)
     changed = state.with_guests(after)
-    note = Note(at=event.at, guest=guest.id, text=text, warning=bool(event.failure))
+    note = Note(
+        at=event.at,
+        kind=NoteKind.REQUEST_SENT,
+        guest=guest.id,
+        text=text,
+        warning=bool(event.failure),
+    )
     return Change(state=changed, services=names_of(state, guest), notes=(note,))
 
 
@@ -277,7 +292,13 @@ def _unasked(guest: Guest, drain: Drain) -> Note:
         f"libvirt could not be asked for the {VERBS[drain.then]} in time: back into service,"
         " and it is not asked any more"
     )
-    return Note(at=drain.expires, guest=guest.id, text=text, warning=True)
+    return Note(
+        at=drain.expires,
+        kind=NoteKind.REQUEST_SENT,
+        guest=guest.id,
+        text=text,
+        warning=True,
+    )
 
 
 def _ignored(request: Request, after: Guest, at: float) -> Note:
@@ -285,4 +306,4 @@ def _ignored(request: Request, after: Guest, at: float) -> Note:
     since = "said that it shuts down" if inside else f"was {request.text()}"
     becomes = "still drained" if after.drain else "back into service"
     text = f"still runs {at - request.at:.0f} s after it {since}: {becomes}"
-    return Note(at=at, guest=after.id, text=text, warning=True)
+    return Note(at=at, kind=NoteKind.GUEST_STAYS, guest=after.id, text=text, warning=True)

@@ -16,8 +16,9 @@ from xenlb.ipvs.table import ServerKey, ServiceKey, Snapshot, Table
 from xenlb.model import table_notes
 from xenlb.model.desired import desired, next_deadline
 from xenlb.model.events import Event, ProbeFinished, Tick
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.reducer import reduce
-from xenlb.model.state import Note, State
+from xenlb.model.state import State
 
 # Results of checks that one call takes at most; beside any other event it takes one. When a network
 # breaks or comes back there are thousands within a second, each a tenth of a millisecond, or half
@@ -220,4 +221,8 @@ class Engine:
         known = problem == self._noted_problem
         self.kernel_problem = self._noted_problem = problem
         self._swept, self._synced = False, True
-        return () if known else (Note(at=now, text=problem, warning=True),)
+        return (
+            ()
+            if known
+            else (Note(at=now, kind=NoteKind.KERNEL_FAILED, text=problem, warning=True),)
+        )

@@ -11,8 +11,9 @@ from xenlb.model.addresses import AddressCandidate, AddressSource
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.membership import names_of, refused_metadata
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.settings import Member, ServiceSettings, uuid_text
-from xenlb.model.state import Note, State, Transition
+from xenlb.model.state import State, Transition
 from xenlb.model.suggestions import quoted, suggestion
 
 Finding = tuple[GuestId | None, str]
@@ -82,7 +83,7 @@ def noted(before: State, step: Transition, at: float) -> Transition:
     """The step with what is found after it, and a warning for each that is new."""
     found = tuple(_all(step.state))
     news = (
-        Note(at=at, text=text, guest=guest, warning=True)
+        Note(at=at, kind=NoteKind.INCONSISTENCY, text=text, guest=guest, warning=True)
         for guest, text in found
         if (guest, text) not in before.derived.inconsistencies
     )

@@ -19,7 +19,8 @@ from xenlb.model.events import (
 )
 from xenlb.model.guest import Guest, LifecycleEvent, Phase, transition
 from xenlb.model.membership import names_of
-from xenlb.model.state import Change, Note, State, nothing_follows
+from xenlb.model.note import Note, NoteKind
+from xenlb.model.state import Change, State, nothing_follows
 
 LifeEvent = (
     Started
@@ -64,11 +65,24 @@ def happened(state: State, event: LifeEvent) -> Change:
         heard = replace(heard, last_event=event.at)
     changed = state.with_guests(heard)
     late = "" if took or isinstance(event, Started) else _no_news(happening)
-    note = Note(at=event.at, guest=event.guest, text=f"{text}{late}")
+    kind = NoteKind.NO_EFFECT if late else _KINDS[happening]
+    note = Note(at=event.at, kind=kind, guest=event.guest, text=f"{text}{late}")
     news = () if _stands(guest, event) else (note,)
     notes = (*news, *draining.endings(guest, heard, event.at))
     names = names_of(state, guest) | names_of(changed, heard)
     return Change(state=changed, services=names, notes=tuple(notes))
+
+
+_KINDS = {
+    LifecycleEvent.RUNNING: NoteKind.GUEST_STARTED,
+    LifecycleEvent.RESUMED: NoteKind.GUEST_RESUMED,
+    LifecycleEvent.PAUSED: NoteKind.GUEST_PAUSED,
+    LifecycleEvent.ASKED_TO_GO: NoteKind.GUEST_REQUESTED,
+    LifecycleEvent.ASKED_TO_SUSPEND: NoteKind.GUEST_REQUESTED,
+    LifecycleEvent.REBOOTED: NoteKind.GUEST_REBOOTED,
+    LifecycleEvent.STAYS: NoteKind.GUEST_STAYS,
+    LifecycleEvent.GONE: NoteKind.GUEST_GONE,
+}
 
 
 def _stands(guest: Guest, event: LifeEvent) -> bool:

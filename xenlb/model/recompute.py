@@ -8,8 +8,9 @@ from xenlb.ipvs.table import ServiceKey
 from xenlb.model import alarm, verdict_overrides
 from xenlb.model.admission import admissions, admit_damped
 from xenlb.model.candidates import recompute_candidates, verdicts_of_targets
+from xenlb.model.note import Note
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Alarm, Candidate, Change, Note, State, Transition
+from xenlb.model.state import Alarm, Candidate, Change, State, Transition
 
 
 def recompute(before: State, change: Change, at: float) -> Transition:

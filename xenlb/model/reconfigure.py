@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from xenlb.model import change_summary
 from xenlb.model.events import ConfigurationRefused, Configured
-from xenlb.model.state import Change, LibvirtLink, Note, State, Transition, nothing_follows
+from xenlb.model.note import Note, NoteKind
+from xenlb.model.state import Change, LibvirtLink, State, Transition, nothing_follows
 
 
 def configured(state: State, event: Configured) -> Change:
@@ -26,7 +27,12 @@ def configured(state: State, event: Configured) -> Change:
 def summarized(before: State, event: Configured, result: Transition) -> Transition:
     """Note what the configuration has changed, with the connections that it cuts."""
     summary, cuts = change_summary.of_configuration(before, result.state, event.at, event.counters)
-    note = Note(at=event.at, text=f"configuration loaded: {summary}", warning=cuts)
+    note = Note(
+        at=event.at,
+        kind=NoteKind.CONFIGURATION,
+        text=f"configuration loaded: {summary}",
+        warning=cuts,
+    )
     observed = replace(result.state.observed, changes=summary)
     state = replace(result.state, observed=observed)
     return replace(result, state=state, notes=(note, *result.notes))
@@ -37,6 +43,6 @@ def refused(state: State, event: ConfigurationRefused) -> Change:
     text = f"configuration refused, the last good one goes on: {event.problems[0]}"
     if len(event.problems) > 1:
         text += f" (and {len(event.problems) - 1} more)"
-    note = Note(at=event.at, text=text, warning=True)
+    note = Note(at=event.at, kind=NoteKind.CONFIGURATION, text=text, warning=True)
     observed = replace(state.observed, problems=event.problems)
     return nothing_follows(replace(state, observed=observed), note)

@@ -50,9 +50,10 @@ from xenlb.model.events import (
 )
 from xenlb.model.guest import Guest, LifecycleEvent, Phase, transition
 from xenlb.model.membership import names_of
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.recompute import recompute
 from xenlb.model.reserved_addresses import HostNetworkChanged
-from xenlb.model.state import Change, Note, State, Transition, nothing_follows
+from xenlb.model.state import Change, State, Transition, nothing_follows
 
 # Events after which configuration, metadata and guests may no longer fit together.
 _NAMING = Configured | GuestsListed | Started | MetadataChanged | Undefined | HostNetworkChanged
@@ -137,7 +138,7 @@ def _change(state: State, event: Event) -> Change:
 def _given_up(state: State, guest: Guest, event: ProbeFinished) -> Change:
     text = f"address {event.target.address} is given up: another one of the guest passes"
     changed = state.with_guests(guest)
-    note = Note(at=event.at, guest=guest.id, text=text)
+    note = Note(at=event.at, kind=NoteKind.ADDRESS, guest=guest.id, text=text)
     return Change(state=changed, services=names_of(changed, guest), notes=(note,))
 
 
@@ -153,7 +154,8 @@ def _disconnected(state: State, event: Disconnected) -> Change:
     )
     observed = replace(state.observed, links=links)
     return nothing_follows(
-        replace(state, observed=observed), Note(at=event.at, text=text, warning=True)
+        replace(state, observed=observed),
+        Note(at=event.at, kind=NoteKind.LIBVIRT_LOST, text=text, warning=True),
     )
 
 
@@ -188,7 +190,12 @@ def _listed(state: State, event: GuestsListed) -> Change:
         guests[described.guest] = after
         if before is None or before.phase is not after.phase:
             notes.append(
-                Note(at=event.at, guest=after.id, text=f"listed by libvirt: {after.phase}")
+                Note(
+                    at=event.at,
+                    kind=NoteKind.GUEST_LISTED,
+                    guest=after.id,
+                    text=f"listed by libvirt: {after.phase}",
+                )
             )
     for key, guest in state.guests.items():
         if key.uri != event.uri or key in listed:
@@ -196,7 +203,14 @@ def _listed(state: State, event: GuestsListed) -> Change:
         if guest.last_event > event.requested_at:  # it came to be while the listing was under way
             guests[key] = guest
         else:
-            notes.append(Note(at=event.at, guest=key, text="no longer known to libvirt"))
+            notes.append(
+                Note(
+                    at=event.at,
+                    kind=NoteKind.GUEST_LISTED,
+                    guest=key,
+                    text="no longer known to libvirt",
+                )
+            )
     wanted = state.settings.uris
     if all(links[uri].listed for uri in wanted):  # what is not wanted any more is replaced now
         links = {uri: link for uri, link in links.items() if uri in wanted}
@@ -270,7 +284,13 @@ def _inspected(state: State, event: GuestInspected) -> Change:
     after = replace(guest, readiness=event.verdicts)
     changed = state.with_guests(after)
     notes = [
-        Note(at=event.at, guest=guest.id, text=text, warning=warning)
+        Note(
+            at=event.at,
+            kind=NoteKind.GUEST_INSPECTED,
+            guest=guest.id,
+            text=text,
+            warning=warning,
+        )
         for text, warning in readiness.news(guest.readiness, after.readiness)
     ]
     return Change(state=changed, services=names_of(changed, after), notes=tuple(notes))
@@ -288,11 +308,24 @@ def _metadata(state: State, event: MetadataChanged) -> Change:
     )
     changed = state.with_guests(after)
     notes = [
-        Note(at=event.at, guest=guest.id, text=f"metadata: {problem}", warning=True)
+        Note(
+            at=event.at,
+            kind=NoteKind.GUEST_METADATA,
+            guest=guest.id,
+            text=f"metadata: {problem}",
+            warning=True,
+        )
         for problem in event.problems
         if problem not in guest.metadata_problems
     ]
     if after.metadata != guest.metadata:
-        notes.append(Note(at=event.at, guest=guest.id, text="metadata changed"))
+        notes.append(
+            Note(
+                at=event.at,
+                kind=NoteKind.GUEST_METADATA,
+                guest=guest.id,
+                text="metadata changed",
+            )
+        )
     names = names_of(state, guest) | names_of(changed, after)
     return Change(state=changed, services=names, notes=tuple(notes))

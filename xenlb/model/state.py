@@ -9,6 +9,7 @@ from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health, Judged, combine
+from xenlb.model.note import Note
 from xenlb.model.problem import Problem
 from xenlb.model.reserved_addresses import HostNetwork
 from xenlb.model.settings import ServiceSettings, Settings
@@ -212,16 +213,6 @@ class State:
             for slot in self.remembered.admitted
             if slot.owner is not None
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """A line for the journal: what was heard or decided, about which guest if about one."""
-
-    at: float
-    text: str
-    guest: GuestId | None = None
-    warning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

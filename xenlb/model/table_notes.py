@@ -6,9 +6,9 @@ from xenlb.ipvs.op import Op, OpFailed
 from xenlb.ipvs.reconciler import Reconciler
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model.change_summary import names_of
+from xenlb.model.note import Note, NoteKind
 from xenlb.model.service_remarks import foreign_server
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Note
 
 
 def pass_notes(
@@ -28,13 +28,14 @@ def pass_notes(
     notes = []
     for op in done:
         repair = op in drift
+        kind = NoteKind.TABLE_REPAIRED if repair else NoteKind.TABLE_CHANGED
         text = f"drift repaired: ipvsadm {op}" if repair else f"ipvsadm {op}{after}"
-        notes.append(Note(at=now, text=text, warning=repair))
+        notes.append(Note(at=now, kind=kind, text=text, warning=repair))
     for failed in refused:
         failure = reconciler.failure_of(failed.op)
         if failure is not None and failure.attempts == 1:
             text = f"ipvsadm {failed.op} failed: {failure.reason}"
-            notes.append(Note(at=now, text=text, warning=True))
+            notes.append(Note(at=now, kind=NoteKind.TABLE_REFUSED, text=text, warning=True))
     return notes
 
 
@@ -44,7 +45,12 @@ def foreign_notes(
     """Servers of other tools in services of ours that were not told yet."""
     names = names_of(services)
     return [
-        Note(at=now, text=foreign_server(names[key], key, server), warning=True)
+        Note(
+            at=now,
+            kind=NoteKind.TABLE_FOREIGN,
+            text=foreign_server(names[key], key, server),
+            warning=True,
+        )
         for key, server in sorted(servers, key=str)
         if key in names
     ]

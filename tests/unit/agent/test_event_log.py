@@ -13,7 +13,7 @@ from xenlb.agent import event_log
 from xenlb.agent.event_log import EventLog
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
-from xenlb.model.state import Note
+from xenlb.model.note import Note, NoteKind
 
 MAIL = GuestId(uri="xen:///system", uuid=UUID(int=1))
 GUESTS = {MAIL: Guest(id=MAIL, name="mail1")}
@@ -25,7 +25,7 @@ def begun(file: Path) -> EventLog:
 
 def write(it: EventLog, *texts: str, guest: GuestId | None = MAIL) -> None:
     for at, text in enumerate(texts):
-        it.write(Note(at=at, text=text, guest=guest, warning=True), GUESTS)
+        it.write(Note(kind=NoteKind.AGENT, at=at, text=text, guest=guest, warning=True), GUESTS)
 
 
 def test_a_restarted_agent_knows_what_happened(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_follower_gets_what_a_former_agent_wrote(tmp_path: Path) -> None:
 
 def numbered(it: EventLog, *numbers: int) -> None:
     for number in numbers:
-        it.write(Note(at=float(number), text=str(number)), {})
+        it.write(Note(kind=NoteKind.AGENT, at=float(number), text=str(number)), {})
 
 
 def test_followers_get_every_line_in_order() -> None:
@@ -129,10 +129,13 @@ WEB = GuestId(uri="xen:///system", uuid=UUID(int=2))
 
 def flooded(it: EventLog, number: int, *, step: float = 0.005) -> None:
     """One guest's lines, 200 a second, in between two of another's."""
-    it.write(Note(at=0.0, text="asked for reboot", guest=WEB), GUESTS)
+    it.write(Note(kind=NoteKind.AGENT, at=0.0, text="asked for reboot", guest=WEB), GUESTS)
     for n in range(number):
-        it.write(Note(at=n * step, text=f"asked for poweroff {n}", guest=MAIL), GUESTS)
-    it.write(Note(at=number * step, text="started", guest=WEB), GUESTS)
+        it.write(
+            Note(kind=NoteKind.AGENT, at=n * step, text=f"asked for poweroff {n}", guest=MAIL),
+            GUESTS,
+        )
+    it.write(Note(kind=NoteKind.AGENT, at=number * step, text="started", guest=WEB), GUESTS)
 
 
 def test_one_guest_does_not_push_out_the_lines_of_others(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_a_flood_is_few_lines_in_the_journal_of_the_host(
             event_log.BURST + 10 * event_log.RATE
         )
         assert about[-1].endswith(": started"), "the other's"
-        it.write(Note(at=60.0, text="gone", guest=MAIL), GUESTS)
+        it.write(Note(kind=NoteKind.AGENT, at=60.0, text="gone", guest=MAIL), GUESTS)
     left_out = [
         int(found[1])
         for record in caplog.records

@@ -12,10 +12,11 @@ from xenlb.model.address_claims import MOST_TOLD
 from xenlb.model.addresses import RANKS, AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.domain import DomainDescription, DomainState, GuestId
 from xenlb.model.events import AddressesFound, Configured, Died, Event, GuestsListed, Started
+from xenlb.model.note import Note
 from xenlb.model.reducer import reduce
 from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
-from xenlb.model.state import Note, State
+from xenlb.model.state import State
 
 URI = "xen:///system"
 NUMBERS = range(1, 6)  # of guests; each is seen by the host at one address of its own
