@@ -82,7 +82,7 @@ def test_guests_join_when_they_serve(dom0: Dom0) -> None:
     guests = (dom0.stays, dom0.goes)
     dom0.lab.start(*guests, serving=False)
     for guest in guests:
-        started = dom0.observer.wait_journal(mark, f"{guest.name}: started (domain")
+        started = dom0.observer.wait_note(mark, "guest-started", guest=guest.name)
         added = dom0.observer.wait_change(mark, guest.address, "add", 1)
         assert started.at < added.at
         assert dom0.phase(guest) == "serving"
@@ -118,7 +118,7 @@ def test_a_shutdown_drains_at_the_request_and_removes_at_the_death(dom0: Dom0) -
         quiet = dom0.observer.wait_change(mark, dom0.goes.address, "edit", 0)
         assert dom0.phase(dom0.goes) == "draining"
     gone = dom0.observer.wait_change(mark, dom0.goes.address, "del")
-    stopped = dom0.observer.wait_journal(mark, f"{dom0.goes.name}: stopped: shutdown")
+    stopped = dom0.observer.wait_note(mark, "guest-stopped", "shutdown", guest=dom0.goes.name)
     summary = load.stop()
     assert summary["failures"] == []
     assert summary["sent"] > 0

@@ -123,14 +123,20 @@ class Observer:
             wanted=f"{op} of {address} in the kernel",
         )
 
-    def wait_journal(self, since: int, *words: str, timeout: float = 240) -> Seen:
-        """The first line of the agent's journal that has all these words."""
+    def wait_note(
+        self, since: int, kind: str, *words: str, guest: str | None = None, timeout: float = 240
+    ) -> Seen:
+        """The first note of that kind, about that guest, which has all these words."""
         return self.wait(
             since,
             "agent",
-            lambda seen: all(word in seen.text for word in words),
+            lambda seen: (
+                seen.data.get("kind") == kind
+                and guest in (None, seen.data["guest"])
+                and all(word in seen.text for word in words)
+            ),
             timeout=timeout,
-            wanted=f"a line with {words} in the agent's journal",
+            wanted=f"a note {kind} {words} about {guest or 'anything'}",
         )
 
     def status(self) -> dict[str, Any]:

@@ -128,6 +128,7 @@ class EventLog:
             "guest": name,
             "uuid": None if note.guest is None else str(note.guest.uuid),
             "kind": note.kind.value,
+            **({"late": True} if note.late else {}),
             "text": note.text,
         }
         text = Json(json.dumps(line))

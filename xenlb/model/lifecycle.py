@@ -65,8 +65,13 @@ def happened(state: State, event: LifeEvent) -> Change:
         heard = replace(heard, last_event=event.at)
     changed = state.with_guests(heard)
     late = "" if took or isinstance(event, Started) else _no_news(happening)
-    kind = NoteKind.NO_EFFECT if late else _KINDS[happening]
-    note = Note(at=event.at, kind=kind, guest=event.guest, text=f"{text}{late}")
+    note = Note(
+        at=event.at,
+        kind=_kind(event, happening),
+        guest=event.guest,
+        text=f"{text}{late}",
+        late=bool(late),
+    )
     news = () if _stands(guest, event) else (note,)
     notes = (*news, *draining.endings(guest, heard, event.at))
     names = names_of(state, guest) | names_of(changed, heard)
@@ -83,6 +88,12 @@ _KINDS = {
     LifecycleEvent.STAYS: NoteKind.GUEST_STAYS,
     LifecycleEvent.GONE: NoteKind.GUEST_GONE,
 }
+
+
+def _kind(event: LifeEvent, happening: LifecycleEvent) -> NoteKind:
+    if isinstance(event, Stopped | Crashed):
+        return NoteKind.GUEST_STOPPED
+    return _KINDS[happening]
 
 
 def _stands(guest: Guest, event: LifeEvent) -> bool:

@@ -12,14 +12,14 @@ class NoteKind(StrEnum):
     GUEST_STARTED = "guest-started"
     GUEST_REQUESTED = "guest-requested"  # to shut down, reboot or suspend
     GUEST_STAYS = "guest-stays"  # it cancelled the request, or ignored it
-    GUEST_GONE = "guest-gone"
+    GUEST_GONE = "guest-gone"  # reported by the hypervisor
+    GUEST_STOPPED = "guest-stopped"  # reported by libvirt
     GUEST_PAUSED = "guest-paused"
     GUEST_RESUMED = "guest-resumed"
     GUEST_REBOOTED = "guest-rebooted"
     GUEST_LISTED = "guest-listed"  # or not listed any more
     GUEST_METADATA = "guest-metadata"
     GUEST_INSPECTED = "guest-inspected"
-    NO_EFFECT = "no-effect"  # an event about a guest that was known already, or came too late
     ADDRESS = "address"
     CHECK = "check"
     DRAIN_BEGUN = "drain-begun"
@@ -44,10 +44,14 @@ class NoteKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """`at` in seconds of CLOCK_BOOTTIME; `guest`: the guest that it is about, if any."""
+    """`at` in seconds of CLOCK_BOOTTIME; `guest`: the guest that it is about, if any.
+
+    `late`: the event was known already, or is of a domain that has gone, and changed nothing.
+    """
 
     at: float
     kind: NoteKind
     text: str
     guest: GuestId | None = None
     warning: bool = False
+    late: bool = False
