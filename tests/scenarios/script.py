@@ -281,7 +281,7 @@ class Player:
             case "probe":
                 return self._probed(words)
             case "sysctls":
-                return [SysctlsChecked(at=at, amiss=frozenset(words))]
+                return [SysctlsChecked(at=at, wrong=frozenset(words))]
             case "drain-all":
                 by = words[0].removeprefix("by=")
                 return [DrainAllRequested(at=at, by=by, rest=words[1:] == ["rest"])]

@@ -1,8 +1,7 @@
-"""Which servers have just failed in a service with `flush: true`; has their entries flushed.
+"""Flushes connection tracking of servers that have failed in a service with `flush: true`.
 
-The table comes first: the kernel would make entries anew for a server that is still in it. It was
-changed in the same round, before the sources hear of it; how entries are deleted is
-director/conntrack.py's.
+The table comes first: the kernel would make new entries for a server that is still in it. The table
+was changed in the same round, before on_state_change() is called.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def failed_servers(before: State, after: State) -> frozenset[FailedServer]:
-    """Servers that left the table with this step because their check fails."""
+    """Servers that left the table because their check fails."""
     return frozenset(_failed(before, after))
 
 
@@ -49,29 +48,29 @@ def _failed(before: State, after: State) -> Iterator[FailedServer]:
 
 
 class ConntrackFlusher:
-    """Flushes in a thread, one after the other; `note` takes what was done, as one line."""
+    """Flushes in a thread, one batch at a time; `note` writes a line of the event log."""
 
     def __init__(self, note: Callable[..., object]) -> None:
         self._note = note
-        self._gone: set[FailedServer] = set()
+        self._failed: set[FailedServer] = set()
         self._wake = asyncio.Event()
 
     def on_state_change(self, before: State, after: State) -> None:
         if before.remembered.admitted is not after.remembered.admitted and (
-            gone := failed_servers(before, after)
+            failed := failed_servers(before, after)
         ):
-            self._gone |= gone
+            self._failed |= failed
             self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            gone, self._gone = self._gone, set()
-            names = ", ".join(sorted({str(each.address) for each in gone}))
+            failed, self._failed = self._failed, set()
+            names = ", ".join(sorted({str(server.address) for server in failed}))
             try:
-                deleted = await asyncio.to_thread(flush, gone)
+                deleted = await asyncio.to_thread(flush, failed)
             except OSError as error:
                 log.warning("connection tracking of %s is not flushed: %s", names, error)
                 continue

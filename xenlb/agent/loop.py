@@ -35,14 +35,18 @@ from xenlb.store.state_file import StateFile
 log = logging.getLogger(__name__)
 
 RESYNC = 15.0  # seconds between two full reads of the kernel's table
-RETRY = 2.0  # the same, while the kernel refuses; the first time it is asked again at once
+RETRY = 2.0  # the same while reads or writes fail; after the first failure there is no pause
 PULSE = 5.0  # longest time between two rounds
 RESULTS_TIME = 0.005  # seconds of a round for results of checks
 
 
 class Agent:
-    """The owner. `changed` is called after each round with the state before and after it; `begun`
-    is set when the kernel's table was read, and brought in line, once (or could not be)."""
+    """The owner of state and table.
+
+    `on_state_change` is called after each round with the state before and after it.
+    `first_sync_done` is set when the table was brought in line once, or could not be. `round_at`:
+    the time of the last round, at most PULSE ago.
+    """
 
     def __init__(
         self,
@@ -78,7 +82,7 @@ class Agent:
         self._reads = TableReads(reader or Kernel())
         self._queue: deque[Event] = deque()
         self._applied: list[tuple[Event, asyncio.Future[None]]] = []
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._snapshot: Snapshot | None = None
         self._reading: asyncio.Task[None] | None = None
         self._resync_at = 0.0
@@ -89,15 +93,18 @@ class Agent:
         return self.engine.state
 
     def emit(self, event: Event, applied: asyncio.Future[None] | None = None) -> None:
-        """Takes an event; in the loop's thread. `applied` is done when the kernel has heard of it,
-        and cancelled where a newer word of the same guest takes its place."""
-        self._limiter.hear(event, applied)
+        """Queue an event, in the loop's thread.
+
+        `applied` is done when the kernel's table is what follows from the event, and cancelled
+        where a newer report of the same guest replaces it.
+        """
+        self._limiter.take(event, applied)
 
     def _queue_event(self, event: Event, applied: asyncio.Future[None] | None) -> None:
         self._queue.append(event)
         if applied is not None:
             self._applied.append((event, applied))
-        self._news.set()
+        self._wakeup.set()
 
     def configure(
         self,
@@ -109,9 +116,12 @@ class Agent:
         self.emit(Configured(at=clock.now(), settings=settings, counters=counters), applied)
 
     async def reload(self, *, ordered: bool = True) -> tuple[str, ...]:
-        """Reads the configuration again; the problems, if it is refused. When this returns the
-        kernel has heard of what it changes, which stands in `state.changes`. Not `ordered`: it may
-        be that nothing has changed, or that the file is half written (configuration.py)."""
+        """Read the configuration again; return the problems of one that is refused.
+
+        When this returns the kernel's table is as configured, and `state.observed.changes` says
+        what changed. Without `ordered` an unchanged file changes nothing, and a file that may be
+        half written is read again later.
+        """
         configuration = self.configuration
         try:
             loaded = await (configuration.read() if ordered else configuration.read_calmly())
@@ -122,7 +132,7 @@ class Agent:
         known = configuration.in_use
         if ordered or self.state.observed.problems or known is None or known.data != loaded.data:
             counters = None
-            with suppress(IpvsError):  # it tells of itself; connections are not counted then
+            with suppress(IpvsError):  # it is logged; connections are not counted then
                 counters = (await self.reread()).counters
             applied = asyncio.get_running_loop().create_future()
             self.configure(loaded.settings, counters, applied)
@@ -131,12 +141,9 @@ class Agent:
         return ()
 
     async def reread(self) -> Snapshot:
-        """Has the whole table read and repaired; the table then, with counters. Raises IpvsError.
-
-        All that ask while a read is under way share the next one.
-        """
-        done = self._reads.ask()
-        self._news.set()
+        """Return the whole table, read and repaired, with counters. Raises IpvsError."""
+        done = self._reads.request()
+        self._wakeup.set()
         return await done
 
     def keep(
@@ -145,7 +152,7 @@ class Agent:
         addresses: frozenset[tuple[str, IPAddress]] | None = None,
         sysctls: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes down what the director has done, so that a restart knows it."""
+        """Save what the director has changed on this host, for the next start."""
         if addresses is not None:
             self.addresses = addresses
         if sysctls is not None:
@@ -153,9 +160,9 @@ class Agent:
         self._save()
 
     def resync(self) -> None:
-        """Reads the whole table again now."""
+        """Read the whole table again now."""
         self._resync_at = 0.0
-        self._news.set()
+        self._wakeup.set()
 
     def note(
         self,
@@ -169,14 +176,14 @@ class Agent:
 
     def write(self, *notes: Note, before: State | None = None) -> None:
         """Write notes to the event log; a guest that was in `before` still has its name."""
+        if not notes:
+            return
         guests = {**self.state.guests, **(before.guests if before is not None else {})}
         for note in notes:
             self.journal.write(note, guests)
 
-    # --- the owner task --------------------------------------------------------------------------
-
     async def run(self) -> None:
-        """Until cancelled. `round_at` is the time of the last round, at most PULSE ago."""
+        """Run until cancelled."""
         try:
             while True:
                 await self._wait()
@@ -193,7 +200,7 @@ class Agent:
 
     async def _wait(self) -> None:
         if self._queue:
-            await asyncio.sleep(0)  # sources that are ready may add to this round
+            await asyncio.sleep(0)  # sources that are ready add to this round
             return
         now = clock.now()
         times = [
@@ -204,10 +211,10 @@ class Agent:
         first = min(at for at in times if at is not None)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, first - now)):
-                await self._news.wait()
+                await self._wakeup.wait()
 
     def _round(self) -> None:
-        self._news.clear()
+        self._wakeup.clear()
         before, now = self.state, clock.now()
         if self._snapshot is not None:
             self.engine.load_snapshot(self._snapshot)
@@ -215,7 +222,7 @@ class Agent:
         until = now + RESULTS_TIME
         outcome = self.engine.handle(self._queue, now, out_of_time=lambda: clock.now() >= until)
         self._queue = deque(outcome.deferred)
-        # The kernel first: writing a log may take its time.
+        # The kernel first: writing to the log may take long.
         notes = [*outcome.notes, *self._apply(outcome)]
         self._save()
         self._answer_applied()
@@ -227,11 +234,11 @@ class Agent:
         self._upkeep()
 
     def _answer_applied(self) -> None:
-        """Tells those whose event the kernel has heard of."""
-        waiting = set(map(id, self._queue))
-        asked, self._applied = self._applied, []
-        for event, applied in asked:
-            if id(event) in waiting:
+        """Set the futures of events that are not deferred."""
+        deferred = set(map(id, self._queue))
+        pending, self._applied = self._applied, []
+        for event, applied in pending:
+            if id(event) in deferred:
                 self._applied.append((event, applied))
             elif not applied.done():
                 applied.set_result(None)
@@ -284,8 +291,6 @@ class Agent:
         self.first_sync_done.set()
         return notes
 
-    # --- upkeep: full reads, the state file ------------------------------------------------------
-
     def _upkeep(self) -> None:
         now = clock.now()
         if (now >= self._resync_at or self._reads.wanted) and self._reading is None:
@@ -294,7 +299,7 @@ class Agent:
             self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
 
     async def _read(self) -> None:
-        """Reads the table in a thread; the owner takes it in its next round."""
+        """Read the table in a thread; the next round takes it."""
         try:
             self._snapshot = await self._reads.read(counters=bool(self.engine.reconciler.leaving))
             if self.engine.kernel_problem:
@@ -303,7 +308,7 @@ class Agent:
             self.write(*self._kernel_failed(error))
         finally:
             self._reading = None
-            self._news.set()
+            self._wakeup.set()
 
     def _note_owned(self) -> None:
         """After a change: the reconciler changes in place, and what is saved must not."""

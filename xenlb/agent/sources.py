@@ -1,4 +1,4 @@
-"""The wiring: which sources run for a configuration, and what of the state interests each."""
+"""The sources of events that a configuration needs, and what each of them needs of the state."""
 
 import asyncio
 import logging
@@ -37,11 +37,12 @@ from xenlb.model.state import State
 log = logging.getLogger(__name__)
 
 RELIST = 60.0  # seconds between two listings of a libvirt, should an event ever be lost
-SYSCTLS = 60.0  # seconds between two looks at the sysctls
-NEEDS = 60.0  # seconds between two looks at the programs and files that checks need
-TOGETHER = 0.2  # what changes within so many seconds is one reason to look
-RESTART = 5.0  # seconds until a source that failed by a fault of its own runs again
-DRIVERS = {"Xen": "libxl", "QEMU": "qemu", "LXC": "lxc"}  # as hooks call what libvirt calls so
+SYSCTLS = 60.0  # seconds between two checks of the sysctls
+REQUIREMENTS = 60.0  # seconds between two checks of what the configuration needs of the host
+TOGETHER = 0.2  # changes within so many seconds cause one check of the sysctls
+RESTART = 5.0  # seconds until a source that raised an exception runs again
+# The names that libvirt's hooks have for its types of hypervisor.
+DRIVERS = {"Xen": "libxl", "QEMU": "qemu", "LXC": "lxc"}
 
 
 class Sources:
@@ -64,7 +65,7 @@ class Sources:
         )
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
         self._key = HostKey()
-        self._listener = GuestListener(self._secret_of, self.said)
+        self._listener = GuestListener(self._secret_of, self.reported)
         self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
         self._addresses = ServiceAddresses(
             frozenset(
@@ -73,7 +74,7 @@ class Sources:
             changed=self._keep_addresses,
         )
         self._findings: tuple[sysctls.SysctlFinding, ...] = ()
-        self._lacks: tuple[str, ...] = ()
+        self._missing: tuple[str, ...] = ()
         self._sysctls_due = asyncio.Event()
 
     def start(self) -> None:
@@ -93,7 +94,6 @@ class Sources:
             await self._end(name)
 
     def on_state_change(self, before: State, after: State) -> None:
-        """Tells every source what interests the state now; called after each round."""
         self._health.targets(after.remembered.health)
         self._drain_worker.on_state_change(after)
         self._flusher.on_state_change(before, after)
@@ -110,7 +110,7 @@ class Sources:
         ):
             self._reconfigure(after)
         elif len(before.remembered.admitted) != len(after.remembered.admitted):
-            self._sysctls_due.set()  # of the interfaces by which servers are reached
+            self._sysctls_due.set()  # servers may be reached by other interfaces
 
     def _reconfigure(self, state: State) -> None:
         director = state.settings.director
@@ -136,8 +136,8 @@ class Sources:
     def _secret_of(self, uuid: UUID) -> str:
         return guest_secret(self._key.key(), uuid)
 
-    async def said(self, uuid: UUID, word: str) -> bool:
-        """The word of a guest that has proved to be that guest; does it run here?"""
+    async def reported(self, uuid: UUID, report: str) -> bool:
+        """Take a report of a guest that has proved its identity; return whether it runs here."""
         guests = [
             guest
             for guest in self._agent.state.guests.values()
@@ -145,7 +145,7 @@ class Sources:
         ]
         for guest in guests:
             at, number = clock.now(), guest.incarnation
-            if word == "leaving":
+            if report == "leaving":
                 event: Event = ShutdownRequested(
                     at=at, guest=guest.id, incarnation=number, kind=RequestKind.INSIDE
                 )
@@ -153,13 +153,15 @@ class Sources:
                 event = ShutdownCancelled(at=at, guest=guest.id, incarnation=number)
             applied = asyncio.get_running_loop().create_future()
             self._agent.emit(event, applied)
-            await asyncio.wait({applied})  # what is answered is true: the kernel has heard of it
+            await asyncio.wait(
+                {applied}
+            )  # the guest is answered when the kernel's table is changed
             if applied.cancelled():
-                return False  # a newer word has taken its place
+                return False  # a newer report has replaced it
         return bool(guests)
 
     def hooked(self, call: HookCall) -> None:
-        """What the hook script tells sooner than libvirt's events do; see hooks.py."""
+        """Use a call of libvirt's hook script, which comes before libvirt's event."""
         for uri, source in self.libvirts.items():
             if not is_local(uri) or call.driver != DRIVERS.get(source.hypervisor_type):
                 continue
@@ -195,7 +197,7 @@ class Sources:
             + addresses
             + listener
             + [str(finding) for finding in self._findings]
-            + [*self._lacks]
+            + [*self._missing]
         )
 
     def _keep_addresses(self) -> None:
@@ -206,10 +208,8 @@ class Sources:
         )
 
     async def _set_sysctls(self) -> None:
-        """Now, when the configuration changes, and now and then: others set them too."""
-        await (
-            self._agent.first_sync_done.wait()
-        )  # reading the table has loaded ip_vs, if anything can
+        """Set sysctls at start, at changes, and every minute, since other tools set them too."""
+        await self._agent.first_sync_done.wait()  # reading the table loads ip_vs
         while True:
             self._sysctls_due.clear()
             settings = self._agent.state.settings
@@ -230,9 +230,9 @@ class Sources:
             )
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
-            amiss = frozenset(finding.name for finding in outcome.findings)
-            if amiss != self._agent.state.observed.wrong_sysctls:
-                self._agent.emit(SysctlsChecked(at=clock.now(), amiss=amiss))
+            wrong = frozenset(finding.name for finding in outcome.findings)
+            if wrong != self._agent.state.observed.wrong_sysctls:
+                self._agent.emit(SysctlsChecked(at=clock.now(), wrong=wrong))
             if outcome.changes:
                 self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})
             with suppress(TimeoutError):
@@ -241,14 +241,14 @@ class Sources:
                     await asyncio.sleep(TOGETHER)
 
     async def _check_needs(self) -> None:
-        """Says once of each program, user or file that is not there what it is needed for."""
+        """Note each program, user or file that is missing, once, with what needs it."""
         while True:
-            lacks = await asyncio.to_thread(self._agent.configuration.lacking)
-            before, self._lacks = self._lacks, tuple(str(lack) for lack in lacks)
-            for lack in self._lacks:
-                if lack not in before:
-                    self._agent.note(lack, warning=True)
-            await asyncio.sleep(NEEDS)
+            missing = await asyncio.to_thread(self._agent.configuration.lacking)
+            before, self._missing = self._missing, tuple(map(str, missing))
+            for requirement in self._missing:
+                if requirement not in before:
+                    self._agent.note(requirement, warning=True)
+            await asyncio.sleep(REQUIREMENTS)
 
     def _run(self, name: str, source: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.create_task(supervise(name, source), name=name)
@@ -262,16 +262,18 @@ class Sources:
 
 
 async def supervise(name: str, source: Callable[[], Awaitable[None]]) -> None:
-    """Runs a source until it ends; one that fails is started again: the others go on. The same
-    failure again and again (a full disk, say) is said once."""
-    said = ""
+    """Run a source until it ends; one that raises an exception is started again.
+
+    The same exception in a row (a full disk, say) is logged once.
+    """
+    logged = ""
     while True:
         try:
             return await source()
-        except Exception as error:  # whatever it is, the other sources and the table must go on
-            if repr(error) != said:
+        except Exception as error:  # the other sources and the table must go on
+            if repr(error) != logged:
                 log.exception("%s failed and is started again every %g s", name, RESTART)
-            said = repr(error)
+            logged = repr(error)
             await asyncio.sleep(RESTART)
 
 

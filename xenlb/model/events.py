@@ -209,10 +209,10 @@ class ConnectionsCounted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SysctlsChecked:
-    """`amiss`: those that are not as the services need them, after what was set was set."""
+    """`wrong`: names of those that differ from what the services need, after setting."""
 
     at: float
-    amiss: frozenset[str]
+    wrong: frozenset[str]
 
 
 # --- from configuration and operators ------------------------------------------------------------

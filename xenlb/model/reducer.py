@@ -95,9 +95,9 @@ def _change(state: State, event: Event) -> Change:
             return _inspected(state, event)
         case ConnectionsCounted():
             return draining.counted(state, event)
-        case SysctlsChecked(amiss=amiss):
+        case SysctlsChecked(wrong=wrong):
             return nothing_follows(
-                replace(state, observed=replace(state.observed, wrong_sysctls=amiss))
+                replace(state, observed=replace(state.observed, wrong_sysctls=wrong))
             )
         case Tick(at=at):
             return draining.tick(state, at)

@@ -74,7 +74,7 @@ def play(story: Callable[[World], None]) -> World:
 def test_one_that_speaks_without_end_is_heard_every_few_seconds() -> None:
     def story(world: World) -> None:
         for n in range(10_000):  # 200 a second, for 50 s
-            world.limiter.hear((world.leaving, world.staying, world.asked)[n % 3]())
+            world.limiter.take((world.leaving, world.staying, world.asked)[n % 3]())
             world.release(0.0)
             world.now += 0.005
             if not n % 100:
@@ -88,7 +88,7 @@ def test_one_that_speaks_without_end_is_heard_every_few_seconds() -> None:
 def test_the_newest_word_is_not_lost() -> None:
     def story(world: World) -> None:
         for n in range(101):
-            world.limiter.hear((world.leaving, world.staying)[n % 2]())
+            world.limiter.take((world.leaving, world.staying)[n % 2]())
         assert len(world.events) == BURST
         world.release(4.0)
 
@@ -100,11 +100,11 @@ def test_the_newest_word_is_not_lost() -> None:
 def test_its_word_does_not_hide_what_the_host_asks_for() -> None:
     def story(world: World) -> None:
         for n in range(50):
-            world.limiter.hear((world.leaving, world.staying)[n % 2]())
+            world.limiter.take((world.leaving, world.staying)[n % 2]())
         request = world.asked()
-        world.limiter.hear(request)
+        world.limiter.take(request)
         for n in range(50):
-            world.limiter.hear((world.leaving, world.staying)[n % 2]())
+            world.limiter.take((world.leaving, world.staying)[n % 2]())
         world.release(8.0)
         assert world.events[BURST:][0] is request
 
@@ -114,10 +114,10 @@ def test_its_word_does_not_hide_what_the_host_asks_for() -> None:
 def test_others_and_other_events_are_not_held() -> None:
     def story(world: World) -> None:
         for _ in range(50):
-            world.limiter.hear(world.leaving())
+            world.limiter.take(world.leaving())
         word, death = world.leaving(WEB), Died(at=world.now, guest=MAIL, incarnation=4)
-        world.limiter.hear(word)
-        world.limiter.hear(death)
+        world.limiter.take(word)
+        world.limiter.take(death)
         assert world.events[BURST:] == [word, death]
 
     play(story)
@@ -126,11 +126,11 @@ def test_others_and_other_events_are_not_held() -> None:
 def test_who_waits_for_a_word_is_told_what_became_of_it() -> None:
     def story(world: World) -> None:
         for _ in range(BURST):
-            world.limiter.hear(world.leaving())
+            world.limiter.take(world.leaving())
         loop = asyncio.get_running_loop()
         first, second = loop.create_future(), loop.create_future()
-        world.limiter.hear(world.staying(), first)
-        world.limiter.hear(world.leaving(), second)
+        world.limiter.take(world.staying(), first)
+        world.limiter.take(world.leaving(), second)
         assert first.cancelled(), "a newer word has taken its place"
         world.release(4.0)
         assert second.done()
@@ -143,7 +143,7 @@ def test_said_again_after_it_was_quiet() -> None:
     def story(world: World) -> None:
         for _ in range(2):
             for _ in range(BURST + 1):
-                world.limiter.hear(world.leaving())
+                world.limiter.take(world.leaving())
             world.release(60.0)
 
     assert len(play(story).notes) == 2
@@ -153,7 +153,7 @@ def test_quiet_guests_are_forgotten() -> None:
     def story(world: World) -> None:
         for n in range(3 * guest_limiter.REMEMBERED):
             one = GuestId(uri="xen:///system", uuid=UUID(int=n))
-            world.limiter.hear(world.staying(one))
+            world.limiter.take(world.staying(one))
             world.now += 4.0
         assert len(world.limiter._guests) <= guest_limiter.REMEMBERED
 

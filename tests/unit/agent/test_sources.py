@@ -98,14 +98,14 @@ def test_what_guests_say_is_taken_before_it_is_answered(tmp_path: Path) -> None:
             sources = Sources(desk.agent)
             await desk.say(listed(mail1=5, mail2=None))
             await desk.pass_checks()
-            assert await sources.said(UUID(int=1), "leaving")
+            assert await sources.reported(UUID(int=1), "leaving")
             assert desk.weights()["10.0.0.11"] == 0
-            assert await sources.said(UUID(int=1), "staying")
+            assert await sources.reported(UUID(int=1), "staying")
             assert desk.weights()["10.0.0.11"] == 0, "it serves again when a check has passed"
             await desk.pass_checks()
             assert desk.weights()["10.0.0.11"] == 1
-            assert not await sources.said(UUID(int=2), "leaving"), "it does not run"
-            assert not await sources.said(UUID(int=9), "leaving"), "nobody knows it"
+            assert not await sources.reported(UUID(int=2), "leaving"), "it does not run"
+            assert not await sources.reported(UUID(int=9), "leaving"), "nobody knows it"
 
     asyncio.run(story())
 

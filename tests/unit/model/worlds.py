@@ -385,7 +385,7 @@ OTHERS = (
     Move(wait=0.0, make=lambda _, at: Tick(at=at), text="tick"),
     Move(
         wait=0.0,
-        make=lambda _, at: SysctlsChecked(at=at, amiss=frozenset({NODEST, QUIESCENT, REUSE})),
+        make=lambda _, at: SysctlsChecked(at=at, wrong=frozenset({NODEST, QUIESCENT, REUSE})),
         text="sysctls amiss",
     ),
     Move(
