@@ -1,7 +1,7 @@
-"""Asks the sources one time, for `plan` and `apply`: who runs, at which address, and who answers;
-for `guest` the first two.
+"""Runs the agent's sources until each has reported once, for `plan`, `apply` and `guest`.
 
-The same sources as the agent's, run until each has said what it has to say.
+`plan` and `apply` need the guests, their addresses and the results of checks; `guest` needs no
+checks.
 """
 
 import asyncio
@@ -26,26 +26,26 @@ from xenlb.model.reserved_addresses import addresses_in_use
 from xenlb.model.state import State
 
 LISTING = 20.0  # seconds
-ADDRESSES = 3.0  # the neighbour table and leases know at once, a guest's agent within a second
-SPARE = 1.0  # on top of the time that the slowest check may take
+ADDRESSES = 3.0  # seconds; leases and neighbours are read at once, a guest's agent within a second
+SPARE = 1.0  # seconds on top of what the slowest check may take
 
 
 class Probing(Enum):
     ALL = auto()
-    NOBODY = auto()
+    NONE = auto()
 
 
-class _Asker:
+class _Collector:
     def __init__(self, state: State) -> None:
         self.state = state
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._lost: Disconnected | None = None
 
     def emit(self, event: Event) -> None:
         self.state = reduce(self.state, event).state
         if isinstance(event, Disconnected):
             self._lost = event
-        self._news.set()
+        self._changed.set()
 
     async def until(self, done: Callable[[], bool], limit: float) -> bool:
         """Waits until `done`, at most `limit` seconds. Raises SourceUnavailable without libvirt."""
@@ -57,8 +57,8 @@ class _Asker:
                             f"libvirt {self._lost.uri} cannot be reached: {self._lost.reason}",
                             "is libvirtd running? systemctl status libvirtd",
                         )
-                    await self._news.wait()
-                    self._news.clear()
+                    await self._changed.wait()
+                    self._changed.clear()
         except TimeoutError:
             return False
         return True
@@ -69,7 +69,7 @@ class _Asker:
                 f"libvirt did not list its guests within {LISTING:g} s", "try virsh list --all"
             )
 
-    async def ask(self, *, probe: Probing) -> State:
+    async def run(self, *, probe: Probing) -> State:
         libvirts = {
             uri: LibvirtSource(uri, self.emit, clock.now, keepalive=self.state.settings.keepalive)
             for uri in self.state.observed.links
@@ -108,7 +108,7 @@ class _Asker:
         )
 
     def _answered(self, health: HealthRunner) -> bool:
-        """Has every target a verdict, or failed as often as would take it out of service?"""
+        """Whether every target passes, or has failed as often as its check allows."""
         health.targets(self.state.remembered.health)
         return all(
             verdict.up is not None or (verdict.detail and not verdict.streak)
@@ -127,11 +127,13 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 def collect_addresses(state: State) -> State:
-    """The state after every libvirt of its configuration has listed its guests, and their addresses
-    were looked for; nobody is probed. Raises SourceUnavailable."""
-    return asyncio.run(_Asker(state).ask(probe=Probing.NOBODY))
+    """Return the state with the guests of every libvirt, and their addresses.
+
+    Raises SourceUnavailable.
+    """
+    return asyncio.run(_Collector(state).run(probe=Probing.NONE))
 
 
 def collect(state: State) -> State:
-    """The state after every source of its configuration was heard; raises SourceUnavailable."""
-    return asyncio.run(_Asker(state).ask(probe=Probing.ALL))
+    """Return the state with guests, addresses and results of checks. Raises SourceUnavailable."""
+    return asyncio.run(_Collector(state).run(probe=Probing.ALL))

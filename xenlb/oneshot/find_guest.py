@@ -1,7 +1,6 @@
-"""Who a guest is that an operator names, for verbs that make something for it.
+"""Finds the guest that an operator names, with its services and addresses.
 
-The agent is asked first: it has read the metadata of all guests already. Without an agent libvirt
-is asked; nothing of the guest's health is needed.
+The agent has read the metadata of all guests; without an agent they are read from libvirt.
 """
 
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ from xenlb.model.suggestions import quoted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestIdentity:
-    """`uri`: of its libvirt, or OWN_CHOICE. `addresses`: of its servers, by the names of services,
-    where known. `domid`: of its domain while it runs."""
+    """`uri`: of its libvirt, or OWN_CHOICE. `addresses`: those known of its servers, by service
+    name. `domid`: of its domain while it runs."""
 
     name: str
     uuid: UUID
@@ -35,7 +34,10 @@ def by_agent(socket: Path, settings: Settings, text: str) -> GuestIdentity:
     """Raises ControlError: no agent runs, or it knows no such guest."""
     answer = client.call(socket, "why", guest=text)
     if not isinstance(answer, Mapping):
-        raise ControlError("the agent's answer is not understood", hint="is it another version?")
+        raise ControlError(
+            "the agent's answer cannot be read",
+            hint="restart the agent if it is of another version",
+        )
     names = set(answer["services"])
     return GuestIdentity(
         name=str(answer["guest"]),

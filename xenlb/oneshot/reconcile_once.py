@@ -1,8 +1,8 @@
-"""One pass without a daemon: what `xenlb plan` prints and `xenlb apply` does.
+"""One pass without a daemon, for `xenlb plan` and `xenlb apply`.
 
-The same state, rules and reconciler as the agent's; the sources are asked once instead of listened
-to. asyncio and the sources are imported only where the configuration has guests or checks: a
-configuration of plain hosts is applied in the time of its batch.
+It uses the agent's engine; the sources run until each has reported once. asyncio and the sources
+are imported only for a configuration with guests or checks, so that a configuration of plain hosts
+is applied in the time of its batch.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -28,7 +28,7 @@ from xenlb.store.saved_state import SavedState
 
 
 class OnceError(Exception):
-    """The pass cannot be made; nothing was changed."""
+    """The pass is not possible; nothing was changed."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(f"{message} ({hint})")
@@ -38,9 +38,8 @@ class OnceError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OncePass:
-    """`ops`: the difference (planned) or what was done; `failed`: what the kernel refused;
-    `notes`: sentences for people, as foreign entries that are left alone; `summary`: what the
-    operations change, in one line."""
+    """`ops`: those planned or done; `failed`: those that the kernel refused; `notes`: sentences
+    about entries of other tools; `summary`: what the operations change, in one line."""
 
     ops: tuple[Op, ...] = ()
     failed: tuple[OpFailed, ...] = ()
@@ -56,8 +55,10 @@ def run_once(
     take_over: Collection[str] = (),
     kernel: KernelTable | None = None,
 ) -> OncePass:
-    """Plans, and applies with `change`. `take_over`: services whose servers of other tools are
-    removed, too. Raises OnceError, and IpvsError from the kernel."""
+    """Plan, and apply with `change`. Raises OnceError, and IpvsError from the kernel.
+
+    `take_over`: services whose servers of other tools are removed as well.
+    """
     if unknown := [name for name in take_over if name not in _names(settings)]:
         raise OnceError(
             f"there is no service {quoted(unknown[0])}",
@@ -81,7 +82,7 @@ def run_once(
         engine = Engine(
             state=state, now=clock.now(), services=saved.services, servers=saved.servers
         )
-        # Connections are only of interest where a sorry server may wait for its last one.
+        # Connections matter only where a sorry server may wait for its last one.
         sorry = any(service.sorry_server is not None for service in settings.services)
         engine.load_snapshot(table.read(counters=sorry))
         for service in settings.services:
@@ -92,7 +93,7 @@ def run_once(
         summary = _summary(outcome.ops, table, engine, settings) if outcome.ops else ""
         if not change:
             return OncePass(ops=outcome.ops, notes=notes, summary=summary)
-        # Hosts without a check that are ours and in the table, as many as before: it stands there.
+        # Plain hosts, as many as before, change nothing in the state file.
         remembered = saved.remembered
         hosts = not (state.observed.links or state.remembered.health)
         hosts = hosts and not (remembered.guests or remembered.health)
@@ -109,7 +110,7 @@ def run_once(
 
 
 def _saved(before: SavedState, engine: Engine) -> SavedState:
-    """What the state file must say now; addresses and sysctls are not of a pass."""
+    """What the state file must hold; a pass changes neither addresses nor sysctls."""
     return replace(
         before,
         remembered=engine.state.remembered,
