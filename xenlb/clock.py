@@ -22,8 +22,11 @@ def wall(at: float) -> str:
 
 
 class _Realtime:
-    """How far CLOCK_REALTIME is ahead of this clock. Both are slewed alike, so that only a clock
-    that is set changes it; a process that is interrupted between its two readings does not."""
+    """How far CLOCK_REALTIME is ahead of this clock.
+
+    Both are slewed alike, so only setting the host's clock changes it. An interruption between the
+    two readings does not.
+    """
 
     EXACT = 0.001  # seconds that the readings may take, to be believed
     SET = 0.005  # a smaller difference is one of the readings

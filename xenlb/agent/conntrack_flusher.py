@@ -56,6 +56,7 @@ class ConntrackFlusher:
         self._wake = asyncio.Event()
 
     def on_state_change(self, before: State, after: State) -> None:
+        """Queue the servers that left the table because their check fails."""
         if before.remembered.admitted is not after.remembered.admitted and (
             failed := failed_servers(before, after)
         ):

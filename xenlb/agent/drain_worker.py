@@ -49,6 +49,7 @@ class DrainWorker:
         self._requests: dict[GuestId, asyncio.Task[None]] = {}
 
     def on_state_change(self, state: State) -> None:
+        """Count while a drain lasts, and request what is due."""
         self._state = state
         if lasting(state):
             self._lasting.set()

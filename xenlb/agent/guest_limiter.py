@@ -25,8 +25,11 @@ Applied = asyncio.Future[None] | None
 
 @dataclass(slots=True)
 class _Guest:
-    """`held`: the newest report of each kind that has not passed yet, the oldest kind first.
-    `noted`: the event log says that the guest reports too often."""
+    """What is held of a guest.
+
+    `held`: the newest report of each kind that has not passed yet, the oldest kind first. `noted`:
+    the event log says that the guest reports too often.
+    """
 
     rate: TokenBucket = field(default_factory=lambda: TokenBucket(BURST, RATE))
     held: dict[bool, tuple[Report, Applied]] = field(default_factory=dict)

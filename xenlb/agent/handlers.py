@@ -1,4 +1,4 @@
-"""What the agent answers on its control socket, verb by verb."""
+"""The verbs of the control socket."""
 
 import asyncio
 import os
@@ -24,21 +24,22 @@ from xenlb.model.suggestions import quoted, suggestion
 
 Request = Mapping[str, object]
 
-HOLDERS = 5  # clients that are named to one who waits for a drain
+HOLDERS = 5  # clients that are named to an operator who waits for a drain
 LEFT = 5  # services that are named where a drain would leave them without enough servers
 
 
 class Handlers:
-    """`director_problems`: what is not as it should be of service addresses and sysctls."""
+    """A handler a verb. `director_problems`: of service addresses, sysctls and files."""
 
     def __init__(self, agent: Agent, director_problems: Callable[[], list[str]]) -> None:
         self._agent = agent
         self._director_problems = director_problems
         self._started = clock.now()
-        # By the read of the table (its identity), and the service that is asked for.
+        # By the identity of the read of the table, and the service that is requested.
         self._reports: dict[tuple[int, str | None], tuple[object, asyncio.Task[Shared]]] = {}
 
     def handlers(self) -> dict[str, Handler]:
+        """The handlers by verb."""
         return {
             "status": Handler(self.status),
             "why": Handler(self.why),
@@ -53,7 +54,7 @@ class Handlers:
         }
 
     async def status(self, request: Request) -> object:
-        """All that ask at the same time, which one read of the table answers, share a report."""
+        """Answer with everything; requests that one read of the table answers share a report."""
         only = None
         if request.get("service") is not None:
             only = self._service(request.get("service")).name
@@ -111,8 +112,10 @@ class Handlers:
         return Shared(value)
 
     async def _snapshot(self) -> tuple[Snapshot, object]:
-        """The table, read and repaired now, and which read it was; as it is believed to be where it
-        cannot be read."""
+        """Return the table, read and repaired now, and the identity of the read.
+
+        If it cannot be read: the table as the engine takes it to be, and the error.
+        """
         try:
             snapshot = await self._agent.reread()
         except IpvsError as error:
@@ -122,7 +125,7 @@ class Handlers:
     async def _services(
         self, snapshot: Snapshot, *, only: str | None = None, of: GuestId | None = None
     ) -> list[dict[str, Any]]:
-        """Of the state as it is when this is called; the loop runs on between its pieces."""
+        """Report the state of now; the loop runs on between the services."""
         agent = self._agent
         shown = []
         for service in answers.services(
@@ -142,6 +145,7 @@ class Handlers:
         return shown
 
     async def why(self, request: Request) -> object:
+        """Answer with a guest, its servers and its events."""
         guest = self._guest(request)
         snapshot, _ = await self._snapshot()
         servers = [
@@ -156,6 +160,7 @@ class Handlers:
         }
 
     async def events(self, request: Request) -> AsyncIterator[object]:
+        """Answer with the event log; with `follow` without an end."""
         if request.get("follow"):
             async for text in self._agent.journal.follow():
                 yield text
@@ -164,6 +169,7 @@ class Handlers:
                 yield text
 
     async def reload(self, request: Request) -> object:
+        """Read the configuration again."""
         problems = await self._agent.reload()
         if problems:
             raise ControlError(
@@ -173,14 +179,14 @@ class Handlers:
         return {"reloaded": True, "changes": self._agent.state.observed.changes}
 
     async def progress(self, request: Request) -> object:
-        """What one who waits for a drain wants to see: how far it is, and who holds on."""
+        """Answer with how far a drain is, and the clients whose connections it waits for."""
         guest = self._guest(request)
         state = self._agent.state
-        places = list(draining.places(state, guest))
+        entries = list(draining.places(state, guest))
         holders: dict[IPAddress, int] = {}
         if guest.drain is not None and guest.drain.left:
-            established = all(s.drain.until is DrainUntil.ESTABLISHED for s, _, _ in places)
-            servers = frozenset(server for _, _, server in places)
+            established = all(s.drain.until is DrainUntil.ESTABLISHED for s, _, _ in entries)
+            servers = frozenset(server for _, _, server in entries)
             holders = await asyncio.to_thread(connections.holders, servers, established=established)
         return {
             **answers.guest(state, guest.id, wall=clock.wall),
@@ -195,6 +201,7 @@ class Handlers:
         }
 
     async def drain(self, request: Request) -> object:
+        """Drain a guest; refused where that would leave a service without enough servers."""
         guest = self._running(request)
         then = request.get("then")
         if then not in {None, *draining.VERBS}:
@@ -224,6 +231,7 @@ class Handlers:
         return await self._ask(event, guest.id)
 
     async def undrain(self, request: Request) -> object:
+        """Put a guest back into service."""
         guest = self._running(request)
         was_out = draining.is_out(guest)
         event = UndrainRequested(at=clock.now(), guest=guest.id, by=str(request["by"]))
@@ -231,14 +239,14 @@ class Handlers:
         return {**answer, "changed": was_out}
 
     async def drain_all(self, request: Request) -> object:
-        """Drains what may be drained now; tells how far each is, and who is kept in service."""
+        """Drain the guests that may be drained now; answer with each, and with those kept."""
         event = DrainAllRequested(
             at=clock.now(),
             by=str(request["by"]),
             timeout=_timeout(request),
             rest=request.get("rest") is True,
         )
-        await self._take(event)
+        await self._emit(event)
         state = self._agent.state
         return {
             "guests": [
@@ -250,59 +258,60 @@ class Handlers:
         }
 
     async def undrain_all(self, request: Request) -> object:
-        """Puts back what an operator has drained; not what was asked to go."""
+        """Put back the guests that an operator has drained, not those asked to shut down."""
         names = []
         for guest in host_drain.leavers(self._agent.state):
             if guest.drain is not None and guest.request is None:
                 event = UndrainRequested(at=clock.now(), guest=guest.id, by=str(request["by"]))
-                await self._take(event)
+                await self._emit(event)
                 names.append(guest.name)
         return {"guests": names}
 
     async def _ask(self, event: Event, guest: GuestId) -> dict[str, Any]:
-        await self._take(event)
+        await self._emit(event)
         return answers.guest(self._agent.state, guest, wall=clock.wall)
 
-    async def _take(self, event: Event) -> None:
-        """Returns when the owner has applied the event and the kernel has heard of it."""
+    async def _emit(self, event: Event) -> None:
+        """Emit an event and wait until the kernel's table is what follows from it."""
         applied = asyncio.get_running_loop().create_future()
         self._agent.emit(event, applied)
         await applied
 
     async def take_over(self, request: Request) -> object:
+        """Remove what other tools have put into a service."""
         service = self._service(request.get("service"))
-        await self._snapshot()  # what has come since the last read is removed, too
+        await self._snapshot()  # entries made since the last read are removed as well
         return {"done": self._agent.take_over(service, str(request["by"]))}
 
     def _service(self, name: object) -> ServiceSettings:
         services = {service.name: service for service in self._agent.state.settings.services}
-        found = services.get(name) if isinstance(name, str) else None
-        if found is None:
+        service = services.get(name) if isinstance(name, str) else None
+        if service is None:
             raise ControlError(
                 f"there is no service {quoted(str(name))}",
                 hint=suggestion(str(name), services)
                 or "its name must stand under services: in the configuration",
             )
-        return found
+        return service
 
     def _guest(self, request: Request) -> Guest:
         text = request.get("guest")
         if not isinstance(text, str) or not text:
             raise ControlError("which guest?", hint="name it or give its UUID", status=USAGE)
-        found = answers.guests_named(self._agent.state, text)
-        if not found:
+        guests = answers.guests_named(self._agent.state, text)
+        if not guests:
             names = {guest.name for guest in self._agent.state.guests.values()}
             raise ControlError(
                 f"no guest {quoted(text)} is known here",
                 hint=suggestion(text, names) or "virsh list --all shows the guests of this host",
             )
-        if len(found) > 1:
+        if len(guests) > 1:
             raise ControlError(
                 f"several guests are called {quoted(text)}",
-                hint="give a UUID: " + ", ".join(describe(guest.id) for guest in found),
+                hint="give a UUID: " + ", ".join(describe(guest.id) for guest in guests),
                 status=USAGE,
             )
-        return found[0]
+        return guests[0]
 
     def _running(self, request: Request) -> Guest:
         guest = self._guest(request)
@@ -321,4 +330,5 @@ def _timeout(request: Request) -> float | None:
 
 
 def describe(guest: GuestId) -> str:
+    """The UUID and the libvirt of a guest, as hints name it."""
     return f"{guest.uuid} ({guest.uri})"

@@ -90,6 +90,7 @@ class Agent:
 
     @property
     def state(self) -> State:
+        """The state after the last round."""
         return self.engine.state
 
     def emit(self, event: Event, applied: asyncio.Future[None] | None = None) -> None:
@@ -112,6 +113,7 @@ class Agent:
         counters: Counts | None = None,
         applied: asyncio.Future[None] | None = None,
     ) -> None:
+        """Queue a configuration. `counters`: connections of the table as it is, if known."""
         settings = replace(settings, uris=needed_uris(settings))
         self.emit(Configured(at=clock.now(), settings=settings, counters=counters), applied)
 
@@ -172,6 +174,7 @@ class Agent:
         guest: GuestId | None = None,
         warning: bool = False,
     ) -> None:
+        """Write a line of now to the event log."""
         self.write(Note(at=clock.now(), kind=kind, text=text, guest=guest, warning=warning))
 
     def write(self, *notes: Note, before: State | None = None) -> None:

@@ -41,8 +41,11 @@ def pause_after(inspections: int, hung: int) -> float:
 
 
 class Provisioner:
-    """`emit` takes events; `xenstores`: the running sources, by URI; `templates`: the operator's
-    own. Lock files of guests lie beside the control `socket`."""
+    """Inspections of all guests.
+
+    `emit` takes events. `xenstores`: the running sources, by URI. `templates`: the operator's own.
+    Lock files of guests lie beside the control `socket`.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Provisioner:
         self._changed = asyncio.Event()
 
     def on_state_change(self, before: State, state: State) -> None:
+        """Take up the requests that follow from the state."""
         candidates = state.derived.candidates
         if before.guests is state.guests and before.derived.candidates is candidates:
             return

@@ -78,6 +78,7 @@ class Sources:
         self._sysctls_due = asyncio.Event()
 
     def start(self) -> None:
+        """Start the sources that every configuration has."""
         self._run("health", self._health.run)
         self._run("drains", self._drain_worker.run)
         self._run("connection tracking", self._flusher.run)
@@ -90,10 +91,12 @@ class Sources:
         self._run("guests' words", self._listener.run)
 
     async def stop(self) -> None:
+        """Stop all sources and wait for their end."""
         for name in list(self._tasks):
             await self._end(name)
 
     def on_state_change(self, before: State, after: State) -> None:
+        """Give each source what it needs of the state."""
         self._health.targets(after.remembered.health)
         self._drain_worker.on_state_change(after)
         self._flusher.on_state_change(before, after)

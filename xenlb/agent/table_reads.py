@@ -26,6 +26,7 @@ class TableReads:
 
     @property
     def wanted(self) -> bool:
+        """Whether a request waits for a read."""
         return bool(self._waiting)
 
     def request(self) -> asyncio.Future[Snapshot]:
@@ -60,6 +61,7 @@ class TableReads:
                 waiting.set_result(snapshot)
 
     def close(self) -> None:
+        """Cancel all requests; a read that is under way is not waited for."""
         for waiting in (*self._waiting, *self._served):
             waiting.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -31,6 +31,8 @@ SPARE = 1.0  # seconds on top of what the slowest check may take
 
 
 class Probing(Enum):
+    """Which targets are probed."""
+
     ALL = auto()
     NONE = auto()
 

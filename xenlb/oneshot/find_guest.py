@@ -19,8 +19,11 @@ from xenlb.model.suggestions import quoted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestIdentity:
-    """`uri`: of its libvirt, or OWN_CHOICE. `addresses`: those known of its servers, by service
-    name. `domid`: of its domain while it runs."""
+    """A guest and its part in services.
+
+    `uri`: of its libvirt, or OWN_CHOICE. `addresses`: those known of its servers, by service name.
+    `domid`: of its domain while it runs.
+    """
 
     name: str
     uuid: UUID

@@ -38,8 +38,11 @@ class OnceError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OncePass:
-    """`ops`: those planned or done; `failed`: those that the kernel refused; `notes`: sentences
-    about entries of other tools; `summary`: what the operations change, in one line."""
+    """The result of a pass.
+
+    `ops`: those planned or done. `failed`: those that the kernel refused. `notes`: sentences about
+    entries of other tools. `summary`: what the operations change, in one line.
+    """
 
     ops: tuple[Op, ...] = ()
     failed: tuple[OpFailed, ...] = ()
