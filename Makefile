@@ -34,7 +34,7 @@ ifeq ($(shell test -t 1 && echo yes),)
 say = @printf '== %s\n' "$(1)"
 endif
 
-.PHONY: help deps venv lint format lowest unit check test soak bench demo lab-shell wheels install uninstall clean
+.PHONY: help deps venv lint format lowest unit check test soak bench docs demo lab-shell wheels install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -57,12 +57,14 @@ $(VENV)/.stamp: setup.cfg pyproject.toml
 venv: $(VENV)/.stamp ## the private virtual environment with the development tools
 	@:
 
-lint: venv ## ruff, mypy, shellcheck, man pages
+lint: venv ## ruff, mypy, codespell, words, shellcheck, man pages
 	$(call say,lint)
 	@status=0; \
 	$(BIN)/ruff check --quiet . || status=1; \
 	$(BIN)/ruff format --quiet --check --diff . || status=1; \
 	$(BIN)/mypy --no-error-summary || status=1; \
+	$(BIN)/codespell || status=1; \
+	tools/lint-words || status=1; \
 	tools/lint-scripts || status=1; \
 	exit $$status
 
@@ -118,6 +120,16 @@ soak: deps venv ## the long forms: all rounds of kills, restarts and shutdowns u
 
 bench: deps venv ## benchmark tables (ONLY=table for one)
 	@$(BIN)/python -m tests.bench $(ONLY)
+
+# MkDocs comes with this target only: nothing else needs it.
+$(VENV)/.docs-stamp: $(VENV)/.stamp
+	@tools/quietly $(BIN)/python -m pip install --disable-pip-version-check \
+	    $(if $(WHEELS),--no-index --find-links $(WHEELS)) --editable '.[dev,docs]'
+	@touch $@
+
+docs: $(VENV)/.docs-stamp ## the documentation as a site in build/site; links are checked
+	$(call say,documentation in build/site)
+	@tools/quietly $(BIN)/mkdocs build --clean
 
 demo: deps venv ## boot a lab, run the agent, shut a guest down under traffic (LAB=uml: the quick one)
 	@$(BIN)/python -m tests.lab.demo --lab=$(LAB)

@@ -221,8 +221,10 @@ def plain_files(prefix: str) -> dict[str, tuple[bytes, int]]:
         files[f"share/man/man{page.suffix[1:]}/{page.name}.gz"] = (packed, 0o644)
     for name, place in COMPLETION.items():
         files[place] = ((HERE / "etc" / "completion" / name).read_bytes(), 0o644)
-    for name in ("README.md", "CHANGELOG.md"):
-        files[f"share/doc/xenlb/{name}"] = ((HERE / name).read_bytes(), 0o644)
+    for path in (HERE / "README.md", HERE / "CHANGELOG.md", *sorted((HERE / "docs").rglob("*.md"))):
+        # What is in etc of the sources is beside the README here.
+        text = path.read_text().replace("](etc/", "](")
+        files[f"share/doc/xenlb/{path.relative_to(HERE)}"] = (text.encode(), 0o644)
     for path in sorted((HERE / "etc" / "examples").glob("*.yaml")):
         files[f"share/doc/xenlb/examples/{path.name}"] = (path.read_bytes(), 0o644)
     schema = (HERE / "xenlb" / "config" / "schema.json").read_bytes()

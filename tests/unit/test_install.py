@@ -68,6 +68,10 @@ def test_what_lands_where(staged: Path) -> None:
         "share/bash-completion/completions/xenlb",
         "share/zsh/site-functions/_xenlb",
         "share/fish/vendor_completions.d/xenlb.fish",
+        "share/doc/xenlb/README.md",
+        "share/doc/xenlb/CHANGELOG.md",
+        "share/doc/xenlb/docs/tutorial.md",
+        "share/doc/xenlb/docs/decisions/README.md",
     ):
         assert (base / place).exists(), place
     assert (staged / "etc/xenlb/xenlb.yaml").exists()
@@ -86,6 +90,18 @@ def test_what_lands_where(staged: Path) -> None:
     assert "/usr/local" not in (base / "lib/systemd/system/xenlb.service").read_text()
     rights = {path.stat().st_mode & 0o022 for path in staged.rglob("*") if not path.is_symlink()}
     assert rights == {0}, "somebody else may write"
+
+
+def test_links_of_the_installed_documentation_lead_to_files(staged: Path) -> None:
+    folder = staged / PREFIX.lstrip("/") / "share/doc/xenlb"
+    pages = sorted(folder.rglob("*.md"))
+    links = [
+        page.parent / link
+        for page in pages
+        for link in re.findall(r"\]\(([^)#:\s]+)[^)]*\)", page.read_text())
+    ]
+    assert len(links) > 50
+    assert not [link for link in links if not link.exists()]
 
 
 def test_a_wheel_has_what_is_no_python() -> None:

@@ -27,7 +27,17 @@ from tests.lab.debian.releases import Release
 from tests.lab.host import CHECKOUT, venv_directory
 
 # What tools/install.py reads.
-SOURCES = ("CHANGELOG.md", "README.md", "etc", "hooks", "man", "setup.cfg", "tools", "xenlb")
+SOURCES = (
+    "CHANGELOG.md",
+    "README.md",
+    "docs",
+    "etc",
+    "hooks",
+    "man",
+    "setup.cfg",
+    "tools",
+    "xenlb",
+)
 BUILT = "libvirt-python"
 BUILD_PACKAGES = ("gcc", "libc6-dev", "libvirt-dev", "pkg-config", "python3-dev", "python3-venv")
 PLATFORMS = (
