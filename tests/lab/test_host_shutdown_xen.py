@@ -77,7 +77,7 @@ def test_guests_are_drained_before_they_are_shut_down(lab: XenLab) -> None:
     told = re.findall(r"== ([a-z-]+): (\d+) at weight 0 ==", console)
     restarted = ("xenlb-drain", "0")
     assert told == [restarted, ("xenlb-drain", "2"), ("libvirt-guests", "0")], console[-4000:]
-    drained = [line for line in console.splitlines() if "drained" in line or "kept in" in line]
-    first = next(n for n, line in enumerate(drained) if "1 kept in service" in line)
+    drained = [line for line in console.splitlines() if "drained" in line or "keep-in" in line]
+    first = next(n for n, line in enumerate(drained) if "in service until then" in line)
     last = next(n for n, line in enumerate(drained) if "every guest of this host" in line)
     assert first < last, "\n".join(drained)

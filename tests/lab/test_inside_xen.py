@@ -275,7 +275,7 @@ def test_what_is_broken_is_named_and_mended(dom0: Dom0) -> None:
     )
     for sentence in expected:
         assert sentence in verified.err, verified.err
-    assert "bare: 5 things are not as it should be" in verified.err
+    assert "bare: 5 differences found" in verified.err
     # An address that xenlb has not given is not xenlb's to take; it says how.
     (cure,) = re.findall(rf"take it off: (ip addr del {DIRECT}/24 dev lo)", verified.err)
     dom0.bare.run(cure)
@@ -362,7 +362,7 @@ def test_an_operator_commands_a_guest_that_configures_itself(dom0: Dom0) -> None
 
     assert dom0.guest("remove", "made").out == (
         f"write {place}\n"
-        "made has nothing of xenlb but the programs of its image, as it says itself\n"
+        "made has nothing of xenlb but the programs of its image, by its own report\n"
     )
     left = dom0.made.run("ip -4 addr show lo; ip rule; nft list tables; cat /etc/xenlb-hold.conf")
     for each in (OWN, LATE, "731", "xenlb", "watch="):
@@ -384,7 +384,7 @@ def test_an_operator_commands_a_guest_that_configures_itself(dom0: Dom0) -> None
     assert f"+address {OWN} lo" in settings["changes"]
 
     assert dom0.guest("apply", "made").out == (
-        f"write {place}\nmade has all that it needs, as it says itself\n"
+        f"write {place}\nmade has all that it needs, by its own report\n"
     )
     for vip in (OWN, LATE):
         assert dom0.beside.fetch(f"{vip}:80") == "made"

@@ -1,10 +1,10 @@
-"""The command line. Imported by every command, so nothing is imported here before it is needed."""
+"""The command line. Every verb imports this module first, so it imports nothing itself."""
 
 import sys
 
 
 def main() -> None:
-    """The command `xenlb`."""
+    """Run the command `xenlb`."""
     from xenlb.cli.root import run
 
     sys.exit(run(sys.argv[1:]))

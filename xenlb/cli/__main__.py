@@ -1,4 +1,4 @@
-"""`python -m xenlb.cli`, which is what the installed command runs."""
+"""Entry of `python -m xenlb.cli`, which the installed command runs."""
 
 from xenlb.cli import main
 

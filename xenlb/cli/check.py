@@ -1,12 +1,12 @@
-"""`xenlb check`."""
+"""The verb `check`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from xenlb.cli.options import ANY_PATH, Options, as_json, given
+from xenlb.cli.format import count
+from xenlb.cli.options import ANY_PATH, Options, as_json, pass_options, print_json
 from xenlb.config import ConfigError, read
 from xenlb.control.protocol import FAILED
 from xenlb.model.problem import Problem
@@ -14,18 +14,15 @@ from xenlb.model.problem import Problem
 
 @click.command()
 @click.argument("file", type=ANY_PATH, required=False)
-@click.option(
-    "--anywhere", is_flag=True, help="Do not look whether this host has what the file names."
-)
+@click.option("--anywhere", is_flag=True, help="Do not check the file against this host.")
 @as_json
-@given
+@pass_options
 def check(options: Options, file: Path | None, *, anywhere: bool, as_json: bool) -> int:
-    """Validates the configuration (or FILE) and prints every problem of it.
+    """Validate the configuration (or FILE) and print every problem.
 
-    A problem is also an interface, a program, a user or a file that it names and this host has not,
-    and a program of an exec check that others than root could have replaced.
-    What is allowed and yet likely to be a mistake is a warning; the exit status is of the problems
-    alone.
+    An interface, a program, a user or a file that this host lacks is a problem. So is a program of
+    an exec check that a user other than root can replace. Likely mistakes are printed as warnings;
+    they do not change the exit status.
     """
     file = file or options.config
     problems: tuple[Problem, ...] = ()
@@ -38,15 +35,17 @@ def check(options: Options, file: Path | None, *, anywhere: bool, as_json: bool)
     except ConfigError as error:
         problems = error.problems
     if as_json:
-        found = [asdict(problem) for problem in problems]
-        warned = [asdict(warning) for warning in warnings]
-        answer = {"file": str(file), "problems": found, "warnings": warned}
-        click.echo(json.dumps(answer, indent=2))
+        print_json(
+            {
+                "file": str(file),
+                "problems": [asdict(problem) for problem in problems],
+                "warnings": [asdict(warning) for warning in warnings],
+            }
+        )
     elif problems:
-        for problem in problems:
-            click.echo(problem)
+        click.echo("\n".join(map(str, problems)))
     else:
         for warning in warnings:
             click.echo(f"warning: {warning}")
-        click.echo(f"{file}: {services} service{'s' * (services != 1)}, no problem")
+        click.echo(f"{file}: {count(services, 'service')}, no problem")
     return FAILED if problems else 0

@@ -1,31 +1,32 @@
-"""Names of guests for shell completion, from the running agent; none where there is none."""
+"""Shell completion of guest names, from the running agent."""
 
 import os
 from pathlib import Path
 
 import click
 
-from xenlb.cli.options import SOCKET
-from xenlb.control import client
+from xenlb.cli.options import Options
 from xenlb.control.protocol import ControlError
 
 
-def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_guest(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """List the guests whose name begins with the typed text; none without an agent."""
     # Completion does not run the group's callback: its options are only in its context.
-    root = ctx.find_root()
-    path = root.params.get("socket") or os.environ.get("XENLB_SOCKET") or SOCKET
+    path = ctx.find_root().params.get("socket") or os.environ.get("XENLB_SOCKET")
+    options = Options(socket=Path(path)) if path else Options()
     try:
-        answer = client.call(Path(path), "status", patience=1.0, service=None)
+        answer = options.request("status", patience=1.0, service=None)
     except ControlError:
         return []
-    assert isinstance(answer, dict)
     names = {
         server["guest"]
         for service in answer["services"]
         for server in service["servers"]
-        if server["guest"] and server.get("uuid", "") is not None  # a row without one is no guest
+        # an entry of `servers` without a guest in any libvirt has no UUID
+        if server["guest"] and server.get("uuid", "") is not None
     }
     return sorted(name for name in names if name.startswith(incomplete))
 
 
-named = click.argument("guest", shell_complete=complete)
+guest_argument = click.argument("guest", shell_complete=complete_guest)
+optional_guest_argument = click.argument("guest", required=False, shell_complete=complete_guest)

@@ -1,243 +1,245 @@
-"""Waiting for drains, and for what comes after them: `drain`, `shutdown`, `reboot`, `drain --all`.
+"""Progress of drains, shutdowns and reboots, which the agent does and a command waits for.
 
-The agent does the work, and goes on with it whatever becomes of the command: here it is only looked
-at. On a terminal one line is written over; elsewhere a line is told when something has changed.
+A terminal shows one line that is overwritten. A pipe gets a new line when the number changes.
 """
 
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-from xenlb.cli import format
-from xenlb.cli.format import Answer, connections
-from xenlb.cli.options import Failure
-from xenlb.control import client
+from xenlb.cli.format import count, until
+from xenlb.cli.options import Answer, Failure, Options
 from xenlb.control.protocol import UNREACHABLE, ControlError
 
 POLL = 0.5  # seconds
-ABSENCE = 30.0  # seconds that an agent may be away while it is restarted
-
-DOES = {"poweroff": "shut down", "reboot": "reboot"}
+ABSENCE = 30.0  # seconds that an agent may take for a restart
 
 
-class Progress:
-    """A line that changes: on a terminal in place, else told anew when it says something else."""
+class Action(NamedTuple):
+    """What follows a drain."""
+
+    verb: str
+    noun: str
+
+
+ACTIONS = {"poweroff": Action("shut down", "shutdown"), "reboot": Action("reboot", "reboot")}
+
+
+class ProgressLine:
+    """A line that is overwritten on a terminal, and printed in a pipe when its key changes."""
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
-        self._essence = ""
+        self._key = ""
 
-    def show(self, text: str, essence: str) -> None:
-        """`essence`: what of it is worth a new line where nothing can be written over."""
+    def show(self, text: str, key: str) -> None:
+        """Show the text in place of the last one. In a pipe an unchanged key prints nothing."""
         if self._terminal:
             width = shutil.get_terminal_size().columns
             click.echo(f"\r\033[K{text[: width - 1]}", nl=False)
-        elif essence != self._essence:
+        elif key != self._key:
             click.echo(text)
-        self._essence = essence
+        self._key = key
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self.end()
-        click.echo(text)
-
-    def end(self) -> None:
-        """The line that changes has no more to tell."""
-        if self._terminal and self._essence:
+    def clear(self) -> None:
+        """Remove the line from a terminal."""
+        if self._terminal and self._key:
             click.echo("\r\033[K", nl=False)
-        self._essence = ""
+        self._key = ""
 
 
-class Waiter:
-    """Looks at a running agent again and again; one that is restarted meanwhile is waited for."""
+class DrainWatch:
+    """Asks the agent for the progress until a drain, and what follows it, has ended."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
-        self._progress = Progress()
-        self._told: set[str] = set()
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._line = ProgressLine()
+        self._printed: set[str] = set()
 
-    def _ask(self, verb: str, **arguments: Any) -> Answer:
-        until = time.monotonic() + ABSENCE
+    def _request(self, verb: str, **arguments: Any) -> Answer:
+        """Return the agent's answer, also after a restart of the agent. Raises ControlError."""
+        deadline = time.monotonic() + ABSENCE
         while True:
             try:
-                answer = client.call(self._socket, verb, **arguments)
+                return self._options.request(verb, **arguments)
             except ControlError as error:
-                if error.status != UNREACHABLE or time.monotonic() > until:
+                if error.status != UNREACHABLE or time.monotonic() > deadline:
                     raise
-                self._progress.show("the agent is away; waiting for it", "away")
+                self._line.show("the agent cannot be reached; waiting for it", "away")
                 time.sleep(POLL)
-                continue
-            assert isinstance(answer, dict)
-            return answer
 
-    def _once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self._progress.say(text)
+    def _print(self, text: str) -> None:
+        """Print a line that stays, once."""
+        if text not in self._printed:
+            self._printed.add(text)
+            self._line.clear()
+            click.echo(text)
 
     # --- one guest -------------------------------------------------------------------------------
 
-    def one(self, begun: Answer) -> None:
-        """Until the drain of a guest, and what comes after it, is over. `begun`: the agent's answer
-        when it began. Raises Failure where it came to something else."""
+    def wait_for_guest(self, first: Answer) -> None:
+        """Wait for the end of a guest's drain and of what follows it.
+
+        `first` is the agent's answer to the request. Raises Failure where connections are left,
+        libvirt refuses, or the drain was cancelled.
+        """
         try:
-            while self._look(self._ask("progress", guest=begun["uuid"]), begun):
+            while self._report(self._request("progress", guest=first["uuid"]), first["drain"]):
                 time.sleep(POLL)
         except KeyboardInterrupt:
-            self._progress.end()
-            then = begun["drain"]["then"]
-            what = {"poweroff": "drain and shutdown go on", "reboot": "drain and reboot go on"}
-            click.echo(
-                f"\n{begun['guest']}: {what.get(then, 'the drain goes on')};"
-                f" to cancel: xenlb undrain {begun['guest']}",
-                err=True,
-            )
+            self._line.clear()
+            name, then = first["guest"], first["drain"]["then"]
+            goes_on = f"the {ACTIONS[then].noun} continues" if then else "still draining"
+            click.echo(f"\n{name}: {goes_on}; to cancel: xenlb undrain {name}", err=True)
             raise
         finally:
-            self._progress.end()
+            self._line.clear()
 
-    def _look(self, answer: Answer, begun: Answer) -> bool:
-        """Is it worth another look?"""
-        name, began = begun["guest"], begun["drain"]["id"]
+    def _report(self, answer: Answer, first_drain: Answer) -> bool:
+        """Show the progress; return False at the end."""
+        name = answer["guest"]
         records = (answer["drain"], answer["last_drain"])
-        drain = next((each for each in records if each and each["id"] == began), None)
+        drain = next((d for d in records if d and d["id"] == first_drain["id"]), None)
         if drain is None:
-            raise Failure(f"{name} was drained anew meanwhile", hint=f"xenlb why {name}")
+            raise Failure(
+                f"another drain of {name} has replaced this one", hint=f"xenlb why {name}"
+            )
+        action = ACTIONS.get(drain["then"])
+        verb = action.verb if action else "stop"
         match drain["end"]:
             case None:
-                return self._lasts(answer, drain)
+                return self._report_drain(answer, drain, action)
             case "guest gone":
-                return self._went(answer, drain)
+                return self._report_gone(answer, drain)
             case "guest stayed":
-                does = DOES.get(drain["then"], "go")
-                text = f"{name} did not {does} in time: it is put back into service"
+                text = f"{name} did not {verb} in time and is back in service"
             case "not asked":
-                does = DOES.get(drain["then"], "go")
-                text = f"libvirt could not be asked to {does} {name} in time: it is back in service"
+                text = f"libvirt was not connected in time to {verb} {name}: it is back in service"
             case _:
-                text = f"{name} was put back into service meanwhile"
+                text = f"{name} was put back into service"
         raise Failure(text, hint=f"xenlb why {name}")
 
-    def _lasts(self, answer: Answer, drain: Answer) -> bool:
-        name, then, left = answer["guest"], drain["then"], drain["connections_left"] or 0
+    def _report_drain(self, answer: Answer, drain: Answer, action: Action | None) -> bool:
+        name, left = answer["guest"], drain["connections_left"] or 0
         for warning in drain["warnings"] if left else ():
-            self._once(f"{name}: {warning}")
+            self._print(f"{name}: {warning}")
         match drain["outcome"]:
             case None:
                 if left:
-                    self._progress.show(_left(answer, drain), str(left))
+                    self._line.show(_connections_left(answer, drain), str(left))
                 return True
             case "empty":
-                self._once(f"{name} is drained")
-            case _ if then is None:
-                raise Failure(
-                    f"the drain of {name} timed out with {connections(left)} left",
-                    hint="it stays out of service; xenlb drain --timeout gives it longer",
-                )
+                self._print(f"{name} is drained")
             case _:
-                self._once(f"the drain of {name} timed out with {connections(left)} left")
-        if then is None:
+                text = f"the drain of {name} {_timed_out(left)}"
+                if action is None:
+                    hint = "it stays out of service; to wait longer: xenlb drain --timeout"
+                    raise Failure(text, hint=hint)
+                self._print(text)
+        if action is None:
             return False
         if drain["failure"]:
             raise Failure(
-                f"libvirt refuses to {DOES[then]} {name}: {drain['failure']}",
-                hint=f"it stays out of service; xenlb undrain {name} puts it back",
+                f"libvirt refuses to {action.verb} {name}: {drain['failure']}",
+                hint=f"it stays out of service; to put it back: xenlb undrain {name}",
             )
-        if not drain["asked"] and drain["outcome"] and not answer.get("connected", True):
-            self._progress.show(f"{name}: libvirt is not connected; it is asked again", "away")
         if drain["asked"]:
-            self._once(f"{name} was asked to {DOES[then]}")
-        if drain["asked"] and answer["request"]:
-            left_until = format.until(answer["request"]["until"], time.time())
-            self._progress.show(f"{name} still runs; {left_until} left", "runs")
+            self._print(f"{name}: {action.noun} requested")
+            if answer["request"]:
+                remaining = until(answer["request"]["until"], time.time())
+                self._line.show(f"{name} still runs; {remaining} left", "runs")
+        elif not answer.get("connected", True):
+            self._line.show(f"{name}: libvirt is not connected; xenlb tries again", "away")
         return True
 
-    def _went(self, answer: Answer, drain: Answer) -> bool:
+    def _report_gone(self, answer: Answer, drain: Answer) -> bool:
         name, absent = answer["guest"], answer["phase"] == "absent"
         if drain["then"] != "reboot":
-            self._once(f"{name} has {'stopped' if absent else 'booted anew'}")
+            self._print(f"{name} has {'stopped' if absent else 'rebooted'}")
             return False
         if answer["serves"]:
-            self._once(f"{name} serves again")
+            self._print(f"{name} serves again")
             return False
-        self._progress.show(f"{name} {'is down' if absent else 'boots'}", str(absent))
+        self._line.show(f"{name} is {'down' if absent else 'booting'}", str(absent))
         return True
 
     # --- the whole host --------------------------------------------------------------------------
 
-    def all(self, answer: Answer, *, timeout: float | None, by: str) -> None:
-        """Until every guest of this host is drained; `answer`: the agent's to the first request."""
+    def wait_for_all(self, answer: Answer, *, timeout: float | None, by: str) -> None:
+        """Wait until every guest of this host is drained.
+
+        `answer` is the agent's to the first request. Raises Failure where connections are left.
+        """
         try:
             while answer["guests"] or answer["kept"]:
-                open_ones = [guest for guest in answer["guests"] if _is_open(guest)]
+                # A drain without a deadline is a shutdown that this command did not ask for.
+                draining = [
+                    guest
+                    for guest in answer["guests"]
+                    if guest["drain"]["outcome"] is None and guest["drain"]["deadline"]
+                ]
                 for guest in answer["guests"]:
-                    if guest["drain"]["outcome"] is not None:
-                        self._once(f"{guest['guest']}: {_outcome(guest['drain'])}")
-                if not open_ones and not answer["kept"]:
+                    if outcome := guest["drain"]["outcome"]:
+                        left = guest["drain"]["connections_left"] or 0
+                        text = "drained" if outcome == "empty" else _timed_out(left)
+                        self._print(f"{guest['guest']}: {text}")
+                if not draining and not answer["kept"]:
                     break
-                self._progress.show(*_of_all(open_ones, answer["kept"]))
+                self._line.show(*_host_progress(draining, answer["kept"]))
                 time.sleep(POLL)
-                # Those that were kept go when the others are done: nothing more will take over.
-                rest = not open_ones
-                answer = self._ask("drain-all", timeout=timeout, by=by, rest=rest)
-            self._over(answer)
+                # Nothing will take over from guests that are kept: they follow the others.
+                rest = not draining
+                answer = self._request("drain-all", timeout=timeout, by=by, rest=rest)
+            self._require_empty(answer)
         except KeyboardInterrupt:
-            self._progress.end()
-            click.echo("\nthe drains go on; to cancel: xenlb undrain --all", err=True)
+            self._line.clear()
+            click.echo("\nstill draining; to cancel: xenlb undrain --all", err=True)
             raise
         finally:
-            self._progress.end()
+            self._line.clear()
 
-    def _over(self, answer: Answer) -> None:
-        """The end, as that of one drain: a failure where connections are left."""
+    def _require_empty(self, answer: Answer) -> None:
         left = [
-            f"{guest['guest']} ({connections(guest['drain']['connections_left'])})"
+            f"{guest['guest']} ({count(guest['drain']['connections_left'], 'connection')})"
             for guest in answer["guests"]
             if guest["drain"]["outcome"] == "deadline" and guest["drain"]["connections_left"]
         ]
         if left:
             raise Failure(
                 f"timed out with connections left: {', '.join(left)}",
-                hint="they stay out of service; xenlb drain --all --timeout gives them longer",
+                hint="they stay out of service; to wait longer: xenlb drain --all --timeout",
             )
-        self._progress.say("every guest of this host is drained")
+        self._print("every guest of this host is drained")
 
 
-def _left(answer: Answer, drain: Answer) -> str:
+def _timed_out(left: int) -> str:
+    return f"timed out with {count(left, 'connection')} left"
+
+
+def _connections_left(answer: Answer, drain: Answer) -> str:
     """`mail1: 4 connections, 45s left; 192.0.2.100 (3), 192.0.2.7`"""
-    limit = ""
-    if drain["deadline"]:
-        limit = f", {format.until(drain['deadline'], time.time())} left"
-    who = [
+    limit = f", {until(drain['deadline'], time.time())} left" if drain["deadline"] else ""
+    clients = [
         holder["address"] + (f" ({holder['connections']})" if holder["connections"] > 1 else "")
         for holder in answer["holders"]
     ]
     if answer["more_holders"]:
-        who.append(f"{answer['more_holders']} more")
-    named = f"; {', '.join(who)}" if who else ""
-    return f"{answer['guest']}: {connections(drain['connections_left'])}{limit}{named}"
+        clients.append(f"{answer['more_holders']} more")
+    listed = f"; {', '.join(clients)}" if clients else ""
+    return f"{answer['guest']}: {count(drain['connections_left'], 'connection')}{limit}{listed}"
 
 
-def _is_open(guest: Answer) -> bool:
-    """Is it worth waiting for? A guest that was asked to go by somebody else has no deadline."""
-    return guest["drain"]["outcome"] is None and guest["drain"]["deadline"] is not None
-
-
-def _outcome(drain: Answer) -> str:
-    if drain["outcome"] == "empty":
-        return "drained"
-    return f"timed out with {connections(drain['connections_left'] or 0)} left"
-
-
-def _of_all(open_ones: Sequence[Answer], kept: Sequence[str]) -> tuple[str, str]:
-    left = sum(guest["drain"]["connections_left"] or 0 for guest in open_ones)
-    many = f"{len(open_ones)} guests drain" if len(open_ones) != 1 else "1 guest drains"
-    parts = [f"{many}, {connections(left)}"] if open_ones else []
+def _host_progress(draining: Sequence[Answer], kept: Sequence[str]) -> tuple[str, str]:
+    """Return the text and the key of the progress line."""
+    left = sum(guest["drain"]["connections_left"] or 0 for guest in draining)
+    parts = []
+    if draining:
+        parts.append(f"{count(len(draining), 'guest')} draining, {count(left, 'connection')} left")
     if kept:
-        parts.append(f"{len(kept)} kept in service meanwhile: {', '.join(kept[:5])}")
-    return "; ".join(parts), f"{len(open_ones)} {left // 10} {len(kept)}"
+        more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+        parts.append(f"in service until then (keep-in-service): {', '.join(kept[:5])}{more}")
+    return "; ".join(parts), f"{len(draining)} {left // 10} {len(kept)}"

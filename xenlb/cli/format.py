@@ -1,17 +1,15 @@
-"""How `why` and `events` look, and what all answers have in common: times, counts, addresses.
+"""Text of `why` and `events`, and formats of times, counts and addresses.
 
-Pure: no terminal, no colours, the time is an argument. `status` is in status_lines.py.
+Pure. `now` is the wall clock in seconds; times in an answer are ISO 8601 texts.
 """
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-Answer = Mapping[str, Any]
+from xenlb.cli.options import Answer
 
 
-def why(answer: Answer, now: float) -> str:
-    """The answer of `why`: the guest, its servers, its journal."""
+def guest_report(answer: Answer, now: float) -> str:
+    """Return the text of `why`: a guest, its servers and its events."""
     lines = [
         f"{answer['guest']}  {answer['uuid']}  {answer['uri']}",
         f"  {answer['phase']} for {age(answer['since'], now)}"
@@ -19,59 +17,57 @@ def why(answer: Answer, now: float) -> str:
     ]
     if request := answer.get("request"):
         lines.append(
-            f"  asked for {request['asked_for']} {age(request['at'], now)} ago;"
-            f" back into service in {until(request['until'], now)} if it stays"
+            f"  {request['asked_for']} asked {age(request['at'], now)} ago;"
+            f" back in service in {until(request['until'], now)} unless it goes"
         )
     if drain := answer.get("drain"):
         lines.append(f"  out of service for {age(drain['since'], now)}: {_drain(drain, now)}")
         lines += [f"  {warning}" for warning in drain["warnings"]]
-    if last := answer.get("last_drain"):
-        lines.append(f"  last out of service {age(last['since'], now)} ago: {_drain(last, now)}")
+    if drain := answer.get("last_drain"):
+        lines.append(f"  last out of service {age(drain['since'], now)} ago: {_drain(drain, now)}")
     lines += [f"  address {a['address']}: {a['source']}" for a in answer.get("addresses", ())]
     lines += [
-        f"  address {no['address']} refused: {no['reason']} ({no['source']})"
-        for no in answer.get("refused_addresses", ())
+        f"  address {refused['address']} refused: {refused['reason']} ({refused['source']})"
+        for refused in answer.get("refused_addresses", ())
     ]
     lines += [f"  metadata: {problem}" for problem in answer.get("metadata_problems", ())]
     lines += [
-        f"  inside, for {found['service']}: {found['problem']}"
-        for found in answer.get("inside", ())
-        if found["problem"]
+        f"  inside, for service {verdict['service']}: {verdict['problem']}"
+        for verdict in answer.get("inside", ())
+        if verdict["problem"]
     ]
     servers = answer.get("servers", ())
     lines += ["", "servers" if servers else "in no service"]
     for server in servers:
-        place = f"{host(server['address'])}:{server['port']}" if server["address"] else "-"
-        weight = (
-            f"weight {server['weight']} of {server['configured_weight']}"
-            if server["in_table"]
-            else "not in the table"
-        )
+        place = endpoint(server) if server["address"] else "-"
+        weight = f"weight {server['weight']} of {server['configured_weight']}"
         left = f", {until(server['deadline'], now)} left" if server["deadline"] else ""
         lines.append(
-            f"  {server['service']}  {place}  {server['phase']}  {weight}: {server['reason']}{left}"
+            f"  {server['service']}  {place}  {server['phase']}"
+            f"  {weight if server['in_table'] else 'not in the table'}: {server['reason']}{left}"
         )
-        for each in server.get("checks", ()):
-            lines += check(each, now)
+        for check in server.get("checks", ()):
+            lines += _check(check, now)
     if events := answer.get("events"):
-        lines += ["", "what happened", *(f"  {event(entry)}" for entry in events)]
+        lines += ["", "events", *(f"  {event(entry)}" for entry in events)]
     return "\n".join(lines)
 
 
-def check(said: Answer, now: float) -> list[str]:
-    """`check http 10.0.0.11:80  up for 3m: status 200`, and below it how it came to that."""
-    since = f" for {age(said['since'], now)}" if said["since"] else ""
-    parts = [f"{said['health']}{since}: {said['detail'] or 'has not answered yet'}"]
-    if said["share"] is not None:
-        parts.append(f"{said['share'] * 100:.3g}% of the weight")
-    if said["deadline"]:
-        times = f"down {said['failures']} times in a row"
-        parts.append(f"{times}, held back for {until(said['deadline'], now)}")
+def _check(check: Answer, now: float) -> list[str]:
+    """`check http 10.0.0.11:80  up for 3m: status 200`, and below it the changes."""
+    parts = [
+        f"{check['health']}{lasting(check['since'], now)}: {check['detail'] or 'no result yet'}"
+    ]
+    if check["share"] is not None:
+        parts.append(f"{check['share'] * 100:.3g}% of the weight")
+    if check["deadline"]:
+        left = until(check["deadline"], now)
+        parts.append(f"failed {check['failures']} times in a row, damped for {left}")
     return [
-        f"    check {said['check']}  {'; '.join(parts)}",
+        f"    check {check['check']}  {'; '.join(parts)}",
         *(
             f"      {clock(change['at'])} {change['health']}: {change['detail']}"
-            for change in said["changes"]
+            for change in check["changes"]
         ),
     ]
 
@@ -80,12 +76,13 @@ def _drain(drain: Answer, now: float) -> str:
     """`drained by root, empty after 12s, then undrained`"""
     parts = [f"{drain['reason']} by {drain['by']}" if drain["by"] else drain["reason"]]
     if drain["over"]:
-        took = datetime.fromisoformat(drain["over"]) - datetime.fromisoformat(drain["since"])
-        parts.append(f"{drain['outcome']} after {_length(took.total_seconds())}")
+        duration = datetime.fromisoformat(drain["over"]) - datetime.fromisoformat(drain["since"])
+        outcome = "timed out" if drain["outcome"] == "deadline" else drain["outcome"]
+        parts.append(f"{outcome} after {_rounded(duration.total_seconds())}")
     elif drain["deadline"]:
         parts.append(f"{until(drain['deadline'], now)} left")
     if left := drain["connections_left"]:
-        parts.append(f"{connections(left)} left")
+        parts.append(f"{count(left, 'connection')} left")
     if drain["failure"]:
         parts.append(f"libvirt refuses: {drain['failure']}")
     if drain["end"] not in {None, drain["outcome"]}:
@@ -93,39 +90,41 @@ def _drain(drain: Answer, now: float) -> str:
     return ", ".join(parts)
 
 
-def connections(number: int) -> str:
-    """`1 connection`, `2 connections`"""
-    return count(number, "connection")
-
-
-def count(number: int, thing: str) -> str:
+def count(number: int, noun: str) -> str:
     """`1 server`, `2 servers`"""
-    return f"{number} {thing}{'s' * (number != 1)}"
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def event(entry: Answer) -> str:
-    """One line of the agent's journal, in local time."""
+    """Return one line of the agent's journal, in local time."""
     guest = f"{entry['guest']}: " if entry.get("guest") else ""
     return f"{clock(entry['time'])} {guest}{entry['text']}"
 
 
 def clock(time: str) -> str:
+    """`01-31 23:59:59.123`, in local time"""
     at = datetime.fromisoformat(time).astimezone()
     return f"{at:%m-%d %H:%M:%S}.{at.microsecond // 1000:03}"
 
 
 def age(since: str | None, now: float) -> str:
-    """How long ago, roughly: 12s, 3m, 5h, 4d."""
+    """Return the time since then, roughly: 12s, 3m, 5h, 4d; `-` for None."""
     if since is None:
         return "-"
-    return _length(now - datetime.fromisoformat(since).timestamp())
+    return _rounded(now - datetime.fromisoformat(since).timestamp())
+
+
+def lasting(since: str | None, now: float) -> str:
+    """` for 3m`, or "" for None."""
+    return f" for {age(since, now)}" if since else ""
 
 
 def until(then: str, now: float) -> str:
-    return _length(datetime.fromisoformat(then).timestamp() - now)
+    """Return the time from now to then, roughly."""
+    return _rounded(datetime.fromisoformat(then).timestamp() - now)
 
 
-def _length(seconds: float) -> str:
+def _rounded(seconds: float) -> str:
     whole = max(0, round(seconds))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if whole >= 2 * size:
@@ -133,5 +132,11 @@ def _length(seconds: float) -> str:
     return f"{whole}s"
 
 
+def endpoint(server: Answer) -> str:
+    """`10.0.0.11:80`, `[2001:db8::5]:80`"""
+    return f"{host(server['address'])}:{server['port']}"
+
+
 def host(address: str) -> str:
+    """Return an address as it stands before a port: IPv6 in brackets."""
     return f"[{address}]" if ":" in address else address

@@ -1,9 +1,8 @@
-"""`xenlb guest` for guests that configure themselves from xenstore: nobody reaches into them."""
+"""The verbs `guest …` for a guest that configures itself from xenstore."""
 
 import errno
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
 
 import click
 
@@ -17,88 +16,80 @@ from xenlb.hypervisor.xenstore import guest_settings
 from xenlb.hypervisor.xenstore.client import XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.guest_settings import Connection
 
-T = TypeVar("T")
-DENIED = {errno.EPERM, errno.EACCES}
+
+def read_status(target: GuestTarget) -> SelfConfigStatus:
+    """Return the settings in xenstore, those that the guest needs, and its report."""
+
+    return guest_common.run(_inspect(target))
 
 
-def seen(it: GuestTarget) -> SelfConfigStatus:
-    """What it was given, what it needs, what it says."""
-    return guest_common.run(_with_xenstore(it, lambda xenstore: _look(it, xenstore)))
+def apply(options: Options, target: GuestTarget) -> SelfConfigStatus:
+    """Write the settings, wait for the guest's report, and return the status after it."""
+    return guest_common.run(_deliver(options, target))
 
 
-def apply(options: Options, it: GuestTarget) -> SelfConfigStatus:
-    """Gives it its settings; what it says of them then, if anything."""
-    return guest_common.run(_in_turn(options, it))
+def remove(options: Options, target: GuestTarget) -> None:
+    """Write empty settings, so that the guest undoes what it made. Raises Failure without a report.
 
-
-def remove(options: Options, it: GuestTarget) -> None:
-    """It takes away all that it has made; the programs of its image stay, and those of the hold
-    have the settings of the image again."""
+    The programs of the guest's image stay; its hold gets the settings of the image.
+    """
     left = "nothing of xenlb but the programs of its image"
-    if it.domid is None:
-        # What it makes is the kernel's, and what it was given its domain's: both have gone.
-        click.echo(f"{it.name} does not run, so it has {left}")
+    if target.domid is None:
+        # The kernel's part went with the guest's kernel, its settings with its domain.
+        click.echo(f"{target.name} is not running, so it has {left}")
         return
-    found = guest_common.run(_in_turn(options, self_config.in_no_service(it)))
-    if found.differences:
+    status = guest_common.run(_deliver(options, self_config.in_no_service(target)))
+    if status.differences:
         raise Failure(
-            f"{it.name} has not confirmed that it has undone what it made",
-            hint="its settings are taken away; to ask it again: xenlb guest remove",
-            details=tuple(str(each) for each in found.differences),
+            f"{target.name} has not confirmed that it has undone what it made",
+            hint="its settings are removed; to check again: xenlb guest remove",
+            details=tuple(map(str, status.differences)),
         )
-    click.echo(f"{it.name} has {left}, as it says itself")
+    click.echo(f"{target.name} has {left}, by its own report")
 
 
-async def _in_turn(options: Options, it: GuestTarget) -> SelfConfigStatus:
-    async with guest_common.locked_guest(options, it):
-        return await _with_xenstore(it, lambda xenstore: _bring(it, xenstore))
+async def _inspect(target: GuestTarget) -> SelfConfigStatus:
+    async with _connection(target) as xenstore:
+        return await _read_status(target, xenstore)
 
 
-async def _bring(it: GuestTarget, xenstore: Connection) -> SelfConfigStatus:
-    before = await _look(it, xenstore)
-    if not before.in_step:
-        click.echo(f"write {before.place}")
-    with suppress(self_config.NotConfigured):  # what it says instead is seen
-        await self_config.deliver_settings(it, xenstore)
-    return await _look(it, xenstore)
+async def _deliver(options: Options, target: GuestTarget) -> SelfConfigStatus:
+    async with guest_common.locked_guest(options, target), _connection(target) as xenstore:
+        before = await _read_status(target, xenstore)
+        if not before.in_step:
+            click.echo(f"write {before.place}")
+        with suppress(self_config.NotConfigured):  # the status below shows what the guest reports
+            await self_config.deliver_settings(target, xenstore)
+        return await _read_status(target, xenstore)
 
 
-async def _look(it: GuestTarget, xenstore: Connection) -> SelfConfigStatus:
-    domid = self_config.running(it)
+async def _read_status(target: GuestTarget, xenstore: Connection) -> SelfConfigStatus:
+    domid = self_config.running(target)
     return SelfConfigStatus(
         place=guest_settings.place(domid),
-        wanted=self_config.settings_text_for(it),
+        wanted=self_config.settings_text_for(target),
         given=await xenstore.given(domid),
         word=await xenstore.said(domid),
     )
 
 
-async def _with_xenstore(it: GuestTarget, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """Raises DeliveryError."""
-    domid = self_config.running(it)
+@asynccontextmanager
+async def _connection(target: GuestTarget) -> AsyncIterator[Connection]:
+    """Open a connection to xenstore, where the domain is the target's. Raises DeliveryError."""
+    domid = self_config.running(target)
     try:
-        xenstore = Connection()
-    except XenstoreUnavailable as error:
-        denied = error.code in DENIED
+        with closing(Connection()) as xenstore:
+            if not await xenstore.holds(domid, target.uuid):
+                raise DeliveryError(
+                    f"{target.name} is not domain {domid} of this host any more", hint="try again"
+                )
+            yield xenstore
+    except (XenstoreUnavailable, XenstoreError) as error:
+        denied = error.code in {errno.EPERM, errno.EACCES}
+        answered = isinstance(error, XenstoreError)
+        hint = f"is domain {domid} still there?" if answered else "does xenstored run in this Dom0?"
         raise DeliveryError(
-            f"xenstore: {error}",
-            hint="run it as root" if denied else "is this Dom0?",
+            f"xenstore reports {error}" if answered else f"xenstore: {error}",
+            hint="is this Dom0, and are you root?" if denied else hint,
             permitted=not denied,
         ) from None
-    try:
-        if not await xenstore.holds(domid, it.uuid):
-            raise DeliveryError(
-                f"{it.name} is not domain {domid} of this host any more", hint="try again"
-            )
-        return await work(xenstore)
-    except XenstoreUnavailable as error:
-        raise DeliveryError(f"xenstore: {error}", hint="does xenstored run here?") from None
-    except XenstoreError as error:
-        denied = error.code in DENIED
-        raise DeliveryError(
-            f"xenstore says {error}",
-            hint="is this Dom0, and are you root?" if denied else f"is domain {domid} still there?",
-            permitted=not denied,
-        ) from None
-    finally:
-        xenstore.close()

@@ -1,80 +1,58 @@
-"""What every verb is given, and how a verb fails."""
+"""Options and helpers that several verbs share, and how a verb fails."""
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
+from xenlb.control import client
 from xenlb.control.protocol import FAILED, USAGE
 
-CONFIG = "/etc/xenlb/xenlb.yaml"
-SOCKET = "/run/xenlb/control.sock"
-STATE = "/run/xenlb/state.json"
-KEY = "/var/lib/xenlb/key"
-LAST_GOOD = "/var/lib/xenlb/last-good.yaml"
+Answer = Mapping[str, Any]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+# The verb that needs a file reports with status 5 that it may not read it. click would report that
+# as wrong usage, also for a verb that does not open the file.
+ANY_PATH = click.Path(path_type=Path, readable=False)
 
 
 @dataclass(slots=True)
 class Options:
     """The options in front of the verb."""
 
-    config: Path = Path(CONFIG)
-    socket: Path = Path(SOCKET)
+    config: Path = Path("/etc/xenlb/xenlb.yaml")
+    socket: Path = Path("/run/xenlb/control.sock")
     verbose: int = 0
 
     @property
     def templates(self) -> Path:
-        """Beside the configuration: /etc/xenlb/templates, unless that is another."""
+        """The folder of the operator's templates, beside the configuration."""
         return self.config.parent / "templates"
+
+    def request(self, verb: str, **arguments: Any) -> Answer:
+        """Return the agent's answer to one request. Raises ControlError."""
+        answer = client.call(self.socket, verb, **arguments)
+        assert isinstance(answer, dict)
+        return answer
 
 
 class Group(click.Group):
-    """A verb with verbs of its own; without one of them it prints its help, and ends with 2.
+    """A verb with verbs of its own. Alone it prints its help and ends with status 2.
 
-    click before 8.2 ends with 0 then.
+    click before 8.2 ends with status 0.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:
+        if not args and not ctx.resilient_parsing:  # completion parses without the last word
             click.echo(ctx.get_help(), err=True)
             ctx.exit(USAGE)
         return super().parse_args(ctx, args)
 
 
-# Whether a file may be read is found where it is read: who may not, is told so with status 5, and a
-# verb that needs no socket or state file does not ask for it.
-ANY_PATH = click.Path(path_type=Path, readable=False)
-
-given = click.make_pass_decorator(Options)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-state_file = click.option(
-    "--state",
-    type=ANY_PATH,
-    default=STATE,
-    envvar="XENLB_STATE",
-    show_default=True,
-    help="The agent's state file.",
-)
-last_good_file = click.option(
-    "--last-good",
-    type=ANY_PATH,
-    default=LAST_GOOD,
-    envvar="XENLB_LAST_GOOD",
-    show_default=True,
-    help="Where the last good configuration is kept.",
-)
-key_file = click.option(
-    "--key",
-    type=ANY_PATH,
-    default=KEY,
-    envvar="XENLB_KEY",
-    show_default=True,
-    help="File with the agent's secret key (created on first use).",
-)
-
-
 class Failure(Exception):
-    """A verb failed: one sentence, what to do about it, the exit status; details come before."""
+    """A verb failed: one sentence, a hint, the exit status, and lines to print before it."""
 
     def __init__(
         self, message: str, *, hint: str = "", status: int = FAILED, details: tuple[str, ...] = ()
@@ -84,3 +62,45 @@ class Failure(Exception):
         self.hint = hint
         self.status = status
         self.details = details
+
+
+def with_options(*options: Decorator) -> Decorator:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def file_option(flag: str, default: str | Path, variable: str, text: str) -> Decorator:
+    """Return an option for a file that an environment variable names, too."""
+    return click.option(
+        flag, type=ANY_PATH, default=default, envvar=variable, show_default=True, help=text
+    )
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print a value as JSON; with indent None on one line."""
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+pass_options: Decorator = click.make_pass_decorator(Options)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+state_file = file_option(
+    "--state", "/run/xenlb/state.json", "XENLB_STATE", "The agent's state file."
+)
+last_good_file = file_option(
+    "--last-good",
+    "/var/lib/xenlb/last-good.yaml",
+    "XENLB_LAST_GOOD",
+    "The agent's copy of the last good configuration.",
+)
+key_file = file_option(
+    "--key",
+    "/var/lib/xenlb/key",
+    "XENLB_KEY",
+    "File with the agent's secret key (created on first use).",
+)

@@ -1,129 +1,114 @@
-"""`xenlb plan` and `xenlb apply`: one pass without a daemon."""
+"""The verbs `plan` and `apply`: one pass without the agent."""
 
 import gc
-import json
 import logging
 from collections.abc import Sequence
-from errno import EACCES, EPERM
 from pathlib import Path
+from typing import Any
 
 import click
 
 from xenlb.cli import log_setup
-from xenlb.cli.invalid_config import invalid
-from xenlb.cli.options import Failure, Options, as_json, given, state_file
-from xenlb.control.protocol import FAILED, NOT_PERMITTED
-from xenlb.model.problem import ConfigError
+from xenlb.cli.options import Options, as_json, pass_options, print_json, state_file, with_options
+from xenlb.control.protocol import FAILED, UNREACHABLE, ControlError
 
-taken_over = click.option(
-    "--take-over",
-    metavar="SERVICE",
-    multiple=True,
-    help="Also remove what other tools have put into SERVICE (may be repeated).",
+pass_arguments = with_options(
+    state_file,
+    click.option(
+        "--take-over",
+        metavar="SERVICE",
+        multiple=True,
+        help="Also remove the servers that other tools have put into SERVICE (repeatable).",
+    ),
+    as_json,
+    pass_options,
 )
 
 
 @click.command()
-@state_file
-@taken_over
-@as_json
-@given
-def plan(options: Options, state: Path, *, take_over: tuple[str, ...], as_json: bool) -> int:
-    """Prints what `apply` would do; exit status 1 when that is anything."""
-    return _pass(options, state, change=False, take_over=take_over, as_json=as_json)
+@pass_arguments
+def plan(options: Options, **choices: Any) -> int:
+    """Print what `apply` would do; the exit status is 1 if that is anything."""
+    return _run_pass(options, change=False, **choices)
 
 
 @click.command()
-@state_file
-@taken_over
-@as_json
-@given
-def apply(options: Options, state: Path, *, take_over: tuple[str, ...], as_json: bool) -> int:
-    """Makes the kernel's table what the configuration and the guests want, once.
+@pass_arguments
+def apply(options: Options, *, take_over: tuple[str, ...], **choices: Any) -> int:
+    """Bring the kernel's table in line with the configuration and the guests, once.
 
-    With --take-over a running agent does it, if there is one.
+    With --take-over the running agent does it, if there is one.
     """
-    if take_over and (done := _by_agent(options, take_over)) is not None:
-        if as_json:
-            click.echo(
-                json.dumps({"operations": done, "failed": [], "notes": [], "summary": ""}, indent=2)
-            )
+    if take_over and (done := _take_over_by_agent(options, take_over)) is not None:
+        if choices["as_json"]:
+            _print_as_json(done)
         else:
             click.echo("\n".join(done))
         return 0
-    return _pass(options, state, change=True, take_over=take_over, as_json=as_json)
+    return _run_pass(options, change=True, take_over=take_over, **choices)
 
 
-def _by_agent(options: Options, services: Sequence[str]) -> list[str] | None:
-    """What the agent has done for each service; None where no agent runs."""
-    from xenlb.control import client
-    from xenlb.control.protocol import UNREACHABLE, ControlError
-
+def _take_over_by_agent(options: Options, services: Sequence[str]) -> list[str] | None:
+    """Return the agent's operations; None if no agent runs."""
     done: list[str] = []
     for service in services:
         try:
-            answer = client.call(options.socket, "take-over", service=service)
+            done += options.request("take-over", service=service)["done"]
         except ControlError as error:
             if error.status == UNREACHABLE and not done:
                 return None
             raise
-        assert isinstance(answer, dict)
-        done += answer["done"]
     return done
 
 
-def _pass(
-    options: Options, state: Path, *, change: bool, take_over: Sequence[str], as_json: bool
+def _run_pass(
+    options: Options, *, state: Path, change: bool, take_over: Sequence[str], as_json: bool
 ) -> int:
     from xenlb.config import load
     from xenlb.control.lock import Lock, make_folder
-    from xenlb.ipvs.errors import IpvsError, explain
-    from xenlb.oneshot.reconcile_once import OnceError, run_once
+    from xenlb.ipvs.errors import explain
+    from xenlb.oneshot.reconcile_once import run_once
 
     log_setup.set_up(verbose=options.verbose, level=logging.WARNING)
-    # Nothing of a large table is garbage before the end; looking for it costs a third of the time.
+    # A pass over a large table makes no garbage before its end. Collections would take a third of
+    # its time.
     gc.disable()
     lock = Lock(options.socket)
     try:
         settings = load(options.config)
-        if change:  # beside an agent, each would undo what the other does
+        if change:  # agent and apply would undo each other's changes
             lock.take()
             make_folder(state)
         once = run_once(settings, state_path=state, change=change, take_over=take_over)
-    except ConfigError as error:
-        raise invalid(error) from None
-    except OnceError as error:
-        raise Failure(error.message, hint=error.hint) from error
-    except IpvsError as error:
-        status = NOT_PERMITTED if error.errno in {EPERM, EACCES} else FAILED
-        raise Failure(error.message, hint=error.hint, status=status) from error
     finally:
         lock.release()
-        gc.freeze()  # or the first collection, at the latest that of the exit, goes through it all
+        gc.freeze()  # keeps the collection at the exit from visiting all objects
         gc.enable()
-    failed = [(f"ipvsadm {failure.op}", explain(failure)) for failure in once.failed]
+    failures = [(f"ipvsadm {failure.op}", explain(failure)) for failure in once.failed]
+    operations = [f"ipvsadm {op}" for op in once.ops]
     if as_json:
-        answer = {
-            "operations": [f"ipvsadm {op}" for op in once.ops],
-            "failed": [
-                {"operation": op, "message": why.message, "hint": why.hint} for op, why in failed
-            ],
-            "notes": list(once.notes),
-            "summary": once.summary,
-        }
-        click.echo(json.dumps(answer, indent=2))
+        failed = [
+            {"operation": operation, "message": reason.message, "hint": reason.hint}
+            for operation, reason in failures
+        ]
+        _print_as_json(operations, failed, notes=once.notes, summary=once.summary)
     else:
-        said = "changes" if change else "would change"
-        _print(once.ops, failed, (*once.notes, *([f"{said}: {once.summary}"] * bool(once.summary))))
-    return FAILED if failed or (once.ops and not change) else 0
+        if operations:
+            click.echo("\n".join(operations))
+        summary = [f"{'changes' if change else 'would change'}: {once.summary}"] * bool(
+            once.summary
+        )
+        failed_lines = [f"{operation}: {reason}" for operation, reason in failures]
+        for line in (*once.notes, *summary, *failed_lines):
+            click.echo(f"xenlb: {line}", err=True)
+    return FAILED if failures or (operations and not change) else 0
 
 
-def _print(
-    ops: Sequence[object], failed: Sequence[tuple[str, object]], notes: Sequence[str]
+def _print_as_json(
+    operations: list[str],
+    failed: Sequence[object] = (),
+    *,
+    notes: Sequence[str] = (),
+    summary: str = "",
 ) -> None:
-    if ops:
-        click.echo("\n".join(f"ipvsadm {op}" for op in ops))
-    for note in notes:
-        click.echo(f"xenlb: {note}", err=True)
-    for op, why in failed:
-        click.echo(f"xenlb: {op}: {why}", err=True)
+    print_json({"operations": operations, "failed": failed, "notes": notes, "summary": summary})

@@ -1,16 +1,16 @@
-"""`xenlb reload`: the agent reads its configuration again, now."""
+"""The verb `reload`."""
 
 import click
 
-from xenlb.cli.options import Options, given
-from xenlb.control import client
+from xenlb.cli.options import Options, pass_options
 
 
 @click.command()
-@given
+@pass_options
 def reload(options: Options) -> None:
-    """Re-reads the configuration and says what that changed; a wrong one is refused and the last
-    good one kept."""
-    answer = client.call(options.socket, "reload", patience=60)
-    assert isinstance(answer, dict)
+    """Read the configuration again and report what changed.
+
+    An invalid configuration is refused; the agent keeps the last good one.
+    """
+    answer = options.request("reload", patience=60)
     click.echo(f"configuration loaded: {answer['changes']}")

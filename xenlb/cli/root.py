@@ -1,11 +1,10 @@
-"""The command `xenlb`: options in front of the verb, finding the verb, and how errors end.
+"""The command `xenlb`: options in front of the verb, look-up of the verb, and how errors end.
 
-A verb's module is imported when it is used; `xenlb status` must not pay for the agent's imports.
+A verb's module is imported when the verb is used: `xenlb status` does not load the agent.
 """
 
 import errno
 import importlib
-import json
 import os
 import sys
 import traceback
@@ -15,25 +14,32 @@ from pathlib import Path
 import click
 
 from xenlb import __version__
-from xenlb.cli.options import ANY_PATH, CONFIG, SOCKET, Failure, Options
-from xenlb.control.protocol import FAILED, NOT_PERMITTED, USAGE, ControlError
+from xenlb.cli.options import Failure, Options, file_option, print_json
+from xenlb.control.protocol import (
+    FAILED,
+    INVALID_CONFIGURATION,
+    NOT_PERMITTED,
+    USAGE,
+    ControlError,
+)
 
-# verb → where its command is, and what `xenlb --help` says of it
+# verb → the module and name of its command, and its line in `xenlb --help`
 VERBS = {
-    "run": ("run:run", "the agent, in the foreground"),
+    "run": ("run:run", "run the agent in the foreground"),
     "check": ("check:check", "validate the configuration"),
     "plan": ("plan_apply:plan", "show what apply would change"),
-    "apply": ("plan_apply:apply", "make the kernel's table as configured, once"),
-    "status": ("status:status", "services and servers, and why"),
-    "why": ("why:why", "all that is known of a guest"),
-    "events": ("events:events", "what the agent saw and did"),
+    "apply": ("plan_apply:apply", "bring the kernel's table in line, once"),
+    "status": ("status:status", "show services and servers, with reasons"),
+    "why": ("why:why", "explain the weights of a guest"),
+    "events": ("events:events", "show the agent's journal of events"),
     "drain": ("drain:drain", "take a guest out of service, and wait"),
     "undrain": ("drain:undrain", "put a guest back into service"),
     "shutdown": ("drain:shutdown", "drain a guest, then shut it down"),
     "reboot": ("drain:reboot", "drain a guest, then reboot it"),
-    "guest": ("guest:guest", "what xenlb has inside a guest"),
-    "director": ("director:director", "files for this host itself"),
+    "guest": ("guest:guest", "set up the inside of a guest"),
+    "director": ("director:director", "make files for this host"),
     "reload": ("reload:reload", "read the configuration again"),
+    "debug": ("debug:debug", "show the agent's state as JSON"),
 }
 # Options in front of the verb that are also taken behind it; True: with a value.
 GLOBAL = {"--config": True, "--socket": True, "--verbose": False, "-v": False}
@@ -68,59 +74,48 @@ class VerbGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, said) for verb, (_, said) in VERBS.items()])
+            formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
 
 
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config",
-    type=ANY_PATH,
-    default=CONFIG,
-    envvar="XENLB_CONFIG",
-    show_default=True,
-    help="The configuration file.",
-)
-@click.option(
-    "--socket",
-    type=ANY_PATH,
-    default=SOCKET,
-    envvar="XENLB_SOCKET",
-    show_default=True,
-    help="The agent's control socket.",
-)
+@file_option("--config", Options().config, "XENLB_CONFIG", "The configuration file.")
+@file_option("--socket", Options().socket, "XENLB_SOCKET", "The agent's control socket.")
 @click.option("-v", "--verbose", count=True, help="Log more; twice: also libraries.")
 @click.version_option(__version__, prog_name="xenlb", message="%(prog)s %(version)s")
 @click.pass_obj
 def group(options: Options, config: Path, socket: Path, verbose: int) -> None:
-    """Keeps the kernel's IPVS table in step with the life cycle of libvirt guests."""
+    """Keep the kernel's IPVS table in step with the life cycle of libvirt guests."""
     options.config = config
     options.socket = socket
     options.verbose = verbose
 
 
-def hoisted(arguments: Sequence[str]) -> list[str]:
-    """The global options that stand behind the verb, in front of it."""
+def move_global_options_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the global options in front of the verb."""
     front: list[str] = []
-    rest: list[str] = []
+    others: list[str] = []
     items = iter(arguments)
     for item in items:
         name, _, value = item.partition("=")
         if item == "--":
-            return [*front, *rest, item, *items]
+            return [*front, *others, item, *items]
         if name not in GLOBAL or (value and not GLOBAL[name]):
-            rest.append(item)
-        elif GLOBAL[name] and not value:
-            front += [item, *([following] if (following := next(items, None)) is not None else [])]
+            others.append(item)
         else:
             front.append(item)
-    return front + rest
+            if GLOBAL[name] and not value:
+                front += [following for following in (next(items, None),) if following is not None]
+    return front + others
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command; its exit status. No exception gets out, and no traceback unasked."""
+    """Run one command and return its exit status.
+
+    No exception leaves this function. A traceback is printed with --verbose only.
+    """
     status, error = _run(arguments)
     if error is not None and "--json" in arguments:
-        click.echo(json.dumps({"error": {**error, "status": status}}))
+        print_json({"error": {**error, "status": status}}, indent=None)
     return status
 
 
@@ -131,7 +126,7 @@ def _run(arguments: Sequence[str]) -> tuple[int, Error | None]:
     options = Options()
     try:
         result = group.main(
-            args=hoisted(arguments) or ["--help"],
+            args=move_global_options_first(arguments) or ["--help"],
             prog_name="xenlb",
             standalone_mode=False,
             obj=options,
@@ -141,43 +136,61 @@ def _run(arguments: Sequence[str]) -> tuple[int, Error | None]:
         return status if arguments else USAGE, None
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "xenlb"
-        return complain(error.format_message(), hint=f"see {command} --help", status=USAGE)
+        return _report(error.format_message(), hint=f"see {command} --help", status=USAGE)
     except click.ClickException as error:
-        return complain(error.format_message(), status=FAILED)
-    except (Failure, ControlError) as error:
-        for line in error.details if isinstance(error, Failure) else ():
-            click.echo(line, err=True)
-        return complain(error.message, hint=error.hint, status=error.status)
+        return _report(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED, None
     except BrokenPipeError:
-        # The reader has what it wanted (`xenlb events | head`); the exit must not stumble again.
+        # The reader has ended (`xenlb events | head`). Python flushes stdout at its exit, which
+        # must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED, None  # as click does it where the pipe breaks in the middle
-    except OSError as error:
-        return _system(error, verbose=options.verbose)
-    except Exception as error:  # the promise: never a traceback unasked
-        if options.verbose:
-            traceback.print_exc()
-        return complain(
-            f"an error in xenlb itself: {type(error).__name__}: {error}",
-            hint=""
-            if options.verbose
-            else "please report it, with the output of xenlb --verbose …",
+        return FAILED, None  # as click ends where the pipe breaks in the middle
+    except (Failure, ControlError) as error:
+        for line in error.details if isinstance(error, Failure) else ():
+            click.echo(line, err=True)
+        return _report(error.message, hint=error.hint, status=error.status)
+    except Exception as error:
+        return _report_exception(error, verbose=bool(options.verbose))
+
+
+def _report_exception(error: Exception, *, verbose: bool) -> tuple[int, Error]:
+    """Report an exception of another room, or a bug."""
+    from xenlb.cli.format import count
+    from xenlb.model.problem import ConfigError
+
+    denied = getattr(error, "errno", None) in {errno.EPERM, errno.EACCES}
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        return _report(
+            f"the configuration has {count(len(error.problems), 'problem')}",
+            hint="correct the file; xenlb check verifies it",
+            status=INVALID_CONFIGURATION,
         )
-
-
-def _system(error: OSError, *, verbose: int) -> tuple[int, Error]:
+    # The errors of guestside, hypervisor, ipvs and oneshot have a sentence and a hint.
+    message, hint = getattr(error, "message", None), getattr(error, "hint", None)
+    if isinstance(message, str) and isinstance(hint, str):
+        denied = denied or not getattr(error, "permitted", True)
+        return _report(message, hint=hint, status=NOT_PERMITTED if denied else FAILED)
     if verbose:
         traceback.print_exc()
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    if error.errno in {errno.EPERM, errno.EACCES}:
-        return complain(what, hint="run it as root", status=NOT_PERMITTED)
-    known = verbose or error.filename
-    return complain(what, hint="" if known else "xenlb --verbose … shows the call that failed")
+    if isinstance(error, OSError):
+        file, reason = error.filename, str(error.strerror or error)
+        text = f"{file}: {reason}" if file else reason
+        if denied:
+            return _report(text, hint="run it as root", status=NOT_PERMITTED)
+        if error.errno == errno.ENOSPC:
+            return _report(text, hint="df /run /var/lib shows which file system is full")
+        known = verbose or file
+        return _report(text, hint="" if known else "xenlb --verbose … shows the call that failed")
+    return _report(
+        f"an error in xenlb itself: {type(error).__name__}: {error}",
+        hint="" if verbose else "please report it, with the output of xenlb --verbose …",
+    )
 
 
-def complain(message: str, *, hint: str = "", status: int = FAILED) -> tuple[int, Error]:
-    """One sentence and a hint on stderr."""
+def _report(message: str, *, hint: str = "", status: int = FAILED) -> tuple[int, Error]:
+    """Print one sentence and a hint on stderr; return the exit status and the JSON of the error."""
     click.echo(f"xenlb: {message}" + (f"\n  {hint}" if hint else ""), err=True)
     return status, {"message": message, "hint": hint}

@@ -1,28 +1,24 @@
-"""`xenlb run`: the agent itself, with its log set up."""
+"""The verb `run`: the agent."""
 
 from pathlib import Path
 
 import click
 
 from xenlb.cli import log_setup
-from xenlb.cli.invalid_config import invalid
-from xenlb.cli.options import Options, given, last_good_file, state_file
-from xenlb.config import ConfigError
+from xenlb.cli.options import Options, last_good_file, pass_options, state_file
 
 
 @click.command()
 @state_file
 @last_good_file
-@given
+@pass_options
 def run(options: Options, state: Path, last_good: Path) -> None:
-    """The agent, in the foreground (what the systemd unit starts)."""
+    """Run the agent in the foreground (what the systemd unit starts)."""
     from xenlb.agent import configuration
 
     log_setup.set_up(verbose=options.verbose)
-    try:
-        first = configuration.start(options.config, last_good)
-    except ConfigError as error:
-        raise invalid(error) from None
+    # An invalid configuration ends the command before the agent's modules are imported.
+    first = configuration.start(options.config, last_good)
 
     from xenlb.agent import main
 

@@ -1,14 +1,12 @@
-"""`xenlb status`: what the agent says, as a table or as JSON."""
+"""The verb `status`: the agent's answer as a table, as JSON, or for a monitoring system."""
 
-import json
 import sys
 import time
+from functools import partial
 
 import click
 
-from xenlb.cli.format import Answer
-from xenlb.cli.options import Options, as_json, given
-from xenlb.control import client
+from xenlb.cli.options import Options, as_json, pass_options, print_json
 from xenlb.control.protocol import ControlError
 
 
@@ -16,9 +14,9 @@ from xenlb.control.protocol import ControlError
 @click.argument("service", required=False)
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @click.option("--failed", is_flag=True, help="Only services and servers that need attention.")
-@click.option("--check", is_flag=True, help="One line, and the exit status of a Nagios plugin.")
+@click.option("--check", is_flag=True, help="One line and the exit status of a Nagios plugin.")
 @as_json
-@given
+@pass_options
 def status(
     options: Options,
     service: str | None,
@@ -28,42 +26,34 @@ def status(
     check: bool,
     as_json: bool,
 ) -> int | None:
-    """Services, servers, their phase, weight and connections, and why.
+    """Show services and servers: phase, weight, connections, health and reason.
 
-    With --check the exit status is 0 (all is well), 1 (something needs an operator), 2 (a service
-    without a serving server, or no agent) or 3 (not known).
+    The exit status of --check is 0 (OK), 1 (an operator is needed), 2 (a service has no serving
+    server, or the agent cannot be reached) or 3 (unknown).
     """
+    request = partial(options.request, "status", service=service)
     if check:
         if watch or as_json or failed:
-            raise click.UsageError("--check goes with no other option")
+            raise click.UsageError("--check cannot be combined with other options")
         from xenlb.cli import status_check
 
         try:
-            level, line = status_check.verdict(ask(options, service))
+            level, line = status_check.evaluate(request())
         except ControlError as error:
-            level, line = status_check.failed(error)
+            level, line = status_check.evaluate_error(error)
         click.echo(line)
         return level
     if as_json:
-        click.echo(
-            json.dumps(ask(options, service), indent=None if watch else 2, ensure_ascii=False)
-        )
+        print_json(request(), indent=None if watch else 2)
         while watch:
             sys.stdout.flush()
             time.sleep(1)
-            click.echo(json.dumps(ask(options, service), ensure_ascii=False))
+            print_json(request(), indent=None)
         return None
     from xenlb.cli import status_terminal
 
     if watch:
-        status_terminal.watch(lambda: ask(options, service), only_trouble=failed)
+        status_terminal.watch(request, only_trouble=failed)
     else:
-        status_terminal.show(ask(options, service), only_trouble=failed)
+        status_terminal.show(request(), only_trouble=failed)
     return None
-
-
-def ask(options: Options, service: str | None) -> Answer:
-    """The agent's status, of one service or all."""
-    answer = client.call(options.socket, "status", service=service)
-    assert isinstance(answer, dict)
-    return answer

@@ -1,24 +1,23 @@
-"""How `status` looks: the agent's answer as lines of styled text, the same for terminal and pipe.
+"""The table of `status`: lines of styled text, the same for a terminal and a pipe.
 
-Pure: the time, the width and whether there are colours are arguments (status_terminal.py,
-status.py).
+Pure: `now` is the wall clock in seconds, `width` the columns of the terminal.
 """
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from xenlb.cli.format import Answer, age, count, host, until
+from xenlb.cli.format import age, count, endpoint, host, lasting, until
+from xenlb.cli.options import Answer
 
 HEADER = ("guest", "address", "phase", "weight", "act", "inact", "health", "since")
 NUMBERS = {3, 4, 5}
 # The columns that a narrow terminal goes without, in this order; the address always stays.
 DISPENSABLE = (5, 7, 6, 4, 3)
-GUEST_WIDTH = 18  # of a terminal; a pipe gets whole names
+GUEST_WIDTH = 18  # on a terminal; a pipe gets whole names
 LEAST_GUEST_WIDTH = 8
-MOST = 5  # operations that are shown
+MOST = 5  # operations or names that are listed
 PHASES = ("serving", "starting", "draining", "paused", "failed", "absent")
 
 ALARM = "alarm"
@@ -42,55 +41,50 @@ STYLES: dict[str, dict[str, Any]] = {  # as click.style() takes them
 Line = tuple[tuple[str, str], ...]  # texts, each with its style or ""
 
 
-def lines(
+def status_page(
     answer: Answer, now: float, *, width: int | None = None, only_trouble: bool = False
 ) -> list[Line]:
-    """The whole status. `now` is the wall clock in seconds. `width` None: as wide as it gets.
-    `only_trouble`: of the services and servers, those that need attention."""
-    page = _Page(width=width)
-    _head(page, answer, now)
-    page.add(totals(answer))
-    shown = []
+    """Return the whole status; with width None no line is folded or cut.
+
+    `only_trouble`: only those services and servers that need attention.
+    """
+    page: list[Line] = []
+
+    def add(text: str, style: str = "", indent: int = 0) -> None:
+        page.extend(((part, style),) for part in fold(text, width, indent=indent))
+
+    for text, style, indent in _header(answer, now):
+        add(text, style, indent)
+    services = []
     for service in answer["services"]:
-        servers = [s for s in service["servers"] if not only_trouble or note(s, now)]
-        remarks = _remarks(service, now)
-        if servers or remarks or not only_trouble:
-            rows = [(server, _row(server, service, now)) for server in servers]
-            shown.append((service, remarks, rows))
-    cells = [row for _, _, rows in shown for _, row in rows]
-    columns, widths = _columns(cells, width)
-    for service, remarks, rows in shown:
-        page.add("")
-        page.add(title(service), "title")
-        for text, style in remarks:
-            page.add(text, style, indent=2)
+        servers = [s for s in service["servers"] if not only_trouble or server_note(s, now)]
+        notes = _service_notes(service, now)
+        if servers or notes or not only_trouble:
+            services.append((service, notes, [(s, _cells(s, service, now)) for s in servers]))
+    columns, widths = _fit_columns([cells for _, _, rows in services for _, cells in rows], width)
+    for service, notes, rows in services:
+        add("")
+        add(service_title(service), "title")
+        for text, style in notes:
+            add(text, style, indent=2)
         if (names := service.get("unverified")) and not only_trouble:
-            page.add(_unverified(names), "dim", indent=2)
+            add(_unverified(names), "dim", indent=2)
         if rows:
-            page.lines.append(_line(HEADER, columns, widths, "dim"))
-        for server, row in rows:
-            page.lines.append(_line(row, columns, widths))
-            if text := note(server, now):
-                page.add(text, "note", indent=4)
-    return page.lines
+            page.append(_table_line(HEADER, columns, widths, "dim"))
+        for server, cells in rows:
+            page.append(_table_line(cells, columns, widths))
+            if text := server_note(server, now):
+                add(text, "note", indent=4)
+    return page
 
 
-def plain(page: Iterable[Line]) -> str:
+def plain_text(page: Iterable[Line]) -> str:
+    """Return a page without styles."""
     return "\n".join("".join(text for text, _ in line).rstrip() for line in page)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Page:
-    width: int | None
-    lines: list[Line] = field(default_factory=list)
-
-    def add(self, text: str, style: str = "", *, indent: int = 0) -> None:
-        """A text; what does not fit goes on in the next line, further in."""
-        for part in fold(text, self.width, indent=indent):
-            self.lines.append(((part, style),))
-
-
 def fold(text: str, width: int | None, *, indent: int = 0) -> list[str]:
+    """Return an indented text as lines of at most `width` columns."""
     if width is None or len(text) + indent <= width or not text:
         return [" " * indent + text]
     return textwrap.wrap(
@@ -105,47 +99,55 @@ def fold(text: str, width: int | None, *, indent: int = 0) -> list[str]:
 # --- the agent itself ----------------------------------------------------------------------------
 
 
-def _head(page: _Page, answer: Answer, now: float) -> None:
-    page.add(
+def _header(answer: Answer, now: float) -> Iterator[tuple[str, str, int]]:
+    """Yield the texts above the services, each with its style and indent."""
+    yield (
         f"xenlb {answer['version']}, pid {answer['pid']},"
-        f" up {age(answer['started'], now)}: {state(answer)}"
+        f" up {age(answer['started'], now)}: {agent_state(answer)}",
+        "",
+        0,
     )
     for alarm in answer.get("alarms", ()):
-        since = f" for {age(alarm['since'], now)}" if alarm.get("since") else ""
-        page.add(f"ALARM {alarm['service']} {alarm['address']}{since}: {alarm['text']}", ALARM)
+        since = lasting(alarm.get("since"), now)
+        yield f"ALARM {alarm['service']} {alarm['address']}{since}: {alarm['text']}", ALARM, 0
+    trouble = []
     if answer.get("kernel"):
-        page.add(f"THE KERNEL'S TABLE IS OUT OF REACH: {answer['kernel']}", "trouble")
+        trouble.append(f"KERNEL TABLE UNREADABLE: {answer['kernel']}")
     differences = answer.get("differences", ())
-    for operation in differences[:MOST]:
-        page.add(f"REPAIRED NOW: {operation}", "trouble")
+    trouble += [f"REPAIRED NOW: {operation}" for operation in differences[:MOST]]
     if len(differences) > MOST:
-        page.add(f"REPAIRED NOW: {len(differences) - MOST} more", "trouble")
-    for no in answer.get("refused", ())[:MOST]:
-        page.add(f"REFUSED BY THE KERNEL: {no['operation']}: {no['reason']}", "trouble")
+        trouble.append(f"REPAIRED NOW: {len(differences) - MOST} more")
+    trouble += [
+        f"REFUSED BY THE KERNEL: {refused['operation']}: {refused['reason']}"
+        for refused in answer.get("refused", ())[:MOST]
+    ]
+    for text in trouble:
+        yield text, "trouble", 0
     for libvirt in answer["libvirt"]:
-        connected = libvirt["connected"]
-        why = f": {libvirt['reason']}" if libvirt.get("reason") else ""
-        since = f" for {age(libvirt['since'], now)}" if libvirt.get("since") else ""
-        page.add(
-            f"libvirt {libvirt['uri'] or '(default)'}"
-            f" {'connected' if connected else 'NOT CONNECTED'}{since}{why}",
-            "" if connected else "trouble",
+        connected = "connected" if libvirt["connected"] else "NOT CONNECTED"
+        since = lasting(libvirt.get("since"), now)
+        reason = f": {libvirt['reason']}" if libvirt.get("reason") else ""
+        yield (
+            f"libvirt {libvirt['uri'] or '(default URI)'} {connected}{since}{reason}",
+            "" if libvirt["connected"] else "trouble",
+            0,
         )
     config = answer["config"]
     if config["problems"]:
-        since = config.get("last_good_since")  # it was read from disk, after a restart
-        of = f" (in use since {since})" if since else ""
-        page.add(f"{config['file']} HAS PROBLEMS, the last good one{of} is in use:", "trouble")
-        for problem in config["problems"]:
-            page.add(problem, "trouble", indent=2)
-    for text in answer.get("warnings", ()):
-        page.add(f"warning: {text}", "note")
-    for text in answer.get("director", {}).get("problems", ()):
-        page.add(f"DIRECTOR: {text}", "trouble")
+        since = config.get("last_good_since")  # after a restart, the copy on disk is in use
+        used = f" (in use since {since})" if since else ""
+        yield f"{config['file']} HAS PROBLEMS, the last good one{used} is in use:", "trouble", 0
+    for problem in config["problems"]:
+        yield problem, "trouble", 2
+    for warning in answer.get("warnings", ()):
+        yield f"warning: {warning}", "note", 0
+    for problem in answer.get("director", {}).get("problems", ()):
+        yield f"DIRECTOR: {problem}", "trouble", 0
+    yield totals(answer), "", 0
 
 
-def state(answer: Answer) -> str:
-    """`in step`, or what is not."""
+def agent_state(answer: Answer) -> str:
+    """Return `in step`, or how the kernel's table differed; with alarms and foreign servers."""
     if answer.get("kernel"):
         return "the table cannot be read"
     if not answer["synced"]:
@@ -153,13 +155,13 @@ def state(answer: Answer) -> str:
             "starting: waiting for the first list of guests; until then nothing is removed from"
             " the table"
         )
-    found, refused = len(answer.get("differences", ())), len(answer.get("refused", ()))
+    repaired, refused = len(answer.get("differences", ())), len(answer.get("refused", ()))
     parts = []
     if refused:
         parts.append(f"NOT IN STEP: {count(refused, 'operation')} refused by the kernel")
-    if found:
-        was = "" if refused else "WAS NOT IN STEP: "
-        parts.append(f"{was}{count(found, 'difference')} found and repaired")
+    if repaired:
+        prefix = "" if refused else "WAS NOT IN STEP: "
+        parts.append(f"{prefix}{count(repaired, 'difference')} found and repaired")
     parts = parts or ["in step"]
     if alarms := len(answer.get("alarms", ())):
         parts.append(count(alarms, "ALARM"))
@@ -175,16 +177,20 @@ def totals(answer: Answer) -> str:
     parts = [f"{phases[phase]} {phase}" for phase in PHASES if phases[phase]]
     active = sum(server["active_connections"] for server in servers)
     by_phase = f": {', '.join(parts)}; {count(active, 'active connection')}" if servers else ""
-    services = len(answer["services"])
-    return f"{count(services, 'service')}, {count(len(servers), 'server')}{by_phase}"
+    return f"{count(len(answer['services']), 'service')}, {count(len(servers), 'server')}{by_phase}"
 
 
 # --- a service -----------------------------------------------------------------------------------
 
 
-def title(service: Answer) -> str:
+def service_title(service: Answer) -> str:
     """`mail  192.0.2.10:25/tcp  lblc  gatewaying  1 foreign server`"""
-    parts = [service["name"], place(service), service["scheduler"], service["forwarding"]]
+    if service["fwmark"] is None:
+        address = f"{endpoint(service)}/{service['protocol']}"
+    else:
+        family = " inet6" if service.get("family") == "inet6" else ""
+        address = f"fwmark {service['fwmark']}{family}"
+    parts = [service["name"], address, service["scheduler"], service["forwarding"]]
     if foreign := service["foreign_servers"]:
         parts.append(count(foreign, "foreign server"))
     if not service.get("in_table", True):
@@ -194,65 +200,53 @@ def title(service: Answer) -> str:
     return "  ".join(parts)
 
 
-def place(service: Answer) -> str:
-    """`192.0.2.10:25/tcp`, `fwmark 7 inet6`"""
-    if service["fwmark"] is None:
-        return f"{host(service['address'])}:{service['port']}/{service['protocol']}"
-    family = " inet6" if service.get("family") == "inet6" else ""
-    return f"fwmark {service['fwmark']}{family}"
-
-
-def _remarks(service: Answer, now: float) -> list[tuple[str, str]]:
-    """What is said of a service above its servers, each with its style."""
-    said = []
+def _service_notes(service: Answer, now: float) -> list[tuple[str, str]]:
+    """Return the texts between a service's title and its servers, each with its style."""
+    notes = []
     if service.get("alarm"):
-        since = service.get("alarm_since")
-        lasts = f" for {age(since, now)}" if since else ""
-        said.append((f"ALARM{lasts}: {service['alarm']}", ALARM))
+        since = lasting(service.get("alarm_since"), now)
+        notes.append((f"ALARM{since}: {service['alarm']}", ALARM))
     if service.get("reason"):
-        said.append((service["reason"], "trouble"))
-    if (sorry := service.get("sorry_server")) and (said_of := _sorry(sorry)):
-        said.append(said_of)
-    for server in service.get("foreign", ()):
-        where = f"{host(server['address'])}:{server['port']}"
-        held = count(server["active_connections"], "connection")
-        said.append(
-            (
-                f"foreign server {where}, weight {server['weight']}, {held};"
-                f" to remove it: {server['remove']}",
-                "note",
-            )
-        )
-    return said
+        notes.append((service["reason"], "trouble"))
+    if sorry := service.get("sorry_server"):
+        notes += _sorry_server_notes(sorry)
+    notes += [
+        (f"foreign server {_usage(server)}; to remove it: {server['remove']}", "note")
+        for server in service.get("foreign", ())
+    ]
+    return notes
+
+
+def _usage(server: Answer) -> str:
+    """`10.0.0.99:25, weight 1, 3 connections`"""
+    connections = count(server["active_connections"], "connection")
+    return f"{endpoint(server)}, weight {server['weight']}, {connections}"
+
+
+def _sorry_server_notes(server: Answer) -> list[tuple[str, str]]:
+    """Return nothing for a sorry server that is not needed and whose check does not fail."""
+    name = f"sorry server {_usage(server) if server['in_table'] else endpoint(server)}"
+    if server["health"] == "down":
+        return [(f"{name}: its check fails: {server['detail']}", "trouble")]
+    if server["in_table"]:
+        use = "takes new connections" if server["weight"] else "has connections left"
+        return [(f"{name}: {use}; health {server['health']}", "note")]
+    return []
 
 
 def _unverified(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return (
-        f"not known to have the service address inside: {', '.join(names[:MOST])}{more}"
-        " (check: {via: vip} or guest-side: {on-boot: verify} shows it)"
+        f"not verified that these have the service address: {', '.join(names[:MOST])}{more}"
+        " (check: {via: vip} or guest-side: {on-boot: verify} does)"
     )
-
-
-def _sorry(server: Answer) -> tuple[str, str] | None:
-    """None where it stands by, and nothing is wrong with it."""
-    name = f"sorry server {host(server['address'])}:{server['port']}"
-    if server["in_table"]:
-        held = count(server["active_connections"], "connection")
-        name += f", weight {server['weight']}, {held}"
-    if server["health"] == "down":
-        return f"{name}: its check fails: {server['detail']}", "trouble"
-    if server["in_table"]:
-        work = "takes new connections" if server["weight"] else "has connections left"
-        return f"{name}: {work}; health {server['health']}", "note"
-    return None
 
 
 # --- servers -------------------------------------------------------------------------------------
 
 
-def _columns(rows: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], list[int]]:
-    """Which columns are shown, and how wide each is."""
+def _fit_columns(rows: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], list[int]]:
+    """Return the columns that fit into `width`, and the width of every column."""
     columns = list(range(len(HEADER)))
     widths = [max(len(cells[n]) for cells in (HEADER, *rows)) for n in columns]
     if width is None:
@@ -270,57 +264,56 @@ def _columns(rows: Sequence[Sequence[str]], width: int | None) -> tuple[list[int
     return columns, widths
 
 
-def _line(
+def _table_line(
     cells: Sequence[str], columns: Sequence[int], widths: Sequence[int], style: str = ""
 ) -> Line:
-    """One line of the table. A cell that is a word of STYLES has its style."""
+    """Return one line of the table. A cell that names a style of STYLES has it."""
     parts = [("  ", "")]
     for n in columns:
         cell, width = cells[n], widths[n]
-        shown = cell if len(cell) <= width else cell[: width - 1] + "…"
-        styled = (shown, style or (cell if cell in STYLES else ""))
-        gap = " " * (width - len(shown))
+        text = cell if len(cell) <= width else cell[: width - 1] + "…"
+        styled = (text, style or (cell if cell in STYLES else ""))
+        gap = " " * (width - len(text))
         parts += [(gap, ""), styled, ("  ", "")] if n in NUMBERS else [styled, (gap + "  ", "")]
     while not parts[-1][0].strip():
         parts.pop()
     return tuple(parts)
 
 
-def _row(server: Answer, service: Answer, now: float) -> tuple[str, ...]:
-    """The cells of one server, in the order of HEADER."""
+def _cells(server: Answer, service: Answer, now: float) -> tuple[str, ...]:
+    """Return the cells of one server, in the order of HEADER."""
     address = host(server["address"]) if server["address"] else "-"
     if server["address"] and server["port"] != service["port"]:
-        address += f":{server['port']}"
+        address = endpoint(server)
     weight, configured = server["weight"], server["configured_weight"]
-    there = server["in_table"]
-    shown = str(weight) if weight == configured else f"{weight}/{configured}"
+    numbers = (
+        str(weight) if weight == configured else f"{weight}/{configured}",
+        str(server["active_connections"]),
+        str(server["inactive_connections"]),
+    )
     return (
         str(server["guest"] or "(host)"),
         address,
         server["phase"],
-        shown if there else "-",
-        str(server["active_connections"]) if there else "-",
-        str(server["inactive_connections"]) if there else "-",
+        *(numbers if server["in_table"] else ("-", "-", "-")),
         server["health"],
         age(server["since"], now),
     )
 
 
-def note(server: Answer, now: float) -> str:
-    """Why a server is not simply serving, "" where there is nothing to say."""
+def server_note(server: Answer, now: float) -> str:
+    """Return why a server is not simply serving, and what follows when; "" if it is.
+
+    A guest that does not run has no note either.
+    """
     if server["phase"] == "serving" and server["health"] == "up":
         plain = 0 < server["weight"] == server["configured_weight"]
     else:
         plain = server["phase"] == "absent" and server["reason"] == "not running"
     if plain:
         return ""
-    return reason(server, now)
-
-
-def reason(server: Answer, now: float) -> str:
-    """Its reason, and what comes when its time is up."""
     if not server["deadline"]:
         return str(server["reason"])
     left = until(server["deadline"], now)
-    then: Any = server.get("deadline_means")
-    return f"{server['reason']}; " + (f"{then} in {left}" if then else f"{left} left")
+    follows = server.get("deadline_means")
+    return f"{server['reason']}; " + (f"{follows} in {left}" if follows else f"{left} left")

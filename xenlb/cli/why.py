@@ -1,25 +1,22 @@
-"""`xenlb why`: why a guest's servers have the weight they have."""
+"""The verb `why`."""
 
-import json
 import time
 
 import click
 
 from xenlb.cli import format
-from xenlb.cli.completion import complete
-from xenlb.cli.options import Options, as_json, given
-from xenlb.control import client
+from xenlb.cli.completion import guest_argument
+from xenlb.cli.options import Options, as_json, pass_options, print_json
 
 
 @click.command()
-@click.argument("guest", shell_complete=complete)
+@guest_argument
 @as_json
-@given
+@pass_options
 def why(options: Options, guest: str, *, as_json: bool) -> None:
-    """Why each server of GUEST (name or UUID) has the weight it has, with times."""
-    answer = client.call(options.socket, "why", guest=guest)
-    assert isinstance(answer, dict)
+    """Explain the weight of each server of GUEST (name or UUID): events, checks, drains."""
+    answer = options.request("why", guest=guest)
     if as_json:
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        print_json(answer)
     else:
-        click.echo(format.why(answer, time.time()))
+        click.echo(format.guest_report(answer, time.time()))

@@ -125,13 +125,13 @@ def test_what_others_change_is_named_and_repaired_at_once(tmp_path: Path) -> Non
             kernel.do(DeleteServer(service=KEY, key=key(11)))
             told = await status(verbs)
             assert told["differences"] == ["ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1"]
-            head = status_lines.plain(status_lines.lines(told, 0.0))
+            head = status_lines.plain_text(status_lines.status_page(told, 0.0))
             assert "WAS NOT IN STEP: 1 difference found and repaired" in head
             assert "REPAIRED NOW: ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.11:25" in head
             assert "10.0.0.11" in desk.weights()
             told = await status(verbs)
             assert told["differences"] == []
-            assert status_lines.state(told) == "in step"
+            assert status_lines.agent_state(told) == "in step"
 
     asyncio.run(story())
 
@@ -146,7 +146,7 @@ def test_what_the_kernel_refuses_is_not_in_step(tmp_path: Path) -> None:
             (refused,) = told["refused"]
             assert refused["operation"] == "ipvsadm -A -t 192.0.2.10:25 -s wlc"
             assert "wlc" in refused["reason"]
-            assert status_lines.state(told).startswith("NOT IN STEP: 1 operation refused")
+            assert status_lines.agent_state(told).startswith("NOT IN STEP: 1 operation refused")
 
     asyncio.run(story())
 
@@ -161,7 +161,7 @@ def test_a_repair_that_the_kernel_refuses_is_none(tmp_path: Path) -> None:
             kernel.fail("-a -t 192.0.2.10:25 -r 10.0.0.11:25 -m -w 1", errno.ENOMEM, times=99)
             told = await status(verbs_of(desk))
             assert told["differences"] == ["ipvsadm -a -t 192.0.2.10:25 -r 10.0.0.12:25 -m -w 1"]
-            assert status_lines.state(told).startswith(
+            assert status_lines.agent_state(told).startswith(
                 "NOT IN STEP: 1 operation refused by the kernel, 1 difference found and repaired"
             )
 
@@ -190,7 +190,7 @@ def test_a_foreign_server_is_named_with_the_line_that_removes_it(tmp_path: Path)
                     "remove": removal,
                 }
             ]
-            shown = status_lines.plain(status_lines.lines(told, 0.0))
+            shown = status_lines.plain_text(status_lines.status_page(told, 0.0))
             assert "in step, 1 foreign server" in shown
             line = f"foreign server 10.0.0.77:25, weight 3, 5 connections; to remove it: {removal}"
             assert line in shown

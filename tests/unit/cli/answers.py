@@ -1,4 +1,4 @@
-"""What an agent says of a host with two mail guests, a web service by mark and a little trouble."""
+"""Answers of an agent on a host with two mail guests, a web service by mark and some trouble."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,7 +8,7 @@ def ago(**span: float) -> str:
     return (datetime.now(UTC) - timedelta(**span)).isoformat().replace("+00:00", "Z")
 
 
-def server(guest: str | None, **given: Any) -> dict[str, Any]:
+def server(guest: str | None, **fields: Any) -> dict[str, Any]:
     return {
         "guest": guest,
         "uuid": None if guest is None else "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1",
@@ -26,7 +26,7 @@ def server(guest: str | None, **given: Any) -> dict[str, Any]:
         "reason": "check passed",
         "since": ago(minutes=3),
         "deadline": None,
-        **given,
+        **fields,
     }
 
 
@@ -106,7 +106,7 @@ def status() -> dict[str, Any]:
     }
 
 
-def drain(**given: Any) -> dict[str, Any]:
+def drain(**fields: Any) -> dict[str, Any]:
     return {
         "id": "7.000000",
         "reason": "drained",
@@ -121,27 +121,27 @@ def drain(**given: Any) -> dict[str, Any]:
         "outcome": None,
         "end": None,
         "warnings": [],
-        **given,
+        **fields,
     }
 
 
-def progress(**given: Any) -> dict[str, Any]:
-    """A guest whose drain is as `given`, as the agent answers who waits for it."""
-    shown = why()
+def progress(**fields: Any) -> dict[str, Any]:
+    """The answer to `progress` for a guest whose drain has these fields."""
+    answer = why()
     for key in ("servers", "events"):
-        del shown[key]
+        del answer[key]
     return {
-        **shown,
-        "drain": drain(**given),
+        **answer,
+        "drain": drain(**fields),
         "serves": False,
         "holders": [],
         "more_holders": 0,
     }
 
 
-def ended(**given: Any) -> dict[str, Any]:
-    """The same when the drain is no more."""
-    return {**progress(), "drain": None, "last_drain": drain(**given)}
+def ended(**fields: Any) -> dict[str, Any]:
+    """The same after the end of the drain."""
+    return {**progress(), "drain": None, "last_drain": drain(**fields)}
 
 
 def why() -> dict[str, Any]:
@@ -191,7 +191,7 @@ def why() -> dict[str, Any]:
     }
 
 
-def check(name: str, health: str, **given: Any) -> dict[str, Any]:
+def check(name: str, health: str, **fields: Any) -> dict[str, Any]:
     return {
         "check": name,
         "type": name.partition(" ")[0],
@@ -202,7 +202,7 @@ def check(name: str, health: str, **given: Any) -> dict[str, Any]:
         "failures": 0,
         "deadline": None,
         "changes": [{"at": "2026-01-02T03:04:05.678000Z", "health": "up", "detail": "status 200"}],
-        **given,
+        **fields,
     }
 
 

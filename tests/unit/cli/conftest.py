@@ -1,4 +1,4 @@
-"""The real command, run as a process against a small agent: a control server with set answers."""
+"""The command as a process, against a small agent: a control server with prepared answers."""
 
 import asyncio
 import subprocess
@@ -19,8 +19,10 @@ Xenlb = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 class SmallAgent:
-    """Answers each verb from `answers`: a value, a ControlError to refuse with, a function of the
-    request, or for events a list. What was asked stands in `requests`."""
+    """Answers each verb from `answers`, and keeps the requests in `requests`.
+
+    An answer is a value, a ControlError, a function of the request, or for events a list.
+    """
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -35,9 +37,9 @@ class SmallAgent:
 
     async def _serve(self, started: threading.Event) -> None:
         handlers = {
-            verb: Handler(self._one(verb))
+            verb: Handler(self._handler(verb))
             for verb in (
-                *("status", "why", "reload", "progress"),
+                *("status", "why", "reload", "progress", "debug-state"),
                 *("drain", "undrain", "drain-all", "undrain-all"),
             )
         }
@@ -48,24 +50,24 @@ class SmallAgent:
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
 
-    def _one(self, verb: str) -> Callable[[Request], Awaitable[object]]:
-        async def answer(request: Request) -> object:
+    def _handler(self, verb: str) -> Callable[[Request], Awaitable[object]]:
+        async def handle(request: Request) -> object:
             self.requests.append(request)
-            found = self.answers[verb]
-            if callable(found):
-                found = found(request)
-            if isinstance(found, ControlError):
-                raise found
-            return found
+            answer = self.answers[verb]
+            if callable(answer):
+                answer = answer(request)
+            if isinstance(answer, ControlError):
+                raise answer
+            return answer
 
-        return answer
+        return handle
 
     async def _events(self, request: Request) -> AsyncIterator[object]:
         self.requests.append(request)
-        items = self.answers["events"]
-        assert isinstance(items, list)
-        for item in items:
-            yield item
+        events = self.answers["events"]
+        assert isinstance(events, list)
+        for event in events:
+            yield event
         if request["follow"]:
             await asyncio.Event().wait()
 

@@ -28,7 +28,7 @@ from xenlb.cli import drain_progress
 from xenlb.oneshot import collect
 
 Wait = Callable[[], int]
-# Started in isolated mode, as the installed command, it has to be told where the tests are.
+# Python in isolated mode, as the installed command has it, does not find the tests by itself.
 START = """\
 import sys
 sys.path.append(sys.argv[1])
@@ -39,15 +39,15 @@ serve(int(sys.argv[2]))
 
 
 class Forks:
-    """The tests' end."""
+    """The end of the connection in the tests."""
 
     def __init__(self) -> None:
-        self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parents[3])
-        with its:
+        with remote:
             self._server = subprocess.Popen(
-                [sys.executable, "-I", "-c", START, root, str(its.fileno())],
-                pass_fds=[its.fileno()],
+                [sys.executable, "-I", "-c", START, root, str(remote.fileno())],
+                pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
             )
@@ -60,20 +60,22 @@ class Forks:
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], *, out: int, err: int
     ) -> Iterator[Wait]:
-        """A command that writes to two files; what waits for its end gives its status. Killed at
-        the end of the block if it still runs."""
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            with its:
+        """Start a command that writes to two files, and yield a function that waits for its status.
+
+        A command that still runs at the end of the block is killed.
+        """
+        local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with local:
+            with remote:
                 call = json.dumps([arguments, dict(environment), os.getcwd()]).encode()
-                socket.send_fds(self._socket, [call], [its.fileno(), out, err])
-            pid = int(ours.recv(100))
+                socket.send_fds(self._socket, [call], [remote.fileno(), out, err])
+            pid = int(local.recv(100))
             status: int | None = None
 
             def wait() -> int:
                 nonlocal status
                 if status is None:
-                    status = int(ours.recv(100))
+                    status = int(local.recv(100))
                 return status
 
             try:
@@ -86,7 +88,7 @@ class Forks:
     def run(
         self, arguments: Sequence[str], environment: Mapping[str, str]
     ) -> "subprocess.CompletedProcess[bytes]":
-        """A command to its end."""
+        """Run a command to its end."""
         with (
             open(os.memfd_create("out"), "rb") as out,
             open(os.memfd_create("err"), "rb") as err,
@@ -99,17 +101,19 @@ class Forks:
 
 
 def serve(number: int) -> None:
-    """The server's end, and that of its children."""
+    """Serve the tests; in a child, run one command."""
     for module in pkgutil.walk_packages(xenlb.__path__, "xenlb."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    drain_progress.POLL = 0.02  # how often a drain is looked at
-    collect.ADDRESSES = 0.2  # seconds; libvirt's test driver never tells any
+    drain_progress.POLL = 0.02  # seconds between requests for the progress
+    collect.ADDRESSES = 0.2  # seconds; libvirt's test driver reports no addresses
     gc.freeze()
-    with socket.socket(fileno=number) as ours:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects those that watch
+    with socket.socket(fileno=number) as requests:
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_IGN
+        )  # the kernel reaps the children that wait for a command
         while True:
-            call, files, _, _ = socket.recv_fds(ours, 1 << 20, 3)
+            call, files, _, _ = socket.recv_fds(requests, 1 << 20, 3)
             if not call:
                 return
             if os.fork() == 0:
@@ -117,13 +121,13 @@ def serve(number: int) -> None:
                 break
             for file in files:
                 os.close(file)
-    with socket.socket(fileno=files[0]) as asks:
+    with socket.socket(fileno=files[0]) as client:
         if pid := os.fork():
-            asks.send(str(pid).encode())
+            client.send(str(pid).encode())
             for file in files[1:]:
                 os.close(file)
             _, status = os.waitpid(pid, 0)
-            asks.send(str(os.waitstatus_to_exitcode(status)).encode())
+            client.send(str(os.waitstatus_to_exitcode(status)).encode())
             os._exit(0)
     arguments, environment, folder = json.loads(call)
     for file, place in zip(files[1:], (1, 2), strict=True):
@@ -137,7 +141,7 @@ def serve(number: int) -> None:
     try:
         runpy.run_module("xenlb.cli", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
-        # As Python ends, but for the memory, of which it would give back all: that takes longest.
+        # The steps of Python's own exit, but without freeing all memory, which takes longest.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         gc.collect()

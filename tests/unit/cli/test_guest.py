@@ -1,4 +1,4 @@
-"""`xenlb guest render`: the agent's word for who the guest is, or libvirt's; and what comes out."""
+"""`xenlb guest render` and `image`, `xenlb director render`: files and the look-up of a guest."""
 
 import io
 import os
@@ -37,13 +37,13 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def of(tmp_path: Path) -> dict[str, str]:
+def key_of(tmp_path: Path) -> dict[str, str]:
     return {"XENLB_KEY": str(tmp_path / "lib/key")}
 
 
-def test_for_a_human(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path) -> None:
+def test_files_are_printed(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path) -> None:
     agent.answers["why"] = answers.why()
-    done = xenlb("guest", "render", "mail2", **of(tmp_path))
+    done = xenlb("guest", "render", "mail2", **key_of(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     heads = [line for line in done.stdout.splitlines() if line.startswith("==>")]
     wants = "/etc/systemd/system/multi-user.target.wants"
@@ -62,18 +62,18 @@ def test_for_a_human(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path) -> None:
     assert "\ntell=xenstore\ntimeout=90\nuntil=established\nwatch=192.0.2.10 25\n" in done.stdout
     assert "\nTimeoutStopSec=120\n" in done.stdout
     assert "\nsecret=" not in done.stdout
-    assert not (tmp_path / "lib").exists(), "no key is made that nobody needs"
+    assert not (tmp_path / "lib").exists(), "no key is made that is not needed"
     assert agent.requests[-1]["guest"] == "mail2"
 
 
 @pytest.mark.parametrize("init", ["systemd", "sysvinit"])
-def test_a_folder_and_an_archive(
+def test_files_are_written_to_a_folder_and_an_archive(
     agent: SmallAgent, xenlb: Xenlb, forks: Forks, tmp_path: Path, init: str
 ) -> None:
     agent.answers["why"] = {**answers.why(), "uri": "lxc:///system"}
     folder = tmp_path / "out"
     done = xenlb(
-        "guest", "render", "mail2", "--init", init, "--output", str(folder), **of(tmp_path)
+        "guest", "render", "mail2", "--init", init, "--output", str(folder), **key_of(tmp_path)
     )
     assert (done.returncode, done.stderr) == (0, "")
     written = [Path(line) for line in done.stdout.splitlines()]
@@ -87,29 +87,33 @@ def test_a_folder_and_an_archive(
             **os.environ,
             "XENLB_SOCKET": str(agent.socket),
             "XENLB_CONFIG": str(tmp_path / "xenlb.yaml"),
-            **of(tmp_path),
+            **key_of(tmp_path),
         },
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        assert [folder / each.name for each in tar] == written
-        same = tar.extractfile("etc/xenlb-hold.conf")
-        assert same is not None
-        assert same.read().decode() == settings, "the secret of a guest stays the same"
+        assert [folder / member.name for member in tar] == written
+        hold = tar.extractfile("etc/xenlb-hold.conf")
+        assert hold is not None
+        assert hold.read().decode() == settings, "the secret of a guest stays the same"
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "notify"),
     [("xen:///system", "xenstore"), ("qemu:///system", "virtio"), ("lxc:///", "tcp")],
 )
-def test_how_it_tells(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, uri: str, told: str) -> None:
+def test_the_hypervisor_decides_how_a_guest_reports(
+    agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, uri: str, notify: str
+) -> None:
     agent.answers["why"] = {**answers.why(), "uri": uri}
-    done = xenlb("guest", "render", "mail2", **of(tmp_path))
-    assert f"\ntell={told}\n" in done.stdout
-    done = xenlb("guest", "render", "mail2", "--tell", "none", **of(tmp_path))
+    done = xenlb("guest", "render", "mail2", **key_of(tmp_path))
+    assert f"\ntell={notify}\n" in done.stdout
+    done = xenlb("guest", "render", "mail2", "--tell", "none", **key_of(tmp_path))
     assert "\ntell=none\n" in done.stdout
 
 
-def test_nothing_listens(agent: SmallAgent, xenlb: Xenlb, config: Path) -> None:
+def test_a_guest_that_cannot_report_is_refused(
+    agent: SmallAgent, xenlb: Xenlb, config: Path
+) -> None:
     config.write_text(CONFIG.replace('guests: {listen: "10.0.0.1:7371"}\n', ""))
     agent.answers["why"] = {**answers.why(), "uri": "lxc:///"}
     done = xenlb("guest", "render", "mail2")
@@ -120,14 +124,14 @@ def test_nothing_listens(agent: SmallAgent, xenlb: Xenlb, config: Path) -> None:
     assert "guests: {listen:" in done.stderr
 
 
-def test_a_guest_of_no_service(agent: SmallAgent, xenlb: Xenlb) -> None:
+def test_a_guest_in_no_service_is_refused(agent: SmallAgent, xenlb: Xenlb) -> None:
     agent.answers["why"] = {**answers.why(), "services": ["of-an-older-configuration"]}
     done = xenlb("guest", "render", "mail2")
     assert done.returncode == 1
     assert "is in no service" in done.stderr
 
 
-def test_an_unknown_guest(agent: SmallAgent, xenlb: Xenlb) -> None:
+def test_an_unknown_guest_is_refused(agent: SmallAgent, xenlb: Xenlb) -> None:
     agent.answers["why"] = ControlError("no guest 'x' is known here", hint="virsh list")
     done = xenlb("guest", "render", "x")
     assert (done.returncode, done.stderr) == (
@@ -136,19 +140,21 @@ def test_an_unknown_guest(agent: SmallAgent, xenlb: Xenlb) -> None:
     )
 
 
-def test_without_an_agent_libvirt_is_asked(xenlb: Xenlb, tmp_path: Path) -> None:
-    """Its test driver: one guest of the name test."""
-    done = xenlb("guest", "render", "test", "--output", str(tmp_path / "o"), **of(tmp_path))
+def test_libvirt_finds_the_guest_without_an_agent(xenlb: Xenlb, tmp_path: Path) -> None:
+    """libvirt's test driver has one guest, test."""
+    done = xenlb("guest", "render", "test", "--output", str(tmp_path / "o"), **key_of(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     text = (tmp_path / "o/etc/xenlb-hold.conf").read_text()
     assert "\ntell=tcp\n" in text
     assert "\nwatch=192.0.2.10 25\n" in text
-    done = xenlb("guest", "render", "nobody", **of(tmp_path))
+    done = xenlb("guest", "render", "missing", **key_of(tmp_path))
     assert done.returncode == 1
-    assert "no guest 'nobody' is known here" in done.stderr
+    assert "no guest 'missing' is known here" in done.stderr
 
 
-def test_wrong_usage_and_configuration(xenlb: Xenlb, config: Path, tmp_path: Path) -> None:
+def test_wrong_usage_and_an_invalid_configuration(
+    xenlb: Xenlb, config: Path, tmp_path: Path
+) -> None:
     assert xenlb("guest", "render").returncode == 2
     assert xenlb("guest", "render", "a", "--tell", "loudly").returncode == 2
     both = xenlb("guest", "render", "a", "--tar", "--output", str(tmp_path / "o"))
@@ -170,17 +176,19 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_names(agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, name: str) -> None:
-    """A guest may be called anything; nothing of it is in the files."""
+def test_the_name_of_a_guest_is_in_no_file(
+    agent: SmallAgent, xenlb: Xenlb, tmp_path: Path, name: str
+) -> None:
+    """libvirt allows nearly any name."""
     agent.answers["why"] = {**answers.why(), "guest": name, "uri": "lxc:///"}
-    plain = xenlb("guest", "render", "mail2", **of(tmp_path))
+    plain = xenlb("guest", "render", "mail2", **key_of(tmp_path))
     agent.answers["why"] = {**answers.why(), "guest": "mail2", "uri": "lxc:///"}
-    same = xenlb("guest", "render", "--", name, **of(tmp_path))
+    same = xenlb("guest", "render", "--", name, **key_of(tmp_path))
     assert plain.returncode == same.returncode == 0
     assert plain.stdout == same.stdout
 
 
-def test_a_template_beside_the_configuration(
+def test_templates_beside_the_configuration_are_used(
     agent: SmallAgent, xenlb: Xenlb, tmp_path: Path
 ) -> None:
     agent.answers["why"] = answers.why()
@@ -194,7 +202,7 @@ def test_a_template_beside_the_configuration(
     assert "Traceback" not in done.stderr
 
 
-def test_an_image_of_guests_that_configure_themselves(xenlb: Xenlb) -> None:
+def test_image_prints_the_files_of_self_configuring_guests(xenlb: Xenlb) -> None:
     done = xenlb("guest", "image", "--init", "sysvinit")
     assert (done.returncode, done.stderr) == (0, "")
     assert "==> /usr/local/lib/xenlb/guest.sh  (root, 0755) <==" in done.stdout
@@ -202,7 +210,7 @@ def test_an_image_of_guests_that_configure_themselves(xenlb: Xenlb) -> None:
     assert "\ntell=xenstore\n" in done.stdout
 
 
-def test_the_directors_own_files(xenlb: Xenlb, config: Path) -> None:
+def test_director_render_prints_the_files_of_this_host(xenlb: Xenlb, config: Path) -> None:
     config.write_text(CONFIG.replace("addresses: leave", "addresses: leave, interface: eth0"))
     done = xenlb("director", "render", "--system", "ifupdown")
     assert (done.returncode, done.stderr) == (0, "")
@@ -213,11 +221,11 @@ def test_the_directors_own_files(xenlb: Xenlb, config: Path) -> None:
     assert "--network-file" in done.stderr
 
 
-def test_ways_that_exclude_each_other(xenlb: Xenlb) -> None:
-    for words, says in (
+def test_options_for_the_access_exclude_each_other(xenlb: Xenlb) -> None:
+    for words, message in (
         (("--root", "/", "--delivery", "ssh"), "--root is for --delivery rootfs"),
         (("--ssh", "root@x", "--delivery", "agent"), "--ssh is for --delivery ssh"),
     ):
         done = xenlb("guest", "verify", "mail2", *words)
         assert done.returncode == 2
-        assert says in done.stderr
+        assert message in done.stderr

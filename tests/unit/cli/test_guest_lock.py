@@ -1,4 +1,4 @@
-"""`xenlb guest apply` and `remove` while another is at work in the guest, by every delivery."""
+"""`xenlb guest apply` and `remove` while another xenlb has the lock, for every delivery."""
 
 import fcntl
 import os
@@ -11,9 +11,9 @@ from tests.unit.cli.conftest import SmallAgent
 from tests.unit.cli.forks import Forks
 from tests.unit.cli.test_guest_selfconfig import CONFIG, UUID
 
-# What each says once it is its turn: none of the ways leads anywhere here. By which marks a machine
-# is the guest is asked of libvirt before anything runs in one.
-WAYS = {
+# The error of each delivery once it has the lock: no guest can be reached here. Before anything
+# runs in a guest, libvirt is asked how to recognize it.
+ERRORS = {
     "--ssh=root@g": "libvirt was asked about mail2",
     "--delivery=agent": "libvirt was asked about mail2",
     "--root=HERE": "is the guest's file system mounted there?",
@@ -21,10 +21,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("option", ERRORS)
 @pytest.mark.parametrize("verb", ["apply", "remove"])
-def test_it_waits_for_its_turn(
-    agent: SmallAgent, forks: Forks, tmp_path: Path, verb: str, way: str
+def test_a_locked_guest_is_waited_for(
+    agent: SmallAgent, forks: Forks, tmp_path: Path, verb: str, option: str
 ) -> None:
     (tmp_path / "xenlb.yaml").write_text(CONFIG)
     agent.answers["why"] = answers.why()
@@ -35,7 +35,7 @@ def test_it_waits_for_its_turn(
     with (tmp_path / f"guests/{UUID}.lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         out, err = tmp_path / "out", os.pipe()
-        words = ("guest", verb, "mail2", way.replace("HERE", str(tmp_path)))
+        words = ("guest", verb, "mail2", option.replace("HERE", str(tmp_path)))
         environment = {
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "XENLB_SOCKET": str(tmp_path / "control.sock"),
@@ -43,15 +43,15 @@ def test_it_waits_for_its_turn(
             "XENSTORED_PATH": "/nowhere",
         }
         with (
-            out.open("wb") as writes,
-            open(err[0]) as said,
-            forks.start(words, environment, out=writes.fileno(), err=err[1]) as wait,
+            out.open("wb") as stdout,
+            open(err[0]) as stderr,
+            forks.start(words, environment, out=stdout.fileno(), err=err[1]) as wait,
         ):
             os.close(err[1])
-            waits = said.readline()
-            assert waits == "xenlb: process 7 of xenlb is at work in mail2; waiting for its end\n"
+            waiting = stderr.readline()
+            assert waiting == "xenlb: process 7 of xenlb is at work in mail2; waiting for its end\n"
             assert not (tmp_path / "called").exists()
             lock.close()
-            assert WAYS[way] in said.read()
+            assert ERRORS[option] in stderr.read()
             assert (wait(), out.read_text()) == (1, "")
             assert not (tmp_path / "called").exists()

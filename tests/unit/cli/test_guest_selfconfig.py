@@ -1,5 +1,7 @@
-"""`xenlb guest plan|apply|verify|remove` for a guest that configures itself: with a fake xenstored,
-and a guest in it that answers as the test wants."""
+"""`xenlb guest plan|apply|verify|remove` for a guest that configures itself.
+
+xenstored is a fake, and so is the guest behind it.
+"""
 
 import asyncio
 import json
@@ -33,10 +35,10 @@ services:
     servers: [{guest: "mail*"}]
 """
 MAIL2 = "/local/domain/4"
-PLACE = f"{MAIL2}/vm-data/xenlb"
-WORD = f"{MAIL2}/data/xenlb-guest"
+SETTINGS = f"{MAIL2}/vm-data/xenlb"
+REPORT = f"{MAIL2}/data/xenlb-guest"
 NOTHING = "xenlb 1\nhold tell=xenstore\nhold timeout=3600\nhold until=established\n"
-# Of libvirt's test driver; 5 is a guest that is off.
+# A host of libvirt's test driver, with a guest that is off (runstate 5).
 OFF = f"""\
 <node>
   <domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
@@ -62,26 +64,30 @@ Run = Callable[..., Done]
 
 
 class Dom0(FakeXenstored):
-    """`answer`: what the guest says of settings, by their serial; None: nothing."""
+    """`answer` returns the guest's report on settings with a serial; None for no report."""
 
     answer: Callable[[str], str | None] = staticmethod(lambda number: f"{number} ok")
 
     def write(self, path: str, value: str) -> None:
         super().write(path, value)
-        if path == f"{PLACE}/serial" and value:
-            self.says(self.answer(value))
+        if path == f"{SETTINGS}/serial" and value:
+            self.report(self.answer(value))
 
-    def says(self, word: str | None) -> None:
-        if word is not None:
-            super().write(WORD, word)
+    def report(self, text: str | None) -> None:
+        if text is not None:
+            super().write(REPORT, text)
 
     @property
     def text(self) -> str:
-        count = int(self.values.get(f"{PLACE}/parts", "0"))
-        return "".join(self.values[f"{PLACE}/{n}"] for n in range(count))
+        count = int(self.values.get(f"{SETTINGS}/parts", "0"))
+        return "".join(self.values[f"{SETTINGS}/{n}"] for n in range(count))
 
-    def gives(self, text: str) -> None:
-        self.values |= {f"{PLACE}/0": text, f"{PLACE}/parts": "1", f"{PLACE}/serial": serial(text)}
+    def set_settings(self, text: str) -> None:
+        self.values |= {
+            f"{SETTINGS}/0": text,
+            f"{SETTINGS}/parts": "1",
+            f"{SETTINGS}/serial": serial(text),
+        }
 
 
 @pytest.fixture
@@ -116,13 +122,13 @@ def guest(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """Runs `xenlb guest …` within this process, to whom a start costs half a second."""
+    """Runs `xenlb guest …` in this process: a start costs half a second."""
     monkeypatch.setenv("XENLB_SOCKET", str(tmp_path / "control.sock"))
     monkeypatch.setenv("XENLB_CONFIG", str(tmp_path / "xenlb.yaml"))
     monkeypatch.setenv("XENLB_KEY", str(tmp_path / "key"))
     monkeypatch.setenv("XENSTORED_PATH", dom0.path)
-    monkeypatch.setattr(self_config, "ANSWER", 0.1)  # of one that says nothing
-    monkeypatch.setattr(log_setup, "set_up", lambda **_: None)  # the logging is that of the tests
+    monkeypatch.setattr(self_config, "ANSWER", 0.1)  # seconds, for a guest without a report
+    monkeypatch.setattr(log_setup, "set_up", lambda **_: None)  # the tests set up logging
 
     def call(*arguments: str) -> Done:
         try:
@@ -135,11 +141,11 @@ def guest(
     return call
 
 
-def test_given_its_settings_it_has_all_by_its_own_word(guest: Run, dom0: Dom0) -> None:
+def test_plan_apply_and_verify(guest: Run, dom0: Dom0) -> None:
     planned = guest("plan", "mail2")
     assert (planned.returncode, planned.stderr) == (1, "")
     lines = planned.stdout.splitlines()
-    assert lines[:2] == [f"--- {PLACE}", f"+++ {PLACE}"]
+    assert lines[:2] == [f"--- {SETTINGS}", f"+++ {SETTINGS}"]
     assert "+address 192.0.2.10 lo" in lines
     assert "+hold watch=192.0.2.10 25" in lines
     assert lines[-1] == "it was given no settings (xenlb guest apply puts it right)"
@@ -147,23 +153,23 @@ def test_given_its_settings_it_has_all_by_its_own_word(guest: Run, dom0: Dom0) -
 
     applied = guest("apply", "mail2")
     assert (applied.returncode, applied.stderr) == (0, "")
-    all_well = "mail2 has all that it needs, as it says itself\n"
-    assert applied.stdout == f"write {PLACE}\n{all_well}"
+    success = "mail2 has all that it needs, by its own report\n"
+    assert applied.stdout == f"write {SETTINGS}\n{success}"
     written = [line[1:] for line in lines if line[0] == "+" and line[1] != "+"]
     assert dom0.text.splitlines() == written
 
-    for verb, out in (("plan", ""), ("verify", all_well), ("apply", all_well)):
+    for verb, out in (("plan", ""), ("verify", success), ("apply", success)):
         done = guest(verb, "mail2")
         assert (done.returncode, done.stdout, done.stderr) == (0, out, ""), verb
 
 
-def test_removed_it_has_what_its_image_has(guest: Run, dom0: Dom0) -> None:
+def test_remove_leaves_the_settings_of_the_image(guest: Run, dom0: Dom0) -> None:
     guest("apply", "mail2")
-    for writes in (f"write {PLACE}\n", ""):
+    for writes in (f"write {SETTINGS}\n", ""):
         removed = guest("remove", "mail2")
         assert (removed.returncode, removed.stderr) == (0, "")
         assert removed.stdout == (
-            f"{writes}mail2 has nothing of xenlb but the programs of its image, as it says itself\n"
+            f"{writes}mail2 has nothing of xenlb but the programs of its image, by its own report\n"
         )
         assert dom0.text == NOTHING
     verified = guest("verify", "mail2")
@@ -172,7 +178,7 @@ def test_removed_it_has_what_its_image_has(guest: Run, dom0: Dom0) -> None:
     assert "-hold timeout=3600" in guest("plan", "mail2").stdout.splitlines()
 
 
-SAYS: dict[str, tuple[Callable[[str], str | None], str]] = {
+REPORTS: dict[str, tuple[Callable[[str], str | None], str]] = {
     "failed": (lambda number: f"{number} failed", "it could not do all that it was given"),
     "missing": (lambda _: None, "it has reported nothing of itself"),
     "old": (lambda _: "0123456789abcdef ok", "it has not taken up what it was given last"),
@@ -180,40 +186,40 @@ SAYS: dict[str, tuple[Callable[[str], str | None], str]] = {
 }
 
 
-@pytest.mark.parametrize("state", SAYS)
-def test_what_it_says_is_told(guest: Run, dom0: Dom0, state: str) -> None:
-    dom0.answer, sentence = SAYS[state]
+@pytest.mark.parametrize("state", REPORTS)
+def test_a_report_of_a_problem_is_printed(guest: Run, dom0: Dom0, state: str) -> None:
+    dom0.answer, sentence = REPORTS[state]
     applied = guest("apply", "mail2")
-    assert (applied.returncode, applied.stdout) == (1, f"write {PLACE}\n")
+    assert (applied.returncode, applied.stdout) == (1, f"write {SETTINGS}\n")
     verified = guest("verify", "mail2")
     assert (verified.returncode, verified.stdout) == (1, "")
     assert applied.stderr == verified.stderr
     details, *last = verified.stderr.splitlines()
     assert details.startswith(sentence)
-    assert last == ["xenlb: mail2: 1 thing is not as it should be"]
+    assert last == ["xenlb: mail2: 1 difference found"]
     assert len(details) < 300
-    assert details.isprintable(), "a guest moves nobody's cursor"
+    assert details.isprintable(), "no control characters of a guest"
     planned = guest("plan", "mail2")
     assert (planned.returncode, planned.stdout) == (1, details + "\n")
-    found = json.loads(guest("verify", "mail2", "--json").stdout)
-    assert found["report"]["state"] == state
-    assert [f"{each['message']} ({each['hint']})" for each in found["differences"]] == [details]
+    answer = json.loads(guest("verify", "mail2", "--json").stdout)
+    assert answer["report"]["state"] == state
+    assert [f"{d['message']} ({d['hint']})" for d in answer["differences"]] == [details]
 
     removed = guest("remove", "mail2")
-    assert (removed.returncode, removed.stdout) == (1, f"write {PLACE}\n")
+    assert (removed.returncode, removed.stdout) == (1, f"write {SETTINGS}\n")
     assert removed.stderr.startswith(sentence)
     assert "mail2 has not confirmed that it has undone what it made\n" in removed.stderr
-    assert dom0.text == NOTHING, "it is taken away all the same"
+    assert dom0.text == NOTHING, "the settings are removed all the same"
 
 
-def test_for_programs(guest: Run, dom0: Dom0) -> None:
+def test_the_output_as_json(guest: Run, dom0: Dom0) -> None:
     planned = guest("plan", "mail2", "--json")
     assert (planned.returncode, planned.stderr) == (1, "")
     before = json.loads(planned.stdout)
     wanted = before["settings"]["wanted"]
     assert before["settings"]["given"] is None
     assert "+address 192.0.2.10 lo" in before["settings"]["changes"]
-    assert [each["message"] for each in before["differences"]] == ["it was given no settings"]
+    assert [d["message"] for d in before["differences"]] == ["it was given no settings"]
     guest("apply", "mail2")
     for verb in ("plan", "verify"):
         done = guest(verb, "mail2", "--json")
@@ -227,27 +233,27 @@ def test_for_programs(guest: Run, dom0: Dom0) -> None:
             "system": None,
             "init": None,
             "files": [],
-            "settings": {"path": PLACE, "given": wanted, "wanted": wanted, "changes": []},
+            "settings": {"path": SETTINGS, "given": wanted, "wanted": wanted, "changes": []},
             "report": {"state": "ok", "settings": wanted},
         }
-    # The word of one that was given something else, and has done it.
-    dom0.gives(NO_SETTINGS)
-    dom0.says(f"{serial(NO_SETTINGS)} ok")
+    # The guest was given other settings, and has applied them.
+    dom0.set_settings(NO_SETTINGS)
+    dom0.report(f"{serial(NO_SETTINGS)} ok")
     done = guest("verify", "mail2", "--json")
-    found = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     assert done.returncode == 1
-    assert found["report"] == {"state": "ok", "settings": found["settings"]["given"]}
-    assert [each["message"] for each in found["differences"]] == [
+    assert answer["report"] == {"state": "ok", "settings": answer["settings"]["given"]}
+    assert [d["message"] for d in answer["differences"]] == [
         "it was given other settings than it needs now"
     ]
 
 
 @pytest.mark.parametrize("damage", ["serial", "0", "parts"])
-def test_settings_that_are_not_whole_are_written_again(guest: Run, dom0: Dom0, damage: str) -> None:
+def test_damaged_settings_are_written_again(guest: Run, dom0: Dom0, damage: str) -> None:
     guest("apply", "mail2")
     whole = dom0.text
-    # As an apply leaves it that is killed in the middle; or anybody else.
-    dom0.values[f"{PLACE}/{damage}"] = {"serial": "", "0": "é\x1b[2J", "parts": "x"}[damage]
+    # As an apply leaves them that was killed, or another program.
+    dom0.values[f"{SETTINGS}/{damage}"] = {"serial": "", "0": "é\x1b[2J", "parts": "x"}[damage]
     verified = guest("verify", "mail2")
     assert verified.returncode == 1
     assert "its settings in xenstore are not whole: it takes up none of them" in verified.stderr
@@ -260,8 +266,10 @@ def test_settings_that_are_not_whole_are_written_again(guest: Run, dom0: Dom0, d
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_domains_that_are_others(guest: Run, agent: SmallAgent, dom0: Dom0, verb: str) -> None:
-    """Numbers of domains are of one host, one hypervisor, one boot: no other is written to."""
+def test_a_domain_that_is_another_guest_is_refused(
+    guest: Run, agent: SmallAgent, dom0: Dom0, verb: str
+) -> None:
+    """A domain id is valid for one host, one hypervisor and one boot. Nothing is written."""
     before = dict(dom0.values)
     for uri in ("xen+ssh://dom0b/system", "qemu:///system"):
         agent.answers["why"] = {**answers.why(), "uri": uri}
@@ -276,13 +284,13 @@ def test_domains_that_are_others(guest: Run, agent: SmallAgent, dom0: Dom0, verb
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_one_that_is_off(guest: Run, agent: SmallAgent, verb: str) -> None:
+def test_a_guest_that_is_off(guest: Run, agent: SmallAgent, verb: str) -> None:
     agent.answers["why"] = {**answers.why(), "phase": "absent"}
     done = guest(verb, "mail2")
     if verb == "remove":
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == (
-            "mail2 does not run, so it has nothing of xenlb but the programs of its image\n"
+            "mail2 is not running, so it has nothing of xenlb but the programs of its image\n"
         )
     else:
         assert (done.returncode, done.stdout) == (1, "")
@@ -294,23 +302,26 @@ def test_without_a_xenstore(guest: Run, verb: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XENSTORED_PATH", "/nowhere")
     done = guest(verb, "mail2")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "xenlb: xenstore: there is no xenstored\n  is this Dom0?\n"
+    assert (
+        done.stderr
+        == "xenlb: xenstore: there is no xenstored\n  does xenstored run in this Dom0?\n"
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_not_permitted(guest: Run, dom0: Dom0, verb: str) -> None:
+def test_missing_rights_end_with_status_5(guest: Run, dom0: Dom0, verb: str) -> None:
     dom0.refusing = "EACCES"
     done = guest(verb, "mail2")
     assert (done.returncode, done.stdout) == (5, "")
-    assert done.stderr.startswith("xenlb: xenstore says EACCES\n")
+    assert done.stderr.startswith("xenlb: xenstore reports EACCES\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="chroot(2) takes root")
 @pytest.mark.parametrize("verb", ["plan", "verify"])
-def test_the_shape_is_that_of_the_other_deliveries(
+def test_the_keys_of_the_json_are_those_of_other_deliveries(
     guest: Run, agent: SmallAgent, tmp_path: Path, verb: str
 ) -> None:
-    mine = json.loads(guest(verb, "mail2", "--json").stdout)
+    own = json.loads(guest(verb, "mail2", "--json").stdout)
     (tmp_path / "host.xml").write_text(OFF)
     agent.answers["why"] = {**answers.why(), "uri": f"test://{tmp_path}/host.xml"}
     for folder in ("etc/network", "etc/systemd/system", "usr/lib/systemd", "var/lib"):
@@ -321,6 +332,6 @@ def test_the_shape_is_that_of_the_other_deliveries(
     assert (done.returncode, done.stderr) == (1, "")
     other = json.loads(done.stdout)
     assert (other["delivery"], other["init"]) == ("rootfs", "systemd")
-    assert list(other) == [each for each in mine if each not in {"settings", "report"}]
-    assert [set(each) for each in other["differences"]] == [{"message", "hint"}]
-    assert [set(each) for each in mine["differences"]] == [{"message", "hint"}]
+    assert list(other) == [key for key in own if key not in {"settings", "report"}]
+    assert [set(d) for d in other["differences"]] == [{"message", "hint"}]
+    assert [set(d) for d in own["differences"]] == [{"message", "hint"}]

@@ -1,4 +1,4 @@
-"""The verbs that need no agent: `check`, `plan`, `apply`, `run`; and where their log goes."""
+"""The verbs that need no agent, `check`, `plan`, `apply` and `run`, and their log."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ services:
 BAD = GOOD.replace("ports: [25]", "ports: [70000]\n    wait: 3\n    scheduler: quickest")
 
 
-def test_check_of_a_good_file(xenlb: Xenlb, tmp_path: Path) -> None:
+def test_check_of_a_valid_file(xenlb: Xenlb, tmp_path: Path) -> None:
     file = tmp_path / "xenlb.yaml"
     file.write_text(GOOD)
     done = xenlb("check")
@@ -37,7 +37,7 @@ def test_check_of_a_good_file(xenlb: Xenlb, tmp_path: Path) -> None:
     }
 
 
-def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -> None:
+def test_check_prints_every_problem_with_line_and_column(xenlb: Xenlb, tmp_path: Path) -> None:
     file = tmp_path / "other.yaml"
     file.write_text(BAD)
     done = xenlb("check", str(file))
@@ -45,14 +45,14 @@ def test_check_prints_every_problem_at_its_place(xenlb: Xenlb, tmp_path: Path) -
     assert done.stderr == ""
     places = [line.split(": ")[0] for line in done.stdout.splitlines()]
     assert places == [f"{file}:5:13", f"{file}:6:5", f"{file}:7:16"]
-    found = json.loads(xenlb("check", "--json", str(file)).stdout)["problems"]
-    assert [(each["line"], each["column"]) for each in found] == [(5, 13), (6, 5), (7, 16)]
-    assert all(each["message"] for each in found)
+    problems = json.loads(xenlb("check", "--json", str(file)).stdout)["problems"]
+    assert [(p["line"], p["column"]) for p in problems] == [(5, 13), (6, 5), (7, 16)]
+    assert all(problem["message"] for problem in problems)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
-def test_rights_are_a_matter_of_status_5(tmp_path: Path) -> None:
-    """As a user outside the group: not wrong usage; and `check` needs no socket."""
+def test_missing_rights_end_with_status_5(tmp_path: Path) -> None:
+    """As a user outside the group libvirt. `check` needs no socket."""
     file, socket_file = tmp_path / "xenlb.yaml", tmp_path / "control.sock"
     file.write_text(GOOD)
     file.chmod(0o644)
@@ -62,7 +62,7 @@ def test_rights_are_a_matter_of_status_5(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o055)
-    as_other = (
+    as_nobody = (
         "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         f" sys.path.insert(0, {os.getcwd()!r});"
         " from xenlb.cli.root import run; sys.exit(run(sys.argv[1:]))"
@@ -70,20 +70,20 @@ def test_rights_are_a_matter_of_status_5(tmp_path: Path) -> None:
 
     def run(*words: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-c", as_other, "--config", file, "--socket", socket_file, *words],
+            [sys.executable, "-c", as_nobody, "--config", file, "--socket", socket_file, *words],
             capture_output=True,
             text=True,
             check=False,
         )
         return done.returncode, done.stdout + done.stderr
 
-    status, said = run("status")
-    assert (status, "a member of the group libvirt" in said) == (5, True), said
+    status, output = run("status")
+    assert (status, "a member of the group libvirt" in output) == (5, True), output
     assert run("check")[0] == 0
     listening.close()
 
 
-def test_check_looks_at_this_host(xenlb: Xenlb, tmp_path: Path) -> None:
+def test_check_compares_the_file_with_this_host(xenlb: Xenlb, tmp_path: Path) -> None:
     file = tmp_path / "xenlb.yaml"
     file.write_text(GOOD.replace("eth0, addresses: leave", "no-such-0"))
     done = xenlb("check")
@@ -95,14 +95,14 @@ def test_check_looks_at_this_host(xenlb: Xenlb, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{file}: 1 service, no problem\n")
 
 
-def test_check_of_a_pipe_does_not_wait_for_it(xenlb: Xenlb, tmp_path: Path) -> None:
+def test_check_refuses_a_pipe(xenlb: Xenlb, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = xenlb("check", str(tmp_path / "pipe"))
     assert done.returncode == 1
     assert "is not a regular file" in done.stdout
 
 
-def test_check_warns_of_what_is_likely_a_mistake(xenlb: Xenlb, tmp_path: Path) -> None:
+def test_check_warns_of_likely_mistakes(xenlb: Xenlb, tmp_path: Path) -> None:
     file = tmp_path / "xenlb.yaml"
     plain = (
         "director: {addresses: leave}\nservices:\n  mail:\n    {address: 192.0.2.10, ports: [25], "
@@ -121,12 +121,14 @@ def test_check_warns_of_what_is_likely_a_mistake(xenlb: Xenlb, tmp_path: Path) -
         assert warning.startswith(f"warning: {file}:3:3: services.mail: ")
         assert message in warning
         assert closing == f"{file}: 1 service, no problem"
-        (told,) = json.loads(xenlb("check", "--json").stdout)["warnings"]
-        assert (told["line"], told["path"]) == (3, "services.mail")
+        (problem,) = json.loads(xenlb("check", "--json").stdout)["warnings"]
+        assert (problem["line"], problem["path"]) == (3, "services.mail")
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply", "run"])
-def test_other_verbs_refuse_a_wrong_configuration(xenlb: Xenlb, tmp_path: Path, verb: str) -> None:
+def test_other_verbs_refuse_an_invalid_configuration(
+    xenlb: Xenlb, tmp_path: Path, verb: str
+) -> None:
     file = tmp_path / "xenlb.yaml"
     file.write_text(BAD)
     done = xenlb(verb)
@@ -138,17 +140,18 @@ def test_other_verbs_refuse_a_wrong_configuration(xenlb: Xenlb, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("verb", "status"), [("check", 1), ("plan", 3)])
-def test_no_configuration(xenlb: Xenlb, tmp_path: Path, verb: str, status: int) -> None:
+def test_a_missing_configuration_is_a_problem(
+    xenlb: Xenlb, tmp_path: Path, verb: str, status: int
+) -> None:
     done = xenlb(verb)
     assert done.returncode == status
-    said = done.stdout + done.stderr
-    assert f"{tmp_path}/xenlb.yaml:1:1: there is no such file" in said
-    assert "Traceback" not in said
+    output = done.stdout + done.stderr
+    assert f"{tmp_path}/xenlb.yaml:1:1: there is no such file" in output
+    assert "Traceback" not in output
 
 
-def test_no_table(xenlb: Xenlb, tmp_path: Path) -> None:
-    """No IPVS in the kernel, or no right to it: a sentence and what cures it. Only `plan`: where
-    there is IPVS, the table of the machine that runs the tests is nobody's to change."""
+def test_plan_without_ipvs_is_a_sentence_and_a_hint(xenlb: Xenlb, tmp_path: Path) -> None:
+    """The kernel has no IPVS, or the test is not root. `apply` could change a real table."""
     (tmp_path / "xenlb.yaml").write_text(GOOD)
     done = xenlb("plan")
     if done.stdout:
@@ -172,9 +175,9 @@ def test_journal_lines_carry_their_priority() -> None:
     assert form(record(logging.ERROR, "")) == "<3>"
 
 
-def test_the_journal_is_known_by_its_stream(tmp_path: Path) -> None:
-    ours, its = socket.socketpair()
-    with ours, its, its.makefile("w") as stream:
+def test_the_journal_is_recognized_by_its_stream(tmp_path: Path) -> None:
+    one, other = socket.socketpair()
+    with one, other, other.makefile("w") as stream:
         status = os.fstat(stream.fileno())
         assert to_journal(stream, {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
         assert not to_journal(stream, {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino + 1}"})
@@ -182,7 +185,7 @@ def test_the_journal_is_known_by_its_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verbose", [0, 1, 2])
-def test_what_watchdog_says_of_its_threads_is_no_matter_of_the_operator(verbose: int) -> None:
+def test_errors_of_watchdog_are_logged_with_verbose_twice_only(verbose: int) -> None:
     program = (
         "import logging; from watchdog.observers import inotify;"
         " from xenlb.cli import log_setup as logs;"

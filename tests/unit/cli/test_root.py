@@ -1,4 +1,4 @@
-"""Options, usage, exit statuses: what every verb has in common."""
+"""Options, usage and exit statuses that all verbs share."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import pytest
 
 from tests.unit.cli.conftest import COMMAND, SmallAgent, Xenlb
 from xenlb import __version__
-from xenlb.cli.root import VERBS, hoisted
+from xenlb.cli.root import VERBS, move_global_options_first
 from xenlb.control.protocol import NOT_PERMITTED, ControlError
 
 
-def test_version(xenlb: Xenlb) -> None:
+def test_version_is_printed(xenlb: Xenlb) -> None:
     assert xenlb("--version").stdout == f"xenlb {__version__}\n"
 
 
@@ -25,7 +25,7 @@ def test_help_names_every_verb(xenlb: Xenlb) -> None:
     assert re.findall(r"^  (\w+) {2,}", done.stdout.partition("Commands:")[2], re.M) == list(VERBS)
 
 
-def test_nothing_asked_shows_help_as_wrong_usage(xenlb: Xenlb) -> None:
+def test_help_without_arguments_is_wrong_usage(xenlb: Xenlb) -> None:
     done = xenlb()
     assert done.returncode == 2
     assert "Commands:" in done.stdout
@@ -40,28 +40,30 @@ def test_every_verb_has_help(xenlb: Xenlb, verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said", "hint"),
+    ("arguments", "message", "hint"),
     [
         (["nonsense"], "there is no verb 'nonsense'", "xenlb --help"),
         (["undrian", "mail1"], "there is no verb 'undrian'; did you mean undrain?", "xenlb --help"),
         (["--nonsense"], "No such option", "xenlb --help"),
         (["status", "--nonsense"], "No such option", "xenlb status --help"),
         (["why"], "Missing argument 'GUEST'", "xenlb why --help"),
-        (["drain", "mail1", "--timeout", "soon"], "'soon' is no duration", "xenlb drain --help"),
-        (["drain", "mail1", "--timeout", "3"], "'3' is no duration", "xenlb drain --help"),
+        (["drain", "mail1", "--timeout", "soon"], "'soon' is not a duration", "xenlb drain --help"),
+        (["drain", "mail1", "--timeout", "3"], "'3' is not a duration", "xenlb drain --help"),
     ],
 )
-def test_wrong_usage(xenlb: Xenlb, arguments: list[str], said: str, hint: str) -> None:
+def test_wrong_usage_is_a_sentence_and_a_hint(
+    xenlb: Xenlb, arguments: list[str], message: str, hint: str
+) -> None:
     done = xenlb(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
-    sentence, follows = done.stderr.splitlines()
+    sentence, second = done.stderr.splitlines()
     assert sentence.startswith("xenlb: ")
-    assert said in sentence
-    assert follows == f"  see {hint}"
+    assert message in sentence
+    assert second == f"  see {hint}"
 
 
-def test_help_cuts_no_summary_and_a_group_alone_is_help(xenlb: Xenlb) -> None:
+def test_help_is_not_cut_and_a_group_alone_prints_help(xenlb: Xenlb) -> None:
     out = xenlb("--help").stdout
     assert all(verb in out for verb in VERBS)
     assert "…" not in out
@@ -71,34 +73,43 @@ def test_help_cuts_no_summary_and_a_group_alone_is_help(xenlb: Xenlb) -> None:
     assert done.stderr.startswith("Usage: xenlb guest")
 
 
-def test_options_of_the_command_are_taken_behind_the_verb(
+def test_global_options_are_taken_behind_the_verb(
     xenlb: Xenlb, agent: SmallAgent, tmp_path: Path
 ) -> None:
     agent.answers["why"] = ControlError("no such guest")
-    away = str(tmp_path / "away")
-    for options in (["--socket", away], [f"--socket={away}"]):
+    missing = str(tmp_path / "missing")
+    for options in (["--socket", missing], [f"--socket={missing}"]):
         assert xenlb("why", "mail1", *options).returncode == 4
-        assert f"there is no {away}" in xenlb("why", *options, "mail1").stderr
+        assert f"there is no {missing}" in xenlb("why", *options, "mail1").stderr
     file = tmp_path / "other.yaml"
     file.write_text("services: {}")
     assert xenlb("check", "--config", str(file)).stdout.startswith(str(file))
-    assert hoisted(["x", "--", "--config", "y"]) == ["x", "--", "--config", "y"]
+    assert move_global_options_first(["x", "--", "--config", "y"]) == ["x", "--", "--config", "y"]
 
 
-def test_an_error_is_json_where_json_was_asked_for(xenlb: Xenlb, tmp_path: Path) -> None:
+def test_an_error_is_json_with_the_option_json(xenlb: Xenlb, tmp_path: Path) -> None:
     done = xenlb("status", "--json")
     assert done.returncode == 4
     error = json.loads(done.stdout)["error"]
     assert error["status"] == 4
     assert error["message"].startswith("the agent cannot be reached")
     assert error["hint"] == "start it with: systemctl start xenlb"
-    assert done.stderr.startswith("xenlb: the agent cannot be reached"), "people read it, too"
+    assert done.stderr.startswith("xenlb: the agent cannot be reached"), "also as a sentence"
 
 
 @pytest.mark.parametrize(
-    "verb", [["status"], ["why", "x"], ["events"], ["drain", "x"], ["undrain", "x"], ["reload"]]
+    "verb",
+    [
+        ["status"],
+        ["why", "x"],
+        ["events"],
+        ["drain", "x"],
+        ["undrain", "x"],
+        ["reload"],
+        ["debug", "state"],
+    ],
 )
-def test_no_agent(xenlb: Xenlb, verb: list[str], tmp_path: Path) -> None:
+def test_without_an_agent_the_status_is_4(xenlb: Xenlb, verb: list[str], tmp_path: Path) -> None:
     done = xenlb(*verb)
     assert done.returncode == 4
     assert done.stdout == ""
@@ -108,7 +119,7 @@ def test_no_agent(xenlb: Xenlb, verb: list[str], tmp_path: Path) -> None:
     )
 
 
-def test_a_refusal_of_the_agent(xenlb: Xenlb, agent: SmallAgent) -> None:
+def test_a_refusal_of_the_agent_is_printed(xenlb: Xenlb, agent: SmallAgent) -> None:
     agent.answers["drain"] = ControlError(
         "only root may drain", hint="run it as root", status=NOT_PERMITTED
     )
@@ -118,7 +129,7 @@ def test_a_refusal_of_the_agent(xenlb: Xenlb, agent: SmallAgent) -> None:
 
 
 def test_an_error_in_xenlb_is_a_sentence(xenlb: Xenlb, agent: SmallAgent) -> None:
-    """An agent whose answer lacks what this command needs stands for any bug."""
+    """Here a key is missing in the agent's answer."""
     agent.answers["status"] = {"version": "9"}
     done = xenlb("status")
     assert done.returncode == 1
@@ -128,7 +139,7 @@ def test_an_error_in_xenlb_is_a_sentence(xenlb: Xenlb, agent: SmallAgent) -> Non
     assert "Traceback" in xenlb("--verbose", "status").stderr
 
 
-def test_a_reader_that_goes_early(agent: SmallAgent) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(agent: SmallAgent) -> None:
     agent.answers["status"] = {"x": "y" * 1_000_000}
     process = subprocess.Popen(
         [*COMMAND, "--socket", str(agent.socket), "status", "--json"],
@@ -144,15 +155,26 @@ def test_a_reader_that_goes_early(agent: SmallAgent) -> None:
     assert process.wait(30) == 1
 
 
-def test_socket_by_option(agent: SmallAgent, xenlb: Xenlb) -> None:
+def test_debug_state_prints_the_answer_as_json(agent: SmallAgent, xenlb: Xenlb) -> None:
+    agent.answers["debug-state"] = {"guests": [{"name": "wéb1"}]}
+    done = xenlb("debug", "state")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == '{\n  "guests": [\n    {\n      "name": "wéb1"\n    }\n  ]\n}\n'
+    assert agent.requests[0]["verb"] == "debug-state"
+    agent.answers["debug-state"] = ControlError("only root may", status=NOT_PERMITTED)
+    done = xenlb("debug", "state")
+    assert (done.returncode, done.stdout, done.stderr) == (5, "", "xenlb: only root may\n")
+
+
+def test_the_option_socket_wins_over_the_environment(agent: SmallAgent, xenlb: Xenlb) -> None:
     agent.answers["status"] = {"fine": True}
     done = xenlb("--socket", str(agent.socket), "status", "--json", XENLB_SOCKET="/nowhere")
     assert done.stdout == '{\n  "fine": true\n}\n'
 
 
 @pytest.mark.parametrize("verb", ["status", "why", "events", "drain", "undrain", "reload"])
-def test_asking_the_agent_loads_next_to_nothing(verb: str, tmp_path: Path) -> None:
-    """150 ms is what `xenlb status` may take; these would eat it up."""
+def test_a_request_to_the_agent_loads_no_heavy_module(verb: str, tmp_path: Path) -> None:
+    """`xenlb status` has 150 ms in all, and these take most of it."""
     arguments = [] if verb in {"status", "events", "reload"} else ["mail1"]
     done = subprocess.run(
         [sys.executable, "-I", "-X", "importtime", "-m", "xenlb.cli", verb, *arguments],
@@ -163,16 +185,18 @@ def test_asking_the_agent_loads_next_to_nothing(verb: str, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 4
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "xenlb.control.client" in loaded
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "xenlb.control.client" in modules
     heavy = {"asyncio", "yaml", "libvirt", "pyroute2", "watchdog", "logging"}
-    assert loaded & heavy == set()
-    ours = {name.split(".")[1] for name in loaded if name.startswith("xenlb.")}
-    assert ours == {"cli", "control"}
+    assert modules & heavy == set()
+    rooms = {name.split(".")[1] for name in modules if name.startswith("xenlb.")}
+    assert rooms == {"cli", "control"}
 
 
-def test_completion_in_bash(agent: SmallAgent, tmp_path: Path) -> None:
-    """Through the shipped file, with a command of that name in PATH."""
+def test_completion_in_bash_offers_verbs_options_and_guests(
+    agent: SmallAgent, tmp_path: Path
+) -> None:
+    """With the shipped file, and a command of that name in PATH."""
     agent.answers["status"] = {"services": [{"servers": [{"guest": "mail1"}, {"guest": None}]}]}
     command = tmp_path / "xenlb"
     command.write_text(f'#!/bin/sh\nexec {" ".join(COMMAND)} "$@"\n')
@@ -204,3 +228,4 @@ def test_completion_in_bash(agent: SmallAgent, tmp_path: Path) -> None:
     assert complete("xenlb", "dr") == ["drain"]
     assert complete("xenlb", "status", "--w") == ["--watch"]
     assert complete("xenlb", "why", "m") == ["mail1"]
+    assert complete("xenlb", "debug", "") == ["state"]

@@ -1,4 +1,4 @@
-"""`status`, `why` and `events` as they are printed: to a pipe, as JSON, on a terminal."""
+"""Output of `status`, `why` and `events`: to a pipe, as JSON, on a terminal."""
 
 import json
 import os
@@ -46,28 +46,28 @@ def test_table_in_a_pipe(xenlb: Xenlb, agent: SmallAgent) -> None:
     assert agent.requests[0]["service"] is None
 
 
-def test_an_alarm_stands_above_its_servers(xenlb: Xenlb, agent: SmallAgent) -> None:
-    said = answers.status()
-    said["services"][0] |= {"alarm": "2 of 3 servers fail", "alarm_since": answers.ago(minutes=5)}
-    agent.answers["status"] = said
+def test_an_alarm_is_shown_above_the_servers(xenlb: Xenlb, agent: SmallAgent) -> None:
+    answer = answers.status()
+    answer["services"][0] |= {"alarm": "2 of 3 servers fail", "alarm_since": answers.ago(minutes=5)}
+    agent.answers["status"] = answer
     lines = xenlb("status").stdout.splitlines()
-    (at,) = [n for n, line in enumerate(lines) if line.startswith("mail  192.0.2.10:25")]
-    assert lines[at + 1] == "  ALARM for 5m: 2 of 3 servers fail"
+    (title,) = [n for n, line in enumerate(lines) if line.startswith("mail  192.0.2.10:25")]
+    assert lines[title + 1] == "  ALARM for 5m: 2 of 3 servers fail"
 
 
-def test_one_service(xenlb: Xenlb, agent: SmallAgent) -> None:
+def test_the_name_of_a_service_goes_to_the_agent(xenlb: Xenlb, agent: SmallAgent) -> None:
     agent.answers["status"] = lambda _: answers.status()
     xenlb("status", "mail")
     assert agent.requests[0]["service"] == "mail"
 
 
-def test_json_is_what_the_agent_says(xenlb: Xenlb, agent: SmallAgent) -> None:
-    said = answers.status()
-    agent.answers["status"] = said
-    assert json.loads(xenlb("status", "--json").stdout) == said
+def test_json_is_the_answer_of_the_agent(xenlb: Xenlb, agent: SmallAgent) -> None:
+    answer = answers.status()
+    agent.answers["status"] = answer
+    assert json.loads(xenlb("status", "--json").stdout) == answer
 
 
-def test_an_agent_out_of_step(xenlb: Xenlb, agent: SmallAgent) -> None:
+def test_the_header_names_what_is_wrong(xenlb: Xenlb, agent: SmallAgent) -> None:
     agent.answers["status"] = {
         **answers.status(),
         "synced": False,
@@ -77,7 +77,7 @@ def test_an_agent_out_of_step(xenlb: Xenlb, agent: SmallAgent) -> None:
     }
     out = xenlb("status").stdout
     assert "up 3h: the table cannot be read" in out
-    assert "THE KERNEL'S TABLE IS OUT OF REACH: the kernel has no IPVS" in out
+    assert "KERNEL TABLE UNREADABLE: the kernel has no IPVS" in out
     assert "DIRECTOR: eth0 is gone" in out
     agent.answers["status"] = {**answers.status(), "synced": False}
     assert "up 3h: starting: waiting for the first list of guests; until then" in (
@@ -85,7 +85,7 @@ def test_an_agent_out_of_step(xenlb: Xenlb, agent: SmallAgent) -> None:
     )
 
 
-def test_why(xenlb: Xenlb, agent: SmallAgent) -> None:
+def test_why_explains_servers_checks_and_events(xenlb: Xenlb, agent: SmallAgent) -> None:
     agent.answers["why"] = lambda _: answers.why()
     done = xenlb("why", "mail2")
     assert agent.requests[0]["guest"] == "mail2"
@@ -95,33 +95,33 @@ def test_why(xenlb: Xenlb, agent: SmallAgent) -> None:
         "  out of service for 10s: drained by alice (sudo), 50s left\n"
         "  address 10.0.0.12: interface xml\n"
         "  address 192.0.2.10 refused: a service address (reported by the guest)\n"
-        "  inside, for mail: 192.0.2.10 is missing, wanted on lo\n"
+        "  inside, for service mail: 192.0.2.10 is missing, wanted on lo\n"
         "\n"
         "servers\n"
         "  mail  10.0.0.12:25  draining  weight 0 of 2: drained by alice (sudo)\n"
         "    check http 10.0.0.12:80  up for 3m: status 200; 50% of the weight\n"
         "      01-02 03:04:05.678 up: status 200\n"
-        "    check smtp 10.0.0.12:25  down for 3m: expected 220, got 554; down 3 times in a row,"
-        " held back for 50s\n"
+        "    check smtp 10.0.0.12:25  down for 3m: expected 220, got 554; failed 3 times in a row,"
+        " damped for 50s\n"
         "      01-02 03:04:05.678 up: status 200\n"
-        "    check dns 10.0.0.12:53  unknown: has not answered yet\n"
+        "    check dns 10.0.0.12:53  unknown: no result yet\n"
         "\n"
-        "what happened\n"
+        "events\n"
         "  01-02 03:04:05.678 mail2: drained by alice (sudo)\n"
     )
-    over = {"over": answers.ago(seconds=48), "outcome": "deadline", "connections_left": 1}
-    went = {"reason": "asked for reboot", "by": "", "deadline": None, "end": "guest gone"}
-    past = answers.drain(since=answers.ago(seconds=60), **over, **went)
+    timed_out = {"over": answers.ago(seconds=48), "outcome": "deadline", "connections_left": 1}
+    reboot = {"reason": "asked for reboot", "by": "", "deadline": None, "end": "guest gone"}
+    past = answers.drain(since=answers.ago(seconds=60), **timed_out, **reboot)
     agent.answers["why"] = {**answers.why(), "drain": None, "last_drain": past}
     shown = xenlb("why", "mail2").stdout
     assert "  last out of service 6" in shown
-    assert "asked for reboot, deadline after 12s, 1 connection left, then guest gone\n" in shown
-    said = answers.why()
-    agent.answers["why"] = said
-    assert json.loads(xenlb("why", "mail2", "--json").stdout) == said
+    assert "asked for reboot, timed out after 12s, 1 connection left, then guest gone\n" in shown
+    answer = answers.why()
+    agent.answers["why"] = answer
+    assert json.loads(xenlb("why", "mail2", "--json").stdout) == answer
 
 
-def test_events(xenlb: Xenlb, agent: SmallAgent) -> None:
+def test_events_are_printed_with_local_times(xenlb: Xenlb, agent: SmallAgent) -> None:
     agent.answers["events"] = [answers.event("one"), answers.event("two")]
     assert xenlb("events").stdout == (
         "01-02 03:04:05.678 mail2: one\n01-02 03:04:05.678 mail2: two\n"
@@ -130,7 +130,7 @@ def test_events(xenlb: Xenlb, agent: SmallAgent) -> None:
     assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
 
 
-def test_events_follow_until_interrupted(agent: SmallAgent) -> None:
+def test_events_follow_ends_with_ctrl_c(agent: SmallAgent) -> None:
     agent.answers["events"] = [answers.event("one")]
     process = subprocess.Popen(
         [*COMMAND, "--socket", str(agent.socket), "events", "--follow"],
@@ -148,16 +148,15 @@ def test_events_follow_until_interrupted(agent: SmallAgent) -> None:
 
 
 class Terminal:
-    """A process on a terminal of its own."""
+    """A process on its own pseudo-terminal."""
 
     def __init__(self, *arguments: str, columns: int = 80) -> None:
-        ours, its = pty.openpty()
-        self._fd = ours
+        self._fd, terminal = pty.openpty()
         self._process = subprocess.Popen(
             [*COMMAND, *arguments],
-            stdin=its,
-            stdout=its,
-            stderr=its,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
             start_new_session=True,
             env={
                 "PATH": "/usr/bin:/bin",
@@ -167,14 +166,14 @@ class Terminal:
                 "LINES": "40",
             },
         )
-        os.close(its)
+        os.close(terminal)
         self.shown = ""
 
     def read_until(self, text: str | None, seconds: float = 30) -> None:
-        """Until `text` was shown; None: to the end."""
-        until = time.monotonic() + seconds
+        """Read until `text` was shown; with None to the end."""
+        deadline = time.monotonic() + seconds
         while text is None or text not in self.shown:
-            ready, _, _ = select.select([self._fd], [], [], max(0, until - time.monotonic()))
+            ready, _, _ = select.select([self._fd], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"{text!r} was not shown, but: {self.shown}"
             try:
                 data = os.read(self._fd, 65536)
@@ -199,17 +198,17 @@ def plain(shown: str) -> str:
 
 
 def in_trouble() -> dict[str, Any]:
-    """An outage, with a reason that is longer than a line."""
-    said = answers.status()
+    """A status with an outage, and a reason that is longer than a line."""
+    answer = answers.status()
     outage = {"text": "no server serves: 2 failed, 1 absent", "since": answers.ago(seconds=250)}
-    said["alarms"] = [{"service": "mail", "address": "192.0.2.10:25/tcp", **outage}]
-    said["services"][0] |= {"alarm": outage["text"], "alarm_since": outage["since"]}
-    said["services"][0]["servers"][0] |= {
+    answer["alarms"] = [{"service": "mail", "address": "192.0.2.10:25/tcp", **outage}]
+    answer["services"][0] |= {"alarm": outage["text"], "alarm_since": outage["since"]}
+    answer["services"][0]["servers"][0] |= {
         "phase": "failed",
         "reason": "check https 10.0.0.11:443 fails: expected status 200-399, got 503 from a server"
         " that explains at length what its trouble is",
     }
-    return said
+    return answer
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
@@ -217,7 +216,7 @@ def in_trouble() -> dict[str, Any]:
 def test_a_terminal_shows_what_a_pipe_shows(
     agent: SmallAgent, xenlb: Xenlb, columns: int, options: tuple[str, ...]
 ) -> None:
-    """Alarm, addresses and every word of a reason, in each width; no line is longer."""
+    """Alarm, addresses and all words of a reason are shown in each width; no line is longer."""
     agent.answers["status"] = in_trouble()
     terminal = Terminal("--socket", str(agent.socket), "status", *options, columns=columns)
     if options:
@@ -238,7 +237,7 @@ def test_a_terminal_shows_what_a_pipe_shows(
         assert re.sub(r"\d+[sm]\b", "", words).replace("…", "") == re.sub(r"\d+[sm]\b", "", piped)
 
 
-def test_colours_on_a_terminal(agent: SmallAgent) -> None:
+def test_a_terminal_gets_colours(agent: SmallAgent) -> None:
     agent.answers["status"] = in_trouble()
     terminal = Terminal("--socket", str(agent.socket), "status", columns=100)
     assert terminal.end() == 0
@@ -247,11 +246,11 @@ def test_colours_on_a_terminal(agent: SmallAgent) -> None:
 
 
 def test_a_screen_that_is_too_small_shows_what_needs_attention(agent: SmallAgent) -> None:
-    said = in_trouble()
-    said["services"][1]["servers"] = [
+    answer = in_trouble()
+    answer["services"][1]["servers"] = [
         answers.server(f"web{number}", weight=2) for number in range(60)
     ]
-    agent.answers["status"] = said
+    agent.answers["status"] = answer
     terminal = Terminal("--socket", str(agent.socket), "status", "--watch", columns=100)
     terminal.read_until("the rest does not fit")
     terminal.interrupt()
@@ -263,10 +262,10 @@ def test_a_screen_that_is_too_small_shows_what_needs_attention(agent: SmallAgent
     assert "mail1" in shown
 
 
-def test_what_needs_attention_only(xenlb: Xenlb, agent: SmallAgent) -> None:
-    said = answers.status()
-    said["services"][1]["servers"][0]["weight"] = 2
-    agent.answers["status"] = said
+def test_failed_shows_what_needs_attention_only(xenlb: Xenlb, agent: SmallAgent) -> None:
+    answer = answers.status()
+    answer["services"][1]["servers"][0]["weight"] = 2
+    agent.answers["status"] = answer
     out = xenlb("status", "--failed").stdout
     assert "mail2" in out
     assert "mail1" not in out
@@ -274,7 +273,7 @@ def test_what_needs_attention_only(xenlb: Xenlb, agent: SmallAgent) -> None:
     assert "2 services, 4 servers: 2 serving, 1 draining, 1 absent" in out
 
 
-def test_watch_into_a_pipe(agent: SmallAgent) -> None:
+def test_watch_in_a_pipe_prints_the_status_again(agent: SmallAgent) -> None:
     agent.answers["status"] = lambda _: answers.status()
     process = subprocess.Popen(
         [*COMMAND, "--socket", str(agent.socket), "status", "--watch"],
@@ -290,8 +289,8 @@ def test_watch_into_a_pipe(agent: SmallAgent) -> None:
         assert process.wait(30) == 130
 
 
-def test_watch(agent: SmallAgent) -> None:
-    """Shows what changes, waits for an agent that is away, and leaves the screen in order."""
+def test_watch_shows_changes_and_restores_the_screen(agent: SmallAgent) -> None:
+    """The screen follows the answers, also after the agent was away."""
     answer = answers.status()
     agent.answers["status"] = lambda _: answer
     terminal = Terminal("--socket", str(agent.socket), "status", "--watch", columns=100)
@@ -309,7 +308,7 @@ def test_watch(agent: SmallAgent) -> None:
     assert terminal.shown.rstrip().endswith(("\x1b[?1049l", "\x1b[?25h", "\x1b[?1049l\x1b[?25h"))
 
 
-def test_watch_as_json(agent: SmallAgent) -> None:
+def test_watch_as_json_prints_a_line_each_second(agent: SmallAgent) -> None:
     agent.answers["status"] = {"n": 1}
     process = subprocess.Popen(
         [*COMMAND, "--socket", str(agent.socket), "status", "--watch", "--json"],
@@ -326,5 +325,5 @@ def test_watch_as_json(agent: SmallAgent) -> None:
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (172800, "2d")]
 )
-def test_age(seconds: float, shown: str) -> None:
+def test_age_is_rounded(seconds: float, shown: str) -> None:
     assert format.age("2026-01-01T00:00:00Z", 1767225600 + seconds) == shown

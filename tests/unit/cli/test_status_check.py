@@ -1,4 +1,4 @@
-"""`status --check`: what a monitoring system reads."""
+"""`status --check`: the line and the exit status for a monitoring system."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from tests.unit.cli import answers
 from tests.unit.cli.conftest import SmallAgent, Xenlb
 
 
-def well() -> dict[str, Any]:
-    said = answers.status()
-    del said["libvirt"][1]
-    said["config"]["problems"] = []
-    for service in said["services"]:
+def healthy() -> dict[str, Any]:
+    answer = answers.status()
+    del answer["libvirt"][1]
+    answer["config"]["problems"] = []
+    for service in answer["services"]:
         service |= {"foreign_servers": 0, "foreign": []}
-    return said | {"alarms": [], "refused": [], "differences": []}
+    return answer | {"alarms": [], "refused": [], "differences": []}
 
 
 def alarm(kind: str) -> list[dict[str, Any]]:
@@ -33,34 +33,34 @@ def alarm(kind: str) -> list[dict[str, Any]]:
         ),
         ({"alarms": alarm("below")}, 1, "WARNING - mail 192.0.2.10:25/tcp: no server"),
         ({"kernel": "the kernel has no IPVS"}, 2, "CRITICAL - the kernel has no IPVS"),
-        ({"refused": [{}, {}]}, 1, "WARNING - 2 operations are refused"),
+        ({"refused": [{}, {}]}, 1, "WARNING - 2 operations refused by the kernel"),
         ({"differences": ["x"]}, 1, "WARNING - 1 difference in the table"),
     ],
 )
-def test_status_of_a_plugin(
+def test_exit_status_line_and_performance_data(
     xenlb: Xenlb, agent: SmallAgent, trouble: dict[str, Any], status: int, line: str
 ) -> None:
-    agent.answers["status"] = well() | trouble
+    agent.answers["status"] = healthy() | trouble
     done = xenlb("status", "--check")
     assert done.returncode == status
-    (told,) = done.stdout.splitlines()
-    assert told.startswith(f"XENLB {line}")
-    assert told.endswith(
+    (printed,) = done.stdout.splitlines()
+    assert printed.startswith(f"XENLB {line}")
+    assert printed.endswith(
         " | serving=2 starting=0 draining=1 paused=0 failed=0 absent=1 active_connections=48"
     )
 
 
-def test_no_agent_is_critical(xenlb: Xenlb) -> None:
+def test_an_agent_that_cannot_be_reached_is_critical(xenlb: Xenlb) -> None:
     done = xenlb("status", "--check")
     assert done.returncode == 2
     assert done.stdout.startswith("XENLB CRITICAL - the agent cannot be reached")
 
 
-def test_weight_0_is_told(xenlb: Xenlb, agent: SmallAgent) -> None:
-    said = well()
+def test_a_configured_weight_of_0_needs_attention(xenlb: Xenlb, agent: SmallAgent) -> None:
+    answer = healthy()
     reason = "weight 0 is configured: it gets no new connections"
-    said["services"][1]["servers"] = [
+    answer["services"][1]["servers"] = [
         answers.server("web1", weight=0, configured_weight=0, reason=reason)
     ]
-    agent.answers["status"] = said
+    agent.answers["status"] = answer
     assert f"    {reason}\n" in xenlb("status", "--failed").stdout
