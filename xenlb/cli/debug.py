@@ -13,5 +13,8 @@ def debug() -> None:
 @debug.command()
 @pass_options
 def state(options: Options) -> None:
-    """Print the agent's state as JSON (root only). Its keys may change in any version."""
+    """Print the agent's state as JSON.
+
+    Only root may. The keys may change in any version.
+    """
     print_json(options.request("debug-state"))

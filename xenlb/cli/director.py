@@ -28,10 +28,10 @@ def director() -> None:
 @output_options
 @pass_options
 def render(options: Options, *, system: str, network_file: str | None, **output: Any) -> None:
-    """Make the files that configure this host for `director: {addresses: leave}`.
+    """Make the files for this host.
 
-    They put the service addresses on the director's interface and set the sysctls that the services
-    need.
+    They are for `director: {addresses: leave}`. They put the service addresses on the director's
+    interface and set the sysctls that the services need.
     """
     check_output(**output)
     from xenlb.cli import guest_common

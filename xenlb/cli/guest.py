@@ -49,10 +49,10 @@ guest.add_command(image)
 @as_json
 @pass_options
 def plan(options: Options, guest: str, *, as_json: bool, **access: Any) -> int:
-    """Show what `apply` would change in GUEST, and print nothing if that is nothing.
+    """Show what `apply` would change in GUEST.
 
     The output is the difference of its files, and what in the running guest differs from what its
-    services need.
+    services need. Without a difference nothing is printed.
     """
     from xenlb.cli.guest_inside import AccessOptions, inspect
 
@@ -85,7 +85,10 @@ def apply(options: Options, guest: str, **access: Any) -> None:
 @as_json
 @pass_options
 def verify(options: Options, guest: str, *, as_json: bool, **access: Any) -> int:
-    """Check that GUEST has all that its services need, and print each difference."""
+    """Compare GUEST with what its services need.
+
+    Each difference is printed, with what to do.
+    """
     from xenlb.cli.guest_inside import AccessOptions, conclude, inspect
 
     inspection = inspect(options, guest, AccessOptions(**access))
@@ -102,7 +105,10 @@ def verify(options: Options, guest: str, *, as_json: bool, **access: Any) -> int
 @click.option("--force", is_flag=True, help="Also remove files that were changed since `apply`.")
 @pass_options
 def remove(options: Options, guest: str, *, force: bool, **access: Any) -> None:
-    """Remove what xenlb has put into GUEST, and restore what was there before."""
+    """Undo `apply` in GUEST.
+
+    What xenlb has put there is removed, and what was there before is restored.
+    """
     from xenlb.cli import guest_inside
 
     guest_inside.remove(options, guest, guest_inside.AccessOptions(**access), force=force)

@@ -51,9 +51,9 @@ def render(
     key: Path,
     **output: Any,
 ) -> None:
-    """Make the files that GUEST (name or UUID) needs: addresses, routes, rules, and the hold of
-    its shutdown. The guest is not contacted.
+    """Make the files that GUEST needs.
 
+    They set up addresses, routes, rules, and the hold of its shutdown. The guest is not contacted.
     Without --output and --tar the files are printed. To install them by hand:
 
     xenlb guest render mail1 --system ifupdown --tar | ssh mail1 tar -x -C /
@@ -96,9 +96,10 @@ def render(
 @output_options
 @pass_options
 def image(options: Options, *, init: str, **output: Any) -> None:
-    """Make the files for an image of guests that configure themselves (delivery: xenstore).
+    """Make the files for the image of a guest.
 
-    Their service reads what the host writes for the guest, at boot and when it changes.
+    They are for guests that configure themselves (delivery: xenstore). Their service reads what the
+    host writes for the guest, at boot and when it changes.
     """
     check_output(**output)
     from xenlb.cli import guest_common

@@ -1,4 +1,4 @@
-"""Where the log goes: to the journal with priorities and no times, elsewhere with times."""
+"""Set-up of logging: with priorities for the journal, with times for other readers."""
 
 import logging
 import os
@@ -17,8 +17,10 @@ PRIORITIES = (
 
 
 class JournalFormatter(logging.Formatter):
-    """`<6>mail1: weight 2`; every line of a message has its priority, or the journal takes the
-    lines of a traceback for plain information."""
+    """Formats `<6>mail1: weight 2`.
+
+    Every line of a message has the priority: the journal reads a traceback line by line.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         priority = next(p for level, p in PRIORITIES if record.levelno >= level)
@@ -27,7 +29,7 @@ class JournalFormatter(logging.Formatter):
 
 
 def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Is this stream the journal's? systemd names device and inode of what it connected."""
+    """Tell whether a stream goes to the journal: systemd names its device and inode."""
     device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(stream.fileno())
@@ -37,7 +39,7 @@ def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 
 def set_up(*, verbose: int, level: int = logging.INFO) -> None:
-    """Logs to stderr from `level` on; with one --verbose all of xenlb, with two also libraries."""
+    """Log to stderr from `level` on; with --verbose all of xenlb, twice also libraries."""
     handler = logging.StreamHandler(sys.stderr)
     if to_journal(sys.stderr, os.environ):
         handler.setFormatter(
@@ -53,6 +55,6 @@ def set_up(*, verbose: int, level: int = logging.INFO) -> None:
     if verbose:
         logging.getLogger("xenlb").setLevel(logging.DEBUG)
     if verbose < 2:
-        # watchdog 7.1 logs an error when a watch ends while an event arrives. What it may miss,
-        # the watchers find themselves: they look at their files every few seconds.
+        # watchdog 7.1 logs an error when a watch ends while an event arrives. No event is lost: the
+        # watchers of files also poll them every few seconds.
         logging.getLogger("watchdog").setLevel(logging.CRITICAL)
