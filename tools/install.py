@@ -1,17 +1,17 @@
-"""Puts xenlb on a machine, or under DESTDIR, and takes it away again; `make install` calls it.
+"""Installs xenlb on a machine or below DESTDIR, and removes it again; `make install` calls it.
 
-What lands where (PREFIX is /usr/local unless told otherwise):
+What is installed (the default of PREFIX is /usr/local):
 
     PREFIX/lib/xenlb            a virtual environment with the agent and its dependencies
     PREFIX/sbin/xenlb           the command
-    PREFIX/lib/systemd/system   the unit
+    PREFIX/lib/systemd/system   the units
     PREFIX/share                man pages, shell completion, documentation
-    /etc/xenlb                  the configuration: made when absent, never changed, never removed
-    /etc/libvirt/hooks/*.d      the hook script, unless a file of its name is somebody else's
+    /etc/xenlb                  the configuration: created if absent, never changed or removed
+    /etc/libvirt/hooks/*.d      the hook script, unless there is another file of its name
 
-Nothing written here holds the name of DESTDIR, so the tree may be moved before it is used. The
-dependencies are copied from the checkout's virtual environment when there is one, else installed
-by pip, from a folder of wheels where there is no network. Only the standard library is used.
+No installed file contains DESTDIR, so the tree may be moved before its use. The dependencies are
+copied from the checkout's virtual environment. Without one pip installs them, offline from a folder
+of wheels. This program needs only the standard library.
 """
 
 import argparse
@@ -38,14 +38,14 @@ COMPLETION = {
     "xenlb.fish": "share/fish/vendor_completions.d/xenlb.fish",
 }
 HOOKS = ("libxl.d/xenlb", "qemu.d/xenlb", "lxc.d/xenlb")
-# What every version of the hook script has said of itself, and no other says.
+# A line in every version of the hook script, and in no other script.
 HOOK_MARK = b"# The libvirt hook of xenlb"
 LAUNCHER = """\
 #!/bin/sh
-# The command of xenlb, in its own Python environment; -I keeps the caller's out of it.
+# The command of xenlb, in its own Python environment; -I ignores the caller's.
 python={prefix}/lib/xenlb/bin/python
 if ! [ -x "$python" ]; then
-    echo "xenlb: {python} is gone; install xenlb again for the Python of this system" >&2
+    echo "xenlb: {python} is missing; install xenlb again for the Python of this system" >&2
     exit 1
 fi
 exec "$python" -I -m xenlb.cli "$@"
@@ -57,23 +57,24 @@ def die(message: str) -> None:
 
 
 def requirements() -> list[str]:
-    """What the agent needs at run time, from setup.cfg."""
+    """Return the requirements of the agent at run time, from setup.cfg."""
     config = configparser.ConfigParser()
     config.read(HERE / "setup.cfg")
     return config["options"]["install_requires"].split("\n")[1:]
 
 
 def name_of(requirement: str) -> str:
+    """Return the normalized name of the distribution in a requirement."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match, requirement
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
 def closure(site: Path) -> list[importlib.metadata.Distribution]:
-    """The distributions in `site` that the agent needs, with what those need in turn."""
+    """Return the distributions in `site` that the agent needs, with their own requirements."""
     installed = {
-        name_of(found.metadata["Name"]): found
-        for found in importlib.metadata.distributions(path=[str(site)])
+        name_of(distribution.metadata["Name"]): distribution
+        for distribution in importlib.metadata.distributions(path=[str(site)])
     }
     wanted, queue = {}, list(requirements())
     while queue:
@@ -91,8 +92,11 @@ def closure(site: Path) -> list[importlib.metadata.Distribution]:
 
 
 def compile_to(folder: Path) -> None:
-    """Byte code that is not checked against its source: it stays right through any copy, and a
-    Dom0 with one slow processor starts the command in a fraction of the time."""
+    """Compile a folder to byte code that Python does not compare with its source.
+
+    It stays valid when the tree is copied, and a Dom0 with one slow processor starts the command in
+    a fraction of the time.
+    """
     compileall.compile_dir(
         folder,
         quiet=2,
@@ -104,11 +108,11 @@ def compile_to(folder: Path) -> None:
 
 
 def dependencies(venv: Path, find_links: str | None) -> Path:
-    """A folder with the agent's dependencies, byte-compiled; made once for each set of them."""
+    """Return a folder with the compiled dependencies of the agent; it is made once for each set."""
     site = venv / "lib" / PYTHON_FOLDER / "site-packages"
     from_venv = find_links is None and (venv / ".stamp").exists() and site.is_dir()
-    found = closure(site) if from_venv else []
-    source = [f"{each.metadata['Name']} {each.version}" for each in found] or [
+    distributions = closure(site) if from_venv else []
+    source = [f"{found.metadata['Name']} {found.version}" for found in distributions] or [
         str(find_links),
         *(sorted(os.listdir(find_links)) if find_links else ()),
     ]
@@ -123,8 +127,8 @@ def dependencies(venv: Path, find_links: str | None) -> Path:
     new.mkdir(parents=True)
     if from_venv:
         print(f"collecting the dependencies from {venv}", flush=True)
-        for each in found:
-            for file in each.files or ():
+        for distribution in distributions:
+            for file in distribution.files or ():
                 if file.suffix != ".pyc" and ".." not in file.parts:
                     target = new / file
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,20 +139,20 @@ def dependencies(venv: Path, find_links: str | None) -> Path:
     compile_to(new)
     try:
         new.rename(ready)
-    except OSError:  # another one made the same meanwhile
+    except OSError:  # another process has made the same folder
         shutil.rmtree(new)
     return ready
 
 
 def pip(arguments: list[str], find_links: str | None) -> None:
-    """Runs pip in an environment of its own: Debian's Python refuses it outside of one."""
+    """Run pip in its own environment, because Debian's Python refuses it outside of one."""
     own = BUILD / "pip"
     if not (own / "bin" / "python").exists():
         made = subprocess.run(
             [sys.executable, "-m", "venv", own], capture_output=True, text=True, check=False
         )
         if made.returncode:
-            die(f"no virtual environment could be made; try: make deps\n{made.stdout}")
+            die(f"cannot create a virtual environment; try: make deps\n{made.stdout}")
     print("fetching and building the dependencies (a minute)", flush=True)
     offline = ["--no-index", "--find-links", find_links] if find_links else []
     command = [str(own / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
@@ -160,21 +164,21 @@ def pip(arguments: list[str], find_links: str | None) -> None:
         text=True,
     )
     if done.returncode:
-        said = "\n".join(done.stdout.splitlines()[-25:])
+        output = "\n".join(done.stdout.splitlines()[-25:])
         die(
-            f"pip failed:\n{said}\nBuilding libvirt-python needs compiler and headers:"
+            f"pip failed:\n{output}\nBuilding libvirt-python needs compiler and headers:"
             " make deps. Without network: make wheels WHEELS=DIR on a machine of the same"
             " distribution, then make install WHEELS=DIR here"
         )
 
 
 def environment(target: Path, *, ready: Path) -> None:
-    """A virtual environment by hand: what `python -m venv` makes, less what holds its path."""
+    """Create a virtual environment without the files of `python -m venv` that contain its path."""
     new = target.with_name(f".{target.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     site = new / "lib" / PYTHON_FOLDER / "site-packages"
     site.parent.mkdir(parents=True)
-    # The exact interpreter: the next major version would not find its packages here.
+    # The exact interpreter: another version of Python would not find its packages here.
     interpreter = Path(sys.executable).resolve()
     (new / "bin").mkdir()
     (new / "bin" / "python").symlink_to(interpreter)
@@ -205,7 +209,7 @@ def write(target: Path, data: bytes | str, mode: int = 0o644) -> None:
 
 
 def plain_files(prefix: str) -> dict[str, tuple[bytes, int]]:
-    """Everything below PREFIX but the environment: path, contents, mode."""
+    """Return the files below PREFIX except for the environment: path → contents and mode."""
     files = {
         "sbin/xenlb": (
             LAUNCHER.format(prefix=prefix, python=Path(sys.executable).resolve()).encode(),
@@ -234,13 +238,15 @@ def plain_files(prefix: str) -> dict[str, tuple[bytes, int]]:
 
 
 def first_configuration(prefix: str) -> bytes:
-    """What a new installation starts with: no service, so that starting it by mistake puts no
-    example's address on a network."""
+    """Return the configuration of a new installation.
+
+    It has no service, so that a start by mistake puts no address of an example on a network.
+    """
     return f"""\
 # yaml-language-server: $schema={prefix}/share/xenlb/schema.json
 #
-# The configuration of xenlb; there is no service yet. Every key with its meaning stands in
-# {prefix}/share/doc/xenlb/xenlb.yaml and in xenlb.yaml(5), whole set-ups in examples/ there.
+# The configuration of xenlb; there is no service yet. All keys are described in
+# {prefix}/share/doc/xenlb/xenlb.yaml and in xenlb.yaml(5); examples/ there has whole set-ups.
 #
 # director: {{interface: eth0}}
 # services:
@@ -253,24 +259,24 @@ services: {{}}
 
 
 def configuration(prefix: str) -> bytes:
-    """The annotated configuration; editors find its schema where it was installed."""
+    """Return the annotated configuration, with the installed path of its schema for editors."""
     text = (HERE / "etc" / "xenlb.yaml").read_text()
     schema = f"{prefix}/share/xenlb/schema.json"
     return text.replace("$schema=../xenlb/config/schema.json", f"$schema={schema}").encode()
 
 
 def is_our_hook(hook: Path) -> bool:
-    """Is there a file, and is it a version of our script? A symbolic link is somebody's."""
+    """Tell whether a file is a version of our script; a symbolic link never is."""
     return hook.is_file() and not hook.is_symlink() and HOOK_MARK in hook.read_bytes()[:200]
 
 
 def install_hooks(folder: Path) -> bool:
-    """Whether libvirt has to read its folder of hooks again."""
+    """Install the hook script, and tell whether libvirt must read its folders of hooks again."""
     new = False
     for place in HOOKS:
         hook = folder / place
         if os.path.lexists(hook) and not is_our_hook(hook):
-            print(f"{hook} is not xenlb's and stays; the agent hears no hooks of that driver")
+            print(f"{hook} is not xenlb's and stays; the agent gets no hooks of that driver")
             continue
         new = new or not hook.exists()
         write(hook, (HERE / "hooks" / "xenlb").read_bytes(), 0o755)
@@ -278,7 +284,7 @@ def install_hooks(folder: Path) -> bool:
 
 
 def remove_hooks(folder: Path) -> None:
-    """Their folders too, where nothing else is in them."""
+    """Remove the hook script, and its folders if they are empty."""
     for place in HOOKS:
         hook = folder / place
         if is_our_hook(hook):
@@ -288,7 +294,7 @@ def remove_hooks(folder: Path) -> None:
 
 
 def libvirt_daemons() -> list[str]:
-    """The running daemons that call hooks of guests."""
+    """Return the running daemons that call hooks of guests."""
     units = ("libvirtd", "virtxend", "virtqemud", "virtlxcd")
     return [unit for unit in units if systemctl("is-active", unit)]
 
@@ -319,12 +325,10 @@ def install(options: argparse.Namespace) -> None:
     print(f"xenlb is in {base}, its configuration in {etc}")
     if not options.destdir and systemctl("daemon-reload"):
         if new_hooks and (daemons := libvirt_daemons()):
-            # It looks for hooks at its start only; the guests run on.
-            print(
-                f"libvirt calls the new hooks once restarted: systemctl restart {' '.join(daemons)}"
-            )
+            # libvirt looks for hooks at its start only; a restart does not stop guests.
+            print(f"for libvirt to call the new hooks: systemctl restart {' '.join(daemons)}")
         if systemctl("is-active", "xenlb"):
-            print("the agent still runs as it was: systemctl restart xenlb")
+            print("to restart the agent with the new version: systemctl restart xenlb")
         else:
             print(f"edit {etc}/xenlb.yaml, xenlb check, systemctl enable --now xenlb xenlb-drain")
 
@@ -345,7 +349,7 @@ def uninstall(options: argparse.Namespace) -> None:
         die(f"{error.filename} cannot be removed; run it as root")
     if not options.destdir:
         systemctl("daemon-reload")
-    print(f"xenlb is gone from {base}; its configuration and the kernel's table stay")
+    print(f"xenlb is removed from {base}; its configuration and the kernel's table stay")
 
 
 def main() -> None:

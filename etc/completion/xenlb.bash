@@ -1,4 +1,4 @@
-# Completion of xenlb for bash; verbs, options and, from the running agent, names of guests.
+# Completion of xenlb for bash: verbs, options, and the guest names of the running agent.
 _xenlb() {
     local kind value
     COMPREPLY=()

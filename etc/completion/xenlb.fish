@@ -1,4 +1,4 @@
-# Completion of xenlb for fish; verbs, options and, from the running agent, names of guests.
+# Completion of xenlb for fish: verbs, options, and the guest names of the running agent.
 function __xenlb_complete
     for line in (env _XENLB_COMPLETE=fish_complete COMP_WORDS=(commandline -cp) \
             COMP_CWORD=(commandline -t) xenlb 2>/dev/null)
