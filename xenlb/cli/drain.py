@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from xenlb.cli.completion import guest_argument, optional_guest_argument
-from xenlb.cli.drain_progress import ACTIONS, DrainWatch
+from xenlb.cli.drain_progress import NOUNS, DrainWatch
 from xenlb.cli.options import Options, pass_options, with_options
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
@@ -118,7 +118,7 @@ def _drain(
     answer = options.request(
         "drain", guest=guest, timeout=timeout, then=then, force=force, by=_operator()
     )
-    follows = "" if then is None else f", {ACTIONS[then].noun} follows"
+    follows = "" if then is None else f", {NOUNS[then]} follows"
     click.echo(f"{answer['guest']} gets no new connections{follows}")
     if not no_wait:
         DrainWatch(options).wait_for_guest(answer)

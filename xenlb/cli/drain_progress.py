@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -17,16 +17,9 @@ from xenlb.control.protocol import UNREACHABLE, ControlError
 
 POLL = 0.5  # seconds
 ABSENCE = 30.0  # seconds that an agent may take for a restart
-
-
-class Action(NamedTuple):
-    """What follows a drain."""
-
-    verb: str
-    noun: str
-
-
-ACTIONS = {"poweroff": Action("shut down", "shutdown"), "reboot": Action("reboot", "reboot")}
+# What may follow a drain, as a verb and as a noun.
+VERBS = {"poweroff": "shut down", "reboot": "reboot"}
+NOUNS = {"poweroff": "shutdown", "reboot": "reboot"}
 
 
 class ProgressLine:
@@ -93,7 +86,7 @@ class DrainWatch:
         except KeyboardInterrupt:
             self._line.clear()
             name, then = first["guest"], first["drain"]["then"]
-            goes_on = f"the {ACTIONS[then].noun} continues" if then else "still draining"
+            goes_on = f"the {NOUNS[then]} continues" if then else "still draining"
             click.echo(f"\n{name}: {goes_on}; to cancel: xenlb undrain {name}", err=True)
             raise
         finally:
@@ -108,11 +101,10 @@ class DrainWatch:
             raise Failure(
                 f"another drain of {name} has replaced this one", hint=f"xenlb why {name}"
             )
-        action = ACTIONS.get(drain["then"])
-        verb = action.verb if action else "stop"
+        verb = VERBS.get(drain["then"], "stop")
         match drain["end"]:
             case None:
-                return self._report_drain(answer, drain, action)
+                return self._report_drain(answer, drain)
             case "guest gone":
                 return self._report_gone(answer, drain)
             case "guest stayed":
@@ -123,8 +115,8 @@ class DrainWatch:
                 text = f"{name} was put back into service"
         raise Failure(text, hint=f"xenlb why {name}")
 
-    def _report_drain(self, answer: Answer, drain: Answer, action: Action | None) -> bool:
-        name, left = answer["guest"], drain["connections_left"] or 0
+    def _report_drain(self, answer: Answer, drain: Answer) -> bool:
+        name, then, left = answer["guest"], drain["then"], drain["connections_left"] or 0
         for warning in drain["warnings"] if left else ():
             self._print(f"{name}: {warning}")
         match drain["outcome"]:
@@ -136,19 +128,19 @@ class DrainWatch:
                 self._print(f"{name} is drained")
             case _:
                 text = f"the drain of {name} {_timed_out(left)}"
-                if action is None:
+                if then is None:
                     hint = "it stays out of service; to wait longer: xenlb drain --timeout"
                     raise Failure(text, hint=hint)
                 self._print(text)
-        if action is None:
+        if then is None:
             return False
         if drain["failure"]:
             raise Failure(
-                f"libvirt refuses to {action.verb} {name}: {drain['failure']}",
+                f"libvirt refuses to {VERBS[then]} {name}: {drain['failure']}",
                 hint=f"it stays out of service; to put it back: xenlb undrain {name}",
             )
         if drain["asked"]:
-            self._print(f"{name}: {action.noun} requested")
+            self._print(f"{name}: {NOUNS[then]} requested")
             if answer["request"]:
                 remaining = until(answer["request"]["until"], time.time())
                 self._line.show(f"{name} still runs; {remaining} left", "runs")

@@ -17,7 +17,7 @@ def guest_report(answer: Answer, now: float) -> str:
     ]
     if request := answer.get("request"):
         lines.append(
-            f"  {request['asked_for']} asked {age(request['at'], now)} ago;"
+            f"  {request['asked_for']} requested {age(request['at'], now)} ago;"
             f" back in service in {until(request['until'], now)} unless it goes"
         )
     if drain := answer.get("drain"):

@@ -41,7 +41,7 @@ def apply(options: Options, *, take_over: tuple[str, ...], **choices: Any) -> in
     """
     if take_over and (done := _take_over_by_agent(options, take_over)) is not None:
         if choices["as_json"]:
-            _print_as_json(done)
+            print_json({"operations": done, "failed": [], "notes": [], "summary": ""})
         else:
             click.echo("\n".join(done))
         return 0
@@ -91,7 +91,8 @@ def _run_pass(
             {"operation": operation, "message": reason.message, "hint": reason.hint}
             for operation, reason in failures
         ]
-        _print_as_json(operations, failed, notes=once.notes, summary=once.summary)
+        answer = {"operations": operations, "failed": failed, "notes": once.notes}
+        print_json({**answer, "summary": once.summary})
     else:
         if operations:
             click.echo("\n".join(operations))
@@ -102,13 +103,3 @@ def _run_pass(
         for line in (*once.notes, *summary, *failed_lines):
             click.echo(f"xenlb: {line}", err=True)
     return FAILED if failures or (operations and not change) else 0
-
-
-def _print_as_json(
-    operations: list[str],
-    failed: Sequence[object] = (),
-    *,
-    notes: Sequence[str] = (),
-    summary: str = "",
-) -> None:
-    print_json({"operations": operations, "failed": failed, "notes": notes, "summary": summary})

@@ -15,13 +15,8 @@ import click
 
 from xenlb import __version__
 from xenlb.cli.options import Failure, Options, file_option, print_json
-from xenlb.control.protocol import (
-    FAILED,
-    INVALID_CONFIGURATION,
-    NOT_PERMITTED,
-    USAGE,
-    ControlError,
-)
+from xenlb.control import protocol
+from xenlb.control.protocol import FAILED, ControlError
 
 # verb → the module and name of its command, and its line in `xenlb --help`
 VERBS = {
@@ -133,10 +128,10 @@ def _run(arguments: Sequence[str]) -> tuple[int, Error | None]:
         )
         sys.stdout.flush()
         status = result if isinstance(result, int) else 0
-        return status if arguments else USAGE, None
+        return status if arguments else protocol.USAGE, None
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "xenlb"
-        return _report(error.format_message(), hint=f"see {command} --help", status=USAGE)
+        return _report(error.format_message(), hint=f"see {command} --help", status=protocol.USAGE)
     except click.ClickException as error:
         return _report(error.format_message())
     except (KeyboardInterrupt, click.Abort):
@@ -166,20 +161,20 @@ def _report_exception(error: Exception, *, verbose: bool) -> tuple[int, Error]:
         return _report(
             f"the configuration has {count(len(error.problems), 'problem')}",
             hint="correct the file; xenlb check verifies it",
-            status=INVALID_CONFIGURATION,
+            status=protocol.INVALID_CONFIGURATION,
         )
     # The errors of guestside, hypervisor, ipvs and oneshot have a sentence and a hint.
     message, hint = getattr(error, "message", None), getattr(error, "hint", None)
     if isinstance(message, str) and isinstance(hint, str):
         denied = denied or not getattr(error, "permitted", True)
-        return _report(message, hint=hint, status=NOT_PERMITTED if denied else FAILED)
+        return _report(message, hint=hint, status=protocol.NOT_PERMITTED if denied else FAILED)
     if verbose:
         traceback.print_exc()
     if isinstance(error, OSError):
         file, reason = error.filename, str(error.strerror or error)
         text = f"{file}: {reason}" if file else reason
         if denied:
-            return _report(text, hint="run it as root", status=NOT_PERMITTED)
+            return _report(text, hint="run it as root", status=protocol.NOT_PERMITTED)
         if error.errno == errno.ENOSPC:
             return _report(text, hint="df /run /var/lib shows which file system is full")
         known = verbose or file

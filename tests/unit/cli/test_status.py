@@ -116,8 +116,11 @@ def test_why_explains_servers_checks_and_events(xenlb: Xenlb, agent: SmallAgent)
     shown = xenlb("why", "mail2").stdout
     assert "  last out of service 6" in shown
     assert "asked for reboot, timed out after 12s, 1 connection left, then guest gone\n" in shown
-    answer = answers.why()
+    request = {"asked_for": "reboot", "at": answers.ago(seconds=50), "until": answers.ago(hours=-3)}
+    answer = {**answers.why(), "request": request}
     agent.answers["why"] = answer
+    shown = xenlb("why", "mail2").stdout
+    assert re.search(r"\n  reboot requested 5.s ago; back in service in .* unless it goes\n", shown)
     assert json.loads(xenlb("why", "mail2", "--json").stdout) == answer
 
 
