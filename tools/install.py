@@ -53,6 +53,7 @@ exec "$python" -I -m xenlb.cli "$@"
 
 
 def die(message: str) -> None:
+    """End the program with an error."""
     sys.exit(f"make install: {message}")
 
 
@@ -201,6 +202,7 @@ def environment(target: Path, *, ready: Path) -> None:
 
 
 def write(target: Path, data: bytes | str, mode: int = 0o644) -> None:
+    """Replace a file in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.new")
     new.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -300,6 +302,7 @@ def libvirt_daemons() -> list[str]:
 
 
 def systemctl(*arguments: str) -> bool:
+    """Tell whether a command of systemctl succeeds; it fails without a running systemd."""
     if not Path("/run/systemd/system").is_dir():
         return False
     done = subprocess.run(["systemctl", *arguments], capture_output=True, check=False)
@@ -307,6 +310,7 @@ def systemctl(*arguments: str) -> bool:
 
 
 def install(options: argparse.Namespace) -> None:
+    """Install xenlb below DESTDIR."""
     os.umask(0o022)
     root = Path(options.destdir or "/")
     base = root / options.prefix.lstrip("/")
@@ -334,6 +338,7 @@ def install(options: argparse.Namespace) -> None:
 
 
 def uninstall(options: argparse.Namespace) -> None:
+    """Remove what install() has installed, except for the configuration."""
     root = Path(options.destdir or "/")
     base = root / options.prefix.lstrip("/")
     try:
@@ -353,6 +358,7 @@ def uninstall(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Parse the arguments, then install, uninstall or collect wheels."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--prefix", default="/usr/local")
     parser.add_argument("--destdir", default="")

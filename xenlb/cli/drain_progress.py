@@ -213,7 +213,7 @@ def _timed_out(left: int) -> str:
 
 
 def _connections_left(answer: Answer, drain: Answer) -> str:
-    """`mail1: 4 connections, 45s left; 192.0.2.100 (3), 192.0.2.7`"""
+    """Return `mail1: 4 connections, 45s left; 192.0.2.100 (3), 192.0.2.7`."""
     limit = f", {until(drain['deadline'], time.time())} left" if drain["deadline"] else ""
     clients = [
         holder["address"] + (f" ({holder['connections']})" if holder["connections"] > 1 else "")

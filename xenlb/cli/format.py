@@ -54,7 +54,7 @@ def guest_report(answer: Answer, now: float) -> str:
 
 
 def _check(check: Answer, now: float) -> list[str]:
-    """`check http 10.0.0.11:80  up for 3m: status 200`, and below it the changes."""
+    """Return `check http 10.0.0.11:80  up for 3m: status 200`, and below it the changes."""
     parts = [
         f"{check['health']}{lasting(check['since'], now)}: {check['detail'] or 'no result yet'}"
     ]
@@ -73,7 +73,7 @@ def _check(check: Answer, now: float) -> list[str]:
 
 
 def _drain(drain: Answer, now: float) -> str:
-    """`drained by root, empty after 12s, then undrained`"""
+    """Return `drained by root, empty after 12s, then undrained`."""
     parts = [f"{drain['reason']} by {drain['by']}" if drain["by"] else drain["reason"]]
     if drain["over"]:
         duration = datetime.fromisoformat(drain["over"]) - datetime.fromisoformat(drain["since"])
@@ -91,7 +91,7 @@ def _drain(drain: Answer, now: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 server`, `2 servers`"""
+    """Return `1 server`, `2 servers`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
@@ -102,7 +102,7 @@ def event(entry: Answer) -> str:
 
 
 def clock(time: str) -> str:
-    """`01-31 23:59:59.123`, in local time"""
+    """Return `01-31 23:59:59.123`, in local time."""
     at = datetime.fromisoformat(time).astimezone()
     return f"{at:%m-%d %H:%M:%S}.{at.microsecond // 1000:03}"
 
@@ -115,7 +115,7 @@ def age(since: str | None, now: float) -> str:
 
 
 def lasting(since: str | None, now: float) -> str:
-    """` for 3m`, or "" for None."""
+    """Return ` for 3m`, or "" for None."""
     return f" for {age(since, now)}" if since else ""
 
 
@@ -133,7 +133,7 @@ def _rounded(seconds: float) -> str:
 
 
 def endpoint(server: Answer) -> str:
-    """`10.0.0.11:80`, `[2001:db8::5]:80`"""
+    """Return `10.0.0.11:80`, `[2001:db8::5]:80`."""
     return f"{host(server['address'])}:{server['port']}"
 
 

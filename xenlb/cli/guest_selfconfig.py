@@ -19,7 +19,6 @@ from xenlb.hypervisor.xenstore.guest_settings import Connection
 
 def read_status(target: GuestTarget) -> SelfConfigStatus:
     """Return the settings in xenstore, those that the guest needs, and its report."""
-
     return guest_common.run(_inspect(target))
 
 

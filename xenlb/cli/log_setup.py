@@ -17,12 +17,10 @@ PRIORITIES = (
 
 
 class JournalFormatter(logging.Formatter):
-    """Formats `<6>mail1: weight 2`.
-
-    Every line of a message has the priority: the journal reads a traceback line by line.
-    """
+    """Formatter of `<6>mail1: weight 2`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the message, with its priority on every line: the journal reads single lines."""
         priority = next(p for level, p in PRIORITIES if record.levelno >= level)
         lines = super().format(record).splitlines() or [""]
         return "\n".join(f"<{priority}>{line}" for line in lines)

@@ -39,12 +39,10 @@ class Options:
 
 
 class Group(click.Group):
-    """A verb with verbs of its own. Alone it prints its help and ends with status 2.
-
-    click before 8.2 ends with status 0.
-    """
+    """A verb with verbs of its own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without arguments print the help and end with status 2; click before 8.2 ends with 0."""
         if not args and not ctx.resilient_parsing:  # completion parses without the last word
             click.echo(ctx.get_help(), err=True)
             ctx.exit(USAGE)

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -45,9 +46,11 @@ class VerbGroup(click.Group):
     """A group whose commands are looked up in VERBS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all verbs."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command of a verb."""
         if cmd_name not in VERBS:
             return None
         module, _, name = VERBS[cmd_name][0].partition(":")
@@ -58,6 +61,7 @@ class VerbGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. A UsageError for an unknown verb suggests a similar one."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             from xenlb.model.suggestions import quoted, suggestion
 
@@ -68,6 +72,7 @@ class VerbGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
 
@@ -99,7 +104,7 @@ def move_global_options_first(arguments: Sequence[str]) -> list[str]:
         else:
             front.append(item)
             if GLOBAL[name] and not value:
-                front += [following for following in (next(items, None),) if following is not None]
+                front.extend(islice(items, 1))
     return front + others
 
 
@@ -109,8 +114,12 @@ def run(arguments: Sequence[str]) -> int:
     No exception leaves this function. A traceback is printed with --verbose only.
     """
     status, error = _run(arguments)
-    if error is not None and "--json" in arguments:
-        print_json({"error": {**error, "status": status}}, indent=None)
+    try:
+        if error is not None and "--json" in arguments:
+            print_json({"error": {**error, "status": status}}, indent=None)
+        sys.stdout.flush()
+    except OSError:  # Python flushes stdout again at its exit, which must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 
@@ -136,11 +145,8 @@ def _run(arguments: Sequence[str]) -> tuple[int, Error | None]:
         return _report(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED, None
-    except BrokenPipeError:
-        # The reader has ended (`xenlb events | head`). Python flushes stdout at its exit, which
-        # must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED, None  # as click ends where the pipe breaks in the middle
+    except BrokenPipeError:  # the reader has ended (`xenlb events | head`)
+        return FAILED, None  # as click does for a broken pipe
     except (Failure, ControlError) as error:
         for line in error.details if isinstance(error, Failure) else ():
             click.echo(line, err=True)
@@ -176,7 +182,8 @@ def _report_exception(error: Exception, *, verbose: bool) -> tuple[int, Error]:
         if denied:
             return _report(text, hint="run it as root", status=protocol.NOT_PERMITTED)
         if error.errno == errno.ENOSPC:
-            return _report(text, hint="df /run /var/lib shows which file system is full")
+            hint = "df /run /var/lib shows which file system is full"
+            return _report(f"a file cannot be written: {text}", hint=hint)
         known = verbose or file
         return _report(text, hint="" if known else "xenlb --verbose … shows the call that failed")
     return _report(

@@ -171,7 +171,7 @@ def agent_state(answer: Answer) -> str:
 
 
 def totals(answer: Answer) -> str:
-    """`2 services, 12 servers: 10 serving, 1 draining, 1 failed; 120 active connections`"""
+    """Return `2 services, 12 servers: 10 serving, 1 draining, …; 120 active connections`."""
     servers = [server for service in answer["services"] for server in service["servers"]]
     phases = Counter(server["phase"] for server in servers)
     parts = [f"{phases[phase]} {phase}" for phase in PHASES if phases[phase]]
@@ -184,7 +184,7 @@ def totals(answer: Answer) -> str:
 
 
 def service_title(service: Answer) -> str:
-    """`mail  192.0.2.10:25/tcp  lblc  gatewaying  1 foreign server`"""
+    """Return `mail  192.0.2.10:25/tcp  lblc  gatewaying  1 foreign server`."""
     if service["fwmark"] is None:
         address = f"{endpoint(service)}/{service['protocol']}"
     else:
@@ -218,7 +218,7 @@ def _service_notes(service: Answer, now: float) -> list[tuple[str, str]]:
 
 
 def _usage(server: Answer) -> str:
-    """`10.0.0.99:25, weight 1, 3 connections`"""
+    """Return `10.0.0.99:25, weight 1, 3 connections`."""
     connections = count(server["active_connections"], "connection")
     return f"{endpoint(server)}, weight {server['weight']}, {connections}"
 

@@ -139,6 +139,22 @@ def test_an_error_in_xenlb_is_a_sentence(xenlb: Xenlb, agent: SmallAgent) -> Non
     assert "Traceback" in xenlb("--verbose", "status").stderr
 
 
+def test_a_full_file_system_is_a_sentence_and_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "xenlb.yaml").write_text("services: {}")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "check", "--anywhere", str(tmp_path / "xenlb.yaml")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    sentence, hint = done.stderr.splitlines()
+    assert sentence == "xenlb: a file cannot be written: No space left on device"
+    assert hint == "  df /run /var/lib shows which file system is full"
+
+
 def test_a_closed_pipe_ends_the_command_quietly(agent: SmallAgent) -> None:
     agent.answers["status"] = {"x": "y" * 1_000_000}
     process = subprocess.Popen(
