@@ -102,9 +102,9 @@ class Sources:
         self._flusher.on_state_change(before, after)
         self._provisioner.on_state_change(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
-            self._finder.interest(guests_needing_address(after))
+            self._finder.search_for(guests_needing_address(after))
             settings = after.settings
-            self._finder.context(
+            self._finder.set_policy(
                 addresses_in_use(settings.services), settings.networks, metadata_addresses(after)
             )
         if (
@@ -171,7 +171,7 @@ class Sources:
             guest = GuestId(uri=uri, uuid=call.uuid)
             match call.operation:
                 case "reconnect":
-                    source.hurry()
+                    source.reconnect_now()
                 case "stopped" if call.domid is not None:
                     died = Died(at=clock.now(), guest=guest, incarnation=call.domid)
                     self._agent.emit(died)

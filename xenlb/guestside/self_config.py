@@ -27,10 +27,10 @@ class NotConfigured(DeliveryError):
 class Xenstore(Protocol):
     """The agent's connection, or one of the command line."""
 
-    async def offer(self, domid: int, text: str) -> str:
+    async def write_settings(self, domid: int, text: str) -> str:
         """Gives a domain its settings; the serial that it answers with."""
 
-    async def answer(self, domid: int, serial: str) -> str:
+    async def wait_for_answer(self, domid: int, serial: str) -> str:
         """Waits for what came of it: `ok` or `failed`."""
 
 
@@ -67,9 +67,9 @@ async def deliver_settings(subject: GuestTarget, xenstore: Xenstore) -> str:
     DeliveryError where xenstore cannot be reached, NotTakenUp, NeedsError, TemplateError."""
     domid = running(subject)
     try:
-        serial = await xenstore.offer(domid, settings_text_for(subject))
+        serial = await xenstore.write_settings(domid, settings_text_for(subject))
         async with asyncio.timeout(ANSWER):
-            answer = await xenstore.answer(domid, serial)
+            answer = await xenstore.wait_for_answer(domid, serial)
     except (XenstoreUnavailable, XenstoreError) as error:
         raise DeliveryError(f"xenstore: {error}", hint="does xenstored run here?") from None
     except TimeoutError:

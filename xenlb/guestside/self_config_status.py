@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from xenlb.guestside.inspect.finding import APPLY, Difference
 from xenlb.guestside.install.preview import visible
-from xenlb.hypervisor.xenstore.guest_settings import Given, serial, understood
+from xenlb.hypervisor.xenstore.guest_settings import StoredSettings, parse_answer, settings_serial
 
 
 class GuestReport(StrEnum):
@@ -32,14 +32,14 @@ class SelfConfigStatus:
 
     place: str
     wanted: str
-    given: Given
+    given: StoredSettings
     word: str | None
 
     @property
     def report(self) -> GuestReport:
         if self.word is None:
             return GuestReport.MISSING
-        said, came = understood(self.word)
+        said, came = parse_answer(self.word)
         if not said:
             return GuestReport.BROKEN
         return GuestReport(came) if said == self.given.serial else GuestReport.OLD
@@ -104,12 +104,12 @@ class SelfConfigStatus:
 
     def as_json(self) -> dict[str, object]:
         """What the JSON of `plan` and `verify` has of such guests alone."""
-        said, _ = understood(self.word or "")
+        said, _ = parse_answer(self.word or "")
         return {
             "settings": {
                 "path": self.place,
                 "given": self.given.serial if self.given.whole else None,
-                "wanted": serial(self.wanted),
+                "wanted": settings_serial(self.wanted),
                 "changes": self.changes(),
             },
             "report": {"state": self.report.value, "settings": said or None},

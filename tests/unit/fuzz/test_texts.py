@@ -28,7 +28,7 @@ from xenlb.hypervisor.libvirt import hooks, qmp
 from xenlb.hypervisor.libvirt.domain_xml import interfaces
 from xenlb.hypervisor.libvirt.metadata import read_metadata
 from xenlb.hypervisor.libvirt.xml_text import Malformed
-from xenlb.hypervisor.xenstore.guest_settings import understood
+from xenlb.hypervisor.xenstore.guest_settings import parse_answer
 from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Type, encode, strings
 from xenlb.ipvs import connections, wire
 from xenlb.ipvs.codec import decode_server, decode_service
@@ -93,7 +93,7 @@ def xenstore(data: bytes) -> None:
 
 def details_of_qmp(data: bytes) -> None:
     for name in qmp.EVENTS:
-        qmp.read(name, text(data), guest=GUEST, incarnation=None, at=0.0)
+        qmp.hypervisor_event(name, text(data), guest=GUEST, incarnation=None, at=0.0)
 
 
 def guest_agent(data: bytes) -> None:
@@ -167,7 +167,7 @@ PARSERS = {
         errors=(Garbled,),
     ),
     "word of a guest": Parser(
-        read=lambda data: understood(text(data)), corpus=(b"0123456789abcdef ok", b"failed")
+        read=lambda data: parse_answer(text(data)), corpus=(b"0123456789abcdef ok", b"failed")
     ),
     "details of QMP": Parser(
         read=details_of_qmp,
@@ -190,7 +190,7 @@ PARSERS = {
         errors=(ValueError, BudgetSpent),
     ),
     "line of a hook": Parser(
-        read=hooks.parse,
+        read=hooks.parse_line,
         corpus=(b"libxl\tstarted\tbegin\t00000000-0000-0000-0000-000000000001\t7\tweb1",),
     ),
     "answer of a script": Parser(

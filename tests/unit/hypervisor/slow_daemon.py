@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.unit.hypervisor.daemon import Daemon
 from tests.unit.hypervisor.running import clock, ended, until
-from xenlb.hypervisor.libvirt import connections, event_loop
+from xenlb.hypervisor.libvirt import connections, event_loop, queries
 from xenlb.hypervisor.libvirt import source as source_module
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
@@ -31,7 +31,7 @@ CHURN = [f"{verb} test" for verb in ("destroy", "start", "suspend", "resume")] *
 async def _ask(source: LibvirtSource) -> None:
     while True:
         try:
-            await source.live_ids()
+            await source.call(queries.live_ids)
         except (Unreachable, CallFailed, CallTimeout):
             await asyncio.sleep(0.01)
 
@@ -96,6 +96,6 @@ async def main(rounds: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    connections.INTERVAL = 1
+    connections.PING_INTERVAL = 1
     source_module.SHORTEST_PAUSE = 0.05
     asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))

@@ -74,14 +74,17 @@ def test_calls_at_once_are_each_on_a_connection_of_their_own(daemon: Daemon) -> 
     async def main() -> None:
         gate = Gate()
         async with running(daemon.uri, []) as source:
-            calls = [asyncio.create_task(source.ask(gate)) for _ in range(connections.CALLS + 2)]
-            await until(lambda: len(gate.inside) == connections.CALLS, "as many as may")
-            assert len(set(gate.inside)) == connections.CALLS
+            calls = [
+                asyncio.create_task(source.call(gate))
+                for _ in range(connections.MAX_CONNECTIONS + 2)
+            ]
+            await until(lambda: len(gate.inside) == connections.MAX_CONNECTIONS, "as many as may")
+            assert len(set(gate.inside)) == connections.MAX_CONNECTIONS
             gate.go.set()
             assert len({await call for call in calls}) == 1
             # Those that had to wait took over what others had left.
-            assert len(gate.seen) == connections.CALLS + 2
-            assert len(set(gate.seen)) == connections.CALLS
+            assert len(gate.seen) == connections.MAX_CONNECTIONS + 2
+            assert len(set(gate.seen)) == connections.MAX_CONNECTIONS
 
     run(main)
 
@@ -92,10 +95,10 @@ def test_calls_one_after_the_other_need_one_connection(daemon: Daemon) -> None:
         gate.go.set()
         async with running(daemon.uri, []) as source:
             for _ in range(5):
-                await source.ask(gate)
+                await source.call(gate)
             with pytest.raises(CallFailed, match="Domain not found"):  # spoils nothing
                 await source.shutdown(GuestId(uri=source.uri, uuid=UUID(int=1)))
-            await source.ask(gate)
+            await source.call(gate)
         assert len(set(gate.seen)) == 1
 
     run(main)
@@ -123,7 +126,7 @@ def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connectio
             # Whoever gives up waiting for a listing does not end it: the next one waits for it.
             first.cancel()
             second = asyncio.create_task(source.relist())
-            assert len(await source.ask(calls)) == 1
+            assert len(await source.call(calls)) == 1
             # Events go on, on the connection that the listing keeps.
             await asyncio.to_thread(daemon.virsh, "suspend test")
             await until(lambda: any(isinstance(e, Paused) for e in events), "the event")
@@ -140,17 +143,17 @@ def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connectio
 def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None:
     async def main() -> None:
         async with running(daemon.uri, []) as source:
-            alive = await source.live_ids()
+            alive = await source.call(queries.live_ids)
             threads = threading.active_count()
             daemon.signal(signal.SIGSTOP)
-            for _ in range(connections.CALLS + 2):
+            for _ in range(connections.MAX_CONNECTIONS + 2):
                 with pytest.raises(CallTimeout, match=r"within 0\.1 s"):
-                    await source.ask(queries.live_ids, limit=0.1)
+                    await source.call(queries.live_ids, limit=0.1)
             # The connections were hung up: their threads are not left with a daemon that hangs.
             # (libvirt.open connects, which the daemon's backlog takes, and then asks.)
             await until(lambda: threading.active_count() <= threads, "the end of the threads")
             daemon.signal(signal.SIGCONT)
-            assert await source.live_ids() == alive
+            assert await source.call(queries.live_ids) == alive
 
     run(main)
 
@@ -158,23 +161,23 @@ def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None
 def test_lost_connection_ends_every_call_and_those_that_wait(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
 
     async def main() -> None:
         async with running(daemon.uri, [], keepalive=2) as source:
             gate = Gate()
             gate.go.set()
-            await source.ask(gate)
+            await source.call(gate)
             daemon.signal(signal.SIGSTOP)
             calls = [
-                asyncio.create_task(source.ask(gate, limit=None))
-                for _ in range(connections.CALLS + 2)
+                asyncio.create_task(source.call(gate, limit=None))
+                for _ in range(connections.MAX_CONNECTIONS + 2)
             ]
             done, _ = await asyncio.wait(calls, timeout=10)
             assert [type(call.exception()) for call in done] == [Unreachable] * len(calls)
             daemon.signal(signal.SIGCONT)
             await until(lambda: source.connected, "connected again")
-            assert len(await source.live_ids()) == 1
+            assert len(await source.call(queries.live_ids)) == 1
 
     run(main)
 
@@ -183,7 +186,7 @@ def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing that happens after it is missed, nor told by a listing instead."""
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
 
     async def main() -> None:
         events: list[HypervisorEvent] = []
@@ -201,7 +204,7 @@ def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
 
 @pytest.mark.parametrize(("keepalive", "pings"), [(4, 1), (8, 3), (9, 3), (30, 14), (600, 299)])
 def test_how_many_pings_may_stay_unanswered(keepalive: float, pings: int) -> None:
-    assert connections.unanswered(keepalive) == pings
+    assert connections.missed_pings_allowed(keepalive) == pings
 
 
 def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
@@ -209,12 +212,12 @@ def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
         gate = Gate()
         gate.go.set()
         async with running(daemon.uri, []) as source:
-            await source.ask(gate)
+            await source.call(gate)
             loop = event_loop.installed()
             assert loop is not None
             loop.hang_up(max(loop._open))  # the one that was opened last
             await asyncio.sleep(0.1)
-            await source.ask(gate)
+            await source.call(gate)
             assert source.connected
         assert len(set(gate.seen)) == 2
 
@@ -261,6 +264,6 @@ def test_driver_in_this_process_has_one_connection(short: Path) -> None:
             assert isinstance(listed, GuestsListed)
             await source.shutdown(listed.guests[0].guest)
             await until(lambda: any(isinstance(e, Stopped) for e in events), "the event")
-            assert await source.live_ids() == frozenset()
+            assert await source.call(queries.live_ids) == frozenset()
 
     run(main)

@@ -23,20 +23,22 @@ def test_the_text_is_there_before_its_serial(short: Path) -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
             await it.settled()
-            serial = await it.source.offer(4, TEXT)
+            serial = await it.source.write_settings(4, TEXT)
             assert stored(it.daemon.values) == TEXT
-            assert it.daemon.values[f"{BASE}/serial"] == serial == guest_settings.serial(TEXT)
+            assert (
+                it.daemon.values[f"{BASE}/serial"] == serial == guest_settings.settings_serial(TEXT)
+            )
             assert all(len(v) < 3100 for p, v in it.daemon.values.items() if p.startswith(BASE))
             written = [parts for kind, parts in it.daemon.requests if kind == WRITE]
             assert written[0] == (f"{BASE}/serial", "")
             assert written[-1] == (f"{BASE}/serial", serial)
-            await it.source.offer(4, TEXT)  # it stands there already
+            await it.source.write_settings(4, TEXT)  # it stands there already
             assert [parts for kind, parts in it.daemon.requests if kind == WRITE] == written
             it.daemon.values[f"{BASE}/1"] = "address 192.0.2.1 eth0\n"
-            assert await it.source.offer(4, TEXT) == serial
+            assert await it.source.write_settings(4, TEXT) == serial
             assert stored(it.daemon.values) == TEXT, "its serial alone says nothing of the parts"
             shorter = "xenlb 1\n"
-            assert await it.source.offer(4, shorter) != serial
+            assert await it.source.write_settings(4, shorter) != serial
             assert stored(it.daemon.values) == shorter
 
     run(main)
@@ -61,7 +63,7 @@ def test_the_answer(said: str, heard: bool, short: Path) -> None:
             it.daemon.write("/local/domain/4/data/xenlb-guest", said)
             await it.settled()
             if heard:
-                await until(it.source.answered.is_set, "the answer")
+                await until(it.source.new_answer.is_set, "the answer")
             assert it.source.answers == ({4: said} if heard else {})
             it.daemon.destroy(4)
             await until(lambda: it.source.answers == {}, "it is forgotten with its domain")
@@ -75,6 +77,6 @@ def test_without_xenstore(short: Path) -> None:
             it.daemon.drop()
             await until(lambda: not it.source.connected, "the connection is lost")
             with pytest.raises(XenstoreUnavailable):
-                await it.source.offer(4, TEXT)
+                await it.source.write_settings(4, TEXT)
 
     run(main)

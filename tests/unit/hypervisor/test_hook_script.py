@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.hypervisor.libvirt.hooks import HookCall, parse
+from xenlb.hypervisor.libvirt.hooks import HookCall, parse_line
 
 SCRIPT = Path(__file__).resolve().parents[3] / "hooks" / "xenlb"
 SAMPLES = sorted((Path(__file__).parent / "hook-xml").glob("*.xml"))
@@ -97,7 +97,7 @@ class Hooks:
             return []
         *lines, rest = self.file.read_bytes().split(b"\n")
         assert rest == b""
-        calls = [parse(line) for line in lines]
+        calls = [parse_line(line) for line in lines]
         assert None not in calls, lines
         return [call for call in calls if call is not None]
 

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 
 from xenlb.hypervisor.libvirt import hooks
-from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource, parse
+from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource, parse_line
 
 IDENTITY = UUID("71d91c56-6195-5fe0-9bce-7f4cabe3c5ab")
 PATIENCE = 30.0  # seconds; reached only where a call is missing
@@ -133,7 +133,7 @@ def test_calls_are_told_in_the_loop_s_thread(path: Path, monkeypatch: pytest.Mon
 def test_what_the_script_does_not_write_is_no_call(
     path: Path, bad: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert parse(bad.removesuffix(b"\n")) is None
+    assert parse_line(bad.removesuffix(b"\n")) is None
 
     async def test(heard: Heard) -> None:
         append(path, bad.removesuffix(b"\n") + b"\n" + line())
@@ -141,7 +141,7 @@ def test_what_the_script_does_not_write_is_no_call(
 
     with caplog.at_level(logging.DEBUG, "xenlb"):
         run(path, test)
-    assert [r.levelname for r in caplog.records if "no line of" in r.message] == ["DEBUG"]
+    assert [r.levelname for r in caplog.records if "not a line of" in r.message] == ["DEBUG"]
 
 
 def test_a_line_that_comes_in_pieces(path: Path) -> None:

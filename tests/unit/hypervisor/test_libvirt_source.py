@@ -124,7 +124,7 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
     assert (await it.seen(Paused)).incarnation == first
     await asyncio.to_thread(do, "resume")
     assert (await it.seen(Resumed)).incarnation == first
-    assert await it.source.live_ids() == {first}
+    assert await it.source.call(queries.live_ids) == {first}
 
     await asyncio.to_thread(do, "metadata")
     changed = await it.seen(MetadataChanged)
@@ -134,7 +134,7 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
     stopped = await it.seen(Stopped)
     assert (stopped.guest, stopped.reason) == (it.guest, StopReason.SHUTDOWN)
     assert stopped.incarnation in {None, first}
-    assert await it.source.live_ids() == frozenset()
+    assert await it.source.call(queries.live_ids) == frozenset()
 
     await asyncio.to_thread(do, "create")
     started = await it.seen(Started)
@@ -274,7 +274,7 @@ def test_daemon_killed_and_started_again(daemon: Daemon) -> None:
                 await it.seen(Disconnected, number)
                 assert not it.source.connected
                 with pytest.raises(Unreachable):
-                    await it.source.live_ids()
+                    await it.source.call(queries.live_ids)
                 await asyncio.to_thread(daemon.start)
                 await it.seen(GuestsListed, number + 1)
             # Its events come again.
@@ -291,7 +291,7 @@ def test_hung_daemon_is_noticed_and_found_again(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A daemon on a busy machine may be slow for a second or two, and has not hung yet.
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
     monkeypatch.setattr(source_module, "SHORTEST_PAUSE", 0.05)
     daemon.start()
 
@@ -300,7 +300,7 @@ def test_hung_daemon_is_noticed_and_found_again(
             monkeypatch.setattr(source_module, "CONNECT", 0.5)
             threads = threading.active_count()
             daemon.signal(signal.SIGSTOP)
-            call = asyncio.create_task(it.source.live_ids())
+            call = asyncio.create_task(it.source.call(queries.live_ids))
             relist = asyncio.create_task(it.source.relist())
             lost = await it.seen(Disconnected)
             assert "keepalive" in lost.reason
@@ -320,7 +320,7 @@ def test_hung_daemon_is_noticed_and_found_again(
 def test_daemon_that_hangs_in_the_first_listing_is_noticed(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
     daemon.start()
     list_domains = queries.list_domains
 
@@ -404,7 +404,7 @@ def test_events_while_calls_are_under_way_keep_their_order(daemon: Daemon) -> No
                 asyncio.to_thread(daemon.virsh, *["suspend test", "resume test"] * 40)
             )
             while not work.done():
-                await asyncio.gather(it.source.relist(), it.source.live_ids())
+                await asyncio.gather(it.source.relist(), it.source.call(queries.live_ids))
             await it.seen(Resumed, 40)
             kinds = [type(e) for e in it.events if isinstance(e, (Paused, Resumed))]
             assert kinds == [Paused, Resumed] * 40

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from xenlb.hypervisor.libvirt.domain_xml import Interface, interfaces
 from xenlb.hypervisor.libvirt.metadata import MOST_PROBLEMS, MOST_SERVICES, read_metadata
-from xenlb.hypervisor.libvirt.xml_text import LONGEST, PIECE, Malformed, parse
+from xenlb.hypervisor.libvirt.xml_text import LONGEST, PIECE, Malformed, parse_xml
 from xenlb.model.domain import MetadataService
 
 LAUGHS = (
@@ -63,7 +63,7 @@ def test_several_services_and_defaults() -> None:
         ("<service name='web' address='127.0.0.1'/>", "loopback"),
         ("<service name='web' address='fe80::1%eth0'/>", "zone"),
         ("<service name='web' wait='1'/>", "no attribute 'wait'"),
-        ("<service name='mail'/>", "stands there twice"),
+        ("<service name='mail'/>", "is listed twice"),
         ("<service name='web'><b/></service>", "no elements inside"),
         ("<guest name='web'/>", "expected <service>, found <guest>"),
         ("<service xmlns='urn:other' name='web'/>", "expected <service>"),
@@ -206,7 +206,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_document_type_is_refused_before_anything_is_parsed(fed: list[int]) -> None:
     with pytest.raises(Malformed, match="DOCTYPE"):
-        parse(LAUGHS)
+        parse_xml(LAUGHS)
     assert fed == []
     assert read_metadata(LAUGHS)[1] == ("metadata: it has a DOCTYPE, which is not allowed",)
     assert fed == []
@@ -214,7 +214,7 @@ def test_a_document_type_is_refused_before_anything_is_parsed(fed: list[int]) ->
 
 def test_a_text_beyond_the_budget_is_not_parsed(fed: list[int]) -> None:
     with pytest.raises(Malformed, match=f"longer than {LONGEST}"):
-        parse("<domain>" + " " * LONGEST + "</domain>")
+        parse_xml("<domain>" + " " * LONGEST + "</domain>")
     assert fed == []
 
 
@@ -222,9 +222,9 @@ def test_a_long_text_is_fed_in_pieces_and_only_what_is_wanted_is_built(fed: list
     junk = "<a><b c='d'/></a>" * 40_000
     wanted = "<interface type='bridge'><mac address='00:16:3e:00:00:01'/></interface>"
     text = f"<domain>{junk}<devices>{junk[: 17 * 10_000]}{wanted}</devices></domain>"
-    root = parse(text, wanted=[("devices", "interface")])
+    root = parse_xml(text, wanted=[("devices", "interface")])
     assert [each.tag for each in root.iter()] == ["domain", "devices", "interface", "mac"]
     assert max(fed) <= PIECE
     assert sum(fed) == len(text)
     with pytest.raises(Malformed, match="more than 20000 elements"):
-        parse(text)
+        parse_xml(text)

@@ -23,7 +23,7 @@ def look(short: Path, nodes: Iterable[tuple[str, str]]) -> tuple[tuple[str, ...]
             client = XenstoreClient(lambda _path, _token: None)
             client.connect(daemon.path)
             try:
-                texts = await reported_addresses.read(client, 4, 16)
+                texts = await reported_addresses.read_reported_addresses(client, 4, 16)
             finally:
                 client.close()
             return texts, len(daemon.requests)

@@ -122,7 +122,7 @@ def test_making_a_domain_is_no_request(short: Path) -> None:
             it.daemon.create(5, str(MAIL))
             await it.settled()
             assert it.events == []
-            assert it.source.missed == 0
+            assert it.source.missed_requests == 0
 
     run(main)
 
@@ -139,7 +139,7 @@ def test_request_that_the_guest_took_first_is_not_lost(short: Path) -> None:
             it.daemon.answering.set()
             await until(it.asks, "the request")
             assert it.asks() == [(4, RequestKind.POWERDOWN)]
-            assert it.source.missed == 1
+            assert it.source.missed_requests == 1
             it.request(4, "")  # one firing alone is no request
             await it.settled()
             assert len(it.asks()) == 1
@@ -283,14 +283,14 @@ def test_what_a_guest_reports_of_itself(short: Path) -> None:
             it.daemon.write(f"{base}/attr/vif/0/ipv6/1", "fd00::4")
             it.daemon.write(f"{base}/attr/eth0/ip", "10.0.0.5")
             it.daemon.write(f"{base}/data/ip", "x" * 2000)
-            assert await it.source.reported(4, 16) == (
+            assert await it.source.reported_addresses(4, 16) == (
                 "10.0.0.4",
                 "fd00::4",
                 "10.0.0.5",
                 "x" * 2000,
             )
-            assert await it.source.reported(4, 2) == ("10.0.0.4", "fd00::4")
-            assert await it.source.reported(5, 16) == ()
+            assert await it.source.reported_addresses(4, 2) == ("10.0.0.4", "fd00::4")
+            assert await it.source.reported_addresses(5, 16) == ()
 
     run(main)
 

@@ -72,7 +72,7 @@ def failed(text: str) -> str:
 
 def hooked(text: str) -> str:
     head = f"libxl\tstarted\tbegin\t{UUID_TEXT}\t4\t"
-    call = hooks.parse(raw(head + text))
+    call = hooks.parse_line(raw(head + text))
     return "" if call is None else call.name
 
 

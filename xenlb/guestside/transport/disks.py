@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.guestside.transport.image import Disk, Place, RootFolder
-from xenlb.hypervisor.libvirt.xml_text import Malformed, parse
+from xenlb.hypervisor.libvirt.xml_text import Malformed, parse_xml
 
 MOST_DISKS = 16
 MOUNT = "mount its root file system on this host and give --root DIR"
@@ -24,7 +24,7 @@ def place(text: str, *, name: str, uri: str) -> Place:
             hint="use delivery: ssh or agent, or run xenlb on that host",
         )
     try:
-        root = parse(text, wanted=[("devices", "filesystem"), ("devices", "disk")])
+        root = parse_xml(text, wanted=[("devices", "filesystem"), ("devices", "disk")])
     except Malformed as error:
         raise DeliveryError(f"the XML of {name} cannot be used: {error}") from None
     for filesystem in root.findall("./devices/filesystem"):
