@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from xenlb.health.registry import load_probe, run_probe
-from xenlb.health.transport.result import Answer, answer_budget, too_late
+from xenlb.health.transport.result import Answer, answer_budget, timed_out
 from xenlb.ipvs.table import Tunnel, TunnelType
 from xenlb.model.target import Target
 from xenlb.store import check_codec
@@ -34,7 +34,7 @@ async def one(target: Target) -> Answer:
         async with asyncio.timeout(target.check.timeout):
             return await run_probe(target, answer_budget())
     except TimeoutError:
-        return too_late(target)
+        return timed_out(target)
 
 
 async def main() -> None:

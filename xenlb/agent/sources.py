@@ -97,7 +97,7 @@ class Sources:
 
     def on_state_change(self, before: State, after: State) -> None:
         """Give each source what it needs of the state."""
-        self._health.targets(after.remembered.health)
+        self._health.set_targets(after.remembered.health)
         self._drain_worker.on_state_change(after)
         self._flusher.on_state_change(before, after)
         self._provisioner.on_state_change(before, after)

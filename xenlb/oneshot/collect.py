@@ -111,7 +111,7 @@ class _Collector:
 
     def _answered(self, health: HealthRunner) -> bool:
         """Whether every target passes, or has failed as often as its check allows."""
-        health.targets(self.state.remembered.health)
+        health.set_targets(self.state.remembered.health)
         return all(
             verdict.up is not None or (verdict.detail and not verdict.streak)
             for verdict in self.state.remembered.health.values()

@@ -70,7 +70,7 @@ def words(data: bytes) -> None:
 
 
 def line_of_an_agent(data: bytes) -> None:
-    answer = agent.understood(data[:256], "here")
+    answer = agent.parse_state(data[:256], "here")
     assert answer.detail.isprintable()
     assert answer.share is None or answer.share >= 0
 
@@ -78,7 +78,7 @@ def line_of_an_agent(data: bytes) -> None:
 def output_of_a_program(data: bytes) -> None:
     asks = Exec(command=("/check",), share=Share())
     for status in (0, 1, 2, 3, 126, -9):
-        assert program.judged(asks, status, text(data)).detail.isprintable()
+        assert program.answer_for_status(asks, status, text(data)).detail.isprintable()
 
 
 def metadata(data: bytes) -> None:

@@ -61,7 +61,7 @@ def asked(asks: Asks, answers: Answers, address: str = "127.0.0.1", timeout: flo
                 up=answer.up,
                 detail=answer.detail.replace(f"port {port}", "port PORT"),
                 share=answer.share,
-                away=answer.away,
+                declines=answer.declines,
             )
 
     return asyncio.run(main())

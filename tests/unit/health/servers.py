@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from xenlb.health.registry import run_probe
-from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
+from xenlb.health.transport.result import Answer, answer_budget, over_budget, timed_out
 from xenlb.model.checks import Asks
 from xenlb.model.settings import Check
 from xenlb.model.target import Target
@@ -142,9 +142,9 @@ async def asked(target: Target) -> Answer:
         async with asyncio.timeout(target.check.timeout):
             return await run_probe(target, answer_budget())
     except TimeoutError as late:
-        return too_late(target, late)
+        return timed_out(target, late)
     except BudgetSpent as spent:
-        return too_much(target, spent)
+        return over_budget(target, spent)
 
 
 def answer_of(
@@ -161,7 +161,9 @@ def answer_of(
         async with serving(script, tls=tls, address=address) as server:
             answer = await asked(target(asks, server.port, address=address, timeout=timeout))
         detail = answer.detail.replace(f"{address} port {server.port}", "WHERE")
-        return Answer(up=answer.up, detail=detail, share=answer.share, away=answer.away), server
+        return Answer(
+            up=answer.up, detail=detail, share=answer.share, declines=answer.declines
+        ), server
 
     return asyncio.run(main())
 

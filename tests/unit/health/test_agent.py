@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.health.datagrams import target
-from xenlb.health.probes.agent import LONGEST, understood
+from xenlb.health.probes.agent import LONGEST, parse_state
 from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Agent
@@ -43,22 +43,22 @@ from xenlb.model.checks import Agent
     ],
 )
 def test_words(line: bytes, up: bool | None, share: float | None) -> None:
-    answer = understood(line, "a")
-    assert (answer.up, answer.share, answer.away) == (up, share, False)
+    answer = parse_state(line, "a")
+    assert (answer.up, answer.share, answer.declines) == (up, share, False)
 
 
 @pytest.mark.parametrize("line", [b"drain", b"drain 75%\n", b"75% maint\n", b"up maint\n"])
 def test_who_goes_away_is_up(line: bytes) -> None:
-    answer = understood(line, "a")
-    assert (answer.up, answer.away) == (True, True)
+    answer = parse_state(line, "a")
+    assert (answer.up, answer.declines) == (True, True)
 
 
 def test_the_reason_is_told() -> None:
-    answer = understood(b"down # disk \x1b[31mfull\n", "10.0.0.1 port 9")
+    answer = parse_state(b"down # disk \x1b[31mfull\n", "10.0.0.1 port 9")
     assert answer == Answer(
         up=False, detail="10.0.0.1 port 9 says that it is down (disk \\x1b[31mfull)"
     )
-    answer = understood(b"HTTP/1.0 400 Bad request\n", "10.0.0.1 port 9")
+    answer = parse_state(b"HTTP/1.0 400 Bad request\n", "10.0.0.1 port 9")
     assert answer == Answer(
         up=None,
         detail='expected up, down or a share from 10.0.0.1 port 9, got "HTTP/1.0 400 Bad request"',
@@ -66,8 +66,8 @@ def test_the_reason_is_told() -> None:
 
 
 def test_what_is_shown_is_made_printable_and_short() -> None:
-    assert understood(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%\\x1b[2J"
-    assert len(understood(b"up " + b"x" * 200, "a").detail) < 100
+    assert parse_state(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%\\x1b[2J"
+    assert len(parse_state(b"up " + b"x" * 200, "a").detail) < 100
 
 
 def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
@@ -111,7 +111,7 @@ def test_bytes_beyond_ascii_are_sent_as_they_are() -> None:
 
 
 def test_a_line_without_its_end() -> None:
-    assert said(lambda _: [b"drain"], Agent()).away
+    assert said(lambda _: [b"drain"], Agent()).declines
 
 
 def test_a_line_that_does_not_end() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.health.datagrams import answering
 from tests.unit.health.servers import LINE, Endless, Hang, Script, serving, target
-from xenlb.health.pacing import Pacer, metered
+from xenlb.health.pacing import StepScheduler, run_in_steps
 from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import PIECES, SIZE, TIME, Answer, answer_budget
 from xenlb.health.transport.stream import IN_A_ROW
@@ -67,7 +67,7 @@ def _no_garbage_of_other_tests() -> Iterator[None]:
     gc.unfreeze()
 
 
-class Watched(Pacer):
+class Watched(StepScheduler):
     """Notes the pieces of an answer between two turns of the loop, and what each step took."""
 
     def __init__(self) -> None:
@@ -76,18 +76,18 @@ class Watched(Pacer):
         self.steps: list[float] = []
         self._seen = 0, 0.0
 
-    async def turn(self, budget: Budget) -> None:
+    async def wait_turn(self, budget: Budget) -> None:
         pieces, seconds = self._seen
         self.pieces.append(budget.used_pieces - pieces)
         self.steps.append(budget.used_time - seconds)
         self._seen = budget.used_pieces, budget.used_time
-        await super().turn(budget)
+        await super().wait_turn(budget)
 
 
 async def watched(work: Awaitable[Answer], budget: Budget) -> tuple[str, Watched]:
     turns = Watched()
     try:
-        return (await metered(work, budget, turns)).detail, turns
+        return (await run_in_steps(work, budget, turns)).detail, turns
     except BudgetSpent as spent:
         return str(spent), turns
 

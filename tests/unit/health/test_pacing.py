@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from xenlb.health.pacing import LET_ON, SHARE, Pacer, metered
+from xenlb.health.pacing import ADMITTED, SHARE, StepScheduler, run_in_steps
 from xenlb.untrusted.budget import Budget
 
 
@@ -31,10 +31,12 @@ def steps_between_rounds(number: int, *, steps: int, each: float) -> tuple[int, 
 
     async def main() -> tuple[int, int]:
         clock = Clock()
-        turns, order = Pacer(clock), list[int]()
+        turns, order = StepScheduler(clock), list[int]()
         work = asyncio.gather(
             *(
-                metered(hostile(clock, order, who, steps=steps, each=each), Budget(pieces=1), turns)
+                run_in_steps(
+                    hostile(clock, order, who, steps=steps, each=each), Budget(pieces=1), turns
+                )
                 for who in range(number)
             )
         )
@@ -63,13 +65,13 @@ def test_short_steps_are_not_kept_waiting() -> None:
 def test_who_cost_least_goes_first() -> None:
     async def main() -> list[int]:
         clock = Clock()
-        turns, order = Pacer(clock), list[int]()
+        turns, order = StepScheduler(clock), list[int]()
         budgets = [Budget(pieces=1) for _ in range(50)]
         for who, budget in enumerate(budgets):
-            budget.took(float(len(budgets) - who))
+            budget.add_time(float(len(budgets) - who))
         works = [
             asyncio.ensure_future(
-                metered(hostile(clock, order, who, steps=1, each=SHARE), budget, turns)
+                run_in_steps(hostile(clock, order, who, steps=1, each=SHARE), budget, turns)
             )
             for who, budget in enumerate(budgets)
         ]
@@ -84,13 +86,15 @@ def test_who_cost_least_goes_first() -> None:
 def test_who_is_cancelled_while_it_waits_keeps_nobody_back() -> None:
     async def main() -> list[int]:
         clock = Clock()
-        turns, order = Pacer(clock), list[int]()
+        turns, order = StepScheduler(clock), list[int]()
 
         def begun(who: int) -> asyncio.Task[None]:
-            work = metered(hostile(clock, order, who, steps=2, each=SHARE), Budget(pieces=1), turns)
+            work = run_in_steps(
+                hostile(clock, order, who, steps=2, each=SHARE), Budget(pieces=1), turns
+            )
             return asyncio.ensure_future(work)
 
-        tasks = [begun(who) for who in range(4 * LET_ON)]
+        tasks = [begun(who) for who in range(4 * ADMITTED)]
         for _ in range(3):  # some are let on, and not awake yet
             await asyncio.sleep(0)
         for task in tasks[:-1]:
@@ -101,7 +105,7 @@ def test_who_is_cancelled_while_it_waits_keeps_nobody_back() -> None:
         return order
 
     order = asyncio.run(main())
-    assert order.count(4 * LET_ON - 1) == order.count(1000) == 2
+    assert order.count(4 * ADMITTED - 1) == order.count(1000) == 2
 
 
 def test_time_is_the_processors_and_the_result_is_the_works() -> None:
@@ -114,7 +118,7 @@ def test_time_is_the_processors_and_the_result_is_the_works() -> None:
 
     async def main() -> tuple[str, float]:
         budget = Budget(pieces=1)
-        return await metered(work(), budget, Pacer()), budget.used_time
+        return await run_in_steps(work(), budget, StepScheduler()), budget.used_time
 
     result, seconds = asyncio.run(main())
     assert result == "done"
@@ -137,10 +141,10 @@ def test_the_works_errors_and_a_timeout_come_through() -> None:
 
     async def main() -> None:
         with pytest.raises(ZeroDivisionError):
-            await metered(fails(), Budget(pieces=1), Pacer())
+            await run_in_steps(fails(), Budget(pieces=1), StepScheduler())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await metered(hangs(), Budget(pieces=1), Pacer())
+                await run_in_steps(hangs(), Budget(pieces=1), StepScheduler())
 
     asyncio.run(main())
     assert ended == [True]

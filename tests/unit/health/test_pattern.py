@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.health.pacing import Pacer, metered
-from xenlb.health.transport.pattern import PLACES, SearchTooLong, matches
+from xenlb.health.pacing import StepScheduler, run_in_steps
+from xenlb.health.transport.pattern import POSITIONS, SearchTooLong, matches
 from xenlb.untrusted.budget import Budget
 
 PATTERNS = ["^OK", "a.*b", "(?s)b.a$", "(?m)^a+$", r"\bab\b", "(?<=b)a?$", "^$", "a|b{3}", "(?i)AB"]
@@ -21,7 +21,7 @@ def searched(pattern: str, *texts: str, budget: Budget | None = None) -> bool:
 
 
 async def _metered(pattern: str, texts: tuple[str, ...], budget: Budget) -> bool:
-    return await metered(matches(pattern, *texts, budget=budget), budget, Pacer())
+    return await run_in_steps(matches(pattern, *texts, budget=budget), budget, StepScheduler())
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_search_without_end_is_ended(pattern: str, text: str) -> None:
 @given(pattern=st.sampled_from(PATTERNS), text=st.text(alphabet="ab\nOK "), long=st.booleans())
 def test_found_as_search_finds(pattern: str, text: str, long: bool) -> None:
     if long:
-        text = "b" * PLACES + text
+        text = "b" * POSITIONS + text
     assert searched(pattern, text) == (re.search(pattern, text) is not None)
 
 
@@ -63,4 +63,4 @@ def test_all_searches_in_an_answer_have_one_budget() -> None:
 def test_the_loop_has_its_turn_in_a_long_search(texts: tuple[str, ...]) -> None:
     budget = Budget(pieces=1000)
     assert not searched("a+c", *texts, budget=budget)
-    assert budget.used_pieces > sum(map(len, texts)) / PLACES / 2
+    assert budget.used_pieces > sum(map(len, texts)) / POSITIONS / 2

@@ -184,7 +184,7 @@ def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
     async def main() -> ProbeFinished:
         results: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
-        runner.targets({target(sh(script), 25, timeout=3.0): Health(valid_from=0.0)})
+        runner.set_targets({target(sh(script), 25, timeout=3.0): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         result = await asyncio.wait_for(results.get(), 20)
         task.cancel()

@@ -77,7 +77,7 @@ def test_loading_is_not_the_servers_delay(monkeypatch: pytest.MonkeyPatch) -> No
     async def main() -> ProbeFinished:
         results: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
-        runner.targets({plain: Health(valid_from=0.0)})
+        runner.set_targets({plain: Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         result = await asyncio.wait_for(results.get(), 10)
         task.cancel()

@@ -51,7 +51,7 @@ class Servers:
         try:
             if asked in self.broken:
                 raise ZeroDivisionError
-            budget.took(self.cost.get(asked, 0.0))
+            budget.add_time(self.cost.get(asked, 0.0))
             if asked in self.spend:
                 budget.take(budget.pieces + 1)
             await asyncio.sleep(1e6 if asked in self.hang else 0.001)
@@ -66,11 +66,13 @@ class Servers:
 class Bench:
     """A runner with the real judge behind it, as the agent wires them."""
 
-    def __init__(self, *, at_once: int = 100) -> None:
+    def __init__(self, *, max_running: int = 100) -> None:
         self.servers = Servers()
         self.told: list[ProbeFinished] = []
         self.health: Mapping[Target, Health] = {}
-        self.runner = HealthRunner(self.emit, now, probe=self.servers.probe, at_once=at_once)
+        self.runner = HealthRunner(
+            self.emit, now, probe=self.servers.probe, max_running=max_running
+        )
 
     def emit(self, result: ProbeFinished) -> None:
         self.told.append(result)
@@ -84,7 +86,7 @@ class Bench:
 
     def step(self, health: Mapping[Target, Health]) -> None:
         self.health = health
-        self.runner.targets(health)
+        self.runner.set_targets(health)
 
     def unknown(self, *targets: Target) -> None:
         self.step({each: Health(valid_from=now()) for each in targets})
@@ -240,7 +242,7 @@ def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> No
             for share in (0.5, 0.5, 0.0, 0.1, -3.0, 1.0):
                 bench.servers.answers[one] = Answer(up=True, detail="up", share=share)
                 await asyncio.sleep(12)
-            bench.servers.answers[one] = Answer(up=True, detail="up", share=1.0, away=True)
+            bench.servers.answers[one] = Answer(up=True, detail="up", share=1.0, declines=True)
             await asyncio.sleep(12)
         assert [(r.share, r.declines) for r in bench.told] == [
             (0.5, False),
@@ -457,7 +459,7 @@ def test_a_mistake_in_a_probe_costs_the_others_nothing(caplog: pytest.LogCapture
 
 def test_many_targets_are_spread_and_bounded() -> None:
     async def main() -> None:
-        bench = Bench(at_once=20)
+        bench = Bench(max_running=20)
         many = [target(number) for number in range(500)]
         async with running(bench):
             bench.unknown(*many)
@@ -479,7 +481,7 @@ def test_many_targets_are_spread_and_bounded() -> None:
 
 def test_the_herd_of_the_start_has_dissolved_after_one_interval() -> None:
     async def main() -> None:
-        bench = Bench(at_once=10_000)
+        bench = Bench(max_running=10_000)
         many = [target(number) for number in range(1000)]
         async with running(bench):
             bench.unknown(*many)
@@ -497,7 +499,7 @@ def test_the_herd_of_the_start_has_dissolved_after_one_interval() -> None:
 
 def test_of_many_servers_only_changes_are_told() -> None:
     async def main() -> None:
-        bench = Bench(at_once=10_000)
+        bench = Bench(max_running=10_000)
         many = [target(number) for number in range(100)]
         failing = set(many[::10])
         async with running(bench):
@@ -520,7 +522,7 @@ def test_of_many_servers_only_changes_are_told() -> None:
 
 def test_hanging_servers_leave_room_for_the_others() -> None:
     async def main() -> None:
-        bench = Bench(at_once=10)
+        bench = Bench(max_running=10)
         dead = [target(number) for number in range(30)]
         bench.servers.hang.update(dead)
         alive = target(1000)
@@ -548,7 +550,7 @@ def test_nothing_changed_costs_no_hashing() -> None:
 
         sys.setprofile(count)
         try:
-            bench.runner.targets(copy)
+            bench.runner.set_targets(copy)
         finally:
             sys.setprofile(None)
         assert calls == 1

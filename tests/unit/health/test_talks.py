@@ -212,7 +212,7 @@ def test_the_runner_tells_what_was_waited_for() -> None:
         runner = HealthRunner(told.put_nowait, asyncio.get_running_loop().time)
         async with serving([Hang()]) as server:
             asks = target(Redis(), server.port, timeout=0.1)
-            runner.targets({asks: Health(valid_from=0.0)})
+            runner.set_targets({asks: Health(valid_from=0.0)})
             task = asyncio.create_task(runner.run())
             result = await asyncio.wait_for(told.get(), 10)
             task.cancel()

@@ -142,7 +142,7 @@ def test_a_server_that_comes_later_is_told() -> None:
             (accepted if result.up else refused).set()
 
         runner = HealthRunner(emit, asyncio.get_running_loop().time)
-        runner.targets({target(port): Health(valid_from=0.0)})
+        runner.set_targets({target(port): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         await asyncio.wait_for(refused.wait(), 10)
         with listening(port=port):
@@ -162,7 +162,7 @@ def test_a_server_that_hangs_is_told_after_the_timeout() -> None:
     async def main(port: int) -> ProbeFinished:
         told: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(told.put_nowait, asyncio.get_running_loop().time)
-        runner.targets({target(port, timeout=0.2): Health(valid_from=0.0)})
+        runner.set_targets({target(port, timeout=0.2): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         result = await asyncio.wait_for(told.get(), 10)
         task.cancel()

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.health.certificates import NAME, certificates
 from tests.unit.health.servers import Hang, HangUp, answer_of, asked, down, target, up
 from xenlb.health.registry import load_probe, run_probe
-from xenlb.health.transport.certificates import context_of, refused
+from xenlb.health.transport.certificates import context_of, handshake_failure
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Tcp, Tls, TlsHandshake
 
@@ -192,7 +192,7 @@ def test_what_a_handshake_costs_is_reckoned_in_a_thread(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_without_a_reason_is_told_by_its_text(error: ssl.SSLError, words: str) -> None:
-    assert refused(error, Tls()) == ("a TLS handshake", f"an error of it: {words}")
+    assert handshake_failure(error, Tls()) == ("a TLS handshake", f"an error of it: {words}")
 
 
 @pytest.mark.parametrize(

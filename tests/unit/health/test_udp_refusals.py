@@ -77,15 +77,15 @@ def test_on_loopback_there_is_no_limit() -> None:
 def test_a_port_that_refuses_leaves_the_refusals_to_others() -> None:
     refusals = Refusals()
     for n in range(CERTAIN):
-        assert not refusals.held(HOST, 514, 10.0 + n)
+        assert not refusals.is_held(HOST, 514, 10.0 + n)
         refuse(refusals, HOST, 514, 10.0 + n)
     last = 10.0 + CERTAIN - 1
-    assert refusals.held(HOST, 514, last + HOLD - 0.1)
-    assert not refusals.held(HOST, 514, last + HOLD)
-    assert not refusals.held(HOST, 515, last), "never refused"
+    assert refusals.is_held(HOST, 514, last + HOLD - 0.1)
+    assert not refusals.is_held(HOST, 514, last + HOLD)
+    assert not refusals.is_held(HOST, 515, last), "never refused"
     refuse(refusals, HOST, 515, 20.0)
-    assert refusals.held(HOST, 514, 20.1)
-    assert not refusals.held(HOST, 515, 20.1), "not certain yet"
+    assert refusals.is_held(HOST, 514, 20.1)
+    assert not refusals.is_held(HOST, 515, 20.1), "not certain yet"
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -105,7 +105,7 @@ def test_twenty_dead_ports_and_a_live_one() -> None:
     said_of_live = None
     for now in (0.3 * n for n in range(200)):
         for port in (*dead, live):
-            if refusals.held(HOST, port, now):
+            if refusals.is_held(HOST, port, now):
                 continue
             tokens, filled = min(6.0, tokens + now - filled), now
             if port != live and tokens >= 1:

@@ -109,9 +109,9 @@ WAYS: Mapping[str, Callable[[str], str]] = {
         address_policy.check_address(text, AddressSource.REPORTED, address_policy.PolicyContext())
     ),
     "an answer to a probe": lambda text: first_line(raw(text)),
-    "an agent check": lambda text: agent.understood(raw(f"down {text}\n"), "mail1").detail,
+    "an agent check": lambda text: agent.parse_state(raw(f"down {text}\n"), "mail1").detail,
     "a program's output": lambda text: (
-        program.judged(
+        program.answer_for_status(
             Exec(command=("/bin/check",)), 2, raw(text).decode("utf-8", "replace")
         ).detail
     ),

@@ -4,7 +4,7 @@ import struct
 
 
 def checksum(data: bytes) -> int:
-    """Of a whole number of 16-bit words."""
+    """Return the checksum of a whole number of 16-bit words."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
