@@ -68,15 +68,6 @@ class _Schedule:
     warned: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _RunningProbe:
-    """A running probe; `valid_from`: of the verdict for which it was started."""
-
-    task: asyncio.Task[Answer]
-    valid_from: float
-    budget: Budget
-
-
 class HealthRunner:
     """`emit` is called with the results; `clock` is the events' clock (s). `max_running`: probes at
     once, by default half of the files this process may open."""
@@ -97,7 +88,7 @@ class HealthRunner:
         self._schedules: dict[Target, _Schedule] = {}
         self._heap: list[tuple[float, int, _Schedule]] = []
         self._number = itertools.count()
-        self._running: dict[Target, _RunningProbe] = {}
+        self._running: dict[Target, asyncio.Task[Answer]] = {}
         self._sleeps_until = -inf
         self._full = False  # no probe may start before another has ended
         self._wake = asyncio.Event()
@@ -119,7 +110,7 @@ class HealthRunner:
         for target in self._schedules.keys() - health.keys():
             self._schedules.pop(target).due = inf
             if target in self._running:
-                self._running[target].task.cancel()
+                self._running[target].cancel()
         for target, verdict in health.items():
             schedule = self._schedules.get(target)
             if schedule is None:
@@ -153,10 +144,10 @@ class HealthRunner:
                 await self._sleep()
                 self._full = False
         finally:
-            probes = [probe.task for probe in self._running.values()]
+            probes = [*self._running.values()]
             self._running.clear()
-            for task in probes:
-                task.cancel()
+            for probe in probes:
+                probe.cancel()
             await asyncio.gather(*probes, return_exceptions=True)
 
     def _set_verdict(self, schedule: _Schedule, verdict: Health) -> None:
@@ -167,7 +158,7 @@ class HealthRunner:
             if running is None:
                 self._schedule(schedule, max(self._clock(), verdict.valid_from))
             else:
-                running.task.cancel()
+                running.cancel()
         elif running is None and (verdict.up, verdict.streak) != (before.up, before.streak):
             due = schedule.started + self._interval(schedule)
             self._schedule(schedule, max(self._clock(), due))
@@ -225,10 +216,9 @@ class HealthRunner:
         started = schedule.started = self._clock()
         budget = answer_budget()
         task = asyncio.create_task(self._run_probe(target, budget), name=f"probe {target}")
-        self._running[target] = _RunningProbe(
-            task=task, valid_from=schedule.health.valid_from, budget=budget
-        )
-        task.add_done_callback(lambda done: self._ended(target, started, done))
+        valid_from = schedule.health.valid_from
+        self._running[target] = task
+        task.add_done_callback(lambda done: self._ended(target, started, valid_from, budget, done))
 
     async def _run_probe(self, target: Target, budget: Budget) -> Answer:
         if self._probe is run_probe:
@@ -242,21 +232,29 @@ class HealthRunner:
             budget.spent = True
             return over_budget(target, spent)
 
-    def _ended(self, target: Target, started: float, task: asyncio.Task[Answer]) -> None:
-        running = self._running.pop(target, None)
+    def _ended(
+        self,
+        target: Target,
+        started: float,
+        valid_from: float,
+        budget: Budget,
+        task: asyncio.Task[Answer],
+    ) -> None:
+        """Handle the end of a probe; `valid_from`: of the verdict for which it was started."""
+        stopping = self._running.pop(target, None) is None
         if self._full:
             self._wake.set()
-        if running is None:  # run() is ending
+        if stopping:
             return
         schedule = self._schedules.get(target)
         if schedule is None:
             return
-        if task.cancelled() or schedule.health.valid_from > running.valid_from:
+        if task.cancelled() or schedule.health.valid_from > valid_from:
             self._schedule(schedule, max(self._clock(), schedule.health.valid_from))
             return
         # After an expensive answer the next probe waits.
-        schedule.spent = schedule.spent + 1 if running.budget.spent else 0
-        cost = running.budget.used_time / COST_SHARE * 2 ** min(schedule.spent, 16)
+        schedule.spent = schedule.spent + 1 if budget.spent else 0
+        cost = budget.used_time / COST_SHARE * 2 ** min(schedule.spent, 16)
         schedule.pause = min(SLOWEST, cost)
         interval = self._interval(schedule)
         if (error := task.exception()) is not None:

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.health.datagrams import target
 from xenlb.health.registry import run_probe
-from xenlb.health.transport.checksum import checksum
 from xenlb.health.transport.result import Answer, answer_budget
+from xenlb.health.transport.sockets import checksum
 from xenlb.model.checks import Icmp
 
 

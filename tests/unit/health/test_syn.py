@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.director.netns import in_own_network, sh
-from xenlb.health.transport.checksum import checksum
+from xenlb.health.transport.sockets import checksum
 from xenlb.health.via_vip.syn import (
     ACK,
     RST,

@@ -86,7 +86,7 @@ async def main(rounds: int, folder: Path) -> None:
         await _connected(source, daemon)
         for task in [*work, running]:
             await ended(task)
-        loop = event_loop.installed()
+        loop = event_loop.IMPLEMENTATION
         assert loop is not None
         await until(lambda: loop.idle, "the end of every connection")
         await until(lambda: not _calling(), "the end of every thread with a call")

@@ -47,8 +47,7 @@ async def running(
     await until(lambda: source.connected, "connected")
     yield source
     await ended(task)
-    loop = event_loop.installed()
-    assert loop is not None
+    loop = event_loop.IMPLEMENTATION
     await until(lambda: loop.idle, "the end of libvirt's handles and timers")
 
 
@@ -213,8 +212,7 @@ def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
         gate.go.set()
         async with running(daemon.uri, []) as source:
             await source.call(gate)
-            loop = event_loop.installed()
-            assert loop is not None
+            loop = event_loop.IMPLEMENTATION
             loop.hang_up(max(loop._open))  # the one that was opened last
             await asyncio.sleep(0.1)
             await source.call(gate)

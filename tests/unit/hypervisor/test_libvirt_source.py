@@ -48,8 +48,7 @@ needs_daemon = pytest.mark.skipif(
 
 
 def _idle() -> bool:
-    loop = event_loop.installed()
-    return loop is not None and loop.idle
+    return event_loop.IMPLEMENTATION.idle
 
 
 class Running:

@@ -135,18 +135,14 @@ async def _check_body(stream: Stream, asks: Http, status: int, headers: Headers)
 async def _read_body(stream: Stream, headers: Headers, body: bytearray) -> None:
     """Read the first SEARCHED bytes into `body`. Raises Unexpected if it is incomplete."""
     codings = ",".join(_values(headers, "Transfer-Encoding")).lower()
-    lengths = [int(value) for value in _values(headers, "Content-Length") if _is_length(value)]
+    lengths = [v for v in _values(headers, "Content-Length") if re.fullmatch("[0-9]{1,15}", v)]
     if "chunked" in codings:
         await _read_chunks(stream, body)
     elif lengths:
-        await _read_part(stream, body, lengths[0])
+        await _read_part(stream, body, int(lengths[0]))
     else:
         while len(body) < SEARCHED and (piece := await stream.read_some("whole body")):
             body += piece[: SEARCHED - len(body)]
-
-
-def _is_length(value: str) -> bool:
-    return re.fullmatch("[0-9]{1,15}", value) is not None
 
 
 async def _read_chunks(stream: Stream, body: bytearray) -> None:

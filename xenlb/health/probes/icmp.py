@@ -16,9 +16,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xenlb.health.transport.checksum import checksum
 from xenlb.health.transport.result import Answer, failed
-from xenlb.health.transport.sockets import FAMILY, shared_receiver
+from xenlb.health.transport.sockets import FAMILY, checksum, shared_receiver
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget

@@ -80,25 +80,21 @@ def failed(target: Target, error: OSError) -> Answer:
     if code in _LOCAL_ERRORS:
         reason = os.strerror(code).lower() if code else str(error)
         return Answer(up=None, detail=f"this host cannot probe {where(target)}: {reason}")
-    match code:
-        case errno.ECONNREFUSED:
-            detail = f"connection refused by {where(target)}"
-        case errno.ECONNRESET | errno.ECONNABORTED | errno.EPIPE:
-            detail = f"connection reset by {where(target)}"
-        case errno.EHOSTUNREACH:
-            protocol = "ARP" if target.address.version == 4 else "neighbour discovery"
-            detail = (
-                f"no route to {target.address}: it does not answer {protocol}, or a router said so"
-            )
-        case errno.ENETUNREACH:
-            detail = f"no route to the network of {target.address}"
-        case errno.ETIMEDOUT:
-            detail = f"no answer from {where(target)}"
-        case None:
-            detail = f"{where(target)}: {error}"
-        case _:
-            detail = f"{where(target)}: {os.strerror(code).lower()}"
-    return Answer(up=False, detail=detail)
+    protocol = "ARP" if target.address.version == 4 else "neighbour discovery"
+    reset = f"connection reset by {where(target)}"
+    details = {
+        errno.ECONNREFUSED: f"connection refused by {where(target)}",
+        errno.ECONNRESET: reset,
+        errno.ECONNABORTED: reset,
+        errno.EPIPE: reset,
+        errno.EHOSTUNREACH: f"no route to {target.address}: it does not answer {protocol},"
+        " or a router said so",
+        errno.ENETUNREACH: f"no route to the network of {target.address}",
+        errno.ETIMEDOUT: f"no answer from {where(target)}",
+        None: f"{where(target)}: {error}",
+    }
+    other = f"{where(target)}: {os.strerror(code or 0).lower()}"
+    return Answer(up=False, detail=details.get(code, other))
 
 
 def timed_out(target: Target, timeout: TimeoutError | None = None) -> Answer:

@@ -10,6 +10,7 @@ FACTS
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
@@ -82,3 +83,11 @@ def shared_receiver(receivers: dict[int, T], version: int, make: Callable[[int],
             del receivers[version]
             loop.remove_reader(shared.receiver)
             shared.close()
+
+
+def checksum(data: bytes) -> int:
+    """Return the checksum of IPv4, ICMP, TCP and UDP (RFC 1071) of 16-bit words."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

@@ -84,13 +84,8 @@ class Stream:
         self._unread = bytearray()
         self._received = False  # any input
         self._in_a_row = 0  # pieces since the loop ran other tasks
-        self._ended = False
+        self.ended = False  # the server has ended the connection
         self._reset: ConnectionError | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the server has ended the connection."""
-        return self._ended
 
     async def connect(self) -> None:
         """Connect. Raises OSError."""
@@ -172,7 +167,7 @@ class Stream:
     async def hang_up(self, goodbye: bytes = b"") -> None:
         """Send `goodbye` and wait until the server closes the connection. Never raises."""
         limit = min(FAREWELL, self._farewell_until - self._loop.time())
-        if limit <= 0 or self._ended:
+        if limit <= 0 or self.ended:
             return
         with contextlib.suppress(OSError, TimeoutError, Unexpected, BudgetSpent):
             async with asyncio.timeout(limit):
@@ -190,7 +185,7 @@ class Stream:
         text = first_line(got)
         if not text:
             text = "an empty line"
-            if self._ended:
+            if self.ended:
                 text = f"{'a reset' if self._reset else 'the end'} of the connection"
         elif quote:
             text = f'"{text}"'
@@ -223,19 +218,19 @@ class Stream:
 
     async def _fill(self) -> bool:
         """Receive input into `_unread`; False at the end of the connection."""
-        if self._ended:
+        if self.ended:
             return False
         if self._tls is None:
             data = await self._receive()
             self._unread += data
             return bool(data)
         got = False
-        while not got and not self._ended:
+        while not got and not self.ended:
             await self._count_piece()
             try:
                 got = await self._tls_step(self._tls, self._decrypt)
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # many end without a close_notify
-                self._ended = True
+                self.ended = True
             except ssl.SSLError as error:
                 reason = handshake_failure(error, Tls())[1]
                 raise self.unexpected("TLS", reason, quote=False) from error
@@ -275,7 +270,7 @@ class Stream:
             raise self._reset
         self.budget.take(size=len(data))
         self._received = True
-        self._ended = not data
+        self.ended = not data
         return data
 
     async def _flush(self, layer: _TlsLayer) -> None:

@@ -51,7 +51,11 @@ async def resolve_neighbour(address: IPAddress) -> Neighbour:
 
 async def _resolve(address: IPAddress) -> Neighbour:
     async with AsyncIPRoute() as route:
-        index = await _interface(route, address)
+        try:
+            messages = await route.route("get", dst=str(address))
+        except NetlinkError as error:
+            raise OSError(error.code, str(error)) from error
+        index: int = next(iter(messages)).get("oif")
         (link,) = await route.link("get", index=index)
         name = link.get("ifname")
         attempt = 0
@@ -69,12 +73,3 @@ async def _resolve(address: IPAddress) -> Neighbour:
                         )
             await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
             attempt += 1
-
-
-async def _interface(route: AsyncIPRoute, address: IPAddress) -> int:
-    try:
-        messages = await route.route("get", dst=str(address))
-    except NetlinkError as error:
-        raise OSError(error.code, str(error)) from error
-    index: int = next(iter(messages)).get("oif")
-    return index

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from xenlb.health.transport.checksum import checksum
+from xenlb.health.transport.sockets import checksum
 from xenlb.ipvs.table import IPAddress
 
 SYN, RST, ACK = 0x02, 0x04, 0x10

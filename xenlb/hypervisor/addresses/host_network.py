@@ -23,6 +23,7 @@ from ipaddress import (
 )
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from pyroute2 import IPRoute
 
@@ -30,6 +31,8 @@ from xenlb.ipvs.table import IPAddress
 from xenlb.model.settings import IPNetwork
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T", IPAddress, IPNetwork)
 
 # linux/rtnetlink.h: RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _NEIGHBOURS, _ADDRESSES = 0x4, 0x10 | 0x100
@@ -85,15 +88,13 @@ def read_host_network() -> HostNetworkTables:
     return HostNetworkTables(
         own=frozenset(own),
         gateways=frozenset(gateways),
-        networks={
-            name: tuple(sorted(each, key=lambda network: (network.version, network)))
-            for name, each in networks.items()
-        },
-        neighbours={
-            mac: tuple(sorted(addresses, key=lambda address: (address.version, address)))
-            for mac, addresses in neighbours.items()
-        },
+        networks=_sorted(networks),
+        neighbours=_sorted(neighbours),
     )
+
+
+def _sorted(sets: Mapping[str, set[T]]) -> dict[str, tuple[T, ...]]:
+    return {key: tuple(sorted(each, key=lambda n: (n.version, n))) for key, each in sets.items()}
 
 
 def read_routes(

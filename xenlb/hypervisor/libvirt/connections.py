@@ -37,7 +37,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -139,42 +138,38 @@ def open_connection(uri: str | None, sockets: event_loop.Sockets) -> ExclusiveCo
     return ExclusiveConnection(connection, sockets)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InitialConnections:
-    """The connections a session starts with; `watch` is None if there is no daemon."""
-
-    main: ExclusiveConnection
-    watch: ExclusiveConnection | None
-
-    def close(self) -> None:
-        """Close both. Blocks."""
-        self.main.close()
-        if self.watch is not None:
-            self.watch.close()
-
-
-def open_initial(uri: str | None) -> InitialConnections:
-    """Open main and watch. Blocks; raises CallFailed."""
-    main = open_connection(uri, event_loop.Sockets())
-    if main.local:
-        return InitialConnections(main=main, watch=None)
+def open_initial(uri: str | None) -> list[ExclusiveConnection]:
+    """Open main and, if there is a daemon, watch. Blocks; raises CallFailed."""
+    opened: list[ExclusiveConnection] = []
     try:
-        return InitialConnections(main=main, watch=open_connection(uri, event_loop.Sockets()))
+        opened.append(open_connection(uri, event_loop.Sockets()))
+        if not opened[0].local:
+            opened.append(open_connection(uri, event_loop.Sockets()))
     except CallFailed:
-        main.close()
+        close_all(opened)
         raise
+    return opened
+
+
+def close_all(connections: list[ExclusiveConnection]) -> None:
+    """Close connections. Blocks."""
+    for connection in connections:
+        connection.close()
 
 
 class Connections:
-    """All open connections to one libvirt. Used in the loop's thread."""
+    """All open connections to one libvirt; `initial` is from open_initial(). Used in the loop's
+    thread."""
 
-    def __init__(self, uri: str | None, initial: InitialConnections, *, keepalive: float) -> None:
+    def __init__(
+        self, uri: str | None, initial: list[ExclusiveConnection], *, keepalive: float
+    ) -> None:
         self._uri = uri
         self._keepalive = keepalive
-        self._main = initial.main
-        self._watch = initial.watch
+        self._main = initial[0]
+        self._watch = initial[1] if len(initial) > 1 else None
         self._keepalive_on = False
-        self._open = {each for each in (initial.main, initial.watch) if each is not None}
+        self._open = set(initial)
         self._free: list[ExclusiveConnection] = []  # a stack: the last used is used next
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._openings: set[event_loop.Sockets] = set()

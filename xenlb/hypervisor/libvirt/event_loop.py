@@ -61,20 +61,21 @@ class _Timer:
 class EventLoop:
     """The process's one implementation; `attach` sets the asyncio loop it runs on."""
 
-    _loop: asyncio.AbstractEventLoop | None = None
+    loop: asyncio.AbstractEventLoop | None = None
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _handles: dict[int, _Handle] = field(default_factory=dict)
     _timers: dict[int, _Timer] = field(default_factory=dict)
     _by_fd: dict[int, list[_Handle]] = field(default_factory=dict)
     _watched: dict[int, int] = field(default_factory=dict)
     _open: dict[int, _Handle] = field(default_factory=dict)  # descriptor not closed yet
-    _collecting: threading.local = field(default_factory=threading.local)
+    # `numbers`: a list to which the handles that libvirt adds in this thread are appended.
+    collected: threading.local = field(default_factory=threading.local)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run on `loop` from now on, with the handles and timers of an earlier one."""
-        if loop is self._loop:
+        if loop is self.loop:
             return
-        self._loop = loop
+        self.loop = loop
         self._by_fd.clear()
         self._watched.clear()
         for handle in tuple(self._handles.values()):
@@ -91,20 +92,11 @@ class EventLoop:
     def _soon(self, call: Callable[..., object], *args: object) -> None:
         # Always through the loop's queue, also in the loop's thread: libvirt forbids the destructor
         # to run inside its own call, and one queue keeps the order.
-        assert self._loop is not None
+        assert self.loop is not None
         try:
-            self._loop.call_soon_threadsafe(call, *args)
+            self.loop.call_soon_threadsafe(call, *args)
         except RuntimeError:  # the loop is closed; the call of an abandoned thread has returned
             log.debug("libvirt calls an event loop that is closed")
-
-    @contextmanager
-    def collecting(self, numbers: list[int]) -> Iterator[None]:
-        """Append to `numbers` the handles that libvirt adds in this thread meanwhile."""
-        self._collecting.numbers = numbers
-        try:
-            yield
-        finally:
-            self._collecting.numbers = None
 
     # --- called by libvirt, in any thread --------------------------------------------------------
 
@@ -113,7 +105,7 @@ class EventLoop:
     ) -> int:
         handle = _Handle(number=next(self._numbers), fd=fd, wanted=events, call=call, opaque=opaque)
         self._handles[handle.number] = self._open[handle.number] = handle
-        numbers: list[int] | None = getattr(self._collecting, "numbers", None)
+        numbers: list[int] | None = getattr(self.collected, "numbers", None)
         if numbers is not None:
             numbers.append(handle.number)
         self._soon(self._adopt, handle)
@@ -183,7 +175,7 @@ class EventLoop:
 
     def _update_selector(self, fd: int) -> None:
         """Have the selector watch `fd` for what its handles want."""
-        assert self._loop is not None
+        assert self.loop is not None
         wanted = 0
         for handle in self._by_fd.get(fd, ()):
             if not handle.removed:
@@ -191,13 +183,13 @@ class EventLoop:
         wanted &= READABLE | WRITABLE
         watched = self._watched.get(fd, 0)
         if wanted & READABLE and not watched & READABLE:
-            self._loop.add_reader(fd, self._ready, fd, READABLE)
+            self.loop.add_reader(fd, self._ready, fd, READABLE)
         elif watched & READABLE and not wanted & READABLE:
-            self._loop.remove_reader(fd)
+            self.loop.remove_reader(fd)
         if wanted & WRITABLE and not watched & WRITABLE:
-            self._loop.add_writer(fd, self._ready, fd, WRITABLE)
+            self.loop.add_writer(fd, self._ready, fd, WRITABLE)
         elif watched & WRITABLE and not wanted & WRITABLE:
-            self._loop.remove_writer(fd)
+            self.loop.remove_writer(fd)
         if wanted:
             self._watched[fd] = wanted
         else:
@@ -209,16 +201,16 @@ class EventLoop:
                 handle.call(handle.number, fd, event, handle.opaque)
 
     def _arm(self, timer: _Timer) -> None:
-        assert self._loop is not None
+        assert self.loop is not None
         if timer.armed is not None:
             timer.armed.cancel()
             timer.armed = None
         if timer.removed or timer.wanted < 0:
             return
         if timer.wanted == 0:
-            timer.armed = self._loop.call_soon(self._expired, timer)
+            timer.armed = self.loop.call_soon(self._expired, timer)
         else:
-            timer.armed = self._loop.call_later(timer.wanted / 1000, self._expired, timer)
+            timer.armed = self.loop.call_later(timer.wanted / 1000, self._expired, timer)
 
     def _disarm(self, timer: _Timer) -> None:
         self._arm(timer)
@@ -232,28 +224,24 @@ class EventLoop:
         timer.call(timer.number, timer.opaque)
 
 
-_installed: EventLoop | None = None
+IMPLEMENTATION = EventLoop()
 
 
-def install(loop: asyncio.AbstractEventLoop) -> EventLoop:
-    """Register the loop with libvirt. Call it before the first connection is opened.
+def install(loop: asyncio.AbstractEventLoop) -> None:
+    """Give libvirt this event loop. Call it before the first connection is opened.
 
     libvirt accepts one implementation in a process's life.
     """
-    global _installed
-    if _installed is None:
-        implementation = EventLoop()
+    if IMPLEMENTATION.loop is None:
         libvirt.virEventRegisterImpl(
-            implementation.add_handle,
-            implementation.update_handle,
-            implementation.remove_handle,
-            implementation.add_timer,
-            implementation.update_timer,
-            implementation.remove_timer,
+            IMPLEMENTATION.add_handle,
+            IMPLEMENTATION.update_handle,
+            IMPLEMENTATION.remove_handle,
+            IMPLEMENTATION.add_timer,
+            IMPLEMENTATION.update_timer,
+            IMPLEMENTATION.remove_timer,
         )
-        _installed = implementation
-    _installed.attach(loop)
-    return _installed
+    IMPLEMENTATION.attach(loop)
 
 
 class Sockets:
@@ -272,18 +260,15 @@ class Sockets:
     @contextmanager
     def collect(self) -> Iterator[None]:
         """Context for the opening of the connection, in its thread, after install()."""
-        if _installed is None:
+        if IMPLEMENTATION.loop is None:
             raise RuntimeError("libvirt has no event loop")
-        with _installed.collecting(self._numbers):
+        IMPLEMENTATION.collected.numbers = self._numbers
+        try:
             yield
+        finally:
+            IMPLEMENTATION.collected.numbers = None
 
     def hang_up(self) -> None:
         """Shut the sockets down, as if the daemon had ended. In the loop's thread."""
         for number in tuple(self._numbers):
-            if _installed is not None:
-                _installed.hang_up(number)
-
-
-def installed() -> EventLoop | None:
-    """Return the process's event loop for libvirt; None before install()."""
-    return _installed
+            IMPLEMENTATION.hang_up(number)

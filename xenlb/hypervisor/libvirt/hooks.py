@@ -80,39 +80,7 @@ def parse_line(line: bytes) -> HookCall | None:
     )
 
 
-class _Inotify(FileSystemEventHandler):
-    """Calls `wake`, in a thread of its own, after each write to the file."""
-
-    def __init__(self, path: Path, wake: Callable[[], None]) -> None:
-        self._path = path
-        self._wake = wake
-        self._observer: BaseObserver | None = None
-
-    def start(self) -> None:
-        """Watch the file, unless it is watched. Raises OSError, such as for too many watches."""
-        if self._observer is not None:
-            return
-        self._observer = Observer()
-        self._observer.start()
-        try:
-            # The file only: others in its folder are written all the time.
-            self._observer.schedule(self, str(self._path))
-        except OSError:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        observer, self._observer = self._observer, None
-        if observer is not None:
-            observer.stop()
-            observer.join()
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if isinstance(event, FileModifiedEvent):
-            self._wake()
-
-
-class HookSource:
+class HookSource(FileSystemEventHandler):
     """Creates the file at `path`, to which the script appends, and reports each line.
 
     `on_call` is called in the loop's thread, milliseconds after the script has run. It must not
@@ -125,22 +93,18 @@ class HookSource:
         self._file: int | None = None
         self._partial_line = b""
         self._last_error = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        self._observer: BaseObserver | None = None
 
     async def run(self) -> None:
         """Report until cancelled, then remove the file: without it the script does nothing."""
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(changed.set)
-
-        inotify = _Inotify(self.path, wake)
+        self._loop = asyncio.get_running_loop()
         try:
             while True:
-                changed.clear()
+                self._changed.clear()
                 try:
-                    self._poll(inotify)
+                    self._poll()
                     self._last_error = ""
                 except OSError as error:
                     if str(error) != self._last_error:
@@ -148,17 +112,45 @@ class HookSource:
                         log.warning("calls of libvirt's hook script are late or lost: %s", error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL):
-                        await changed.wait()
+                        await self._changed.wait()
         finally:
-            self._remove()
-            inotify.stop()
+            with suppress(OSError):
+                if self._is_in_place():
+                    self.path.unlink()
+            self._close()
+            self._stop_observer()
 
-    def _poll(self, inotify: _Inotify) -> None:
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Wake run() after a write. Called by watchdog in a thread."""
+        if isinstance(event, FileModifiedEvent) and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _start_observer(self) -> None:
+        """Watch the file, unless it is watched. Raises OSError, such as for too many watches."""
+        if self._observer is not None:
+            return
+        self._observer = Observer()
+        self._observer.start()
+        try:
+            # The file only: others in its folder are written all the time.
+            self._observer.schedule(self, str(self.path))
+        except OSError:
+            self._stop_observer()
+            raise
+
+    def _stop_observer(self) -> None:
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            observer.join()
+
+    def _poll(self) -> None:
         if not self._is_in_place():
-            inotify.stop()
+            self._stop_observer()
             self._create()
         try:
-            inotify.start()
+            self._start_observer()
         finally:
             self._read_lines()  # without inotify this still happens every POLL seconds
 
@@ -223,12 +215,6 @@ class HookSource:
             call.domid,
         )
         self._on_call(call)
-
-    def _remove(self) -> None:
-        with suppress(OSError):
-            if self._is_in_place():
-                self.path.unlink()
-        self._close()
 
     def _close(self) -> None:
         if self._file is not None:

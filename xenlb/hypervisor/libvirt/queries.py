@@ -5,7 +5,6 @@ They run in threads. libvirt-python has no types; the protocols declare the part
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -115,15 +114,6 @@ _DOMAIN_STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DomainSnapshot:
-    """State and metadata of one domain."""
-
-    state: DomainState
-    incarnation: int | None
-    metadata: Metadata
-
-
 DOM0 = UUID(int=0)  # as Xen gives it; no other domain can have it
 
 
@@ -137,34 +127,21 @@ def list_domains(connection: Connection, uri: str) -> tuple[DomainDescription, .
         domains = connection.listAllDomains(0)
     descriptions = []
     for domain in domains:
-        uuid = UUID(domain.UUIDString())
-        if uuid == DOM0:
+        if UUID(domain.UUIDString()) == DOM0:
             continue
         try:
-            snapshot = _snapshot(domain)
+            descriptions.append(_describe(domain, uri))
         except CallFailed as error:
             if not error.gone:
                 raise
-            continue
-        services, problems = snapshot.metadata
-        descriptions.append(
-            DomainDescription(
-                guest=GuestId(uri=uri, uuid=uuid),
-                name=domain_name(domain),
-                domain_state=snapshot.state,
-                incarnation=snapshot.incarnation,
-                metadata=services,
-                metadata_problems=problems,
-            )
-        )
     return tuple(descriptions)
 
 
-def describe_domain(connection: Connection, uuid: UUID) -> DomainSnapshot:
-    """Return state and metadata of one domain; raises CallFailed."""
+def describe_domain(connection: Connection, guest: GuestId) -> DomainDescription:
+    """Return one domain; raises CallFailed."""
     with libvirt_errors():
-        domain = connection.lookupByUUIDString(str(uuid))
-    return _snapshot(domain)
+        domain = connection.lookupByUUIDString(str(guest.uuid))
+    return _describe(domain, guest.uri)
 
 
 def live_ids(connection: Connection) -> frozenset[int]:
@@ -213,17 +190,21 @@ def has_initctl(controller: int) -> bool:
     return init in {"systemd", "init"}
 
 
-def _snapshot(domain: Domain) -> DomainSnapshot:
+def _describe(domain: Domain, uri: str) -> DomainDescription:
     with libvirt_errors():
         state = _DOMAIN_STATES.get(domain.state(0)[0], DomainState.RUNNING)
         domid = domain.ID()
     if domid < 0 and state in {DomainState.RUNNING, DomainState.PAUSED}:
         # It was off when it was listed and has been started since: an event STARTED follows.
         state = DomainState.OFF
-    return DomainSnapshot(
-        state=state,
+    services, problems = _metadata(domain)
+    return DomainDescription(
+        guest=GuestId(uri=uri, uuid=UUID(domain.UUIDString())),
+        name=domain_name(domain),
+        domain_state=state,
         incarnation=domid if domid >= 0 and state is not DomainState.OFF else None,
-        metadata=_metadata(domain),
+        metadata=services,
+        metadata_problems=problems,
     )
 
 

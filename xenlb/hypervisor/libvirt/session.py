@@ -355,14 +355,14 @@ class Session:
             events_before = self._event_counts.get(guest.uuid)
             try:
                 async with self._refresh_slots:
-                    describe = partial(queries.describe_domain, uuid=guest.uuid)
-                    snapshot = await self.connections.call(describe, limit=None)
+                    describe = partial(queries.describe_domain, guest=guest)
+                    domain = await self.connections.call(describe, limit=None)
             except (Unreachable, CallFailed, CallTimeout) as error:
                 log.debug("libvirt %s: %s cannot be read: %s", self._uri, guest.uuid, error)
                 self._just_started.discard(guest.uuid)
                 return
-            self._memory.metadata[guest.uuid] = snapshot.metadata
-            services, problems = snapshot.metadata
+            services, problems = domain.metadata, domain.metadata_problems
+            self._memory.metadata[guest.uuid] = (services, problems)
             at = self._clock()
             self._report(
                 guest, MetadataChanged(at=at, guest=guest, services=services, problems=problems)
@@ -370,10 +370,10 @@ class Session:
             # Not after another event: the state that was read may be older than that event.
             if (
                 guest.uuid in self._just_started
-                and snapshot.state is DomainState.PAUSED
+                and domain.domain_state is DomainState.PAUSED
                 and events_before == self._event_counts[guest.uuid]
             ):
-                self._report(guest, Paused(at=at, guest=guest, incarnation=snapshot.incarnation))
+                self._report(guest, Paused(at=at, guest=guest, incarnation=domain.incarnation))
             self._just_started.discard(guest.uuid)
             if guest.uuid not in self._refresh_again:
                 return

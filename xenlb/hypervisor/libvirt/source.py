@@ -28,7 +28,8 @@ from xenlb.hypervisor.libvirt.connections import (
     CALL,
     CLOSE,
     Connections,
-    InitialConnections,
+    ExclusiveConnection,
+    close_all,
     open_initial,
 )
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable
@@ -69,7 +70,7 @@ class LibvirtSource:
         self.keepalive = keepalive
         self._memory = DomainMemory()
         self._session: Session | None = None
-        self._opening: asyncio.Task[InitialConnections] | None = None
+        self._opening: asyncio.Task[list[ExclusiveConnection]] | None = None
         self._pause = SHORTEST_PAUSE
         self._loss_reported = False
         self._retry = asyncio.Event()
@@ -152,7 +153,7 @@ class LibvirtSource:
             raise Unreachable(f"libvirt {self.uri} is not connected")
         return await session.connections.call(function, limit=limit)
 
-    async def _open(self) -> InitialConnections:
+    async def _open(self) -> list[ExclusiveConnection]:
         """Connect; raises CallFailed or CallTimeout.
 
         After CallTimeout the attempt goes on, and the next call waits for it. A daemon that hangs
@@ -161,7 +162,7 @@ class LibvirtSource:
         """
         if self._opening is None:
             opening = in_thread(
-                partial(open_initial, to_open(self.uri)), limit=None, late=InitialConnections.close
+                partial(open_initial, to_open(self.uri)), limit=None, late=close_all
             )
             self._opening = asyncio.create_task(opening, name=f"connect to libvirt {self.uri}")
         done, _ = await asyncio.wait({self._opening}, timeout=CONNECT)
@@ -178,9 +179,9 @@ class LibvirtSource:
         await asyncio.wait({opening})
         if not opening.cancelled() and opening.exception() is None:
             with suppress(CallTimeout):
-                await in_thread(opening.result().close, limit=CLOSE)
+                await in_thread(partial(close_all, opening.result()), limit=CLOSE)
 
-    async def _serve(self, initial: InitialConnections) -> str:
+    async def _serve(self, initial: list[ExclusiveConnection]) -> str:
         """Report until the connection is lost and return the reason. Raises as Session.start()."""
         session = Session(
             Connections(to_open(self.uri), initial, keepalive=self.keepalive),

@@ -14,7 +14,6 @@ PIECE = 16 * 1024  # characters
 MOST_ELEMENTS = 20_000  # that are built
 
 Path = tuple[str, ...]  # of tags, below the root
-EVERYTHING: tuple[Path, ...] = ((),)
 
 
 class Malformed(ValueError):
@@ -62,10 +61,12 @@ class _Builder:
 
 
 def parse_xml(
-    text: str, *, wanted: Collection[Path] = EVERYTHING, longest: int = LONGEST
+    text: str, *, wanted: Collection[Path] = ((),), longest: int = LONGEST
 ) -> ElementTree.Element:
-    """Return the root element with the elements on or below the `wanted` paths, without the text
-    between tags. `longest`: in characters. Raises Malformed."""
+    """Return the root element with the elements on or below the `wanted` paths, by default all.
+
+    Text between tags is left out. `longest`: in characters. Raises Malformed.
+    """
     if len(text) > longest:
         raise Malformed(f"it is longer than {longest} characters")
     if "<!DOCTYPE" in text:

@@ -2,9 +2,8 @@
 
 Toolstacks write shutdown requests to control/shutdown, which the guest clears. The hold in a guest
 writes `leaving` to data/xenlb when it is stopped, at the beginning of the guest's shutdown, and
-`staying` when it is started. A guest that configures itself writes the result to data/xenlb-guest.
-A node is read when it is written, and once when the domain is first seen: a value written while the
-agent was away still counts.
+`staying` when it is started. A node is read when it is written, and once when the domain is first
+seen: a value written while the agent was away still counts.
 
 A guest may write anything at any rate, but only below its own path. Unknown values are ignored. To
 limit the agent's work, a node is not watched for MUTED seconds after BURST firings, with RATE more
@@ -20,8 +19,7 @@ from functools import partial
 
 from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.wire import Type
-from xenlb.model.domain import GuestId, RequestKind
-from xenlb.model.events import HypervisorEvent, ShutdownCancelled, ShutdownRequested
+from xenlb.model.domain import GuestId
 from xenlb.untrusted.rate import TokenBucket
 
 log = logging.getLogger(__name__)
@@ -57,16 +55,8 @@ class GuestNode:
         return f"/local/domain/{domid}/{self.name}"
 
 
-LEAVING, STAYING = "leaving", "staying"
 SHUTDOWN = GuestNode(name="control/shutdown", token="shutdown-")
-HOLD = GuestNode(name="data/xenlb", token="says-", pattern=re.compile(f"{LEAVING}|{STAYING}"))
-
-
-def hold_event(domid: int, guest: GuestId, value: str, at: float) -> HypervisorEvent:
-    """Return the event for a value of HOLD."""
-    if value == LEAVING:
-        return ShutdownRequested(at=at, guest=guest, incarnation=domid, kind=RequestKind.INSIDE)
-    return ShutdownCancelled(at=at, guest=guest, incarnation=domid)
+HOLD = GuestNode(name="data/xenlb", token="says-", pattern=re.compile("leaving|staying"))
 
 
 class GuestNodeWatch:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from xenlb.hypervisor.xenstore.client import XenstoreClient
-from xenlb.hypervisor.xenstore.guest_messages import LONGEST, GuestNode
 from xenlb.hypervisor.xenstore.wire import Type
 
 _ANSWER = re.compile("[0-9a-f]{16} (ok|failed)")
-ANSWERS = GuestNode(name="data/xenlb-guest", token="inside-", pattern=_ANSWER)
+LONGEST_ANSWER = 64  # characters
 LONGEST_PART = 3000  # characters
 MOST_PARTS = 64
 POLL = 0.3  # seconds
@@ -60,34 +59,6 @@ def settings_path(domid: int) -> str:
     return f"/local/domain/{domid}/vm-data/xenlb"
 
 
-async def write_settings(client: XenstoreClient, domid: int, text: str) -> str:
-    """Write the text, unless it is there already, and return its serial.
-
-    There must be one writer for a domain. Raises XenstoreUnavailable or XenstoreError.
-    """
-    base, serial = settings_path(domid), settings_serial(text)
-    if await read_settings(client, domid) == StoredSettings(serial=serial, text=text):
-        return serial
-    # No serial while the parts belong to two texts: the guest waits for one.
-    await client.call(Type.WRITE, f"{base}/serial", "")
-    parts = tuple(split_parts(text))
-    for index, part in enumerate(parts):
-        await client.call(Type.WRITE, f"{base}/{index}", part)
-    await client.call(Type.WRITE, f"{base}/parts", str(len(parts)))
-    await client.call(Type.WRITE, f"{base}/serial", serial)
-    return serial
-
-
-async def read_settings(client: XenstoreClient, domid: int) -> StoredSettings:
-    """Read a domain's settings. Raises XenstoreUnavailable or XenstoreError."""
-    base = settings_path(domid)
-    serial = await client.read(f"{base}/serial") or ""
-    count = await client.read(f"{base}/parts") or ""
-    most = min(int(count), MOST_PARTS) if count.isdecimal() else 0
-    parts = [await client.read(f"{base}/{index}") for index in range(most)]
-    return StoredSettings(serial=serial, text="".join(part or "" for part in parts))
-
-
 def parse_answer(value: str) -> tuple[str, str]:
     """Split a guest's answer into the serial of the settings and the result (`ok`, `failed`); both
     are empty for a malformed one."""
@@ -96,11 +67,15 @@ def parse_answer(value: str) -> tuple[str, str]:
 
 
 class Connection:
-    """A connection to xenstored for one command. Raises XenstoreUnavailable if there is none."""
+    """Settings of guests over a connection to xenstored, by default a new one.
 
-    def __init__(self) -> None:
-        self._client = XenstoreClient(lambda _path, _token: None)
-        self._client.connect()
+    All methods raise XenstoreUnavailable and XenstoreError.
+    """
+
+    def __init__(self, client: XenstoreClient | None = None) -> None:
+        self._client = client or XenstoreClient(lambda _path, _token: None)
+        if client is None:
+            self._client.connect()
 
     def close(self) -> None:
         self._client.close()
@@ -109,20 +84,39 @@ class Connection:
         """Whether the domain is that guest: ids are reused, and belong to one host."""
         return await self._client.read(f"/local/domain/{domid}/vm") == f"/vm/{uuid}"
 
-    async def read_settings(self, domid: int) -> StoredSettings:
-        return await read_settings(self._client, domid)
-
     async def write_settings(self, domid: int, text: str) -> str:
-        return await write_settings(self._client, domid, text)
+        """Write the text, unless it is there already, and return its serial.
+
+        There must be one writer for a domain.
+        """
+        base, serial = settings_path(domid), settings_serial(text)
+        if await self.read_settings(domid) == StoredSettings(serial=serial, text=text):
+            return serial
+        parts = tuple(split_parts(text))
+        # No serial while the parts belong to two texts: the guest waits for one.
+        await self._client.call(Type.WRITE, f"{base}/serial", "")
+        for index, part in enumerate(parts):
+            await self._client.call(Type.WRITE, f"{base}/{index}", part)
+        await self._client.call(Type.WRITE, f"{base}/parts", str(len(parts)))
+        await self._client.call(Type.WRITE, f"{base}/serial", serial)
+        return serial
+
+    async def read_settings(self, domid: int) -> StoredSettings:
+        """Read a domain's settings."""
+        base = settings_path(domid)
+        serial = await self._client.read(f"{base}/serial") or ""
+        count = await self._client.read(f"{base}/parts") or ""
+        most = min(int(count), MOST_PARTS) if count.isdecimal() else 0
+        parts = [await self._client.read(f"{base}/{index}") for index in range(most)]
+        return StoredSettings(serial=serial, text="".join(part or "" for part in parts))
 
     async def read_answer(self, domid: int) -> str | None:
-        """Return the guest's answer, unchecked, cut after LONGEST + 1 characters; None if there is
-        none."""
-        value = await self._client.read(ANSWERS.path(domid))
-        return None if value is None else value[: LONGEST + 1]
+        """Return the guest's answer, unchecked and cut; None if there is none."""
+        value = await self._client.read(f"/local/domain/{domid}/data/xenlb-guest")
+        return None if value is None else value[: LONGEST_ANSWER + 1]
 
     async def wait_for_answer(self, domid: int, serial: str) -> str:
-        """Wait for the result of these settings, by polling, and return it: `ok` or `failed`."""
+        """Wait for the result of these settings and return it: `ok` or `failed`."""
         while True:
             answered, result = parse_answer(await self.read_answer(domid) or "")
             if answered == serial:

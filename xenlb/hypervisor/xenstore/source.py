@@ -23,12 +23,12 @@ from uuid import UUID
 
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.threads import CallTimeout
-from xenlb.hypervisor.xenstore import guest_settings
 from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError, XenstoreUnavailable
-from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, GuestNodeWatch, hold_event
+from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, GuestNodeWatch
+from xenlb.hypervisor.xenstore.guest_settings import Connection
 from xenlb.hypervisor.xenstore.reported_addresses import read_reported_addresses
 from xenlb.model.domain import GuestId, RequestKind
-from xenlb.model.events import Died, HypervisorEvent, ShutdownRequested
+from xenlb.model.events import Died, HypervisorEvent, ShutdownCancelled, ShutdownRequested
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,6 @@ class XenstoreSource:
         self._client: XenstoreClient | None = None
         self._watches: tuple[GuestNodeWatch, ...] = ()
         self._hold_values: dict[int, str] = {}
-        self.answers: dict[int, str] = {}  # of guests that configure themselves, by domain id
-        self.new_answer = asyncio.Event()
         self._changed = asyncio.Event()
         self._released = asyncio.Event()
         self.connected = False
@@ -100,13 +98,11 @@ class XenstoreSource:
             try:
                 client.connect(self._path)
                 self._client = client
-                self._watches = tuple(
-                    GuestNodeWatch(client, node, on_value, self._clock, values)
-                    for node, on_value, values in (
-                        (SHUTDOWN, self._on_shutdown_node, {}),
-                        (HOLD, self._on_hold_node, self._hold_values),
-                        (guest_settings.ANSWERS, self._on_answer_node, self.answers),
-                    )
+                self._watches = (
+                    GuestNodeWatch(client, SHUTDOWN, self._on_shutdown_node, self._clock, {}),
+                    GuestNodeWatch(
+                        client, HOLD, self._on_hold_node, self._clock, self._hold_values
+                    ),
                 )
                 await self._start(client)
                 pause, warned = SHORTEST_PAUSE, False
@@ -168,16 +164,12 @@ class XenstoreSource:
     async def write_settings(self, domid: int, text: str) -> str:
         """Write the settings of a guest that configures itself; return their serial. Raises
         XenstoreUnavailable or XenstoreError."""
-        return await guest_settings.write_settings(self._connection(), domid, text)
+        return await Connection(self._connection()).write_settings(domid, text)
 
     async def wait_for_answer(self, domid: int, serial: str) -> str:
-        """Wait for the guest's result of these settings and return it: `ok` or `failed`."""
-        while True:
-            answered, _, result = self.answers.get(domid, "").partition(" ")
-            if answered == serial:
-                return result
-            self.new_answer.clear()
-            await self.new_answer.wait()
+        """Wait for the guest's result of these settings and return it: `ok` or `failed`. Raises
+        XenstoreUnavailable or XenstoreError."""
+        return await Connection(self._connection()).wait_for_answer(domid, serial)
 
     # --- watches, in the loop's thread -----------------------------------------------------------
 
@@ -218,10 +210,12 @@ class XenstoreSource:
         )
 
     def _on_hold_node(self, domid: int, guest: GuestId, value: str) -> None:
-        self._emit(hold_event(domid, guest, value, self._clock()))
-
-    def _on_answer_node(self, _domid: int, _guest: GuestId, _value: str) -> None:
-        self.new_answer.set()  # the value is in `answers`
+        at = self._clock()
+        if value == "leaving":
+            kind = RequestKind.INSIDE
+            self._emit(ShutdownRequested(at=at, guest=guest, incarnation=domid, kind=kind))
+        else:
+            self._emit(ShutdownCancelled(at=at, guest=guest, incarnation=domid))
 
     # --- domains ---------------------------------------------------------------------------------
 
