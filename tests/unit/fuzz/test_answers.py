@@ -1,7 +1,6 @@
-"""Whatever a server answers: each probe comes to an answer within its budget, or says that it is
-spent.
+"""Any answers of servers: each probe ends within its budget, or raises BudgetSpent.
 
-The streams are real, the loop's sockets are not: what comes is what Hypothesis has made.
+The streams are real; the loop's sockets receive input made by Hypothesis.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.timeout(LIMIT)
 
 
 class Fed(asyncio.SelectorEventLoop):
-    """What its sockets receive is `coming`, and then the end."""
+    """A loop whose sockets receive `coming`, and then the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +229,7 @@ def test_datagrams(asks: Asks, probe: Any, corpus: tuple[bytes, ...]) -> None:
 
         class Loop(Fed):
             async def sock_recv(self, sock: Any, nbytes: int) -> bytes:
-                """With the number of the query that was sent, so that it is read."""
+                """Receive with the id of the query that was sent, so that it is parsed."""
                 data = await super().sock_recv(sock, nbytes)
                 with suppress(BlockingIOError):
                     self.number = server.recv(512)[:2]

@@ -1,5 +1,5 @@
-"""Whatever guests, servers, programs, hooks, libvirt, the kernel or a file say: it is read, or
-refused by the error that is declared for it.
+"""Any text of guests, servers, programs, hooks, libvirt, the kernel or files: it is parsed, or
+refused with the declared error.
 """
 
 import base64
@@ -97,7 +97,7 @@ def details_of_qmp(data: bytes) -> None:
 
 
 def guest_agent(data: bytes) -> None:
-    """Every command has this answer; nothing is waited for."""
+    """Every command has this answer at once."""
     of_guest = GuestAgent(lambda: (lambda _: text(data), lambda: None), name="g1")
     of_guest._run(b"", -1.0)
 
@@ -246,14 +246,14 @@ def test_a_parser(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_its_corpus_is_read(name: str) -> None:
-    """So that what is damaged has been right before."""
+def test_the_corpus_is_parsed(name: str) -> None:
+    """The input is valid before it is damaged."""
     parser = PARSERS[name]
     parser.read(parser.corpus[0])
 
 
-def test_a_damaged_state_is_put_aside(tmp_path: Path) -> None:
-    """Whatever is in the file, an agent starts; and what is taken it can write again."""
+def test_an_agent_starts_with_any_state_file(tmp_path: Path) -> None:
+    """Loading never raises, and a loaded state can be written again."""
     file = tmp_path / "state.json"
     corpus = (saved_bytes(),)
 

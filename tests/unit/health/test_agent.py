@@ -1,4 +1,4 @@
-"""The agent check: HAProxy's words, and servers that say other things."""
+"""The agent check: HAProxy's words, and other answers."""
 
 import asyncio
 import contextlib
@@ -42,18 +42,18 @@ from xenlb.model.checks import Agent
         ("٧٥%\n".encode(), None, None),
     ],
 )
-def test_words(line: bytes, up: bool | None, share: float | None) -> None:
+def test_states_of_the_agent_check(line: bytes, up: bool | None, share: float | None) -> None:
     answer = parse_state(line, "a")
     assert (answer.up, answer.share, answer.declines) == (up, share, False)
 
 
 @pytest.mark.parametrize("line", [b"drain", b"drain 75%\n", b"75% maint\n", b"up maint\n"])
-def test_who_goes_away_is_up(line: bytes) -> None:
+def test_drain_and_maint_are_up_and_decline(line: bytes) -> None:
     answer = parse_state(line, "a")
     assert (answer.up, answer.declines) == (True, True)
 
 
-def test_the_reason_is_told() -> None:
+def test_the_reason_is_in_the_detail() -> None:
     answer = parse_state(b"down # disk \x1b[31mfull\n", "10.0.0.1 port 9")
     assert answer == Answer(
         up=False, detail="10.0.0.1 port 9 says that it is down (disk \\x1b[31mfull)"
@@ -65,13 +65,13 @@ def test_the_reason_is_told() -> None:
     )
 
 
-def test_what_is_shown_is_made_printable_and_short() -> None:
+def test_details_are_printable_and_short() -> None:
     assert parse_state(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%\\x1b[2J"
     assert len(parse_state(b"up " + b"x" * 200, "a").detail) < 100
 
 
 def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
-    """The probe's answer from a server that says these pieces to what it is sent."""
+    """Return the probe's answer for a server that sends these pieces."""
 
     async def main() -> Answer:
         served = asyncio.Event()
@@ -99,7 +99,7 @@ def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
     return asyncio.run(main())
 
 
-def test_what_is_sent_first_and_an_answer_in_pieces() -> None:
+def test_send_and_an_answer_in_pieces() -> None:
     answer = said(
         lambda heard: [b"u", b"p 4", b"0%\n"] if heard == b"web\n" else [], Agent(send="web\n")
     )

@@ -43,7 +43,7 @@ def test_hosts_that_answer() -> None:
 
 
 @in_own_network
-def test_no_reply_but_others() -> None:
+def test_replies_to_other_programs_do_not_count() -> None:
     """Replies with another payload, identifier or sender do not count."""
     sh("""
     ip link set lo up

@@ -1,4 +1,4 @@
-"""Steps of probes in one loop: how many a round takes, who is let on first, what is measured."""
+"""Steps of probes in one loop: their number in a round, their order, their measured time."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from xenlb.untrusted.budget import Budget
 
 
 class Clock:
-    """Goes on when a step says so."""
+    """A clock that is advanced by the steps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,7 +27,7 @@ async def hostile(clock: Clock, order: list[int], who: int, *, steps: int, each:
 
 
 def steps_between_rounds(number: int, *, steps: int, each: float) -> tuple[int, int]:
-    """How many steps of so many probes were made in one round of the loop at most, and in all."""
+    """Return the largest number of steps in one round of the loop, and their number in all."""
 
     async def main() -> tuple[int, int]:
         clock = Clock()
@@ -51,18 +51,18 @@ def steps_between_rounds(number: int, *, steps: int, each: float) -> tuple[int, 
     return asyncio.run(main())
 
 
-def test_however_many_are_ready_a_round_makes_few_steps() -> None:
+def test_a_round_runs_few_long_steps() -> None:
     # Two rounds in one look: the counter may come before or behind the steps.
     most, all_of_them = steps_between_rounds(100, steps=5, each=SHARE)
     assert (most <= 2, all_of_them) == (True, 500)
 
 
-def test_short_steps_are_not_kept_waiting() -> None:
+def test_a_round_runs_many_short_steps() -> None:
     most, all_of_them = steps_between_rounds(100, steps=5, each=0.0)
     assert (most >= 100, all_of_them) == (True, 500)
 
 
-def test_who_cost_least_goes_first() -> None:
+def test_the_cheapest_probe_runs_first() -> None:
     async def main() -> list[int]:
         clock = Clock()
         turns, order = StepScheduler(clock), list[int]()
@@ -83,7 +83,7 @@ def test_who_cost_least_goes_first() -> None:
     assert others == sorted(others, reverse=True), "the last has cost least"
 
 
-def test_who_is_cancelled_while_it_waits_keeps_nobody_back() -> None:
+def test_a_cancelled_waiting_probe_delays_no_other() -> None:
     async def main() -> list[int]:
         clock = Clock()
         turns, order = StepScheduler(clock), list[int]()
@@ -108,7 +108,7 @@ def test_who_is_cancelled_while_it_waits_keeps_nobody_back() -> None:
     assert order.count(4 * ADMITTED - 1) == order.count(1000) == 2
 
 
-def test_time_is_the_processors_and_the_result_is_the_works() -> None:
+def test_processor_time_is_counted_and_the_result_returned() -> None:
     async def work() -> str:
         until = time.thread_time() + 0.01
         while time.thread_time() < until:
@@ -125,7 +125,7 @@ def test_time_is_the_processors_and_the_result_is_the_works() -> None:
     assert 0.01 <= seconds < 0.05, "to wait costs nothing"
 
 
-def test_the_works_errors_and_a_timeout_come_through() -> None:
+def test_errors_and_timeouts_are_passed_on() -> None:
     ended = []
 
     async def fails() -> None:

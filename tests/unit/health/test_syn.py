@@ -1,4 +1,4 @@
-"""The first packets of a connection: their bytes, and what the kernel's filter passes on."""
+"""The first packets of a connection: their bytes, and the kernel's filter."""
 
 import socket
 from ipaddress import ip_address
@@ -36,7 +36,7 @@ def turned(ends: Endpoints) -> Endpoints:
 
 
 def answer(ends: Endpoints, acknowledged: int, flags: int) -> bytes:
-    """What the server says to it; the checksums are not looked at."""
+    """Return a server's reply; checksums are not verified."""
     made = bytearray(packet(turned(ends), 7, flags))
     start = 20 if ends.source.version == 4 else 40
     made[start + 8 : start + 12] = acknowledged.to_bytes(4)
@@ -66,7 +66,7 @@ def test_the_checksums_are_right(ends: Endpoints, flags: int) -> None:
 
 
 @pytest.mark.parametrize("ends", [FOUR, SIX])
-def test_answers_are_read(ends: Endpoints) -> None:
+def test_replies_are_parsed(ends: Endpoints) -> None:
     heard = Reply(ends=ends, acknowledged=9, refused=False)
     assert parse_reply(answer(ends, 9, SYN | ACK)) == heard
     assert parse_reply(answer(ends, 9, RST | ACK)) == Reply(ends=ends, acknowledged=9, refused=True)

@@ -1,9 +1,9 @@
-"""A program that asks a libvirtd all the time, which stands still now and then.
+"""A program that calls a libvirtd all the time, which is stopped now and then.
 
     python -m tests.unit.hypervisor.slow_daemon ROUNDS FOLDER
 
-It is a process of its own because what it looks for is SIGSEGV. Listings, calls and events go on
-together, until keepalive has ended the connection or the daemon goes on just before it would.
+It is a process of its own because it looks for SIGSEGV. Listings, calls and events run together,
+until keepalive ends the connection or the daemon is continued just before.
 """
 
 import asyncio

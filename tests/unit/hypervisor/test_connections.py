@@ -1,4 +1,4 @@
-"""Which call is made on which connection, against a real libvirtd: never two on one."""
+"""Calls and their connections, against a real libvirtd: never two calls on one connection."""
 
 import asyncio
 import os
@@ -52,7 +52,7 @@ async def running(
 
 
 class Gate:
-    """A call that is held until it is let go; which connections are in one, and which were."""
+    """A call that blocks until `go` is set; `inside`: connections in a call now, `seen`: ever."""
 
     def __init__(self) -> None:
         self.inside: list[int] = []
@@ -69,7 +69,7 @@ class Gate:
             self.inside.remove(id(connection))
 
 
-def test_calls_at_once_are_each_on_a_connection_of_their_own(daemon: Daemon) -> None:
+def test_concurrent_calls_use_one_connection_each(daemon: Daemon) -> None:
     async def main() -> None:
         gate = Gate()
         async with running(daemon.uri, []) as source:
@@ -88,7 +88,7 @@ def test_calls_at_once_are_each_on_a_connection_of_their_own(daemon: Daemon) -> 
     run(main)
 
 
-def test_calls_one_after_the_other_need_one_connection(daemon: Daemon) -> None:
+def test_sequential_calls_share_one_connection(daemon: Daemon) -> None:
     async def main() -> None:
         gate = Gate()
         gate.go.set()
@@ -103,7 +103,7 @@ def test_calls_one_after_the_other_need_one_connection(daemon: Daemon) -> None:
     run(main)
 
 
-def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connection(
+def test_listing_does_not_delay_calls_and_keeps_its_connection(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_domains = queries.list_domains
@@ -139,7 +139,7 @@ def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connectio
     run(main)
 
 
-def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None:
+def test_abandoned_call_frees_its_slot(daemon: Daemon) -> None:
     async def main() -> None:
         async with running(daemon.uri, []) as source:
             alive = await source.call(queries.live_ids)
@@ -157,7 +157,7 @@ def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None
     run(main)
 
 
-def test_lost_connection_ends_every_call_and_those_that_wait(
+def test_lost_connection_ends_running_and_waiting_calls(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "PING_INTERVAL", 1)
@@ -184,14 +184,15 @@ def test_lost_connection_ends_every_call_and_those_that_wait(
 def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing that happens after it is missed, nor told by a listing instead."""
+    """And later events are reported, without a new listing."""
     monkeypatch.setattr(connections, "PING_INTERVAL", 1)
 
     async def main() -> None:
         events: list[HypervisorEvent] = []
         async with running(daemon.uri, events, keepalive=60) as source:
             daemon.signal(signal.SIGSTOP)
-            await asyncio.sleep(3)  # with keepalive=2 it is lost by then: the test before
+            # Real time, as libvirt counts seconds itself. With keepalive=2 it would be lost.
+            await asyncio.sleep(3)
             assert source.connected
             daemon.signal(signal.SIGCONT)
             await asyncio.to_thread(daemon.virsh, "suspend test")
@@ -202,11 +203,11 @@ def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
 
 
 @pytest.mark.parametrize(("keepalive", "pings"), [(4, 1), (8, 3), (9, 3), (30, 14), (600, 299)])
-def test_how_many_pings_may_stay_unanswered(keepalive: float, pings: int) -> None:
+def test_allowed_number_of_unanswered_pings(keepalive: float, pings: int) -> None:
     assert connections.missed_pings_allowed(keepalive) == pings
 
 
-def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
+def test_broken_connection_is_replaced(daemon: Daemon) -> None:
     async def main() -> None:
         gate = Gate()
         gate.go.set()
@@ -248,7 +249,7 @@ def test_listing_that_never_ends_ends_the_connection(
 
 
 def test_driver_in_this_process_has_one_connection(short: Path) -> None:
-    """What another connection to test:///FILE would show are other guests."""
+    """Another connection to test:///FILE would show different guests."""
     file = short / "node.xml"
     file.write_text(
         "<node><domain type='test'><name>mine</name><memory>1024</memory>"

@@ -151,7 +151,7 @@ def test_interface_xml_comes_first_and_leases_follow(short: Path, domain: Any) -
     run(main)
 
 
-def test_what_a_guest_reports_is_judged_and_kept(short: Path, without: Any) -> None:
+def test_reported_addresses_are_checked_and_kept(short: Path, without: Any) -> None:
     async def main() -> None:
         async with Running(short, without) as it:
             path = "/local/domain/4/attr/vif/0/ipv4/0"
@@ -218,7 +218,7 @@ def test_neighbour_of_the_guests_mac(short: Path, without: Any) -> None:
     run(main)
 
 
-def test_a_libvirt_that_goes_away_takes_no_address_with_it(short: Path, domain: Any) -> None:
+def test_addresses_stay_while_libvirt_is_away(short: Path, domain: Any) -> None:
     async def main() -> None:
         async with Running(short, domain) as it:
             it.finder.search_for({it.guest: 4})
@@ -231,22 +231,26 @@ def test_a_libvirt_that_goes_away_takes_no_address_with_it(short: Path, domain: 
     run(main)
 
 
-def test_guests_of_no_interest_are_left_alone(short: Path, domain: Any) -> None:
+def test_guests_that_are_not_searched_for_are_not_reported(
+    short: Path, domain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finder, "FASTEST", 0.02)
+
     async def main() -> None:
         async with Running(short, domain) as it:
             it.finder.search_for({it.guest: 4})
             await it.seen(1)
             it.finder.search_for({})
             it.finder.set_policy(taken(), (IPv4Network("192.168.0.0/16"),))
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(0.3)
             assert len(it.found) == 1
-            it.finder.search_for({it.guest: 4})  # of interest again: told anew
+            it.finder.search_for({it.guest: 4})  # searched for again: reported again
             assert await it.seen(2) == [("10.0.0.11", AddressSource.INTERFACE_XML)]
 
     run(main)
 
 
-def test_this_host_is_read() -> None:
+def test_host_network_is_read() -> None:
     view = host_network.read_host_network()
     assert ip_address("127.0.0.1") in view.own
     assert "lo" in view.networks
@@ -289,7 +293,7 @@ def test_routes_are_read(tmp_path: Path) -> None:
     assert len(list(host_network.read_routes(tmp_path))) == host_network.MOST_ROUTES
 
 
-def test_what_carries_a_guest(tmp_path: Path) -> None:
+def test_carrier_interfaces_of_a_guest(tmp_path: Path) -> None:
     for name in ("br0", "vif4.0", "eth0", "host0", "eth0.99"):
         (tmp_path / name).mkdir()
     (tmp_path / "vif4.0/master").symlink_to("../br0")
@@ -312,8 +316,10 @@ def test_watch_of_neighbours_and_addresses_opens_and_closes() -> None:
     run(main)
 
 
-def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without: Any) -> None:
-    """Not in another network of this host, not at a machine that is no guest, and no gateway."""
+def test_reported_address_must_be_in_a_network_of_the_guest_s_interfaces(
+    short: Path, without: Any
+) -> None:
+    """An address in another network of this host, of a machine that is no guest, of a gateway."""
 
     host = replace(HOST, neighbours={OTHER: (ip_address("10.0.0.77"),)})
 
@@ -337,10 +343,8 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
     run(main)
 
 
-def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
-    short: Path, without: Any
-) -> None:
-    """A router of which the neighbour table knows nothing yet is no server for a moment, either."""
+def test_reported_address_is_probed_before_it_is_used(short: Path, without: Any) -> None:
+    """A router that is not in the neighbour table yet is never used as a server."""
 
     async def main() -> None:
         async with Running(short, without) as it:
@@ -362,7 +366,7 @@ def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
     run(main)
 
 
-def test_a_guest_that_reports_ever_other_addresses_is_asked_after_for_a_while_only() -> None:
+def test_number_of_probed_addresses_of_a_guest_is_limited() -> None:
     nudged: list[IPAddress] = []
     sight = HostNetworkCache(lambda event: None, clock, lambda: HOST, nudged.append)
     asked: set[IPAddress] = set()
@@ -371,7 +375,7 @@ def test_a_guest_that_reports_ever_other_addresses_is_asked_after_for_a_while_on
     assert len(nudged) == MOST_PROBED
 
 
-def test_the_model_is_told_of_the_host_s_network(short: Path, without: Any) -> None:
+def test_host_network_is_reported_to_the_model(short: Path, without: Any) -> None:
     seen = {OTHER: (ip_address("10.0.0.77"),), MAC: (ip_address("10.0.0.11"),)}
 
     async def main() -> None:
@@ -387,7 +391,7 @@ def test_the_model_is_told_of_the_host_s_network(short: Path, without: Any) -> N
     run(main)
 
 
-def test_xml_that_cannot_be_read_is_told(short: Path, without: Any, monkeypatch: Any) -> None:
+def test_malformed_xml_is_reported(short: Path, without: Any, monkeypatch: Any) -> None:
     def broken(text: str) -> tuple[Interface, ...]:
         raise Malformed("it is longer than it may be")
 

@@ -1,4 +1,4 @@
-"""Guest agents that answer, that are not there, and that hang."""
+"""Guest agents that answer, are missing, or hang."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Source:
-    """As LibvirtSource.ask: the agents of `hung` never answer."""
+    """A LibvirtSource whose guests in `hung` have agents that never answer."""
 
     def __init__(self, hung: Iterable[UUID] = ()) -> None:
         self.hung = set(hung)
@@ -61,7 +61,7 @@ def test_hung_agents_do_not_delay_other_agents() -> None:
     asyncio.run(main())
 
 
-def test_one_that_hung_is_asked_ever_less_often_and_in_a_lane_of_its_own() -> None:
+def test_hung_agent_is_queried_ever_less_often_and_in_separate_slots() -> None:
     async def main() -> None:
         now = 0.0
         bad, good, other = uuids(3)
@@ -95,7 +95,7 @@ def test_one_that_hung_is_asked_ever_less_often_and_in_a_lane_of_its_own() -> No
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_libvirt_is_told_once_how_long_to_wait(known: bool) -> None:
+def test_libvirt_s_agent_limit_is_set_once(known: bool) -> None:
     told: list[tuple[int, int]] = []
     domain: dict[str, Any] = {
         "interfaceAddresses": lambda *_: {"eth0": {"addrs": [{"addr": "10.0.0.11"}]}}
@@ -110,7 +110,7 @@ def test_libvirt_is_told_once_how_long_to_wait(known: bool) -> None:
     assert told == [(guest_agents.RESPONSE, 0)] * known
 
 
-def test_one_that_is_not_there_costs_nothing() -> None:
+def test_missing_agent_causes_no_pause() -> None:
     class Missing(Source):
         async def call(self, function: Callable[[Connection], T], *, limit: float | None) -> T:
             raise CallFailed(libvirt.libvirtError("guest agent is not connected"))

@@ -1,4 +1,4 @@
-"""What a Xen guest says of itself, against a fake xenstored."""
+"""Values that a Xen guest writes, against a fake xenstored."""
 
 import asyncio
 from pathlib import Path
@@ -22,7 +22,7 @@ def stays(it: Running) -> list[int | None]:
     return [event.incarnation for event in it.events if isinstance(event, ShutdownCancelled)]
 
 
-def test_leaving_and_staying(short: Path) -> None:
+def test_hold_reports_leaving_and_staying(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -44,7 +44,7 @@ def test_leaving_and_staying(short: Path) -> None:
     run(main)
 
 
-def test_said_while_the_agent_was_away(short: Path) -> None:
+def test_value_written_while_the_agent_was_away_counts(short: Path) -> None:
     async def main() -> None:
         it = Running(short)
         it.daemon.create(4, str(MAIL))
@@ -64,7 +64,7 @@ def test_said_while_the_agent_was_away(short: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["", "LEAVING", "leaving ", "x" * 4000, "leaving\n", "\x00\xff"])
-def test_what_is_no_word_is_passed_over(said: str, short: Path) -> None:
+def test_unknown_values_are_ignored(said: str, short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -77,7 +77,7 @@ def test_what_is_no_word_is_passed_over(said: str, short: Path) -> None:
     run(main)
 
 
-def test_a_domain_speaks_of_itself_only(short: Path) -> None:
+def test_a_value_concerns_its_own_domain_only(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -133,7 +133,7 @@ def test_a_node_that_is_written_too_often_is_not_watched_for_a_while(
     run(main)
 
 
-def test_domains_that_are_gone_are_forgotten(short: Path) -> None:
+def test_domains_that_have_ended_are_forgotten(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))

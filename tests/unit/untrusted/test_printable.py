@@ -1,4 +1,4 @@
-"""Foreign text is made printable, by every way that it comes in."""
+"""Untrusted text is made printable wherever it comes in."""
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -128,14 +128,14 @@ WAYS: Mapping[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("kind", HARMFUL)
 @pytest.mark.parametrize("way", WAYS)
-def test_all_ways_in(way: str, kind: str) -> None:
+def test_every_untrusted_text_is_made_printable(way: str, kind: str) -> None:
     result = WAYS[way](f"web{HARMFUL[kind]}[2J1")
     assert HARMFUL[kind] not in result
     assert result.isprintable(), ascii(result)
 
 
 @pytest.mark.parametrize("kind", HARMFUL)
-def test_what_cannot_be_seen_is_an_escape(kind: str) -> None:
+def test_invisible_characters_are_escaped(kind: str) -> None:
     escape = HARMFUL[kind].encode("unicode-escape").decode()
     assert printable(f"web{HARMFUL[kind]}1") == f"web{escape}1"
 
@@ -152,15 +152,15 @@ def test_what_cannot_be_seen_is_an_escape(kind: str) -> None:
         ("ä".encode() * 100, 4, "äää…"),
     ],
 )
-def test_the_rest_stays_and_is_cut(text: Any, longest: int | None, expected: str) -> None:
+def test_visible_text_stays_and_is_cut(text: Any, longest: int | None, expected: str) -> None:
     assert printable(text, longest) == expected
 
 
-def test_a_text_keeps_its_lines_where_it_is_said_so() -> None:
+def test_kept_characters_are_not_escaped() -> None:
     assert printable("a\tb\nc\x1bd\r", keep="\t\n") == "a\tb\nc\\x1bd\\r"
 
 
-def test_of_lines_the_first_that_says_something() -> None:
+def test_first_line_that_is_not_blank() -> None:
     assert first_line("\n \r\n  queue\tfull \nmore") == "queue full"
     assert first_line(b"") == ""
     assert first_line("x" * 100, 10) == "x" * 9 + "…"
