@@ -34,7 +34,7 @@ ifeq ($(shell test -t 1 && echo yes),)
 say = @printf '== %s\n' "$(1)"
 endif
 
-.PHONY: help deps venv lint format lowest unit check test soak bench docs demo lab-shell wheels install uninstall clean
+.PHONY: help deps venv lint format schema lowest unit check test soak bench docs demo lab-shell wheels install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ lint: venv ## ruff, mypy, codespell, words, shellcheck, man pages
 format: venv ## let ruff put the code in shape
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
+
+schema: venv ## write xenlb/config/schema.json from the declarations of the keys
+	@$(BIN)/python -m tools.schema
 
 # With the bytecode of the tests kept: to compile them takes as long as a tenth of the tests.
 unit: venv ## the tests that need no lab (a minute)

@@ -20,7 +20,8 @@ from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.events import DrainAllRequested, DrainRequested, Event, UndrainRequested
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import DrainUntil, ServiceSettings
-from xenlb.model.suggestions import quoted, suggestion
+from xenlb.untrusted.printable import quoted
+from xenlb.untrusted.suggestions import did_you_mean
 
 Request = Mapping[str, object]
 
@@ -289,7 +290,7 @@ class Handlers:
         if service is None:
             raise ControlError(
                 f"there is no service {quoted(str(name))}",
-                hint=suggestion(str(name), services)
+                hint=did_you_mean(str(name), services)
                 or "its name must stand under services: in the configuration",
             )
         return service
@@ -303,7 +304,7 @@ class Handlers:
             names = {guest.name for guest in self._agent.state.guests.values()}
             raise ControlError(
                 f"no guest {quoted(text)} is known here",
-                hint=suggestion(text, names) or "virsh list --all shows the guests of this host",
+                hint=did_you_mean(text, names) or "virsh list --all shows the guests of this host",
             )
         if len(guests) > 1:
             raise ControlError(

@@ -44,6 +44,7 @@ from xenlb.ipvs.table import (
     family_of,
     prefix_of,
 )
+from xenlb.ipvs.text import split_endpoint
 
 __all__ = ["NO_NAMES", "Names", "ParseError", "parse", "parse_op"]
 
@@ -308,17 +309,11 @@ class _Command:
     def endpoint(self, option: str, protocol: Protocol) -> tuple[IPAddress, int | None]:
         """Address and port of `host`, `host:port`, `[v6]:port`, `[v6]` or a bare `v6`."""
         value = self.options[option]
-        port: str | None = None
-        if value.startswith("["):
-            host, closed, rest = value[1:].partition("]")
-            if not closed or (rest and not rest.startswith(":")):
-                raise self.error(f"{shown(option)} {value}: not of the form [ADDRESS]:PORT")
-            port = rest[1:] if rest else None
-        elif value.count(":") > 1:
-            host = value
-        else:
-            host, has_port, port = value.partition(":")
-            port = port if has_port else None
+        try:
+            host, port = split_endpoint(value)
+        except ValueError:
+            message = f"{shown(option)} {value}: not of the form [ADDRESS]:PORT"
+            raise self.error(message) from None
         return self.host(option, host), None if port is None else self.port(option, port, protocol)
 
     def host(self, option: str, host: str) -> IPAddress:

@@ -61,6 +61,22 @@ def endpoint(value: IPAddress, port: int) -> str:
     return f"{address(value)}:{port}" if value.version == 4 else f"[{address(value)}]:{port}"
 
 
+def split_endpoint(value: str) -> tuple[str, str | None]:
+    """Host and port of `host`, `host:port`, `[v6]:port`, `[v6]` or a bare `v6`.
+
+    Raises ValueError if brackets are not of that form.
+    """
+    if value.startswith("["):
+        host, closed, rest = value[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise ValueError(value)
+        return host, rest[1:] if rest else None
+    if value.count(":") > 1:
+        return value, None
+    host, colon, port = value.partition(":")
+    return host, port if colon else None
+
+
 def service_key(key: ServiceKey) -> str:
     """`-t 192.0.2.10:25`, `--sctp-service [2001:db8::1]:80`, `-f 7 -6`."""
     if isinstance(key, AddressKey):
