@@ -9,7 +9,7 @@ from typing import Any
 from xenlb import __version__, clock
 from xenlb.agent.loop import Agent
 from xenlb.control import answers
-from xenlb.control.json_pieces import Shared
+from xenlb.control.json_chunks import SharedJson
 from xenlb.control.protocol import INVALID_CONFIGURATION, USAGE, ControlError
 from xenlb.control.server import Handler
 from xenlb.ipvs import connections
@@ -37,7 +37,7 @@ class Handlers:
         self._director_problems = director_problems
         self._started = clock.now()
         # By the identity of the read of the table, and the service that is requested.
-        self._reports: dict[tuple[int, str | None], tuple[object, asyncio.Task[Shared]]] = {}
+        self._reports: dict[tuple[int, str | None], tuple[object, asyncio.Task[SharedJson]]] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """The handlers by verb."""
@@ -67,7 +67,7 @@ class Handlers:
             making.add_done_callback(lambda _: self._reports.pop(key))
         return await asyncio.shield(self._reports[key][1])
 
-    async def _report(self, snapshot: Snapshot, only: str | None) -> Shared:
+    async def _report(self, snapshot: Snapshot, only: str | None) -> SharedJson:
         agent = self._agent
         state = agent.state
         shown = await self._services(snapshot, only=only)
@@ -110,7 +110,7 @@ class Handlers:
             "alarms": answers.alarms(state, now=clock.now(), wall=clock.wall),
             "services": shown,
         }
-        return Shared(value)
+        return SharedJson(value)
 
     async def _snapshot(self) -> tuple[Snapshot, object]:
         """Return the table, read and repaired now, and the identity of the read.

@@ -12,7 +12,7 @@ from xenlb.agent.conntrack_flusher import ConntrackFlusher
 from xenlb.agent.drain_worker import DrainWorker
 from xenlb.agent.loop import Agent
 from xenlb.agent.provisioner import Provisioner
-from xenlb.control.guest_listener import GuestListener
+from xenlb.control.guest_report_server import GuestReportServer
 from xenlb.control.guest_secrets import HostKey, guest_secret
 from xenlb.director import sysctls
 from xenlb.director.addresses import PlacedAddress, ServiceAddresses
@@ -65,7 +65,7 @@ class Sources:
         )
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
         self._key = HostKey()
-        self._listener = GuestListener(self._secret_of, self.reported)
+        self._listener = GuestReportServer(self._secret_of, self.reported)
         self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
         self._addresses = ServiceAddresses(
             frozenset(
@@ -124,7 +124,7 @@ class Sources:
             self._addresses.leave()
         self._sysctls_due.set()
         if state.settings.listen is not None:
-            self._key.look()
+            self._key.check()
         self._listener.listen(state.settings.listen)
         for uri in state.observed.links:
             if uri in self.libvirts:

@@ -84,8 +84,8 @@ def service_key(key: ServiceKey) -> str:
     return f"-f {key.mark}" if key.family == "inet" else f"-f {key.mark} -6"
 
 
-def place(key: ServiceKey) -> str:
-    """For people: `192.0.2.10:25/tcp`, `fwmark 7`, `fwmark 7 inet6`."""
+def label(key: ServiceKey) -> str:
+    """The label of a service in messages: `192.0.2.10:25/tcp`, `fwmark 7`, `fwmark 7 inet6`."""
     if isinstance(key, AddressKey):
         return f"{endpoint(key.address, key.port)}/{key.protocol}"
     return f"fwmark {key.mark}" if key.family == "inet" else f"fwmark {key.mark} {key.family}"

@@ -28,7 +28,7 @@ def test_no_socket(tmp_path: Path) -> None:
 
 def test_nobody_listens(tmp_path: Path, listening: socket.socket) -> None:
     listening.close()
-    with pytest.raises(ControlError, match="nobody listens at ") as caught:
+    with pytest.raises(ControlError, match="no process listens at ") as caught:
         client.call(tmp_path / "s", "status")
     assert caught.value.status == UNREACHABLE
 
@@ -96,9 +96,9 @@ def test_an_agent_that_is_killed_before_it_reads(tmp_path: Path, listening: sock
     [
         (b"", "stopped while it answered", UNREACHABLE),
         (b'{"item": 1}\n', "stopped while it answered", UNREACHABLE),
-        (b"nonsense\n", "broke off", FAILED),
-        (b"7\n", "broke off", FAILED),
-        (b'{"error": {}}\n', "broke off", FAILED),
+        (b"nonsense\n", "connection to the agent broke", FAILED),
+        (b"7\n", "connection to the agent broke", FAILED),
+        (b'{"error": {}}\n', "connection to the agent broke", FAILED),
     ],
 )
 def test_an_agent_that_breaks_off(

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.control.guest_secrets import KeyFileError, answer_to, guest_secret, master_key
+from xenlb.control.guest_secrets import KeyFileError, guest_secret, master_key, report_checksum
 
 ONE = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1")
 OTHER = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f2")
@@ -36,7 +36,7 @@ def test_one_that_others_may_read_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "key"
     master_key(path)
     path.chmod(0o640)
-    with pytest.raises(KeyFileError, match="others than root may read"):
+    with pytest.raises(KeyFileError, match="other users than root may read"):
         master_key(path)
 
 
@@ -64,12 +64,12 @@ def test_secrets_and_answers() -> None:
     assert guest_secret(b"k" * 32, OTHER) != secret
     assert guest_secret(b"l" * 32, ONE) != secret
     answers = {
-        answer_to("00", secret=secret, word="leaving"),
-        answer_to("01", secret=secret, word="leaving"),
-        answer_to("00", secret=secret, word="staying"),
-        answer_to("00", secret="ab", word="leaving"),
+        report_checksum("00", secret=secret, word="leaving"),
+        report_checksum("01", secret=secret, word="leaving"),
+        report_checksum("00", secret=secret, word="staying"),
+        report_checksum("00", secret="ab", word="leaving"),
     }
     assert len(answers) == 4
-    assert answer_to("00", secret="ab", word="leaving") == (
+    assert report_checksum("00", secret="ab", word="leaving") == (
         "acab7b5bfadd48164198a8e226ee617f34acac2af7fd2cae1aa974b685638acf"  # sha256sum's
     )

@@ -83,16 +83,16 @@ def test_a_socket_that_was_removed_is_made_anew(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
 
     async def main() -> None:
-        async with ControlServer(path, HANDLERS, look=0.05):
+        async with ControlServer(path, HANDLERS, check_interval=0.05):
             path.unlink()
             await back()
             assert await ask(path, "echo")
             shutil.rmtree(folder)
             await back()
             assert await ask(path, "echo")
-            with pytest.raises(ControlError, match="another xenlb works on the table"):
+            with pytest.raises(ControlError, match="another xenlb manages the table"):
                 Lock(path).take()
-        async with ControlServer(path, HANDLERS, look=3600.0):
+        async with ControlServer(path, HANDLERS, check_interval=3600.0):
             path.unlink()
             with pytest.raises(ControlError) as caught:
                 await ask(path, "echo")
@@ -112,7 +112,7 @@ def test_an_order_that_its_caller_has_given_up_is_refused(tmp_path: Path) -> Non
             answer = await raw(
                 tmp_path / "s", json.dumps({"verb": "write", **late}).encode() + b"\n"
             )
-            assert "write was asked for too long ago" in str(answer["error"])
+            assert "the request write has expired" in str(answer["error"])
             answer = await raw(
                 tmp_path / "s", json.dumps({"verb": "echo", **late}).encode() + b"\n"
             )
@@ -380,9 +380,7 @@ def test_a_second_agent_is_refused_and_a_killed_one_is_followed(tmp_path: Path) 
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == b"ready\n"
-        with pytest.raises(
-            ControlError, match=f"another xenlb works on the table, pid {first.pid}"
-        ):
+        with pytest.raises(ControlError, match=f"another xenlb manages the table, pid {first.pid}"):
             asyncio.run(second())
         assert client.call(path, "who") == "first", "the refused one broke nothing"
     finally:

@@ -8,7 +8,7 @@ import libvirt
 import pytest
 
 from xenlb.config import ConfigError, load_bytes
-from xenlb.control.server import Peer, _by
+from xenlb.control.server import ClientProcess, _requester
 from xenlb.guestside.inspect.parse import _sections, output_budget
 from xenlb.guestside.install.operations import MakeSymlink
 from xenlb.guestside.install.preview import visible
@@ -118,7 +118,7 @@ WAYS: Mapping[str, Callable[[str], str]] = {
     "a link in a guest": lambda text: str(MakeSymlink(path="etc/x", target=text)),
     "what was read in a guest": observed,
     "a value of a template": unsafe,
-    "who asks, by the control socket": lambda text: _by(Peer(pid=1, uid=0), text),
+    "who asks, by the control socket": lambda text: _requester(ClientProcess(pid=1, uid=0), text),
     "a name on the command line": quoted,
     "the configuration": configured,
 }

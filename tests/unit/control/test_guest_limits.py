@@ -2,8 +2,8 @@
 
 import pytest
 
-from xenlb.control import listener_limits
-from xenlb.control.listener_limits import ConnectionLimits, Peer, PeerRates, peer_of
+from xenlb.control import guest_limits
+from xenlb.control.guest_limits import ConnectionSlots, GuestPeer, PeerRates, parse_peer
 
 
 @pytest.mark.parametrize(
@@ -16,25 +16,25 @@ from xenlb.control.listener_limits import ConnectionLimits, Peer, PeerRates, pee
     ],
 )
 def test_who_a_peer_is(host: str, address: str, network: str) -> None:
-    assert peer_of(host) == Peer(address, network)
+    assert parse_peer(host) == GuestPeer(address, network)
 
 
 def granted(rates: PeerRates, hosts: list[str], now: float = 0.0) -> int:
-    return sum(not rates.refusal(peer_of(host), now) for host in hosts)
+    return sum(not rates.refusal(parse_peer(host), now) for host in hosts)
 
 
 def test_one_address_has_its_own_budget_and_no_other() -> None:
     rates = PeerRates()
     flooder = ["10.0.0.2"] * 100_000
-    assert granted(rates, flooder) == listener_limits.ADDRESS_BURST
+    assert granted(rates, flooder) == guest_limits.ADDRESS_BURST
     assert granted(rates, ["10.0.0.3"] * 5) == 5
-    assert granted(rates, flooder, 10.0) == min(20, 10 * listener_limits.ADDRESS_RATE)
+    assert granted(rates, flooder, 10.0) == min(20, 10 * guest_limits.ADDRESS_RATE)
 
 
 def test_a_guest_has_as_many_addresses_as_its_64_and_one_budget() -> None:
     rates = PeerRates()
     flood = [f"2001:db8::{n:x}" for n in range(3000)]
-    assert granted(rates, flood) == listener_limits.NETWORK_BURST
+    assert granted(rates, flood) == guest_limits.NETWORK_BURST
     assert granted(rates, ["2001:db8:0:1::1"] * 5) == 5
 
 
@@ -47,42 +47,41 @@ def test_one_address_does_not_use_up_its_64() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     rates = PeerRates()
     flood = [
-        f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}"
-        for n in range(2 * listener_limits.REMEMBERED)
+        f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(2 * guest_limits.REMEMBERED)
     ]
-    assert granted(rates, flood) == listener_limits.BURST
-    assert len(rates._addresses) == listener_limits.REMEMBERED
+    assert granted(rates, flood) == guest_limits.BURST
+    assert len(rates._addresses) == guest_limits.REMEMBERED
 
 
 def test_a_line_of_the_log_now_and_then() -> None:
-    rates, one, other = PeerRates(), peer_of("10.0.0.2"), peer_of("10.0.0.3")
+    rates, one, other = PeerRates(), parse_peer("10.0.0.2"), parse_peer("10.0.0.3")
     assert [rates.complaint(one, now) for now in (0.0, 1.0, 59.0)] == [0, None, None]
     assert rates.complaint(other, 59.0) == 0, "one that is loud does not hide another"
     assert rates.complaint(one, 60.0) == 2
-    many = [rates.complaint(peer_of(f"10.0.1.{n}"), 60.0) for n in range(200)]
-    assert sum(each is not None for each in many) < listener_limits.LINES
+    many = [rates.complaint(parse_peer(f"10.0.1.{n}"), 60.0) for n in range(200)]
+    assert sum(each is not None for each in many) < guest_limits.LINES
 
 
-def places(*hosts: str) -> ConnectionLimits[int]:
-    it = ConnectionLimits[int]()
+def places(*hosts: str) -> ConnectionSlots[int]:
+    it = ConnectionSlots[int]()
     for number, host in enumerate(hosts):
-        assert it.make_room(peer_of(host)) is None
-        it.take(number, peer_of(host))
+        assert it.make_room(parse_peer(host)) is None
+        it.take(number, parse_peer(host))
     return it
 
 
 def test_room_is_made_by_the_network_with_most() -> None:
-    few = [f"10.0.0.{n}" for n in range(listener_limits.PLACES - 3)]
+    few = [f"10.0.0.{n}" for n in range(guest_limits.SLOTS - 3)]
     it = places(*few, "2001:db8::1", "2001:db8::2", "2001:db8::3")
-    first = listener_limits.PLACES - 3
-    assert it.make_room(peer_of("10.1.0.1")) == (first, peer_of("2001:db8::1"))
-    it.take(1000, peer_of("10.1.0.1"))
-    assert it.make_room(peer_of("10.1.0.2")) == (first + 1, peer_of("2001:db8::2"))
+    first = guest_limits.SLOTS - 3
+    assert it.make_room(parse_peer("10.1.0.1")) == (first, parse_peer("2001:db8::1"))
+    it.take(1000, parse_peer("10.1.0.1"))
+    assert it.make_room(parse_peer("10.1.0.2")) == (first + 1, parse_peer("2001:db8::2"))
 
 
 def test_an_address_makes_room_for_itself() -> None:
-    it = places("10.0.0.1", *["10.0.0.2"] * listener_limits.PLACES_OF_ADDRESS)
-    assert it.make_room(peer_of("10.0.0.2")) == (1, peer_of("10.0.0.2"))
-    it.leave(2)
-    it.take(1000, peer_of("10.0.0.2"))
-    assert it.make_room(peer_of("10.0.0.2")) is None
+    it = places("10.0.0.1", *["10.0.0.2"] * guest_limits.SLOTS_OF_ADDRESS)
+    assert it.make_room(parse_peer("10.0.0.2")) == (1, parse_peer("10.0.0.2"))
+    it.release(2)
+    it.take(1000, parse_peer("10.0.0.2"))
+    assert it.make_room(parse_peer("10.0.0.2")) is None
