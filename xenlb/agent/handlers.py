@@ -188,7 +188,9 @@ class Handlers:
         if guest.drain is not None and guest.drain.left:
             established = all(s.drain.until is DrainUntil.ESTABLISHED for s, _, _ in entries)
             servers = frozenset(server for _, _, server in entries)
-            holders = await asyncio.to_thread(connections.holders, servers, established=established)
+            holders = await asyncio.to_thread(
+                connections.client_connections, servers, established=established
+            )
         return {
             **answers.guest(state, guest.id, wall=clock.wall),
             "serves": answers.serves(state, guest, clock.now()),

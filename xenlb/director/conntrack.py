@@ -23,8 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenlb.ipvs.table import Family, IPAddress, Protocol, family_of
-from xenlb.ipvs.wire import (
+from xenlb.ipvs.netlink import (
     MESSAGE,
     NLATTR,
     NLM_F_ACK,
@@ -37,6 +36,7 @@ from xenlb.ipvs.wire import (
     messages,
     padded,
 )
+from xenlb.ipvs.table import Family, IPAddress, Protocol, family_of
 
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _NETLINK_NETFILTER = 12

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from tests.fakes.kernel import FakeKernel
 from tests.soak import often
 from tests.unit.ipvs.strategies import SOME_KEYS, SOME_SERVERS, owned, tables
-from xenlb.ipvs.diff import Owned, diff, foreign
+from xenlb.ipvs.diff import Owned, diff, find_foreign
 from xenlb.ipvs.op import DeleteServer, DeleteService
 from xenlb.ipvs.parse import parse
 from xenlb.ipvs.table import Entry, Forwarding, Server, ServerKey, ServiceKey, Table, Tunnel
@@ -92,7 +92,7 @@ def any_part_that_was_done_is_a_start(want: Table, have: Table, owned: Owned) ->
 
 
 def foreign_and_ours_are_all_there_is(want: Table, have: Table, owned: Owned) -> None:
-    found = foreign(want, have, owned)
+    found = find_foreign(want, have, owned)
     ours = want.entries.keys() | owned.services
     assert found.services == have.entries.keys() - ours
     in_ours = {(key, server) for key, server in pairs(have) if key in ours}
@@ -100,7 +100,7 @@ def foreign_and_ours_are_all_there_is(want: Table, have: Table, owned: Owned) ->
 
 
 def nothing_foreign_is_deleted(want: Table, have: Table, owned: Owned) -> None:
-    found = foreign(want, have, owned)
+    found = find_foreign(want, have, owned)
     for op in diff(want, have, owned):
         match op:
             case DeleteService(key=key):

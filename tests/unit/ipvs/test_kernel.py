@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from xenlb.ipvs import codec, wire
+from xenlb.ipvs import netlink, netlink_codec
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel
 from xenlb.ipvs.op import AddService, OpFailed
@@ -25,11 +25,11 @@ def message(kind: int, sequence: int, body: bytes, flags: int = 2) -> bytes:
 
 
 def error(sequence: int, number: int) -> bytes:
-    return message(wire.NLMSG_ERROR, sequence, struct.pack("=i", -number) + bytes(16), 0)
+    return message(netlink.NLMSG_ERROR, sequence, struct.pack("=i", -number) + bytes(16), 0)
 
 
 def done(sequence: int, flags: int = 2) -> bytes:
-    return message(wire.NLMSG_DONE, sequence, bytes(4), flags)
+    return message(netlink.NLMSG_DONE, sequence, bytes(4), flags)
 
 
 def family(sequence: int) -> list[bytes]:
@@ -43,7 +43,7 @@ def services(*lines: str, flags: int = 2) -> Answer:
         found = []
         for line in lines:
             op = parse_op(line)
-            data = codec.encode([op], family=FAMILY, sequence=1)
+            data = netlink_codec.encode([op], family=FAMILY, sequence=1)
             found.append(message(FAMILY, sequence, data[16:], flags))
         return [*found, done(sequence, flags)]
 
@@ -68,7 +68,7 @@ def scripted(*connections: list[Answer]) -> Iterator[Kernel]:
                 if not request:
                     left.append(1)
                     return
-                [*_, (_, _, sequence, _, _)] = wire.messages(request)
+                [*_, (_, _, sequence, _, _)] = netlink.messages(request)
                 for datagram in answer(sequence):
                     end.send(datagram)
             assert not end.recv(65536)
@@ -89,14 +89,14 @@ def scripted(*connections: list[Answer]) -> Iterator[Kernel]:
 
 
 def test_a_dump_that_was_interrupted_is_done_again() -> None:
-    torn = services("-A -f 1", flags=2 | wire.NLM_F_DUMP_INTR)
+    torn = services("-A -f 1", flags=2 | netlink.NLM_F_DUMP_INTR)
     whole = services("-A -f 1", "-A -f 2")
     with scripted([family, torn, torn, whole, services(), services()]) as kernel:
         assert kernel.read().table == parse("-A -f 1\n-A -f 2")
 
 
 def test_a_dump_that_never_ends_well() -> None:
-    torn = services("-A -f 1", flags=2 | wire.NLM_F_DUMP_INTR)
+    torn = services("-A -f 1", flags=2 | netlink.NLM_F_DUMP_INTR)
     with (
         scripted([family, *[torn] * 10]) as kernel,
         pytest.raises(IpvsError, match="changes faster"),
@@ -196,6 +196,6 @@ def test_the_other_end_is_a_kernels() -> None:
     op = parse_op("-A -f 7 -s sh -p 9")
     assert isinstance(op, AddService)
     [data, end] = services("-A -f 7 -s sh -p 9")(5)
-    [(_, _, sequence, start, stop)] = wire.messages(data)
-    assert (sequence, codec.decode_service(data, start, stop)) == (5, op.service)
+    [(_, _, sequence, start, stop)] = netlink.messages(data)
+    assert (sequence, netlink_codec.decode_service(data, start, stop)) == (5, op.service)
     assert end == done(5)
