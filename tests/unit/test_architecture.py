@@ -44,7 +44,7 @@ PURE = (
     | {
         f"ipvs/{name}"
         for name in (
-            *("table", "op", "errors", "diff", "text", "parse", "options"),
+            *("table", "op", "errors", "diff", "text"),
             *("netlink", "netlink_codec", "reconciler", "__init__"),
         )
     }

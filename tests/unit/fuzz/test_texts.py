@@ -14,6 +14,8 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 
+from tests.ipvsadm.options import ParseError
+from tests.ipvsadm.parse import parse as read_ipvsadm
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged
 from tests.unit.guestside.inspect.test_parse import REAL
 from tests.unit.store.test_state_file import saved
@@ -32,8 +34,6 @@ from xenlb.hypervisor.xenstore.guest_settings import understood
 from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Type, encode, strings
 from xenlb.ipvs import connections, netlink
 from xenlb.ipvs.netlink_codec import decode_server, decode_service
-from xenlb.ipvs.options import ParseError
-from xenlb.ipvs.parse import parse as read_ipvsadm
 from xenlb.ipvs.table import Family
 from xenlb.model.checks import Exec, Share
 from xenlb.model.domain import GuestId

@@ -5,11 +5,11 @@ from dataclasses import replace
 from hypothesis import example, given, settings
 
 from tests.fakes.kernel import FakeKernel
+from tests.ipvsadm.parse import parse
 from tests.soak import often
 from tests.unit.ipvs.strategies import SOME_KEYS, SOME_SERVERS, owned, tables
 from xenlb.ipvs.diff import Owned, diff, find_foreign
 from xenlb.ipvs.op import DeleteServer, DeleteService
-from xenlb.ipvs.parse import parse
 from xenlb.ipvs.table import Entry, Forwarding, Server, ServerKey, ServiceKey, Table, Tunnel
 
 MAIL = "-t 192.0.2.10:25"

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.ipvsadm.parse import parse, parse_op
 from xenlb.ipvs import netlink, netlink_codec
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel
 from xenlb.ipvs.op import AddService, OpFailed
-from xenlb.ipvs.parse import parse, parse_op
 
 FAMILY = 30
 # (sequence number of the request) → the datagrams that answer it

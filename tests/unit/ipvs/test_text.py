@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ipvsadm.parse import NO_NAMES, Names, ParseError, parse, parse_op
 from tests.unit.ipvs.strategies import addresses, keys, ports, servers, services, tables
 from xenlb.ipvs import text
 from xenlb.ipvs.diff import Owned, diff
@@ -20,7 +21,6 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.parse import NO_NAMES, Names, ParseError, parse, parse_op
 from xenlb.ipvs.table import (
     IPAddress,
     Protocol,

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-from xenlb.ipvs import options, table
+from tests.ipvsadm import options
+from tests.ipvsadm.options import IDENTITY, ParseError, option_name
+from xenlb.ipvs import table
 from xenlb.ipvs.op import (
     AddServer,
     AddService,
@@ -21,7 +23,6 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.options import IDENTITY, ParseError, option_name
 from xenlb.ipvs.table import (
     AddressKey,
     Entry,
