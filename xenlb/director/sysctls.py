@@ -36,7 +36,7 @@ class Scope(StrEnum):
     NET = "net"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SysctlRequirement:
     """A sysctl, the value that the services require, and the reason.
 
@@ -47,9 +47,12 @@ class SysctlRequirement:
     name: str
     value: int
     why: str
-    scope: Scope
     also: tuple[int, ...] = ()
     first: "tuple[SysctlRequirement, ...]" = ()
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.IPVS if self.name.startswith(f"{VS}.") else Scope.NET
 
     @property
     def command(self) -> str:
@@ -71,7 +74,7 @@ class SysctlChange:
         return f"{self.required.name}: {self.old} → {self.required.value} ({self.required.why})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SysctlFinding:
     """A requirement that is not met, the reason for it, and the remedy.
 
@@ -121,20 +124,14 @@ def required_sysctls(
     masqueraded = {s.family for s in services if s.forwarding is Forwarding.MASQUERADE}
     reason = "with masquerading, this host forwards the servers' replies"
     if Family.INET in masqueraded:
-        required.append(
-            SysctlRequirement(name="net.ipv4.ip_forward", value=1, why=reason, scope=Scope.NET)
-        )
+        required.append(SysctlRequirement("net.ipv4.ip_forward", 1, reason))
         forwards = True
     if Family.INET6 in masqueraded:
         router_advertisements = tuple(_for_forwarding_ipv6(advertised_interfaces))
         required.extend(router_advertisements)
         required.append(
             SysctlRequirement(
-                name="net.ipv6.conf.all.forwarding",
-                value=1,
-                why=reason,
-                scope=Scope.NET,
-                first=router_advertisements,
+                "net.ipv6.conf.all.forwarding", 1, reason, first=router_advertisements
             )
         )
     direct = any(
@@ -151,17 +148,15 @@ def _for_ipvs(
     services: Sequence[ServiceSettings], kernel: tuple[int, int]
 ) -> Iterator[SysctlRequirement]:
     yield SysctlRequirement(
-        name=f"{VS}.expire_nodest_conn",
-        value=1,
-        why="so that connections to a removed server are reset, not left hanging",
-        scope=Scope.IPVS,
+        f"{VS}.expire_nodest_conn",
+        1,
+        "so that connections to a removed server are reset, not left hanging",
     )
     if any(service.persistence is not None for service in services):
         yield SysctlRequirement(
-            name=f"{VS}.expire_quiescent_template",
-            value=1,
-            why="a drained server gets no new connections of its persistent clients",
-            scope=Scope.IPVS,
+            f"{VS}.expire_quiescent_template",
+            1,
+            "a drained server gets no new connections of its persistent clients",
         )
     direct = any(service.forwarding is not Forwarding.MASQUERADE for service in services)
     if kernel >= (5, 9):
@@ -169,20 +164,18 @@ def _for_ipvs(
         # last state that the director sees if replies bypass it (is_new_conn_expected() in
         # ip_vs_core.c). Without bit 1 a reused client port stays with the drained server.
         yield SysctlRequirement(
-            name=f"{VS}.conn_reuse_mode",
-            value=3 if direct else 1,
-            also=(3,),
-            why=("needed for draining with gatewaying or tunnels: " if direct else "so that ")
+            f"{VS}.conn_reuse_mode",
+            3 if direct else 1,
+            ("needed for draining with gatewaying or tunnels: " if direct else "so that ")
             + "a reused client port gets a new server",
-            scope=Scope.IPVS,
+            also=(3,),
         )
     else:
         yield SysctlRequirement(
-            name=f"{VS}.conn_reuse_mode",
-            value=0,
-            why="kernels before 5.9 drop the first packet from a reused client port, which costs"
-            " a second",
-            scope=Scope.IPVS,
+            f"{VS}.conn_reuse_mode",
+            0,
+            "kernels before 5.9 drop the first packet from a reused client port, which costs a"
+            " second",
         )
 
 
@@ -194,11 +187,10 @@ def _for_forwarding_ipv6(interfaces: Collection[str]) -> Iterator[SysctlRequirem
     """
     for interface in sorted(interfaces):
         yield SysctlRequirement(
-            name=f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra",
-            value=2,
-            why="otherwise a host that forwards IPv6 loses its own default route from router"
+            f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra",
+            ACCEPT_ALWAYS,
+            "otherwise a host that forwards IPv6 loses its own default route from router"
             " advertisements",
-            scope=Scope.NET,
         )
 
 
@@ -218,7 +210,7 @@ def _for_gateway(interfaces: Sequence[str]) -> Iterator[SysctlRequirement]:
         values[f"net.ipv4.conf.{name}.accept_local"] = 1
         values[f"net.ipv4.conf.{name}.rp_filter"] = 0
     for key, value in values.items():
-        yield SysctlRequirement(name=key, value=value, why=why, scope=Scope.NET)
+        yield SysctlRequirement(key, value, why)
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:
@@ -271,10 +263,10 @@ def apply(
     if not loaded and any(need.scope is Scope.IPVS for need in required):
         findings.append(
             SysctlFinding(
-                name=VS,
-                value=None,
-                required=None,
-                why="this kernel has no IPVS, or its module is not loaded",
+                VS,
+                None,
+                None,
+                "this kernel has no IPVS, or its module is not loaded",
                 fix="modprobe ip_vs",
             )
         )
@@ -305,14 +297,7 @@ def apply(
                 log.info("%s", changes[-1])
                 continue
         findings.append(
-            SysctlFinding(
-                name=need.name,
-                value=value,
-                required=need.value,
-                why=need.why,
-                fix=need.command,
-                error=failure,
-            )
+            SysctlFinding(need.name, value, need.value, need.why, need.command, failure)
         )
     if policy is SysctlPolicy.APPLY and (finding := _persist(required, file)) is not None:
         findings.append(finding)
@@ -347,10 +332,10 @@ def _persist(required: Iterable[SysctlRequirement], file: Path) -> SysctlFinding
         new.replace(file)
     except OSError as error:
         return SysctlFinding(
-            name=str(file),
-            value=None,
-            required=None,
-            why="the sysctls that were set are lost at the next reboot",
+            str(file),
+            None,
+            None,
+            "the sysctls that were set are lost at the next reboot",
             fix="make it writable for the agent, or set them elsewhere and use sysctls: ipvs",
             error=(error.strerror or str(error)).lower(),
         )

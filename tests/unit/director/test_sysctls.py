@@ -280,7 +280,7 @@ def test_the_real_thing_and_what_it_refuses(tmp_path: Path) -> None:
     """The kernel's own /proc/sys/net of a name space; a value that it does not take."""
     assert sysctls.read_sysctl("net.ipv4.conf.lo.accept_local") == 0
     needs = tuple(
-        SysctlRequirement(name=f"net.ipv4.conf.{name}", value=value, why="so", scope=Scope.NET)
+        SysctlRequirement(name=f"net.ipv4.conf.{name}", value=value, why="so")
         for name, value in (("lo.accept_local", 1), ("lo.rp_filter", 1 << 40))
     )
     outcome = apply(needs, SysctlPolicy.APPLY, file=tmp_path / "90-xenlb.conf")
