@@ -98,7 +98,7 @@ LOWEST_TESTS := cli \
     config/test_watcher.py hypervisor/test_hooks.py \
     $(addprefix hypervisor/test_,finder.py connections.py libvirt_source.py queries.py metadata.py qmp.py) \
     agent/test_drain_worker.py agent/test_sources.py guestside/transport/test_open.py \
-    ipvs/test_codec.py director/test_addresses.py health/test_syn.py \
+    ipvs/test_netlink_codec.py director/test_addresses.py health/test_syn.py \
     health/test_talks.py health/test_dns.py \
     guestside/render/test_template.py
 

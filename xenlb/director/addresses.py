@@ -295,7 +295,7 @@ class ServiceAddresses:
             link = await rtnl.find_interface(route, name)
             entries = [] if link is None else await rtnl.list_addresses(route, index=link.index)
             # An address with another prefix length is not the one that xenlb added.
-            ours = {
+            own = {
                 entry.address: entry
                 for entry in entries
                 if entry.prefix == entry.address.max_prefixlen
@@ -303,8 +303,8 @@ class ServiceAddresses:
             for address in sorted(addresses, key=_order):
                 placed = PlacedAddress(interface=name, address=address)
                 try:
-                    if address in ours:
-                        await rtnl.remove_address(route, ours[address])
+                    if address in own:
+                        await rtnl.remove_address(route, own[address])
                         log.info("removed %s: no service needs it there any more", placed)
                 except InterfaceError as error:
                     problems[address] = f"it cannot be removed from {name}: {error}"

@@ -39,7 +39,7 @@ def found(path: Path, *trusted: int) -> tuple[str, str] | None:
     return None if writer is None else (str(writer), writer.hint)
 
 
-def test_nobody_else(file: Path) -> None:
+def test_no_other_writer(file: Path) -> None:
     assert found(file) is None
     assert found(Path("/etc/passwd")) is None
     assert found(Path("/bin/sh")) is None
@@ -105,7 +105,7 @@ def problems(file: Path) -> list[str]:
     return [str(problem).removeprefix(f"{file}:") for problem in error.value.problems]
 
 
-def test_a_configuration_of_others_is_a_warning(file: Path) -> None:
+def test_a_configuration_that_others_may_write_is_a_warning(file: Path) -> None:
     assert load_config(file).settings.warnings == ()
     file.chmod(0o666)
     (warning,) = load_config(file).settings.warnings
@@ -116,7 +116,7 @@ def test_a_configuration_of_others_is_a_warning(file: Path) -> None:
     assert load_config(file, any_host=True).settings.warnings == ()
 
 
-def test_and_with_exec_it_is_refused(file: Path) -> None:
+def test_such_a_configuration_with_exec_is_refused(file: Path) -> None:
     file.write_text(EXEC.replace("PROGRAM", "/bin/sh"))
     load_config(file)
     file.chmod(0o666)
@@ -127,7 +127,7 @@ def test_and_with_exec_it_is_refused(file: Path) -> None:
     assert load_config(file, any_host=True).settings.services
 
 
-def test_a_program_of_others_is_refused(file: Path, tmp_path: Path) -> None:
+def test_a_program_that_others_may_write_is_refused(file: Path, tmp_path: Path) -> None:
     program = tmp_path / "plugins" / "check"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")

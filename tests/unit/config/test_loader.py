@@ -73,7 +73,7 @@ def one(keys: str, defaults: str = "{}") -> ServiceSettings:
 # What it means
 
 
-def test_everything_said() -> None:
+def test_every_key_given() -> None:
     text = """\
 libvirt: {uris: ["xen:///system", "xen+ssh://root@dom0b/system"], keepalive: 30s}
 guests: {networks: [10.0.0.0/24], listen: "10.0.0.1:7371"}
@@ -176,7 +176,7 @@ def test_the_inside_of_guests_key_by_key() -> None:
     assert [member.side for member in service.servers] == [own, None]
 
 
-def test_nothing_said() -> None:
+def test_only_defaults() -> None:
     assert parse("services: {}", "xenlb.yaml") == Settings()
     assert one("address: 192.0.2.10, ports: [25]") == ServiceSettings(
         name="a", address=IPv4Address("192.0.2.10"), ports=(Port(number=25),)
@@ -275,7 +275,7 @@ def test_check(keys: str, expected: Check | None) -> None:
         ("type: agent, send: '\\n', weight: {most: 50%}", Agent(send="\n", share=Share(most=0.5))),
     ],
 )  # fmt: skip
-def test_what_a_check_asks(keys: str, expected: Asks) -> None:
+def test_probe_of_a_check(keys: str, expected: Asks) -> None:
     (check,) = one(f"address: 192.0.2.10, ports: [25], check: {{{keys}}}").checks
     assert check.asks == expected
 
@@ -366,7 +366,7 @@ def test_one_target_for_a_server_however_many_services_it_has() -> None:
         ("forwarding: tunnel", Tunnel()),
     ],
 )
-def test_by_the_service_address(keys: str, tunnel: Tunnel | None) -> None:
+def test_via_the_service_address(keys: str, tunnel: Tunnel | None) -> None:
     by_vip, plain = targets(
         f"address: 192.0.2.10, ports: [80], {keys}, check: [{{via: vip}}, {{via: server}}]"
     )
@@ -633,7 +633,7 @@ def test_example(path: Path) -> None:
     assert load(path).services
 
 
-def test_examples_are_what_they_say() -> None:
+def test_examples_match_their_comments() -> None:
     assert [path.stem for path in EXAMPLES] == [
         "fwmark-http-https",
         "mail-gatewaying",
@@ -720,7 +720,7 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     assert said == "1:1: the file may not be read (run as root, or check its rights)"
 
 
-def test_what_is_needed_of_this_host(tmp_path: Path) -> None:
+def test_requirements_of_this_host(tmp_path: Path) -> None:
     """It is noted with its place, and looked for when that is asked."""
     path = tmp_path / "xenlb.yaml"
     program, folder = tmp_path / "plugin", tmp_path / "folder"

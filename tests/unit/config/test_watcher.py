@@ -70,7 +70,7 @@ def test_truncate_and_write(file: Path, calls: Calls) -> None:
     calls.until("six")
 
 
-def test_changes_in_a_row_are_told_together(file: Path, calls: Calls) -> None:
+def test_changes_in_a_row_are_reported_together(file: Path, calls: Calls) -> None:
     with file.open("w") as stream:
         for _ in range(200):
             stream.write("x")
@@ -78,7 +78,7 @@ def test_changes_in_a_row_are_told_together(file: Path, calls: Calls) -> None:
     assert calls.until("x" * 200) == 1
 
 
-def test_a_file_is_told_of_when_its_writer_has_closed_it(file: Path, calls: Calls) -> None:
+def test_a_change_is_reported_when_the_writer_has_closed_the_file(file: Path, calls: Calls) -> None:
     """scp, `cat >`, rsync --inplace: the parts may be seconds apart."""
     with file.open("w") as stream:
         stream.write("the first part")
@@ -91,7 +91,7 @@ def test_a_file_is_told_of_when_its_writer_has_closed_it(file: Path, calls: Call
     assert calls.until("the first part and the second") == 1
 
 
-def test_whether_a_file_is_written(tmp_path: Path) -> None:
+def test_whether_a_file_is_open_for_writing(tmp_path: Path) -> None:
     assert is_open_for_writing(str(tmp_path / "not-there")) is False
     assert is_open_for_writing(str(tmp_path)) is None
     os.mkfifo(tmp_path / "pipe")
@@ -179,7 +179,7 @@ def test_folder_that_is_made_later(tmp_path: Path) -> None:
         calls.until("one")
 
 
-def test_other_files_are_not_told(file: Path, calls: Calls) -> None:
+def test_changes_of_other_files_are_not_reported(file: Path, calls: Calls) -> None:
     (file.parent / "other").write_text("x")
     file.read_text()
     (file.parent / "other").unlink()
@@ -228,7 +228,7 @@ def test_without_inotify(
     assert "inotify limit reached" in record.getMessage()
 
 
-def test_stop_while_a_change_is_waited_for(file: Path) -> None:
+def test_stop_while_waiting_for_the_end_of_a_change(file: Path) -> None:
     calls = Calls(file)
     watcher = ConfigWatcher(file, calls)
     watcher.start()

@@ -27,7 +27,7 @@ def let_in(it: ClientSlots, uid: int, number: int) -> int:
     return inside
 
 
-def test_one_user_has_a_share_and_root_has_its_own() -> None:
+def test_a_user_has_limited_slots_and_root_has_its_own() -> None:
     it = ClientSlots()
     assert let_in(it, 1000, 100) == client_limits.SLOTS_OF_USER
     assert it.refusal(1000) == "the agent has too many clients of uid 1000"
@@ -67,7 +67,7 @@ sys.stdin.read()
 
 
 @as_root
-def test_a_reader_does_not_keep_root_out(tmp_path: Path) -> None:
+def test_a_reader_does_not_block_root(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.getuid() and parent != Path("/"):
@@ -101,7 +101,7 @@ def _one_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_one_place")
-def test_the_client_waits_for_a_place_until_its_patience_ends(tmp_path: Path) -> None:
+def test_the_client_waits_for_a_slot_until_its_patience_ends(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "s"
         async with ControlServer(path, WITH_STREAM):
@@ -134,7 +134,7 @@ while True:
 """
 
 
-def test_who_connects_without_end_keeps_nobody_out(tmp_path: Path) -> None:
+def test_a_user_who_connects_without_end_blocks_no_other_client(tmp_path: Path) -> None:
     """The queue is full all the time; commands wait in the kernel, in turn."""
 
     async def main() -> None:
@@ -155,7 +155,7 @@ def test_who_connects_without_end_keeps_nobody_out(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_places_are_given_back(tmp_path: Path) -> None:
+def test_slots_are_released(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "s"
         server = ControlServer(path, WITH_STREAM)

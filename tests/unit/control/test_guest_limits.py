@@ -15,7 +15,7 @@ from xenlb.control.guest_limits import ConnectionSlots, GuestPeer, PeerRates, pa
         ("fe80::1%eth0", "fe80::1", "fe80::/64"),
     ],
 )
-def test_who_a_peer_is(host: str, address: str, network: str) -> None:
+def test_a_peer_is_parsed_from_its_address(host: str, address: str, network: str) -> None:
     assert parse_peer(host) == GuestPeer(address, network)
 
 
@@ -44,7 +44,7 @@ def test_one_address_does_not_use_up_its_64() -> None:
     assert granted(rates, [f"2001:db8::{n:x}" for n in range(2, 60)]) == 58
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_number_of_remembered_peers_is_bounded() -> None:
     rates = PeerRates()
     flood = [
         f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(2 * guest_limits.REMEMBERED)
@@ -53,7 +53,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(rates._addresses) == guest_limits.REMEMBERED
 
 
-def test_a_line_of_the_log_now_and_then() -> None:
+def test_the_log_gets_a_limited_number_of_lines() -> None:
     rates, one, other = PeerRates(), parse_peer("10.0.0.2"), parse_peer("10.0.0.3")
     assert [rates.complaint(one, now) for now in (0.0, 1.0, 59.0)] == [0, None, None]
     assert rates.complaint(other, 59.0) == 0, "one that is loud does not hide another"
@@ -70,7 +70,7 @@ def places(*hosts: str) -> ConnectionSlots[int]:
     return it
 
 
-def test_room_is_made_by_the_network_with_most() -> None:
+def test_the_network_with_most_connections_makes_room() -> None:
     few = [f"10.0.0.{n}" for n in range(guest_limits.SLOTS - 3)]
     it = places(*few, "2001:db8::1", "2001:db8::2", "2001:db8::3")
     first = guest_limits.SLOTS - 3

@@ -90,7 +90,7 @@ async def say(port: int, line: str | None, *, host: str = "127.0.0.1") -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("word", ["leaving", "staying"])
-def test_a_guest_is_heard(host: str, word: str) -> None:
+def test_a_report_is_received(host: str, word: str) -> None:
     async def run() -> None:
         heard, port = Heard(), free_port(host)
         async with listening(heard, port, host=host):
@@ -106,7 +106,7 @@ def test_a_guest_is_heard(host: str, word: str) -> None:
     asyncio.run(run())
 
 
-def test_a_guest_that_is_not_known_gets_no_ok(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_guest_gets_no_ok(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         heard.answer = False
@@ -144,7 +144,7 @@ def wrong_lines() -> list[str]:
 
 
 @pytest.mark.parametrize("line", wrong_lines(), ids=range(len(wrong_lines())))
-def test_whoever_proves_nothing_is_not_heard(line: str) -> None:
+def test_a_report_without_proof_is_refused(line: str) -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         async with listening(heard, port, patience=0.3):
@@ -155,7 +155,7 @@ def test_whoever_proves_nothing_is_not_heard(line: str) -> None:
     asyncio.run(run())
 
 
-def test_nothing_of_a_conversation_can_be_used_again() -> None:
+def test_a_report_cannot_be_replayed() -> None:
     """Not for another conversation, not for another word, not for another guest."""
 
     async def run() -> None:
@@ -209,7 +209,7 @@ class Silent:
         await asyncio.sleep(0)
 
 
-def test_the_silent_are_hung_up_on() -> None:
+def test_a_silent_connection_is_closed() -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         async with listening(heard, port, patience=0.2), Silent(port) as silent:
@@ -222,7 +222,7 @@ def test_the_silent_are_hung_up_on() -> None:
     asyncio.run(run())
 
 
-def test_of_one_address_the_longest_silent_makes_room() -> None:
+def test_the_longest_silent_connection_of_an_address_makes_room() -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         async with listening(heard, port, patience=30), Silent(port) as silent:
@@ -236,7 +236,7 @@ def test_of_one_address_the_longest_silent_makes_room() -> None:
     asyncio.run(run())
 
 
-def test_silent_addresses_do_not_keep_all_places(caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_addresses_do_not_keep_all_slots(caplog: pytest.LogCaptureFixture) -> None:
     """Sixteen addresses that hold all places for as long as they may: the others are heard."""
 
     async def run() -> None:
@@ -284,7 +284,7 @@ def test_a_flood_of_one_address_costs_the_others_nothing(
     assert len(about(caplog, "127.0.0.2")) == 1, "a line a minute"
 
 
-def test_a_key_that_cannot_be_used_is_read_and_said_once(
+def test_an_unusable_key_is_read_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -315,7 +315,7 @@ def test_a_key_that_cannot_be_used_is_read_and_said_once(
     assert not any(record.exc_info for record in caplog.records), "no traceback"
 
 
-def test_it_moves_and_stops(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_endpoint_changes_and_the_server_stops(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         heard, first, second = Heard(), free_port(), free_port()
         async with listening(heard, first) as it:
@@ -344,7 +344,7 @@ def test_it_moves_and_stops(caplog: pytest.LogCaptureFixture) -> None:
     assert "cannot listen" not in caplog.text
 
 
-def test_a_port_that_is_taken_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_in_use_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         heard = Heard()
         it = GuestReportServer(secret_of, heard, retry=(0.02, 0.05))
@@ -373,7 +373,7 @@ def test_a_port_that_is_taken_is_waited_for(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize("text", ["203.0.113.77", "2001:db8:77::1"])
-def test_an_address_that_is_not_there_yet_is_no_problem(text: str) -> None:
+def test_the_server_listens_at_an_address_that_does_not_exist_yet(text: str) -> None:
     async def run() -> None:
         it = GuestReportServer(secret_of, Heard())
         it.listen((ip_address(text), free_port()))
@@ -386,7 +386,9 @@ def test_an_address_that_is_not_there_yet_is_no_problem(text: str) -> None:
     asyncio.run(run())
 
 
-def test_a_fault_with_one_guest_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_with_one_guest_does_not_end_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def run() -> None:
         port = free_port()
         it = GuestReportServer(secret_of, lambda _uuid, word: bool(1 / (word == "staying")))

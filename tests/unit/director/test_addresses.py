@@ -128,7 +128,7 @@ def test_added_and_left_in_place(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_the_host_does_not_take_them_as_its_source() -> None:
+def test_the_host_does_not_use_them_as_source() -> None:
     interface()
     sh("""
     ip addr add 192.0.2.1/24 dev v0
@@ -162,7 +162,7 @@ def test_a_restart_changes_nothing(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_put_back_when_somebody_removes_it(journal: list[str]) -> None:
+def test_put_back_when_another_program_removes_it(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
@@ -211,7 +211,7 @@ def test_put_back_after_a_flap(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_put_back_when_the_interface_is_made_anew(journal: list[str]) -> None:
+def test_put_back_when_the_interface_is_created_again(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
@@ -333,7 +333,7 @@ def test_a_new_configuration(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_addresses_of_an_earlier_agent_that_nobody_wants_now() -> None:
+def test_unwanted_addresses_of_an_earlier_agent_are_removed() -> None:
     interface()
     sh("""
     ip addr add 192.0.2.10/32 dev v0
@@ -377,7 +377,7 @@ def test_an_address_on_another_interface_is_left_there() -> None:
 
 
 @in_own_network
-def test_leave_touches_nothing(journal: list[str]) -> None:
+def test_disown_changes_nothing(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
@@ -404,7 +404,7 @@ def test_leave_touches_nothing(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_not_permitted_is_said_and_tried_again() -> None:
+def test_a_missing_permission_is_reported_and_tried_again() -> None:
     interface()
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     all_of_them = (ctypes.c_uint32 * 6)()
@@ -426,7 +426,7 @@ def test_not_permitted_is_said_and_tried_again() -> None:
 
 
 @in_own_network
-def test_ipv6_disabled_is_said_with_its_cure() -> None:
+def test_disabled_ipv6_is_reported_with_a_remedy() -> None:
     interface()
     sh("sysctl -qw net.ipv6.conf.v0.disable_ipv6=1")
 
@@ -445,7 +445,7 @@ def test_ipv6_disabled_is_said_with_its_cure() -> None:
 
 
 @in_own_network
-def test_a_fight_is_not_fought_at_full_speed(journal: list[str]) -> None:
+def test_an_address_that_keeps_vanishing_is_put_back_ever_slower(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
@@ -466,7 +466,7 @@ def test_a_fight_is_not_fought_at_full_speed(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_messages_lost_for_want_of_room() -> None:
+def test_lost_messages_count_as_a_change() -> None:
     """The kernel drops messages when nobody reads them; what they told is found anyway."""
     interface()
     batch = "addr add 192.0.2.11/32 dev w0\naddr del 192.0.2.11/32 dev w0\n" * 2000
@@ -486,7 +486,7 @@ def test_messages_lost_for_want_of_room() -> None:
 
 
 @in_own_network
-def test_the_neighbours_are_told() -> None:
+def test_the_neighbours_get_announcements() -> None:
     interface()
     (described,) = json.loads(sh("ip -j link show dev v0"))
     hardware = bytes.fromhex(described["address"].replace(":", ""))
@@ -534,7 +534,7 @@ def test_the_neighbours_are_told() -> None:
 
 
 @in_own_network
-def test_other_interfaces_are_not_listened_to() -> None:
+def test_changes_of_other_interfaces_are_ignored() -> None:
     interface()
     heard: list[AddressChange] = []
 
@@ -562,7 +562,7 @@ def test_other_interfaces_are_not_listened_to() -> None:
 
 
 @in_own_network
-def test_problems_and_ownership_are_told() -> None:
+def test_changes_of_problems_and_ownership_are_reported() -> None:
     interface()
 
     async def main() -> None:
@@ -615,7 +615,7 @@ def test_an_address_stays_until_it_is_at_its_new_place() -> None:
 
 
 @in_own_network
-def test_the_way_towards_a_server() -> None:
+def test_interface_and_source_address_for_a_server() -> None:
     interface()
     interface("v1", "w1")
     sh("""

@@ -58,7 +58,7 @@ MASQUERADE = {
 }
 
 
-def test_no_services_no_needs() -> None:
+def test_without_services_nothing_is_required() -> None:
     assert required_sysctls(Settings(), NEW, forwards=True) == ()
 
 
@@ -74,7 +74,7 @@ def test_masquerading_ipv6() -> None:
     }
 
 
-def test_router_advertisements_are_heeded_before_forwarding() -> None:
+def test_router_advertisements_are_accepted_before_forwarding() -> None:
     masqueraded = settings(Forwarding.MASQUERADE, v6=True)
     needs = required_sysctls(masqueraded, NEW, advertised_interfaces={"eth0.7", "br0"})
     assert [(need.name, need.value) for need in needs[2:]] == [
@@ -101,7 +101,7 @@ def test_persistent_services() -> None:
 
 
 @pytest.mark.parametrize("method", [Forwarding.GATEWAYING, Forwarding.TUNNEL])
-def test_answers_that_pass_this_host(method: Forwarding) -> None:
+def test_replies_that_pass_through_this_host(method: Forwarding) -> None:
     ipvs_only = values(required_sysctls(settings(method), NEW))
     # 3: their connections' ends are seen from one side only.
     assert ipvs_only == {
@@ -251,7 +251,7 @@ def test_a_folder_that_is_not_there_is_a_finding(proc: Proc) -> None:
     assert finding.error == "no such file or directory"
 
 
-def test_a_mode_that_does_more_is_left(proc: Proc) -> None:
+def test_an_accepted_other_value_is_left(proc: Proc) -> None:
     proc.file("net/ipv4/vs/conn_reuse_mode").write_text("3\n")
     proc.apply(SysctlPolicy.APPLY, BOTH)
     assert proc.file("net/ipv4/vs/conn_reuse_mode").read_text() == "3\n"
@@ -276,7 +276,7 @@ def test_a_sysctl_that_the_kernel_does_not_have(proc: Proc) -> None:
 
 
 @in_own_network
-def test_the_real_thing_and_what_it_refuses(tmp_path: Path) -> None:
+def test_the_kernel_and_a_value_that_it_refuses(tmp_path: Path) -> None:
     """The kernel's own /proc/sys/net of a name space; a value that it does not take."""
     assert sysctls.read_sysctl("net.ipv4.conf.lo.accept_local") == 0
     needs = tuple(
@@ -355,7 +355,7 @@ def test_the_default_route_by_router_advertisement_stays(
     assert sysctls.router_advertisement_interfaces() == {"v0"}, "it is persisted the next time, too"
 
 
-def test_what_must_be_first_and_is_not_leaves_the_rest(tmp_path: Path) -> None:
+def test_an_unmet_first_requirement_leaves_the_sysctl(tmp_path: Path) -> None:
     conf = tmp_path / "net/ipv6/conf"
     for name in ("all", "v0"):
         (conf / name).mkdir(parents=True)

@@ -172,7 +172,7 @@ def test_the_order_of_operations() -> None:
     ]
 
 
-def test_a_set_says_every_field() -> None:
+def test_a_set_operation_has_every_field() -> None:
     server = f"-a {MAIL} -r 10.0.0.11:25 -m -w 1 -x 9 -y 3"
     [line] = lines(
         f"-A {MAIL} -p 60 -s sh -b sh-port -M 255.0.0.0",
@@ -183,7 +183,7 @@ def test_a_set_says_every_field() -> None:
     assert line == f"-e {MAIL} -r 10.0.0.11:25 -m -w 1 -x 9 -y 3"
 
 
-def test_a_service_with_another_tools_server_stays_without_ours() -> None:
+def test_a_service_with_another_tools_server_loses_only_our_servers() -> None:
     ours = f"-A {MAIL}\n-a {MAIL} -r 10.0.0.11:25\n"
     have = ours + f"-a {MAIL} -r 10.0.0.99:25\n"
     assert lines("", have, owner_of(ours)) == [f"-d {MAIL} -r 10.0.0.11:25"]

@@ -88,14 +88,14 @@ def scripted(*connections: list[Answer]) -> Iterator[Kernel]:
     assert not left
 
 
-def test_a_dump_that_was_interrupted_is_done_again() -> None:
+def test_an_interrupted_dump_is_repeated() -> None:
     torn = services("-A -f 1", flags=2 | netlink.NLM_F_DUMP_INTR)
     whole = services("-A -f 1", "-A -f 2")
     with scripted([family, torn, torn, whole, services(), services()]) as kernel:
         assert kernel.read().table == parse("-A -f 1\n-A -f 2")
 
 
-def test_a_dump_that_never_ends_well() -> None:
+def test_a_dump_that_is_always_interrupted() -> None:
     torn = services("-A -f 1", flags=2 | netlink.NLM_F_DUMP_INTR)
     with (
         scripted([family, *[torn] * 10]) as kernel,
@@ -104,7 +104,7 @@ def test_a_dump_that_never_ends_well() -> None:
         kernel.read()
 
 
-def test_answers_of_another_request_are_passed_over() -> None:
+def test_answers_of_another_request_are_ignored() -> None:
     def late(sequence: int) -> list[bytes]:
         return [error(sequence - 1, errno.EPERM), done(77), *services()(sequence)]
 
@@ -112,7 +112,7 @@ def test_answers_of_another_request_are_passed_over() -> None:
         assert not kernel.read().table.entries
 
 
-def test_after_an_error_it_opens_anew() -> None:
+def test_the_socket_is_opened_again_after_an_error() -> None:
     with scripted(
         [refuse(errno.ENOENT)], [family, refuse(errno.EIO)], [family, services()]
     ) as kernel:
@@ -124,7 +124,7 @@ def test_after_an_error_it_opens_anew() -> None:
         assert not kernel.read().table.entries
 
 
-def test_what_is_no_netlink_is_an_error_and_opens_anew() -> None:
+def test_malformed_messages_are_an_error_and_the_socket_is_opened_again() -> None:
     def torn(sequence: int) -> list[bytes]:
         return [done(sequence)[:-2]]
 
@@ -134,7 +134,7 @@ def test_what_is_no_netlink_is_an_error_and_opens_anew() -> None:
         assert not kernel.read().table.entries
 
 
-def test_not_permitted_is_told_once_for_all() -> None:
+def test_a_missing_permission_is_one_error() -> None:
     ops = [parse_op(f"-A -f {mark}") for mark in (1, 2, 3)]
 
     def refused(sequence: int) -> list[bytes]:
@@ -178,7 +178,7 @@ def test_deletions_of_what_has_gone_are_no_failures() -> None:
         assert kernel.apply(ops) == (OpFailed(op=ops[2], errno=errno.ENOENT),)
 
 
-def test_nothing_is_opened_for_nothing() -> None:
+def test_no_operations_open_no_socket() -> None:
     with scripted() as kernel:
         assert kernel.apply([]) == ()
 

@@ -107,7 +107,7 @@ PRINTED = """\
 """
 
 
-def test_what_ipvsadm_printed_is_what_we_print() -> None:
+def test_a_dump_is_what_ipvsadm_prints() -> None:
     assert text.dump(parse(PRINTED)) == PRINTED
 
 
@@ -170,7 +170,7 @@ def test_spellings(line: str, means: str) -> None:
     assert str(parse_op(line)) == means
 
 
-def test_a_file_as_people_keep_it() -> None:
+def test_a_file_for_ipvsadm_restore() -> None:
     table = parse(
         """
         # the mail service
