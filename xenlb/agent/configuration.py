@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xenlb import clock, config
-from xenlb.config import ConfigError, Loaded
+from xenlb.config import ConfigError, LoadedConfig
 from xenlb.config.host_requirements import RequirementKind
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Settings
@@ -33,7 +33,7 @@ class Start:
     """What an agent begins with. `problems`: why that is not what the file says; `since`: then,
     when the last good configuration was first in use."""
 
-    loaded: Loaded
+    loaded: LoadedConfig
     problems: tuple[Problem, ...] = ()
     since: str = ""
 
@@ -42,14 +42,14 @@ def start(file: Path, place: Path) -> Start:
     """The configuration, or the last good one kept at `place`. Raises ConfigError if neither can
     be used."""
     try:
-        return Start(loaded=config.read(file))
+        return Start(loaded=config.load_config(file))
     except ConfigError as error:
         refused = error
     try:
         known = last_good.read_last_good(place, of=file)
         if known is None:
             raise refused
-        loaded = config.loaded(known.data, str(file))
+        loaded = config.load_bytes(known.data, str(file))
     except last_good.LastGoodError as error:
         log.warning("the last good configuration (%s) cannot be used: %s", place, error)
         raise refused from None
@@ -81,11 +81,11 @@ class Configuration:
         self.file = file
         self._place = place
         self._sleep = sleep
-        self.in_use: Loaded | None = None
+        self.in_use: LoadedConfig | None = None
         self.last_good_since = ""  # while the last good configuration is used in place of the file
         self._complaint = ""
 
-    async def use(self, loaded: Loaded, *, since: str = "") -> None:
+    async def use(self, loaded: LoadedConfig, *, since: str = "") -> None:
         """This one is in use from now on. `since`: it is the last good one, of that time."""
         self.in_use, self.last_good_since = loaded, since
         if self._place is None or since:
@@ -102,16 +102,16 @@ class Configuration:
                 log.warning("the last good configuration cannot be kept: %s: %s", self._place, why)
             self._complaint = why
 
-    async def read(self) -> Loaded:
+    async def read(self) -> LoadedConfig:
         """What the file says now. Raises ConfigError if it is refused."""
-        known = frozenset() if self.in_use is None else self.in_use.needs
-        loaded = await asyncio.to_thread(config.read, self.file)
-        lacks = await asyncio.to_thread(loaded.lacking, but=known)
+        known = frozenset() if self.in_use is None else self.in_use.requirements
+        loaded = await asyncio.to_thread(config.load_config, self.file)
+        lacks = await asyncio.to_thread(loaded.missing_requirements, except_for=known)
         if lacks:
             raise ConfigError(lacks)
         return loaded
 
-    async def read_calmly(self) -> Loaded:
+    async def read_calmly(self) -> LoadedConfig:
         """As read(), after a change of the file without an order to reload."""
         loaded = await self.read()
         while self.in_use is not None and (cut := losses(self.in_use.settings, loaded.settings)):
@@ -134,8 +134,10 @@ class Configuration:
         who keeps the service addresses looks at it all the time."""
         if self.in_use is None:
             return ()
-        interfaces = {need for need in self.in_use.needs if need.kind is RequirementKind.INTERFACE}
-        return self.in_use.lacking(but=interfaces)
+        interfaces = {
+            need for need in self.in_use.requirements if need.kind is RequirementKind.INTERFACE
+        }
+        return self.in_use.missing_requirements(except_for=interfaces)
 
 
 def losses(before: Settings, after: Settings) -> str:

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_never
 
-from xenlb.director.sysctls import PERSISTED, advertised, kernel_version, needed, persisted
+from xenlb.director.sysctls import (
+    SYSCTL_FILE,
+    kernel_version,
+    required_sysctls,
+    router_advertisement_interfaces,
+    sysctl_file_text,
+)
 from xenlb.guestside.install.operations import GuestFile
 from xenlb.guestside.render import native_files
 from xenlb.guestside.render.facts import Facts
@@ -27,11 +33,15 @@ def director_files(
     """`kernel`: major and minor, by default of the one that runs. Raises TemplateError, and
     NeedsError where it is not known what to write."""
     files = native_files.Renderer(overrides=overrides)
-    sysctls = needed(settings, kernel or kernel_version(), advertised=advertised())
+    sysctls = required_sysctls(
+        settings,
+        kernel or kernel_version(),
+        advertised_interfaces=router_advertisement_interfaces(),
+    )
     every: list[GuestFile] = []
     if sysctls:
-        text = persisted(sysctls, by="director: {addresses: leave}")
-        every.append(GuestFile(path=str(PERSISTED.relative_to("/")), text=text))
+        text = sysctl_file_text(sysctls, by="director: {addresses: leave}")
+        every.append(GuestFile(path=str(SYSCTL_FILE.relative_to("/")), text=text))
     addresses = sorted(settings.service_addresses(), key=lambda each: (each.version, int(each)))
     if addresses:
         interface = settings.director.interface

@@ -53,9 +53,9 @@ async def guest_target(
 ) -> GuestTarget:
     """`addresses`: of the guest's servers, by the names of services. Raises NeedsError where its
     services contradict each other."""
-    from xenlb.director.interface import sources  # noqa: PLC0415  (loads pyroute2)
+    from xenlb.director.interface import source_addresses  # noqa: PLC0415  (loads pyroute2)
 
-    ways = await sources(set(addresses.values())) if addresses else {}
+    ways = await source_addresses(set(addresses.values())) if addresses else {}
     places = tuple(
         _place(service, side_of(service, name, uuid), addresses.get(service.name), ways)
         for service in services

@@ -97,10 +97,10 @@ def test_a_file_that_is_damaged_while_it_is_waited_for_is_refused(file: Path) ->
     ],
 )
 def test_what_counts_as_much(hosts: str, left: str, expected: str) -> None:
-    def settings(which: str) -> config.Loaded:
+    def settings(which: str) -> config.LoadedConfig:
         servers = ", ".join(f"{{host: 10.0.0.{number}}}" for number in which.split(", "))
         text = HOST + MAIL.replace("{host: 10.0.0.5}", servers)
-        return config.loaded(text.encode(), "x")
+        return config.load_bytes(text.encode(), "x")
 
     assert losses(settings(hosts).settings, settings(left).settings) == expected
 
@@ -133,7 +133,7 @@ def test_a_reload_is_refused_for_what_the_host_has_not(tmp_path: Path, file: Pat
             assert agent.state.settings.director.interface == "lo"
             assert desk.told().count("configuration refused") == 1
             # It was there when it was taken up, and has gone: that must not stop other changes.
-            await agent.configuration.use(config.read(file))
+            await agent.configuration.use(config.load_config(file))
             assert await agent.reload() == ()
 
     asyncio.run(story())

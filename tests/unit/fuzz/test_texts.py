@@ -14,6 +14,8 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 
+from tests.ipvsadm.options import ParseError
+from tests.ipvsadm.parse import parse as read_ipvsadm
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged
 from tests.unit.guestside.inspect.test_parse import REAL
 from tests.unit.store.test_state_file import saved
@@ -30,10 +32,8 @@ from xenlb.hypervisor.libvirt.metadata import read_metadata
 from xenlb.hypervisor.libvirt.xml_text import Malformed
 from xenlb.hypervisor.xenstore.guest_settings import parse_answer
 from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Type, encode, strings
-from xenlb.ipvs import connections, wire
-from xenlb.ipvs.codec import decode_server, decode_service
-from xenlb.ipvs.options import ParseError
-from xenlb.ipvs.parse import parse as read_ipvsadm
+from xenlb.ipvs import connections, netlink
+from xenlb.ipvs.netlink_codec import decode_server, decode_service
 from xenlb.ipvs.table import Family
 from xenlb.model.checks import Exec, Share
 from xenlb.model.domain import GuestId
@@ -107,8 +107,8 @@ def script(data: bytes) -> None:
         assert said.complaint.isprintable()
 
 
-def netlink(data: bytes) -> None:
-    for _, _, _, start, end in wire.messages(data):
+def read_netlink(data: bytes) -> None:
+    for _, _, _, start, end in netlink.messages(data):
         for family in Family:
             with suppress(KeyError, ValueError, struct.error):
                 decode_server(data, start, end, family=family)
@@ -122,7 +122,7 @@ def saved_bytes() -> bytes:
 def dumped() -> bytes:
     """A dump of the kernel's, as tests/unit/ipvs makes it of requests."""
     attributes = b"".join(
-        struct.pack("=HH", len(value) + 4, kind) + wire.padded(value)
+        struct.pack("=HH", len(value) + 4, kind) + netlink.padded(value)
         for kind, value in (
             *((1, b"\2\0"), (2, b"\6\0"), (3, bytes([192, 0, 2, 1]) + bytes(12)), (4, b"\0\x19")),
             *(
@@ -134,7 +134,7 @@ def dumped() -> bytes:
         )
     )
     body = struct.pack("=HH", len(attributes) + 4, 1) + attributes
-    return wire.MESSAGE.pack(wire.PAYLOAD + len(body), 0x1B, 2, 7, 0, 1, 1, 0) + body
+    return netlink.MESSAGE.pack(netlink.PAYLOAD + len(body), 0x1B, 2, 7, 0, 1, 1, 0) + body
 
 
 DOMAIN = b"""<domain type='xen' id='4'><name>a</name><devices><interface type='bridge'>
@@ -211,7 +211,7 @@ PARSERS = {
     ),
     "manifest": Parser(read=read_manifest, corpus=(MANIFEST,), errors=(BadManifest,)),
     "netlink": Parser(
-        read=netlink, corpus=(dumped(),), errors=(ValueError, KeyError, struct.error)
+        read=read_netlink, corpus=(dumped(),), errors=(ValueError, KeyError, struct.error)
     ),
     "ipvsadm": Parser(
         read=lambda data: read_ipvsadm(text(data)),

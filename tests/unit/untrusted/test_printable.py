@@ -7,9 +7,8 @@ from typing import Any, cast
 import libvirt
 import pytest
 
-from xenlb.config import ConfigError
-from xenlb.config.loader import loaded
-from xenlb.control.server import Peer, _by
+from xenlb.config import ConfigError, load_bytes
+from xenlb.control.server import ClientProcess, _requester
 from xenlb.guestside.inspect.parse import _sections, output_budget
 from xenlb.guestside.install.operations import MakeSymlink
 from xenlb.guestside.install.preview import visible
@@ -20,7 +19,6 @@ from xenlb.health.probes import agent, program
 from xenlb.hypervisor import address_policy
 from xenlb.hypervisor.libvirt import hooks, queries
 from xenlb.hypervisor.libvirt.metadata import read_metadata
-from xenlb.model import suggestions
 from xenlb.model.addresses import AddressSource
 from xenlb.model.checks import Exec
 from xenlb.untrusted.printable import first_line, printable, quoted
@@ -78,7 +76,7 @@ def hooked(text: str) -> str:
 
 def configured(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        loaded(raw(f'services: {{"mail{text}": {{}}}}\n'), "xenlb.yaml")
+        load_bytes(raw(f'services: {{"mail{text}": {{}}}}\n'), "xenlb.yaml")
     return " ".join(map(str, caught.value.problems))
 
 
@@ -120,8 +118,8 @@ WAYS: Mapping[str, Callable[[str], str]] = {
     "a link in a guest": lambda text: str(MakeSymlink(path="etc/x", target=text)),
     "what was read in a guest": observed,
     "a value of a template": unsafe,
-    "who asks, by the control socket": lambda text: _by(Peer(pid=1, uid=0), text),
-    "a name on the command line": suggestions.quoted,
+    "who asks, by the control socket": lambda text: _requester(ClientProcess(pid=1, uid=0), text),
+    "a name on the command line": quoted,
     "the configuration": configured,
 }
 
