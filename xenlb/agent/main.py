@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from xenlb import clock
+from xenlb.agent import debug
 from xenlb.agent.configuration import FirstConfiguration
 from xenlb.agent.handlers import Handlers
 from xenlb.agent.loop import Agent
@@ -69,6 +70,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._request_reload)
+        debug.install(self._loop)
         sources = Sources(self._agent)
         handlers = Handlers(self._agent, sources.director_problems)
         async with ControlServer(self._socket, handlers.handlers(), lock=self._lock):

@@ -56,6 +56,8 @@ def joined(parts: Iterator[str]) -> Iterator[str]:
 def _parts(value: object, depth: int = 4) -> Iterator[str]:
     if isinstance(value, Shared):
         yield from value.pieces()
+    elif isinstance(value, Iterator):  # of pieces of JSON
+        yield from value
     elif depth and isinstance(value, Mapping) and value:
         for n, (key, each) in enumerate(value.items()):
             yield f"{', ' if n else '{'}{json.dumps(str(key))}: "
