@@ -15,8 +15,9 @@ from typing import Any
 
 from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget, over_budget, timed_out
+from xenlb.model.settings import Check
 from xenlb.model.target import Target
-from xenlb.store import check_codec
+from xenlb.store.json_codec import decoder
 from xenlb.untrusted.budget import BudgetSpent
 
 
@@ -32,7 +33,7 @@ async def _asked(target: Target) -> Answer:
 
 async def _answers(question: dict[str, Any]) -> list[list[Any]]:
     target = Target(
-        check=check_codec.read(question["check"]),
+        check=decoder(Check)(question["check"]),
         address=ip_address(question["address"]),
         port=question["port"],
     )

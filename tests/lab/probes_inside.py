@@ -12,14 +12,15 @@ from typing import Any
 from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import Answer, answer_budget, timed_out
 from xenlb.ipvs.table import Tunnel, TunnelType
+from xenlb.model.settings import Check
 from xenlb.model.target import Target
-from xenlb.store import check_codec
+from xenlb.store.json_codec import decoder
 
 
 def target(item: dict[str, Any]) -> Target:
     tunnel = item.get("tunnel")
     return Target(
-        check=check_codec.read(item["check"]),
+        check=decoder(Check)(item["check"]),
         address=ip_address(item["address"]),
         port=item["port"],
         vip=ip_address(item["vip"]) if item.get("vip") else None,

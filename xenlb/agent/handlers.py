@@ -7,6 +7,7 @@ from math import inf
 from typing import Any
 
 from xenlb import __version__, clock
+from xenlb.agent import debug
 from xenlb.agent.loop import Agent
 from xenlb.control import answers
 from xenlb.control.json_chunks import SharedJson
@@ -52,6 +53,7 @@ class Handlers:
             "drain-all": Handler(self.drain_all, writes=True),
             "undrain-all": Handler(self.undrain_all, writes=True),
             "take-over": Handler(self.take_over, writes=True),
+            "debug-state": Handler(self.debug_state, writes=True),  # for root alone
         }
 
     async def status(self, request: Request) -> object:
@@ -285,6 +287,9 @@ class Handlers:
         service = self._service(request.get("service"))
         await self._snapshot()  # entries made since the last read are removed as well
         return {"done": self._agent.take_over(service, str(request["by"]))}
+
+    async def debug_state(self, request: Request) -> object:
+        return await debug.state_answer(self._agent.state)
 
     def _service(self, name: object) -> ServiceSettings:
         services = {service.name: service for service in self._agent.state.settings.services}

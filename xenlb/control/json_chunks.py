@@ -56,6 +56,8 @@ def _in_chunks(fragments: Iterator[str]) -> Iterator[str]:
 def _fragments(value: object, depth: int = 4) -> Iterator[str]:
     if isinstance(value, SharedJson):
         yield from value.chunks()
+    elif isinstance(value, Iterator):  # of fragments of JSON
+        yield from value
     elif depth and isinstance(value, Mapping) and value:
         for n, (key, item) in enumerate(value.items()):
             yield f"{', ' if n else '{'}{json.dumps(str(key))}: "

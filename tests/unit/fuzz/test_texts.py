@@ -18,7 +18,7 @@ from tests.ipvsadm.options import ParseError
 from tests.ipvsadm.parse import parse as read_ipvsadm
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged
 from tests.unit.guestside.inspect.test_parse import REAL
-from tests.unit.store.test_state_file import saved
+from tests.unit.store.test_state_file import recorded, saved
 from xenlb.guestside.inspect.parse import ObserveError, observed, output_budget
 from xenlb.guestside.install.manifest import BadManifest
 from xenlb.guestside.install.manifest import parse as read_manifest
@@ -37,7 +37,7 @@ from xenlb.ipvs.netlink_codec import decode_server, decode_service
 from xenlb.ipvs.table import Family
 from xenlb.model.checks import Exec, Share
 from xenlb.model.domain import GuestId
-from xenlb.store import state_codec, state_file
+from xenlb.store import saved_state, state_file
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.json_text import json_value
 from xenlb.untrusted.printable import LONGEST, first_line
@@ -255,13 +255,13 @@ def test_the_corpus_is_parsed(name: str) -> None:
 def test_an_agent_starts_with_any_state_file(tmp_path: Path) -> None:
     """Loading never raises, and a loaded state can be written again."""
     file = tmp_path / "state.json"
-    corpus = (saved_bytes(),)
+    corpus = (saved_bytes(), *(recorded(tmp_path, version).read_bytes() for version in (6, 7, 8)))
 
     @MANY
     @given(data=damaged(corpus))
     @example(data=corpus[0])
     def loaded(data: bytes) -> None:
         file.write_bytes(data)
-        state_codec.encode(state_file.load(file))
+        "".join(saved_state.encoded(state_file.load(file)))
 
     loaded()

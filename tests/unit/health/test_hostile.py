@@ -60,7 +60,7 @@ HOSTILE: dict[str, tuple[Asks, Script]] = {
 @pytest.fixture(autouse=True)
 def _no_garbage_of_other_tests() -> Iterator[None]:
     """A collection goes through all that the process of the tests holds: 0.15 s were seen. The
-    agent keeps its own objects out of it (main.py: keep_for_good)."""
+    agent keeps its own objects out of it (main.py: exempt_from_collection)."""
     gc.collect()
     gc.freeze()
     yield
