@@ -25,7 +25,6 @@ from uuid import UUID
 from xenlb.ipvs import table
 from xenlb.ipvs.table import AddressKey, IPAddress, MarkKey, ServerKey
 from xenlb.model.domain import GuestId
-from xenlb.model.drain import Drain
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
@@ -45,7 +44,6 @@ RANGES: Mapping[str, tuple[float, float]] = {
 # Fields that are not encoded: a restarted agent learns, or counts, their values anew.
 TRANSIENT: Mapping[Any, set[str]] = {
     Guest: {"last_event", "metadata_at", "rejected", "told", "metadata_problems", "readiness"},
-    Drain: {"left", "quiet"},
     Health: {"streak", "overridden"},
 }
 # Classes whose values occur many times in a file. A value is converted once; decoded, it is one

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, get_args
 
@@ -110,8 +110,15 @@ def _changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[tuple[
         (key, value)
         for key, value in after.items()
         if same.get(id(key), same) is not value
-        and not (key in before and same_json(before[key], value))
+        and not (key in before and same_json(_lasting(before[key]), _lasting(value)))
     ]
+
+
+def _lasting(value: Any) -> Any:
+    """A guest without the count of its drain, which is saved with the next change only."""
+    if not isinstance(value, Guest) or value.drain is None:
+        return value
+    return replace(value, drain=replace(value.drain, left=None, quiet=None))
 
 
 def decoded(saved: Mapping[str, Any], changes: Iterable[Mapping[str, Any]]) -> SavedState:

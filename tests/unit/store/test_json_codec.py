@@ -69,9 +69,6 @@ def test_fields_that_a_restart_learns_anew_make_no_difference() -> None:
     health = Health(valid_from=0.0, up=True)
     assert same_json(health, replace(health, streak=1))
     assert not same_json(health, replace(health, detail="refused"))
-    assert GUEST.drain is not None
-    assert same_json(GUEST, replace(GUEST, drain=replace(GUEST.drain, left=3)))
-    assert not same_json(GUEST, replace(GUEST, drain=replace(GUEST.drain, over=3.0)))
 
 
 def test_fields_that_are_not_encoded_exist_and_have_defaults() -> None:

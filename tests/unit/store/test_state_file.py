@@ -99,7 +99,7 @@ def saved() -> SavedState:
     )
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+def test_a_saved_state_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     state_file.save(path, saved())
     assert state_file.load(path) == saved()
@@ -108,8 +108,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("up", [None, False, True])
-def test_every_verdict_is_kept(tmp_path: Path, up: bool | None) -> None:
-    """Also that nothing is known: of a check that is not in the file it is known that it is new."""
+def test_every_verdict_is_saved(tmp_path: Path, up: bool | None) -> None:
+    """Also one that is unknown: a check that is not in the file is a new one."""
     path = tmp_path / "state.json"
     health = {TARGET: Health(valid_from=0.0, up=up, since=3.0, detail="refused", assumed=bool(up))}
     state_file.save(path, SavedState(remembered=Remembered(health=health)))
@@ -150,7 +150,7 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) ->
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 99}', "\x00"])
-def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, text: str) -> None:
+def test_a_file_of_something_else_is_put_aside(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
     assert state_file.load(path) == SavedState()
@@ -160,7 +160,7 @@ def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, text: str) -> None
 # The changes below it -----------------------------------------------------------------------------
 
 
-def told(number: int, *, by: str = "root") -> SavedState:
+def drained_guest(number: int, *, by: str = "root") -> SavedState:
     """A drain of a guest, and what that guest has of the table."""
     address = ip_address("10.0.1.0") + number
     here = ServerKey(address=address, port=26)
@@ -181,9 +181,18 @@ def told(number: int, *, by: str = "root") -> SavedState:
     )
 
 
-def history() -> list[SavedState]:
+def states() -> list[SavedState]:
     """Each has something new, something other and something less than the one before."""
-    return [saved(), told(1), told(2), told(2, by="admin"), saved(), SavedState(), told(3), told(2)]
+    return [
+        saved(),
+        drained_guest(1),
+        drained_guest(2),
+        drained_guest(2, by="admin"),
+        saved(),
+        SavedState(),
+        drained_guest(3),
+        drained_guest(2),
+    ]
 
 
 def save_each(path: Path, states: list[SavedState]) -> None:
@@ -207,25 +216,29 @@ def room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_each_change_is_a_line_and_no_change_is_none(tmp_path: Path) -> None:
+def test_each_change_adds_one_line(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    for number in range(1, len(history()) + 1):
+    for number in range(1, len(states()) + 1):
         path.unlink(missing_ok=True)
-        save_each(path, history()[:number])
-        assert state_file.load(path) == history()[number - 1]
+        save_each(path, states()[:number])
+        assert state_file.load(path) == states()[number - 1]
         assert lines(path) == number
     before = path.read_bytes()
-    heard = history()[-1]
+    heard = states()[-1]
     guests = {key: replace(guest, last_event=7.0) for key, guest in heard.remembered.guests.items()}
     health = {key: replace(each, streak=1) for key, each in heard.remembered.health.items()}
     save_each(path, [heard, replace(heard, remembered=replace(heard.remembered, guests=guests))])
     save_each(path, [heard, replace(heard, remembered=replace(heard.remembered, health=health))])
+    me = heard.remembered.guests[GuestId(uri=ME.uri, uuid=UUID(int=102))]
+    assert me.drain is not None
+    counted = {me.id: replace(me, drain=replace(me.drain, left=3))}
+    save_each(path, [heard, replace(heard, remembered=replace(heard.remembered, guests=counted))])
     assert path.read_bytes() == before
 
 
-def test_a_change_says_no_more_than_it_changes(tmp_path: Path) -> None:
+def test_the_line_of_a_change_is_short(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    many = [told(number).remembered for number in range(200)]
+    many = [drained_guest(number).remembered for number in range(200)]
     state = Remembered(
         guests={key: guest for each in many for key, guest in each.guests.items()},
         admitted={key: entry for each in many for key, entry in each.admitted.items()},
@@ -243,28 +256,28 @@ def test_a_change_says_no_more_than_it_changes(tmp_path: Path) -> None:
     assert path.stat().st_size - size < 300
 
 
-@pytest.mark.parametrize("more", [told(2), told(1, by="admin"), SavedState()])
-def test_a_kill_amid_a_line_leaves_what_was_before_it(tmp_path: Path, more: SavedState) -> None:
+@pytest.mark.parametrize("more", [drained_guest(2), drained_guest(1, by="admin"), SavedState()])
+def test_a_line_that_a_kill_has_cut_is_removed(tmp_path: Path, more: SavedState) -> None:
     path = tmp_path / "state.json"
-    save_each(path, [saved(), told(1)])
+    save_each(path, [saved(), drained_guest(1)])
     whole = path.stat().st_size
     save_each(path, [more])
     full = path.read_bytes()
     last = len(full) - 1
     for size in range(whole, len(full)) if SOAK else {*range(whole, last, 11), whole + 1, last}:
         path.write_bytes(full[:size])
-        assert state_file.read(path) == told(1)
-        assert path.stat().st_size == size, "somebody may be writing it"
-        assert state_file.load(path) == told(1)
+        assert state_file.read(path) == drained_guest(1)
+        assert path.stat().st_size == size, "an agent may be writing it"
+        assert state_file.load(path) == drained_guest(1)
         assert path.stat().st_size == whole
-        save_each(path, [told(3)])
-        assert state_file.load(path) == told(3)
+        save_each(path, [drained_guest(3)])
+        assert state_file.load(path) == drained_guest(3)
     assert not (tmp_path / "state.broken").exists()
 
 
-def test_a_damaged_line_among_others_is_no_kill(tmp_path: Path) -> None:
+def test_a_damaged_line_among_others_voids_the_file(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    save_each(path, history())
+    save_each(path, states())
     first, second, *rest = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([first, second[:-9], *rest]))
     assert state_file.load(path) == SavedState()
@@ -292,7 +305,7 @@ def test_no_damage_is_fatal(
     assert damaged != path.read_bytes()
     path.write_bytes(damaged)
     assert state_file.read(path) == SavedState()
-    assert path.read_bytes() == damaged, "who only reads changes nothing"
+    assert path.read_bytes() == damaged, "reading changes nothing"
     caplog.clear()
     assert state_file.load(path) == SavedState()
     assert len(caplog.records) == 1
@@ -300,14 +313,14 @@ def test_no_damage_is_fatal(
     assert not path.exists()
 
 
-def test_what_is_no_file_is_put_aside(tmp_path: Path) -> None:
+def test_a_fifo_is_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     os.mkfifo(path)
     assert state_file.load(path) == SavedState()
     assert (tmp_path / "state.broken").is_fifo()
 
 
-def test_who_only_reads_leaves_a_file_of_an_earlier_boot(tmp_path: Path) -> None:
+def test_reading_leaves_a_file_of_an_earlier_boot(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     state_file.save(path, saved())
     data = json.loads(path.read_text())
@@ -316,46 +329,46 @@ def test_who_only_reads_leaves_a_file_of_an_earlier_boot(tmp_path: Path) -> None
     assert path.exists()
 
 
-def test_a_full_disk_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "state.json"
     file = state_file.StateFile(path)
     file.save(saved())
     with caplog.at_level(logging.INFO):
         with room(path.stat().st_size + 20):
             for number in range(1, 4):
-                file.save(told(number))
+                file.save(drained_guest(number))
         assert file.problem.startswith(f"{path} cannot be written: ")
         assert len(caplog.records) == 1
-        file.save(told(4))
+        file.save(drained_guest(4))
         assert file.problem == ""
         assert [record.getMessage() for record in caplog.records[1:]] == [
             f"{path} is written again"
         ]
 
 
-def test_no_room_for_a_line_leaves_none_and_the_next_says_it_too(tmp_path: Path) -> None:
+def test_a_change_without_room_is_part_of_the_next_line(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     file = state_file.StateFile(path)
     file.save(saved())
     before = path.read_bytes()
     with room(len(before) + 20):
-        file.save(told(1))
+        file.save(drained_guest(1))
     assert path.read_bytes() == before
-    file.save(replace(told(1), sysctls={}))
-    assert state_file.load(path) == replace(told(1), sysctls={})
+    file.save(replace(drained_guest(1), sysctls={}))
+    assert state_file.load(path) == replace(drained_guest(1), sysctls={})
 
 
-def test_a_file_that_somebody_took_away_is_written_whole(tmp_path: Path) -> None:
+def test_a_removed_file_is_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     file = state_file.StateFile(path)
     file.save(saved())
     path.unlink()
-    file.save(told(1))
-    assert state_file.load(path) == told(1)
+    file.save(drained_guest(1))
+    assert state_file.load(path) == drained_guest(1)
 
 
 class SlowDisk:
-    """Writes the whole file when it is let, in the thread that asks for it."""
+    """A disk that writes the whole file once `let` is set, in the calling thread."""
 
     def __init__(self) -> None:
         self.let = threading.Event()
@@ -368,7 +381,7 @@ class SlowDisk:
         self.times += 1
         self.busy += 1
         self.most = max(self.busy, self.most)
-        assert self.let.wait(20), "nobody lets it: it is waited for in the owner's thread"
+        assert self.let.wait(20), "the owner's thread waits for the disk"
         self.busy -= 1
         if self.error is not None:
             raise self.error
@@ -381,7 +394,7 @@ async def until_asked(disk: SlowDisk) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_what_changes_while_all_is_written_is_in_both_files(
+def test_a_change_during_a_rewrite_is_in_both_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_file, "SMALLEST", 0)
@@ -391,26 +404,28 @@ def test_what_changes_while_all_is_written_is_in_both_files(
     async def story() -> None:
         file = state_file.StateFile(path, write=disk.write)
         for number in range(20):
-            file.save(told(number % 3))
+            file.save(drained_guest(number % 3))
         await until_asked(disk)
-        for each in history():
+        for each in states():
             file.save(each)
             assert state_file.load(path) == each, "a kill now would lose it"
         old = path.stat().st_ino
         disk.let.set()
         await file.close()
         assert path.stat().st_ino != old
-        assert state_file.load(path) == history()[-1]
-        file.save(told(5))
-        assert state_file.load(path) == told(5)
+        assert state_file.load(path) == states()[-1]
+        file.save(drained_guest(5))
+        assert state_file.load(path) == drained_guest(5)
         await file.close()
 
     asyncio.run(story())
-    assert disk.most == 1, "two wrote at a time"
+    assert disk.most == 1, "two writers at a time"
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
 
-def test_the_file_does_not_grow_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_rewritten_before_it_grows_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(state_file, "SMALLEST", 4000)
     path = tmp_path / "state.json"
     disk = SlowDisk()
@@ -419,16 +434,16 @@ def test_the_file_does_not_grow_for_good(tmp_path: Path, monkeypatch: pytest.Mon
     async def story() -> None:
         file = state_file.StateFile(path, write=disk.write)
         for number in range(100):
-            file.save(told(number % 3))
+            file.save(drained_guest(number % 3))
             await file.close()
             assert path.stat().st_size < 12_000
-            assert state_file.load(path) == told(number % 3)
+            assert state_file.load(path) == drained_guest(number % 3)
 
     asyncio.run(story())
     assert 5 < disk.times < 50
 
 
-def test_a_disk_that_fails_leaves_the_file_and_is_tried_again(
+def test_a_failed_rewrite_leaves_the_file_and_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(state_file, "SMALLEST", 0)
@@ -440,17 +455,17 @@ def test_a_disk_that_fails_leaves_the_file_and_is_tried_again(
     async def story() -> None:
         file = state_file.StateFile(path, write=disk.write)
         for number in range(20):
-            file.save(told(number % 3))
+            file.save(drained_guest(number % 3))
             await file.close()
-            assert state_file.load(path) == told(number % 3)
+            assert state_file.load(path) == drained_guest(number % 3)
         failures = disk.times
         assert failures > 1
         assert "No space left" in caplog.text
         disk.error = None
         for number in range(20):
-            file.save(told(number % 3))
+            file.save(drained_guest(number % 3))
             await file.close()
-            assert state_file.load(path) == told(number % 3)
+            assert state_file.load(path) == drained_guest(number % 3)
         assert lines(path) < 20
 
     asyncio.run(story())
@@ -535,8 +550,8 @@ def test_a_recorded_file_is_read(tmp_path: Path, version: int, lines: int) -> No
 
 def test_a_change_after_an_older_version_is_read(tmp_path: Path) -> None:
     path = recorded(tmp_path, 7)
-    save_each(path, [told(1), told(2)])
-    assert state_file.load(path) == told(2)
+    save_each(path, [drained_guest(1), drained_guest(2)])
+    assert state_file.load(path) == drained_guest(2)
 
 
 def test_a_file_of_version_6_is_read(tmp_path: Path) -> None:
