@@ -62,12 +62,9 @@ def parse_address(text: str) -> IPAddress:
 
 
 def check_address(
-    candidate: str | bytes, source: AddressSource, context: PolicyContext
+    candidate: str, source: AddressSource, context: PolicyContext
 ) -> AddressCandidate | RejectedAddress:
     """Check one text of a source. Never raises."""
-    if isinstance(candidate, bytes):
-        # Too long even if every byte becomes one replacement character.
-        candidate = candidate[: LONGEST + 1].decode("ascii", errors="replace")
     text = printable(candidate, LONGEST)
     try:
         address = parse_address(candidate)
@@ -107,7 +104,7 @@ def _is_edge(address: IPAddress, network: IPNetwork) -> bool:
 
 
 def check_addresses(
-    candidates: Iterable[tuple[str | bytes, AddressSource]], context: PolicyContext
+    candidates: Iterable[tuple[str, AddressSource]], context: PolicyContext
 ) -> tuple[tuple[AddressCandidate, ...], tuple[RejectedAddress, ...]]:
     """Check texts of several sources; return usable and rejected addresses.
 

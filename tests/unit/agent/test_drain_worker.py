@@ -210,10 +210,10 @@ def test_a_thread_that_was_left_behind_asks_no_guest() -> None:
     go_on = threading.Event()
 
     class Late(LibvirtSource):
-        async def ask(self, call: Callable[[Any], Any], *, limit: float | None = None) -> Any:
+        async def call(self, function: Callable[[Any], Any], *, limit: float | None = None) -> Any:
             def wait() -> None:
                 go_on.wait()
-                call(connection)
+                function(connection)
                 ended.set()
 
             return await in_thread(wait, limit=0.01)

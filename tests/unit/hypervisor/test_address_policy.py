@@ -150,12 +150,10 @@ def test_best_source_first_and_each_address_once() -> None:
 
 
 @given(
-    candidate=st.text() | st.binary() | st.ip_addresses().map(str),
+    candidate=st.text() | st.ip_addresses().map(str),
     source=st.sampled_from(FORGEABLE),
 )
-def test_an_accepted_address_is_inside_the_networks(
-    candidate: str | bytes, source: AddressSource
-) -> None:
+def test_an_accepted_address_is_inside_the_networks(candidate: str, source: AddressSource) -> None:
     match check_address(candidate, source, CONTEXT):
         case AddressCandidate() as found:
             assert any(

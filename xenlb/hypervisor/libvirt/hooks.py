@@ -205,15 +205,7 @@ class HookSource(FileSystemEventHandler):
         if call is None:
             log.debug("not a line of the hook script: %r", line[:LONGEST])
             return
-        log.debug(
-            "hook of %s: %s %s, %s (%s), domain id %s",
-            call.driver,
-            call.operation,
-            call.suboperation,
-            call.name,
-            call.uuid,
-            call.domid,
-        )
+        log.debug("hook script: %s", call)
         self._on_call(call)
 
     def _close(self) -> None:
