@@ -168,7 +168,7 @@ BROKEN = {
     "ip addr del 192.0.2.11/32 dev lo; ip addr add 192.0.2.11/24 dev lo": (
         "192.0.2.11 is on lo with prefix length 24, not 32"
     ),
-    "ip addr add 192.0.2.12/32 dev eth0": "192.0.2.12 is on eth0, too",
+    "ip addr add 192.0.2.12/32 dev eth0": "192.0.2.12 is on eth0, as well as on",
     "sysctl -qw net.ipv4.conf.all.arp_ignore=0": "arp_ignore",
     "sysctl -qw net.ipv4.conf.tunl0.rp_filter=1": "rp_filter",
     "ip rule del from 10.0.0.161": "packets from 10.0.0.161 are not routed by table 731",

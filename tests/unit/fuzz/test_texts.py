@@ -17,7 +17,7 @@ from hypothesis import example, given
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged
 from tests.unit.guestside.inspect.test_parse import REAL
 from tests.unit.store.test_state_file import saved
-from xenlb.guestside.inspect.parse import ObserveError, observed, output_budget
+from xenlb.guestside.inspect.parse import ObserveError, output_budget, parse_observed
 from xenlb.guestside.install.manifest import BadManifest
 from xenlb.guestside.install.manifest import parse as read_manifest
 from xenlb.guestside.transport.channel import DeliveryError, Output, last_line, unwrapped
@@ -197,7 +197,7 @@ PARSERS = {
         read=script, corpus=(b"hi\n=xenlb: the script begins\nout\n", b"Permission denied\n")
     ),
     "what is seen in a guest": Parser(
-        read=lambda data: observed(data, output_budget()),
+        read=lambda data: parse_observed(data, output_budget()),
         corpus=tuple(REAL.values()),
         errors=(ObserveError,),
     ),

@@ -81,14 +81,11 @@ class Plan:
     manifest: Manifest
 
     @property
-    def changes_guest(self) -> bool:
-        """Is there more to do than to keep the books?"""
-        return bool(self.paths)
-
-    @property
     def paths(self) -> tuple[str, ...]:
-        """What changes, without the books."""
-        return tuple(each.path for each in self.operations if not _is_state(each.path))
+        """The paths that change, without those of xenlb's own state."""
+        return tuple(
+            operation.path for operation in self.operations if not _is_state(operation.path)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

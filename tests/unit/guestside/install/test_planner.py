@@ -135,7 +135,7 @@ def test_a_block_leaves_what_others_write_around_it() -> None:
         assert isinstance(node, File)
         tree.files[path] = dataclasses.replace(node, content=node.content + b"more\n")
     assert tree.plan([BLOCK, run]).operations != ()  # what xenlb made has become somebody's
-    assert not tree.plan([BLOCK, run]).changes_guest
+    assert not tree.plan([BLOCK, run]).paths
     tree.apply([BLOCK, run])
     assert tree.plan([BLOCK, run]).operations == ()
     tree.apply(())

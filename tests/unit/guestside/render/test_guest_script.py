@@ -122,8 +122,8 @@ def test_up_and_down_again(tmp_path: Path, shell: str, packets: str) -> None:
         else:
             lines = sh(f"{packets} -t mangle -S").splitlines()
             read = list(iptables_rules(lines, family=Family.INET))
-        assert {rule.does for rule in read} == set(FilterAction)
-        assert {rule.value for rule in read if rule.does is FilterAction.RESTORE} == {731, 732}
+        assert {rule.action for rule in read} == set(FilterAction)
+        assert {rule.value for rule in read if rule.action is FilterAction.RESTORE} == {731, 732}
 
         after = picture()
         again = guest.run("up")
