@@ -125,7 +125,7 @@ def test_a_bare_guest_serves_in_all_methods(
     assert answers(client, *everywhere) == everywhere
     if name == "in2":
         refused = agent.xenlb(*off, check=False)
-        assert (refused.rc, "in2 runs; its files can be changed" in refused.err) == (1, True)
+        assert (refused.rc, "in2 is running; its files can be changed" in refused.err) == (1, True)
         # Now that it shows which file networkd takes for eth0, routes go beside that.
         agent.xenlb("guest", "apply", name)
     plan = agent.xenlb("guest", "plan", name, check=False)

@@ -444,7 +444,7 @@ def test_its_files_come_while_it_is_off(dom0: Dom0) -> None:
     """By its disk, mounted in Dom0. Nobody asks the agent to look inside: WITHOUT_BOOT."""
     off = ("bare", "--delivery", "rootfs")
     refused = dom0.guest("apply", *off, check=False)
-    assert (refused.rc, "bare runs; its files can be changed" in refused.err) == (1, True)
+    assert (refused.rc, "bare is running; its files can be changed" in refused.err) == (1, True)
     dom0.bare.shutdown()
     dom0.bare.wait_gone()
     with dom0.bare.mounted() as root:

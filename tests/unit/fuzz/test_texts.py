@@ -22,7 +22,7 @@ from xenlb.guestside.install.manifest import BadManifest
 from xenlb.guestside.install.manifest import parse as read_manifest
 from xenlb.guestside.transport.channel import DeliveryError, Output, last_line, unwrapped
 from xenlb.guestside.transport.guest_agent import GuestAgent
-from xenlb.guestside.transport.remote_files import read_frames
+from xenlb.guestside.transport.remote_files import parse_frames
 from xenlb.health.probes import agent, program
 from xenlb.hypervisor.libvirt import hooks, qmp
 from xenlb.hypervisor.libvirt.domain_xml import interfaces
@@ -202,7 +202,7 @@ PARSERS = {
         errors=(ObserveError,),
     ),
     "files of a guest": Parser(
-        read=lambda data: read_frames(data, FILES, FOLDERS),
+        read=lambda data: parse_frames(data, FILES, FOLDERS),
         corpus=(
             b"=owner 0 0\n=0 file -rw-r--r-- 0 0\n 61 62\n=1 link\n 61 0a\n=2 folder\n=end\n",
             b"=owner 0 0\n=2 full\n=end\n",

@@ -14,7 +14,7 @@ from tests.unit.guestside.transport.deliveries import LocalChannel
 from tests.unit.guestside.transport.test_open import TEST_URI, TEST_UUID
 from xenlb.guestside.install.operations import File, Write
 from xenlb.guestside.transport.channel import DeliveryError
-from xenlb.guestside.transport.identity import Identity, OfGuest, guarded
+from xenlb.guestside.transport.identity import Identity, GuardedChannel, guarded
 from xenlb.guestside.transport.open import GuestLocation, open_transport
 from xenlb.guestside.transport.remote_files import RemoteFiles
 from xenlb.guestside.transport.ssh import Ssh
@@ -29,11 +29,11 @@ def mine() -> frozenset[str]:
     return frozenset(path.read_text().strip() for path in files)
 
 
-def of_guest(shell: str, identity: Identity) -> OfGuest:
+def of_guest(shell: str, identity: Identity) -> GuardedChannel:
     async def ask() -> Identity:
         return identity
 
-    return OfGuest(LocalChannel(shell), ask, name="mail2", place="10.0.0.11")
+    return GuardedChannel(LocalChannel(shell), ask, name="mail2", place="10.0.0.11")
 
 
 @pytest.mark.parametrize("shell", SHELLS)

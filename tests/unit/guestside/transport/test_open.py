@@ -33,16 +33,16 @@ def test_a_guest_that_runs_is_not_off() -> None:
     async def check(uuid: UUID) -> None:
         await still_off(where(GuestSide(delivery=Delivery.ROOTFS), uuid=uuid))()
 
-    with pytest.raises(DeliveryError, match="test runs; its files"):
+    with pytest.raises(DeliveryError, match="test is running; its files"):
         asyncio.run(check(TEST_UUID))
-    with pytest.raises(DeliveryError, match="libvirt was asked about test: Domain not found"):
+    with pytest.raises(DeliveryError, match="the libvirt call about test failed: Domain not found"):
         asyncio.run(check(UUID(int=1)))
 
 
 @pytest.mark.parametrize(
     ("side", "sentence"),
     [
-        (GuestSide(), "does not say how to reach into test"),
+        (GuestSide(), "names no access to test"),
         (GuestSide(delivery=Delivery.SSH), "no address of test is known"),
         (GuestSide(delivery=Delivery.SSH, ssh="-oProxyCommand=x"), "not a destination"),
         (GuestSide(delivery=Delivery.XENSTORE), "configures itself"),
@@ -86,8 +86,8 @@ def test_where_the_files_are(devices: str) -> None:
     match PLACES[devices]:
         case str(sentence):
             with pytest.raises(DeliveryError, match=sentence):
-                disks.place(text, name="g", uri="qemu:///system")
+                disks.storage_of(text, name="g", uri="qemu:///system")
         case place:
-            assert disks.place(text, name="g", uri="qemu:///system") == place
+            assert disks.storage_of(text, name="g", uri="qemu:///system") == place
     with pytest.raises(DeliveryError, match="another host"):
-        disks.place(text, name="g", uri="qemu+ssh://other/system")
+        disks.storage_of(text, name="g", uri="qemu+ssh://other/system")
