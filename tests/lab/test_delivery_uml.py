@@ -65,7 +65,8 @@ def test_a_container_that_is_off_by_its_files(guest: DebianGuest) -> None:
             lambda: guest.run("test -e /run/delivered", check=False).rc == 0, 30, "the unit to run"
         )
         refused = deliver(guest, "rootfs", [])
-        assert refused["error"].startswith("deb1 is running; its files can be changed from the host only")
+        message = "deb1 is running; its files can be changed from the host only"
+        assert refused["error"].startswith(message)
         assert "shut it down first" in refused["hint"]
     finally:
         guest.destroy()
