@@ -14,7 +14,7 @@ from tests.unit.guestside.transport.deliveries import LocalChannel
 from tests.unit.guestside.transport.test_open import TEST_URI, TEST_UUID
 from xenlb.guestside.install.operations import File, Write
 from xenlb.guestside.transport.channel import DeliveryError
-from xenlb.guestside.transport.identity import Identity, GuardedChannel, guarded
+from xenlb.guestside.transport.identity import GuardedChannel, Identity, guarded
 from xenlb.guestside.transport.open import GuestLocation, open_transport
 from xenlb.guestside.transport.remote_files import RemoteFiles
 from xenlb.guestside.transport.ssh import Ssh
