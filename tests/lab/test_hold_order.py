@@ -13,7 +13,7 @@ import pytest
 from tests.lab.host import cache_directory
 from tests.lab.service import nest
 from xenlb.guestside.render.export import write_tree
-from xenlb.guestside.render.hold_files import hold_files
+from xenlb.guestside.render.systems import hold_files
 from xenlb.guestside.requirements.hold import NotifyVia, compile_hold
 from xenlb.model.guest_side import Init
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings

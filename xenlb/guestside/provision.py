@@ -22,10 +22,10 @@ from xenlb.guestside.install.preview import visible
 from xenlb.guestside.platform import Platform, platform_of_files, platform_of_running
 from xenlb.guestside.render.systems import (
     GUEST_SETTINGS,
-    commands,
+    apply_commands,
+    guest_files,
     removal_commands,
     settings_text,
-    side_files,
 )
 from xenlb.guestside.render.template import render
 from xenlb.guestside.requirements.compile import compile_needs
@@ -134,7 +134,7 @@ async def survey(
     needs, wanted = Needs(), tuple[Wanted, ...]()
     if removing is None:
         needs = compile_needs(target.bindings, hold=target.hold)
-        wanted = side_files(
+        wanted = guest_files(
             needs,
             system=platform.system,
             init=platform.init,
@@ -189,7 +189,7 @@ async def apply(survey: Survey, access: Access, *, overrides: Path) -> Applied:
         render("guest.sh", {}, overrides=overrides),
         last=survey.last_settings,
         settings=settings_text(survey.needs),
-        after=commands(
+        after=apply_commands(
             survey.needs, system=platform.system, init=platform.init, facts=platform.facts
         ),
     )

@@ -18,7 +18,7 @@ from tests.unit.guestside.shells import SHELLS, Root
 from xenlb.config import parse
 from xenlb.guestside.install.operations import GuestFile
 from xenlb.guestside.render.export import archive, write_tree
-from xenlb.guestside.render.hold_files import hold_files
+from xenlb.guestside.render.systems import hold_files
 from xenlb.guestside.render.template import TemplateError
 from xenlb.guestside.requirements.hold import (
     Hold,
