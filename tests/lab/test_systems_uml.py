@@ -49,7 +49,7 @@ COMPLAINTS = re.compile(r"RTNETLINK|error|invalid|ignoring|unknown|cannot|fail|w
 # same time, one of them comes second.
 USUAL = re.compile(
     r"tunl0: .*(IPv6|ignoring)|/run/network/ifstate|Read-only file system"
-    r"|xenlb-guest: cannot be done: address .*: File exists"
+    r"|xenlb-guest: failed: address .*: File exists"
 )
 
 

@@ -166,7 +166,7 @@ def test_the_script_reads_what_is_written(tmp_path: Path, shell: str) -> None:
     assert root.run(shell, "status").lines == [
         "not started; 0 connections to port 25, 192.0.2.10 port 80,"
         " 2001:0DB8:0000:0000:0000:0000:0000:0010 port 443, 192.0.2.10,"
-        " every port it listens on but 22; the host is told by tcp"
+        " every port it listens on but 22; the host is notified by tcp"
     ]
 
 

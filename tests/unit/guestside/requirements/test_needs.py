@@ -220,7 +220,7 @@ def test_one_device_cannot_be_two() -> None:
                 side=GuestSide(),
                 address=None,
             ),
-            "by firewall mark",
+            "by a firewall mark",
         ),
     ],
 )
