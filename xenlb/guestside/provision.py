@@ -33,7 +33,7 @@ from xenlb.guestside.requirements.needs import Needs
 from xenlb.guestside.scripts import after_script, applied_script, removed_script
 from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import Channel, DeliveryError, Output
-from xenlb.guestside.transport.open import Access, GuestLocation, open_transport
+from xenlb.guestside.transport.open import Access
 from xenlb.guestside.transport.survey import FileSurvey, survey_files
 from xenlb.model.events import Verdict
 
@@ -83,23 +83,6 @@ def verdicts(target: GuestTarget, observed: Observed) -> tuple[Verdict, ...]:
         problem = "; ".join(difference.message for difference in missing)
         results.append(Verdict(service=binding.service, problem=problem))
     return tuple(results)
-
-
-async def open_access(target: GuestTarget, *, root: str | None = None) -> Access:
-    """Open the access to a guest. Raises DeliveryError.
-
-    `root`: where the operator mounted its root file system.
-    """
-    return await open_transport(
-        GuestLocation(
-            uri=target.uri,
-            uuid=target.uuid,
-            name=target.name,
-            side=target.side,
-            address=target.address,
-            root=root,
-        )
-    )
 
 
 async def inspect(target: GuestTarget, channel: Channel) -> Observed:

@@ -1,4 +1,4 @@
-"""A guest with its services and addresses: the input of the compiler of needs."""
+"""A guest with its services and addresses: the input of access and of the compiler of needs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,27 +17,23 @@ class GuestTarget:
     """A guest to work on.
 
     `uri`: the real one of its libvirt. `side`: the access and the platform, the same in all
-    bindings. `hold` None: the guest is in no service. `domid` None: it is off.
+    bindings. `address`: for ssh without a configured destination. `hold` None: the guest is in no
+    service. `domid` None: it is off.
     """
 
     name: str
     uuid: UUID
     uri: str
-    bindings: tuple[ServiceBinding, ...]
     side: GuestSide
-    hold: Hold | None
-    domid: int | None
+    address: IPAddress | None = None
+    bindings: tuple[ServiceBinding, ...] = ()
+    hold: Hold | None = None
+    domid: int | None = None
 
     @property
     def container(self) -> bool:
         """Whether the guest shares the host's kernel."""
         return self.uri.startswith(("lxc:", "lxc+", "openvz", "vz"))
-
-    @property
-    def address(self) -> IPAddress | None:
-        """An address to reach the guest at, IPv4 if it has one."""
-        known = [binding.address for binding in self.bindings if binding.address is not None]
-        return min(known, key=lambda address: address.version, default=None)
 
 
 async def guest_target(
@@ -71,8 +67,9 @@ async def guest_target(
         name=name,
         uuid=uuid,
         uri=uri,
-        bindings=tuple(bindings),
         side=bindings[0].side if bindings else GuestSide(),
+        address=min(addresses.values(), key=lambda address: address.version, default=None),
+        bindings=tuple(bindings),
         hold=hold,
         domid=domid,
     )

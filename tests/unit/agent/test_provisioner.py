@@ -27,6 +27,7 @@ from xenlb import clock
 from xenlb.agent import provision, provisioner
 from xenlb.agent.provisioner import Provisioner
 from xenlb.guestside import lock, self_config
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport import open
 from xenlb.guestside.transport.identity import Identity
 from xenlb.hypervisor.xenstore import guest_settings
@@ -107,7 +108,7 @@ class Bench:
         return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].readiness)
 
 
-async def identity_of(where: open.GuestLocation) -> Identity:
+async def identity_of(where: GuestTarget) -> Identity:
     return Identity(uuid=where.uuid)
 
 

@@ -133,27 +133,26 @@ def apply_commands(needs: Needs, *, system: System, init: Init, facts: Facts) ->
         lines.append("systemctl daemon-reload")
     if system is System.NETPLAN:
         lines.append("netplan generate")  # writes to /run, which networkd reads at its next start
-    # The hold is never restarted: a stop waits for connections, and tells the host that the guest
-    # leaves. It reads its settings when it stops.
-    for service, wanted, verb in (
-        ("xenlb-guest", needs_guest_script(needs, system=system, facts=facts), "restart"),
-        ("xenlb-hold", needs.hold is not None, "start"),
-    ):
-        match init, wanted:
-            case Init.SYSTEMD, True:
-                lines.append(f"systemctl {verb} {service}.service")
-            case Init.SYSVINIT, True:
-                lines.append(
-                    f"if command -v update-rc.d >/dev/null; then update-rc.d {service} defaults; "
-                    f"else chkconfig --add {service}; fi"
-                )
-                lines.append(f"/etc/init.d/{service} {verb}")
-            case Init.SYSTEMD, False if service == "xenlb-guest":
-                # Its files are gone; a stop leaves its changes in place.
-                lines.append(f"systemctl stop {service}.service 2>/dev/null || :")
-            case _:
-                pass
+    if needs_guest_script(needs, system=system, facts=facts):
+        lines += _start("xenlb-guest", "restart", init)
+    elif init is Init.SYSTEMD:
+        # Its files are gone; a stop leaves its changes in place.
+        lines.append("systemctl stop xenlb-guest.service 2>/dev/null || :")
+    if needs.hold is not None:
+        # The hold is never restarted: a stop waits for connections, and tells the host that the
+        # guest leaves. It reads its settings when it stops.
+        lines += _start("xenlb-hold", "start", init)
     return tuple(lines)
+
+
+def _start(service: str, verb: str, init: Init) -> tuple[str, ...]:
+    if init is Init.SYSTEMD:
+        return (f"systemctl {verb} {service}.service",)
+    return (
+        f"if command -v update-rc.d >/dev/null; then update-rc.d {service} defaults; "
+        f"else chkconfig --add {service}; fi",
+        f"/etc/init.d/{service} {verb}",
+    )
 
 
 def removal_commands(*, system: System, init: Init, facts: Facts) -> tuple[str, ...]:

@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from uuid import UUID
 
 import libvirt
 import pytest
 
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport import disks
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.guestside.transport.image import Disk, ImageFiles, RootFolder
-from xenlb.guestside.transport.open import GuestLocation, open_transport, still_off
+from xenlb.guestside.transport.open import open_access, still_off
 from xenlb.model.guest_side import Delivery, GuestSide
 
 TEST_URI = "test:///default"
@@ -25,8 +25,8 @@ def _quiet() -> Iterator[None]:
     libvirt.registerErrorHandler(None, None)
 
 
-def where(side: GuestSide, *, uuid: UUID = TEST_UUID) -> GuestLocation:
-    return GuestLocation(uri=TEST_URI, uuid=uuid, name="test", side=side)
+def where(side: GuestSide, *, uuid: UUID = TEST_UUID) -> GuestTarget:
+    return GuestTarget(uri=TEST_URI, uuid=uuid, name="test", side=side)
 
 
 def test_a_guest_that_runs_is_not_off() -> None:
@@ -50,13 +50,13 @@ def test_a_guest_that_runs_is_not_off() -> None:
 )
 def test_where_there_is_no_way(side: GuestSide, sentence: str) -> None:
     with pytest.raises(DeliveryError, match=sentence) as failed:
-        asyncio.run(open_transport(where(side)))
+        asyncio.run(open_access(where(side)))
     assert failed.value.hint
 
 
 def test_a_folder_that_the_operator_mounted() -> None:
     side = GuestSide(delivery=Delivery.ROOTFS)
-    executor = asyncio.run(open_transport(replace(where(side), root="/mnt"))).executor
+    executor = asyncio.run(open_access(where(side), root="/mnt")).executor
     assert isinstance(executor, ImageFiles)
 
 
