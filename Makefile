@@ -34,7 +34,7 @@ ifeq ($(shell test -t 1 && echo yes),)
 say = @printf '== %s\n' "$(1)"
 endif
 
-.PHONY: help deps venv lint format lowest unit check test soak bench docs demo lab-shell wheels install uninstall clean
+.PHONY: help deps venv lint format schema lowest unit check test soak bench docs demo lab-shell wheels install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,9 @@ format: venv ## let ruff put the code in shape
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
+schema: venv ## write xenlb/config/schema.json from the declarations of the keys
+	@$(BIN)/python -m tools.schema
+
 # With the bytecode of the tests kept: to compile them takes as long as a tenth of the tests.
 unit: venv ## the tests that need no lab (a minute)
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(JOBS) \
@@ -95,7 +98,7 @@ LOWEST_TESTS := cli \
     config/test_watcher.py hypervisor/test_hooks.py \
     $(addprefix hypervisor/test_,finder.py connections.py libvirt_source.py queries.py metadata.py qmp.py) \
     agent/test_drain_worker.py agent/test_sources.py guestside/transport/test_open.py \
-    ipvs/test_codec.py director/test_addresses.py health/test_syn.py \
+    ipvs/test_netlink_codec.py director/test_addresses.py health/test_syn.py \
     health/test_talks.py health/test_dns.py \
     guestside/render/test_template.py
 

@@ -127,13 +127,13 @@ async def probe_for_good(base: IPv4Address, port: int) -> None:
     }
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(runner.run())
-        runner.targets(dict(health))
+        runner.set_targets(dict(health))
         while True:
             await asyncio.sleep(1)
             for result in emitted:
                 health[result.target] = judge(health[result.target], result, CHECK)
             emitted.clear()
-            runner.targets(dict(health))
+            runner.set_targets(dict(health))
             print(sum(each.up is True for each in health.values()), flush=True)
 
 
@@ -231,7 +231,7 @@ async def quiesce(port: int) -> dict[str, list[float]]:
         runner = HealthRunner(agent.emit, clock.now)
 
         def follow(_: State, state: State) -> None:
-            runner.targets(state.remembered.health)
+            runner.set_targets(state.remembered.health)
 
         agent.on_state_change = follow
         settings, listed = world(port)

@@ -40,7 +40,7 @@ from tests.fakes.xenstored import FakeXenstored
 from xenlb import clock
 from xenlb.agent.handlers import Handlers
 from xenlb.agent.loop import Agent
-from xenlb.agent.main import keep_for_good
+from xenlb.agent.main import exempt_from_collection
 from xenlb.agent.sources import Sources
 from xenlb.config import parse
 from xenlb.control.lock import Lock
@@ -307,7 +307,7 @@ async def measured(folder: Path, listen: int, ports: dict[str, list[int]]) -> di
             GuestsListed(at=now, requested_at=now, uri=URI, guests=(*guests, *hostile)), begun
         )
         await begun
-        keep_for_good()
+        exempt_from_collection()
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         gaps: list[tuple[float, float]] = []

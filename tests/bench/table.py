@@ -21,13 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.ipvsadm.parse import parse
 from tests.lab.host import CHECKOUT, venv_directory
 from tests.lab.uml import UmlLab
 from xenlb.ipvs import text
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.kernel import Kernel
 from xenlb.ipvs.op import Op, SetServer
-from xenlb.ipvs.parse import parse
 from xenlb.ipvs.table import Table
 
 RESTORE = "ipvsadm --restore"

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.contract import variants
+from tests.ipvsadm.parse import parse_op
 from xenlb.ipvs import text
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.kernel import KernelTable
@@ -21,7 +22,6 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.parse import parse_op
 from xenlb.ipvs.table import Counters, Entry, Server, Service, ServiceKey, Table
 
 MAIL = "-t 192.0.2.10:25"

@@ -16,11 +16,11 @@ from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.generic.ipvs import IPVS_CMD_GET_DEST, IPVS_CMD_GET_SERVICE, ipvsmsg
 
 from tests.contract import variants
+from tests.ipvsadm.parse import parse, parse_op
 from xenlb.ipvs import text
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.kernel import KernelTable
 from xenlb.ipvs.op import AddServer, AddService, DeleteService
-from xenlb.ipvs.parse import parse, parse_op
 from xenlb.ipvs.table import (
     AddressKey,
     Entry,

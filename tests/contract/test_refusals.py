@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.ipvsadm.parse import parse_op
 from xenlb.ipvs.errors import IpvsError, explain
 from xenlb.ipvs.kernel import Kernel
 from xenlb.ipvs.op import AddServer, AddService, DeleteService, OpFailed
-from xenlb.ipvs.parse import parse_op
 from xenlb.ipvs.table import Forwarding
 
 LOADER = Path("/proc/sys/kernel/modprobe")
@@ -85,8 +85,10 @@ def test_servers_of_the_other_family() -> None:
 UNPRIVILEGED = """
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel
-from xenlb.ipvs.parse import parse_op
-for attempt in (lambda: Kernel().read(), lambda: Kernel().apply([parse_op("-A -f 1")])):
+from xenlb.ipvs.op import AddService
+from xenlb.ipvs.table import Family, MarkKey, Service
+add = AddService(service=Service(key=MarkKey(family=Family.INET, mark=1), prefix=32))
+for attempt in (lambda: Kernel().read(), lambda: Kernel().apply([add])):
     try:
         attempt()
     except IpvsError as error:

@@ -14,9 +14,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from xenlb.health.registry import run_probe
-from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
+from xenlb.health.transport.result import Answer, answer_budget, over_budget, timed_out
+from xenlb.model.settings import Check
 from xenlb.model.target import Target
-from xenlb.store import check_codec
+from xenlb.store.json_codec import decoder
 from xenlb.untrusted.budget import BudgetSpent
 
 
@@ -25,14 +26,14 @@ async def _asked(target: Target) -> Answer:
         async with asyncio.timeout(target.check.timeout):
             return await run_probe(target, answer_budget())
     except TimeoutError as late:
-        return too_late(target, late)
+        return timed_out(target, late)
     except BudgetSpent as spent:
-        return too_much(target, spent)
+        return over_budget(target, spent)
 
 
 async def _answers(question: dict[str, Any]) -> list[list[Any]]:
     target = Target(
-        check=check_codec.read(question["check"]),
+        check=decoder(Check)(question["check"]),
         address=ip_address(question["address"]),
         port=question["port"],
     )

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from xenlb.director import sysctls
-from xenlb.director.interface import towards
+from xenlb.director.interface import outgoing_interfaces
 from xenlb.ipvs.table import Forwarding
 from xenlb.model.settings import Director, ServiceSettings, Settings, SysctlPolicy
 
@@ -20,17 +20,20 @@ def main(policy: str, forwarding: str, interface: str, file: str, *servers: str)
         director=Director(interface=interface),
         services=(ServiceSettings(name="s", forwarding=Forwarding(forwarding), persistence=60),),
     )
-    needs = sysctls.needed(
+    needs = sysctls.required_sysctls(
         settings,
         sysctls.kernel_version(),
-        forwards=sysctls.read("net.ipv4.ip_forward") == 1,
-        towards=asyncio.run(towards(map(ip_address, servers))),
+        forwards=sysctls.read_sysctl("net.ipv4.ip_forward") == 1,
+        server_interfaces=asyncio.run(outgoing_interfaces(map(ip_address, servers))),
     )
-    outcome = sysctls.apply(needs, SysctlPolicy(policy), persisted=Path(file))
+    outcome = sysctls.apply(needs, SysctlPolicy(policy), file=Path(file))
     json.dump(
         {
             "changes": [str(change) for change in outcome.changes],
-            "findings": [[each.name, each.have, each.want, each.fix] for each in outcome.findings],
+            "findings": [
+                [finding.name, finding.value, finding.required, finding.fix]
+                for finding in outcome.findings
+            ],
         },
         sys.stdout,
     )

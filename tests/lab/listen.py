@@ -79,14 +79,14 @@ async def main(uri: str, *, hooks: bool) -> None:
         follow(event)
         print(json.dumps(line(event), default=str), flush=True)
         if finder is not None:
-            finder.interest(RUNNING)
+            finder.search_for(RUNNING)
 
     # An emulated Dom0 stands still for seconds; what is listened to are events, not a listing.
     libvirt = LibvirtSource(uri, emit, clock, keepalive=180)
     xenstore = XenstoreSource(uri, emit, clock, find_dead=libvirt.find_dead)
     on_xen = uri.startswith("xen:")
     finder = AddressFinder(emit, clock, {uri: libvirt}, {uri: xenstore} if on_xen else {})
-    finder.context(AddressesInUse(), ())
+    finder.set_policy(AddressesInUse(), ())
     sources = [libvirt.run, finder.run, *([xenstore.run] if on_xen else [])]
     if hooks:
         sources.append(HookSource("/run/xenlb/hooks", hook).run)
@@ -95,7 +95,7 @@ async def main(uri: str, *, hooks: bool) -> None:
     loop.add_signal_handler(signal.SIGUSR1, time.sleep, 0.3)
     await asyncio.gather(*tasks, return_exceptions=True)
     if on_xen:
-        print(json.dumps({"t": time.time(), "event": "end", "missed": xenstore.missed}))
+        print(json.dumps({"t": time.time(), "event": "end", "missed": xenstore.missed_requests}))
 
 
 if __name__ == "__main__":

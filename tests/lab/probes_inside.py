@@ -10,16 +10,17 @@ from ipaddress import ip_address
 from typing import Any
 
 from xenlb.health.registry import load_probe, run_probe
-from xenlb.health.transport.result import Answer, answer_budget, too_late
+from xenlb.health.transport.result import Answer, answer_budget, timed_out
 from xenlb.ipvs.table import Tunnel, TunnelType
+from xenlb.model.settings import Check
 from xenlb.model.target import Target
-from xenlb.store import check_codec
+from xenlb.store.json_codec import decoder
 
 
 def target(item: dict[str, Any]) -> Target:
     tunnel = item.get("tunnel")
     return Target(
-        check=check_codec.read(item["check"]),
+        check=decoder(Check)(item["check"]),
         address=ip_address(item["address"]),
         port=item["port"],
         vip=ip_address(item["vip"]) if item.get("vip") else None,
@@ -34,7 +35,7 @@ async def one(target: Target) -> Answer:
         async with asyncio.timeout(target.check.timeout):
             return await run_probe(target, answer_budget())
     except TimeoutError:
-        return too_late(target)
+        return timed_out(target)
 
 
 async def main() -> None:

@@ -32,7 +32,7 @@ from tests.lab.netns import NetNs
 from tests.lab.timings import Figures, Observer, Seen
 from tests.lab.watched import Servers, parsed, shown
 from tests.lab.xen import Guest, XenLab
-from xenlb.hypervisor.libvirt.hooks import HookCall, parse
+from xenlb.hypervisor.libvirt.hooks import HookCall, parse_line
 
 SHUTDOWNS = DRAINS = 30
 HOOKS = "/run/xenlb/hooks"
@@ -167,7 +167,7 @@ class Dom0:
 
     def hook_calls(self) -> list[HookCall]:
         """All calls of the hook script since the agent has made the file for them."""
-        found = [parse(line) for line in self.lab.read(HOOKS).splitlines()]
+        found = [parse_line(line) for line in self.lab.read(HOOKS).splitlines()]
         assert None not in found, found
         return [call for call in found if call is not None]
 

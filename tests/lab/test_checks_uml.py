@@ -37,7 +37,7 @@ from xenlb.model.checks import (
     Udp,
 )
 from xenlb.model.settings import Check
-from xenlb.store import check_codec
+from xenlb.store.json_codec import dumps
 
 # Of each question to a server; more than MariaDB's max_connect_errors there, which is 10.
 TIMES = often(12, soak=300)
@@ -246,7 +246,7 @@ def ask(
     """The different answers to each; the server's address and port are WHERE in them."""
     written: list[dict[str, Any]] = [
         {
-            "check": check_codec.write(Check(type="test", asks=asks, timeout=timeout)),
+            "check": Check(type="test", asks=asks, timeout=timeout),
             "address": ADDRESS,
             "port": port,
             "times": times,
@@ -254,7 +254,7 @@ def ask(
         for asks, port in questions
     ]
     command = [str(venv_directory() / "bin/python"), "-m", "tests.lab.asks"]
-    out = lab.run(command, input=json.dumps(written), timeout=120, cwd=str(CHECKOUT)).out
+    out = lab.run(command, input=dumps(written), timeout=120, cwd=str(CHECKOUT)).out
     return [
         [(up, detail.replace(f"{ADDRESS} port {port}", "WHERE")) for up, detail in answers]
         for (_, port), answers in zip(questions, json.loads(out), strict=True)

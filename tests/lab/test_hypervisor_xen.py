@@ -71,7 +71,7 @@ def test_xenbus_device_works_as_the_socket_does(lab: XenLab) -> None:
         "    await client.watch('/local/domain/0/name', 'n')\n"
         "    names = await asyncio.gather(*(client.read('/local/domain/0/name') for _ in 'abc'))\n"
         "    print(names)\n"
-        "    print(await client.introduced(0), await client.read('/no/such'))\n"
+        "    print(await client.is_introduced(0), await client.read('/no/such'))\n"
         "    print(sorted(seen))\n"
         "    client.close()\n"
         "asyncio.run(main())\n"

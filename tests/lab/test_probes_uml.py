@@ -15,7 +15,7 @@ from tests.lab.uml import ServerNs, UmlLab
 from tests.lab.unpacked import program
 from xenlb.model.checks import Asks, Dns, Icmp, Tcp, Udp
 from xenlb.model.settings import Check
-from xenlb.store import check_codec
+from xenlb.store.json_codec import dumps
 
 PYTHON = str(venv_directory() / "bin/python")
 
@@ -24,7 +24,7 @@ Said = tuple[bool | None, str, float | None]
 
 def asked(uml: UmlLab, *targets: dict[str, Any], rounds: int = 1) -> list[Said]:
     """The answers to the director's probes; with several rounds all have to be the same."""
-    question = json.dumps({"targets": targets, "rounds": rounds})
+    question = dumps({"targets": targets, "rounds": rounds})
     command = f"echo {shlex.quote(question)} | {PYTHON} -m tests.lab.probes_inside"
     told = json.loads(uml.run(command, cwd=str(CHECKOUT), timeout=120).out)
     assert told["others"] == []
@@ -35,7 +35,7 @@ def target(
     asks: Asks, address: str, port: int = 80, timeout: float = 1.0, **more: Any
 ) -> dict[str, Any]:
     check = Check(type=type(asks).__name__.lower(), asks=asks, timeout=timeout)
-    return {"check": check_codec.write(check), "address": address, "port": port, **more}
+    return {"check": check, "address": address, "port": port, **more}
 
 
 @pytest.fixture(scope="module")

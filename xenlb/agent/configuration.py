@@ -1,13 +1,13 @@
-"""The agent's configuration: which one is in use, and which is taken up next.
+"""The agent's configuration: which one is in use, and which one is next.
 
-A configuration that is wrong is refused and the one in use goes on; at start, the last good one of
-the disk is used (last_good.py). A reload is refused too where it needs what this host has not (an
-interface with a misspelt name, say) and the configuration in use does not: at start there is
-nothing to lose, and an interface may come later, so it is a warning then.
+An invalid configuration is refused, and the one in use stays; at start, the agent uses the last
+good one from the disk. A reload is also refused where it needs something that this host lacks, such
+as an interface with a misspelt name. At start that is a warning: there is nothing to lose, and the
+interface may appear later.
 
-A file that changed by itself may be half written. So one that would remove a service, or more
-servers than it leaves, is taken up only if it is still the same a while later. The order to reload
-is taken at its word.
+A file that has just changed may be half written. If it would remove a service, or more servers than
+it leaves, it is used only if it has not changed again a few seconds later. `xenlb reload` uses it
+at once.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xenlb import clock, config
-from xenlb.config import ConfigError, Loaded
+from xenlb.config import ConfigError, LoadedConfig
 from xenlb.config.host_requirements import RequirementKind
 from xenlb.model.problem import Problem
 from xenlb.model.settings import Settings
@@ -25,35 +25,34 @@ from xenlb.store import last_good
 
 log = logging.getLogger(__name__)
 
-CALM = 5.0  # seconds in which a file that removes much must not change
+CALM = 5.0  # seconds without a change before a file that removes much is used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What an agent begins with. `problems`: why that is not what the file says; `since`: then,
-    when the last good configuration was first in use."""
+class FirstConfiguration:
+    """The configuration at the start of the agent. `problems`: those of the file, if the last good
+    one is used in its place; `since`: then, when that was first in use."""
 
-    loaded: Loaded
+    loaded: LoadedConfig
     problems: tuple[Problem, ...] = ()
     since: str = ""
 
 
-def start(file: Path, place: Path) -> Start:
-    """The configuration, or the last good one kept at `place`. Raises ConfigError if neither can
-    be used."""
+def first_configuration(file: Path, last_good_copy: Path) -> FirstConfiguration:
+    """The configuration, or the last good one. Raises ConfigError if neither can be used."""
     try:
-        return Start(loaded=config.read(file))
+        return FirstConfiguration(loaded=config.load_config(file))
     except ConfigError as error:
         refused = error
     try:
-        known = last_good.read_last_good(place, of=file)
+        known = last_good.read_last_good(last_good_copy, of=file)
         if known is None:
             raise refused
-        loaded = config.loaded(known.data, str(file))
+        loaded = config.load_bytes(known.data, str(file))
     except last_good.LastGoodError as error:
-        log.warning("the last good configuration (%s) cannot be used: %s", place, error)
+        log.warning("the last good configuration (%s) cannot be used: %s", last_good_copy, error)
         raise refused from None
-    except ConfigError:  # it was right for another version of xenlb
+    except ConfigError:  # it was valid for another version of xenlb
         raise refused from None
     log.warning(
         "%s has %d problem%s, the first: %s; the last good configuration, in use since %s (sha256"
@@ -63,63 +62,72 @@ def start(file: Path, place: Path) -> Start:
         "s" * (len(refused.problems) != 1),
         refused.problems[0],
         known.since,
-        known.checksum,
+        last_good.checksum_of(known.data),
     )
-    return Start(loaded=loaded, problems=refused.problems, since=known.since)
+    return FirstConfiguration(loaded=loaded, problems=refused.problems, since=known.since)
 
 
-class Configuration:
-    """`place`: where the last good one is kept; None: nowhere."""
+class ConfigurationFile:
+    """The file, and what of it is in use. `last_good_copy` None: no copy is kept.
+
+    `last_good_since`: since when the last good configuration is in use in place of the file, as ISO
+    8601; "" while it is not."""
 
     def __init__(
         self,
         file: Path,
-        place: Path | None = None,
+        last_good_copy: Path | None = None,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.file = file
-        self._place = place
+        self._copy = last_good_copy
         self._sleep = sleep
-        self.in_use: Loaded | None = None
-        self.last_good_since = ""  # while the last good configuration is used in place of the file
-        self._complaint = ""
+        self.in_use: LoadedConfig | None = None
+        self.last_good_since = ""
+        self._reported = ""
 
-    async def use(self, loaded: Loaded, *, since: str = "") -> None:
-        """This one is in use from now on. `since`: it is the last good one, of that time."""
+    async def use(self, loaded: LoadedConfig, *, since: str = "") -> None:
+        """Note that a configuration is in use, and keep a copy. `since`: it is the last good one,
+        of that time."""
         self.in_use, self.last_good_since = loaded, since
-        if self._place is None or since:
+        if self._copy is None or since:
             return
         now = clock.wall(clock.now())
         try:
             await asyncio.to_thread(
-                last_good.write_last_good, self._place, loaded.data, of=self.file, since=now
+                last_good.write_last_good, self._copy, loaded.data, of=self.file, since=now
             )
-            self._complaint = ""
+            self._reported = ""
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            if why != self._complaint:
-                log.warning("the last good configuration cannot be kept: %s: %s", self._place, why)
-            self._complaint = why
+            reason = (error.strerror or str(error)).lower()
+            if reason != self._reported:
+                log.warning(
+                    "the last good configuration cannot be kept: %s: %s", self._copy, reason
+                )
+            self._reported = reason
 
-    async def read(self) -> Loaded:
-        """What the file says now. Raises ConfigError if it is refused."""
-        known = frozenset() if self.in_use is None else self.in_use.needs
-        loaded = await asyncio.to_thread(config.read, self.file)
-        lacks = await asyncio.to_thread(loaded.lacking, but=known)
+    async def read(self) -> LoadedConfig:
+        """Read the file. Raises ConfigError if it is invalid, or needs what this host lacks."""
+        known = frozenset() if self.in_use is None else self.in_use.requirements
+        loaded = await asyncio.to_thread(config.load_config, self.file)
+        lacks = await asyncio.to_thread(loaded.missing_requirements, except_for=known)
         if lacks:
             raise ConfigError(lacks)
         return loaded
 
-    async def read_calmly(self) -> Loaded:
-        """As read(), after a change of the file without an order to reload."""
+    async def read_calmly(self) -> LoadedConfig:
+        """Read the file after a change; wait for the end of changes where much would be removed.
+        Raises ConfigError as `read` does."""
         loaded = await self.read()
-        while self.in_use is not None and (cut := losses(self.in_use.settings, loaded.settings)):
+        while self.in_use is not None and (
+            removed := removals(self.in_use.settings, loaded.settings)
+        ):
             log.warning(
-                "%s has changed and would remove %s: it is taken up if it is the same in %g s"
-                " (xenlb reload takes it up now)",
+                "%s has changed and would remove %s: it is used if it does not change for %g s"
+                " (xenlb reload uses it now)",
                 self.file,
-                cut,
+                removed,
                 CALM,
             )
             await self._sleep(CALM)
@@ -130,19 +138,21 @@ class Configuration:
         return loaded
 
     def lacking(self) -> tuple[Problem, ...]:
-        """What the checks in use need and this host has not now. The interface is not among it:
-        who keeps the service addresses looks at it all the time."""
+        """What the checks in use need and this host lacks now. The interface is left out: the task
+        for the service addresses watches it."""
         if self.in_use is None:
             return ()
-        interfaces = {need for need in self.in_use.needs if need.kind is RequirementKind.INTERFACE}
-        return self.in_use.lacking(but=interfaces)
+        interfaces = {
+            need for need in self.in_use.requirements if need.kind is RequirementKind.INTERFACE
+        }
+        return self.in_use.missing_requirements(except_for=interfaces)
 
 
-def losses(before: Settings, after: Settings) -> str:
-    """What a reload would remove, if that is a service, or more servers than it leaves."""
-    kept = {key for service in after.services for key in service.kernel_keys()}
+def removals(before: Settings, after: Settings) -> str:
+    """What a reload would remove, if that is a service, or more servers than it leaves; else ""."""
+    left = {key for service in after.services for key in service.kernel_keys()}
     services = [
-        service.name for service in before.services if not kept.issuperset(service.kernel_keys())
+        service.name for service in before.services if not left.issuperset(service.kernel_keys())
     ]
     if services:
         more = f" and {len(services) - 3} more" if len(services) > 3 else ""

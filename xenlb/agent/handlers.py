@@ -7,9 +7,10 @@ from math import inf
 from typing import Any
 
 from xenlb import __version__, clock
+from xenlb.agent import debug
 from xenlb.agent.loop import Agent
 from xenlb.control import answers
-from xenlb.control.json_pieces import Shared
+from xenlb.control.json_chunks import SharedJson
 from xenlb.control.protocol import INVALID_CONFIGURATION, USAGE, ControlError
 from xenlb.control.server import Handler
 from xenlb.ipvs import connections
@@ -20,7 +21,8 @@ from xenlb.model.domain import GuestId, RequestKind
 from xenlb.model.events import DrainAllRequested, DrainRequested, Event, UndrainRequested
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.settings import DrainUntil, ServiceSettings
-from xenlb.model.suggestions import quoted, suggestion
+from xenlb.untrusted.printable import quoted
+from xenlb.untrusted.suggestions import did_you_mean
 
 Request = Mapping[str, object]
 
@@ -36,7 +38,7 @@ class Handlers:
         self._director_problems = director_problems
         self._started = clock.now()
         # By the identity of the read of the table, and the service that is requested.
-        self._reports: dict[tuple[int, str | None], tuple[object, asyncio.Task[Shared]]] = {}
+        self._reports: dict[tuple[int, str | None], tuple[object, asyncio.Task[SharedJson]]] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """The handlers by verb."""
@@ -51,6 +53,7 @@ class Handlers:
             "drain-all": Handler(self.drain_all, writes=True),
             "undrain-all": Handler(self.undrain_all, writes=True),
             "take-over": Handler(self.take_over, writes=True),
+            "debug-state": Handler(self.debug_state, writes=True),  # for root alone
         }
 
     async def status(self, request: Request) -> object:
@@ -66,7 +69,7 @@ class Handlers:
             making.add_done_callback(lambda _: self._reports.pop(key))
         return await asyncio.shield(self._reports[key][1])
 
-    async def _report(self, snapshot: Snapshot, only: str | None) -> Shared:
+    async def _report(self, snapshot: Snapshot, only: str | None) -> SharedJson:
         agent = self._agent
         state = agent.state
         shown = await self._services(snapshot, only=only)
@@ -109,7 +112,7 @@ class Handlers:
             "alarms": answers.alarms(state, now=clock.now(), wall=clock.wall),
             "services": shown,
         }
-        return Shared(value)
+        return SharedJson(value)
 
     async def _snapshot(self) -> tuple[Snapshot, object]:
         """Return the table, read and repaired now, and the identity of the read.
@@ -187,7 +190,9 @@ class Handlers:
         if guest.drain is not None and guest.drain.left:
             established = all(s.drain.until is DrainUntil.ESTABLISHED for s, _, _ in entries)
             servers = frozenset(server for _, _, server in entries)
-            holders = await asyncio.to_thread(connections.holders, servers, established=established)
+            holders = await asyncio.to_thread(
+                connections.client_connections, servers, established=established
+            )
         return {
             **answers.guest(state, guest.id, wall=clock.wall),
             "serves": answers.serves(state, guest, clock.now()),
@@ -283,13 +288,16 @@ class Handlers:
         await self._snapshot()  # entries made since the last read are removed as well
         return {"done": self._agent.take_over(service, str(request["by"]))}
 
+    async def debug_state(self, request: Request) -> object:
+        return await debug.state_answer(self._agent.state)
+
     def _service(self, name: object) -> ServiceSettings:
         services = {service.name: service for service in self._agent.state.settings.services}
         service = services.get(name) if isinstance(name, str) else None
         if service is None:
             raise ControlError(
                 f"there is no service {quoted(str(name))}",
-                hint=suggestion(str(name), services)
+                hint=did_you_mean(str(name), services)
                 or "its name must stand under services: in the configuration",
             )
         return service
@@ -303,7 +311,7 @@ class Handlers:
             names = {guest.name for guest in self._agent.state.guests.values()}
             raise ControlError(
                 f"no guest {quoted(text)} is known here",
-                hint=suggestion(text, names) or "virsh list --all shows the guests of this host",
+                hint=did_you_mean(text, names) or "virsh list --all shows the guests of this host",
             )
         if len(guests) > 1:
             raise ControlError(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xenlb import clock
-from xenlb.agent.configuration import Configuration
+from xenlb.agent.configuration import ConfigurationFile
 from xenlb.agent.event_log import EventLog
 from xenlb.agent.guest_limiter import GuestLimiter
 from xenlb.agent.table_reads import TableReads
@@ -59,7 +59,7 @@ class Agent:
         last_good: Path | None = None,
     ) -> None:
         self.config = config
-        self.configuration = Configuration(config, last_good)
+        self.configuration = ConfigurationFile(config, last_good)
         self.file = StateFile(state_file) if isinstance(state_file, Path) else state_file
         self.state_file = self.file.path
         self.socket = socket

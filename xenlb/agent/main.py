@@ -1,7 +1,7 @@
-"""The daemon: from its first configuration to SIGTERM.
+"""The daemon, from its first configuration to SIGTERM.
 
-What it leaves behind when it stops, or is killed: the kernel's table, the service addresses and the
-state file, all as they are; the balancing goes on without it.
+When it stops, or is killed, the kernel's table, the service addresses and the state file stay as
+they are: the kernel goes on balancing.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from xenlb import clock
-from xenlb.agent.configuration import Start
+from xenlb.agent import debug
+from xenlb.agent.configuration import FirstConfiguration
 from xenlb.agent.handlers import Handlers
 from xenlb.agent.loop import Agent
 from xenlb.agent.sources import Sources
@@ -25,58 +26,62 @@ from xenlb.model.events import ConfigurationRefused
 
 log = logging.getLogger(__name__)
 
-STUCK = 20.0  # seconds without a round of the owner after which systemd hears no more of us
-SIGN_OF_LIFE = 5.0  # seconds between two of them, unless systemd wants more
-AGAIN = 60.0  # seconds until a configuration that was refused is read again
+STALLED = 20.0  # seconds without a round of the owner after which systemd's watchdog is not fed
+WATCHDOG_INTERVAL = 5.0  # seconds, unless systemd asks for another interval
+RETRY = 60.0  # seconds until a refused configuration is read again
 
 
-def run(first: Start, *, config: Path, socket: Path, state: Path, last_good: Path) -> None:
-    """Serves until SIGTERM or SIGINT, with `first` until the file changes. Raises ControlError
-    where another agent runs."""
+def run(
+    first: FirstConfiguration, *, config: Path, socket: Path, state: Path, last_good: Path
+) -> None:
+    """Run until SIGTERM or SIGINT, with `first` until the file changes. Raises ControlError where
+    another agent runs."""
     daemon = Daemon(config=config, socket=socket, state=state, last_good=last_good)
     asyncio.run(daemon.serve(first))
 
 
-def keep_for_good() -> None:
-    """What is there now is not searched for garbage again: modules, libraries, the first state. A
-    search of 76,000 objects takes the loop 40 ms, and each answer of a server may set one off."""
+def exempt_from_collection() -> None:
+    """Exempt the present objects from garbage collection: modules, libraries, the first state. A
+    collection over 76,000 objects stops the loop for 40 ms, and each reply of a server may start
+    one."""
     gc.collect()
     gc.freeze()
 
 
 class Daemon:
-    """Making one raises ControlError where another agent runs."""
+    """The parts of the agent, and the signals. Raises ControlError where another agent runs."""
 
     def __init__(self, *, config: Path, socket: Path, state: Path, last_good: Path) -> None:
         self._socket = socket
-        # The lock comes first: a second agent must touch neither the table nor the state file.
+        # The lock comes first: a second agent must change neither the table nor the state file.
         self._lock = Lock(socket)
         self._lock.take()
         self._watcher = ConfigWatcher(config, self._file_changed)
         self._agent = Agent(config=config, state_file=state, socket=socket, last_good=last_good)
         self._notifier = Notifier(os.environ)
         self._reload = asyncio.Event()
-        self._ordered = False
+        self._requested = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def serve(self, first: Start) -> None:
-        """Until SIGTERM or SIGINT."""
+    async def serve(self, first: FirstConfiguration) -> None:
+        """Run until SIGTERM or SIGINT."""
         self._loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload_ordered)
+        self._loop.add_signal_handler(signal.SIGHUP, self._request_reload)
+        debug.install(self._loop)
         sources = Sources(self._agent)
-        verbs = Handlers(self._agent, sources.director_problems)
-        async with ControlServer(self._socket, verbs.handlers(), lock=self._lock):
+        handlers = Handlers(self._agent, sources.director_problems)
+        async with ControlServer(self._socket, handlers.handlers(), lock=self._lock):
             self._agent.on_state_change = sources.on_state_change
-            await self._begin(first)
+            await self._configure(first)
             tasks = [
                 asyncio.create_task(work, name=name)
                 for name, work in {
                     "owner": self._agent.run(),
                     "reloads": self._reloads(),
-                    "signs of life": self._signs_of_life(),
+                    "watchdog": self._feed_watchdog(),
                     "stop": stop.wait(),
                 }.items()
             ]
@@ -93,42 +98,42 @@ class Daemon:
                     task.cancel()
                 await asyncio.wait(tasks)
             for task in done:
-                task.result()  # a failure of the owner is the daemon's: systemd starts it again
+                task.result()  # an exception ends the daemon, and systemd starts it again
 
-    async def _begin(self, first: Start) -> None:
+    async def _configure(self, first: FirstConfiguration) -> None:
         self._agent.configure(first.loaded.settings)
         if first.problems:
             self._agent.emit(ConfigurationRefused(at=clock.now(), problems=first.problems))
         await self._agent.configuration.use(first.loaded, since=first.since)
 
-    def _reload_ordered(self) -> None:
-        self._ordered = True
+    def _request_reload(self) -> None:
+        self._requested = True
         self._reload.set()
 
     def _file_changed(self) -> None:
-        """Called in the watcher's thread."""
+        """Request a reload; called in the watcher's thread."""
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._reload.set)
 
     async def _reloads(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(AGAIN if self._agent.state.observed.problems else None):
+                async with asyncio.timeout(RETRY if self._agent.state.observed.problems else None):
                     await self._reload.wait()
             self._reload.clear()
-            ordered, self._ordered = self._ordered, False
-            if ordered:
+            requested, self._requested = self._requested, False
+            if requested:
                 self._notifier.reloading()
-            problems = await self._agent.reload(ordered=ordered)
+            problems = await self._agent.reload(ordered=requested)
             self._notifier.ready("the configuration is refused" if problems else "balancing")
 
-    async def _signs_of_life(self) -> None:
+    async def _feed_watchdog(self) -> None:
         await self._agent.first_sync_done.wait()
-        keep_for_good()
+        exempt_from_collection()
         self._notifier.ready("balancing")
         log.info("ready")
-        pause = self._notifier.watchdog_interval or SIGN_OF_LIFE
+        pause = self._notifier.watchdog_interval or WATCHDOG_INTERVAL
         while True:
-            if clock.now() - self._agent.round_at < STUCK:
+            if clock.now() - self._agent.round_at < STALLED:
                 self._notifier.watchdog()
             await asyncio.sleep(pause)

@@ -12,11 +12,11 @@ from xenlb.agent.conntrack_flusher import ConntrackFlusher
 from xenlb.agent.drain_worker import DrainWorker
 from xenlb.agent.loop import Agent
 from xenlb.agent.provisioner import Provisioner
-from xenlb.control.guest_listener import GuestListener
+from xenlb.control.guest_report_server import GuestReportServer
 from xenlb.control.guest_secrets import HostKey, guest_secret
 from xenlb.director import sysctls
 from xenlb.director.addresses import PlacedAddress, ServiceAddresses
-from xenlb.director.interface import towards
+from xenlb.director.interface import outgoing_interfaces
 from xenlb.health.runner import HealthRunner
 from xenlb.hypervisor.addresses.finder import AddressFinder
 from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource
@@ -65,13 +65,13 @@ class Sources:
         )
         self._finder = AddressFinder(agent.emit, clock.now, self.libvirts, self._xenstores)
         self._key = HostKey()
-        self._listener = GuestListener(self._secret_of, self.reported)
+        self._listener = GuestReportServer(self._secret_of, self.reported)
         self._hooks = HookSource(agent.state_file.with_name("hooks"), self.hooked)
         self._addresses = ServiceAddresses(
             frozenset(
                 PlacedAddress(interface=name, address=address) for name, address in agent.addresses
             ),
-            changed=self._keep_addresses,
+            on_change=self._keep_addresses,
         )
         self._findings: tuple[sysctls.SysctlFinding, ...] = ()
         self._missing: tuple[str, ...] = ()
@@ -97,14 +97,14 @@ class Sources:
 
     def on_state_change(self, before: State, after: State) -> None:
         """Give each source what it needs of the state."""
-        self._health.targets(after.remembered.health)
+        self._health.set_targets(after.remembered.health)
         self._drain_worker.on_state_change(after)
         self._flusher.on_state_change(before, after)
         self._provisioner.on_state_change(before, after)
         if before.guests is not after.guests or before.settings is not after.settings:
-            self._finder.interest(guests_needing_address(after))
+            self._finder.search_for(guests_needing_address(after))
             settings = after.settings
-            self._finder.context(
+            self._finder.set_policy(
                 addresses_in_use(settings.services), settings.networks, metadata_addresses(after)
             )
         if (
@@ -119,12 +119,12 @@ class Sources:
         director = state.settings.director
         wanted = state.settings.service_addresses()
         if director.addresses is AddressPolicy.MANAGE:
-            self._addresses.want(director.interface, wanted)
+            self._addresses.set_wanted(director.interface, wanted)
         else:
-            self._addresses.leave()
+            self._addresses.disown()
         self._sysctls_due.set()
         if state.settings.listen is not None:
-            self._key.look()
+            self._key.check()
         self._listener.listen(state.settings.listen)
         for uri in state.observed.links:
             if uri in self.libvirts:
@@ -171,7 +171,7 @@ class Sources:
             guest = GuestId(uri=uri, uuid=call.uuid)
             match call.operation:
                 case "reconnect":
-                    source.hurry()
+                    source.reconnect_now()
                 case "stopped" if call.domid is not None:
                     died = Died(at=clock.now(), guest=guest, incarnation=call.domid)
                     self._agent.emit(died)
@@ -216,7 +216,7 @@ class Sources:
         while True:
             self._sysctls_due.clear()
             settings = self._agent.state.settings
-            forwards = sysctls.read("net.ipv4.ip_forward") == 1
+            forwards = sysctls.read_sysctl("net.ipv4.ip_forward") == 1
             direct = {
                 slot.server.address
                 for service in settings.services
@@ -224,12 +224,12 @@ class Sources:
                 for slot in self._agent.state.remembered.admitted
                 if slot.service in service.kernel_keys()
             }
-            needs = sysctls.needed(
+            needs = sysctls.required_sysctls(
                 settings,
                 sysctls.kernel_version(),
                 forwards=forwards,
-                towards=await towards(direct),
-                advertised=sysctls.advertised(),
+                server_interfaces=await outgoing_interfaces(direct),
+                advertised_interfaces=sysctls.router_advertisement_interfaces(),
             )
             outcome = sysctls.apply(needs, settings.director.sysctls)
             self._findings = outcome.findings
@@ -237,7 +237,7 @@ class Sources:
             if wrong != self._agent.state.observed.wrong_sysctls:
                 self._agent.emit(SysctlsChecked(at=clock.now(), wrong=wrong))
             if outcome.changes:
-                self._agent.keep(sysctls={c.need.name: str(c.old) for c in outcome.changes})
+                self._agent.keep(sysctls={c.required.name: str(c.old) for c in outcome.changes})
             with suppress(TimeoutError):
                 async with asyncio.timeout(SYSCTLS):
                     await self._sysctls_due.wait()

@@ -7,7 +7,7 @@ import click
 
 from xenlb.cli.format import count
 from xenlb.cli.options import ANY_PATH, Options, as_json, pass_options, print_json
-from xenlb.config import ConfigError, read
+from xenlb.config import ConfigError, load_config
 from xenlb.control.protocol import FAILED
 from xenlb.model.problem import Problem
 
@@ -29,9 +29,9 @@ def check(options: Options, file: Path | None, *, anywhere: bool, as_json: bool)
     warnings: tuple[Problem, ...] = ()
     services = 0
     try:
-        loaded = read(file, anywhere=anywhere)
+        loaded = load_config(file, any_host=anywhere)
         services, warnings = len(loaded.settings.services), loaded.settings.warnings
-        problems = () if anywhere else loaded.lacking()
+        problems = () if anywhere else loaded.missing_requirements()
     except ConfigError as error:
         problems = error.problems
     if as_json:

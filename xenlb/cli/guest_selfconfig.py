@@ -65,10 +65,10 @@ async def _deliver(options: Options, target: GuestTarget) -> SelfConfigStatus:
 async def _read_status(target: GuestTarget, xenstore: Connection) -> SelfConfigStatus:
     domid = self_config.domid_of(target)
     return SelfConfigStatus(
-        path=guest_settings.place(domid),
+        path=guest_settings.settings_path(domid),
         wanted=self_config.settings_text_for(target),
-        given=await xenstore.given(domid),
-        report_text=await xenstore.said(domid),
+        given=await xenstore.read_settings(domid),
+        report_text=await xenstore.read_answer(domid),
     )
 
 
@@ -78,7 +78,7 @@ async def _connection(target: GuestTarget) -> AsyncIterator[Connection]:
     domid = self_config.domid_of(target)
     try:
         with closing(Connection()) as xenstore:
-            if not await xenstore.holds(domid, target.uuid):
+            if not await xenstore.is_guest(domid, target.uuid):
                 raise DeliveryError(
                     f"{target.name} is not domain {domid} of this host any more", hint="try again"
                 )

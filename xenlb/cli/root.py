@@ -63,9 +63,10 @@ class VerbGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command. A UsageError for an unknown verb suggests a similar one."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            from xenlb.model.suggestions import quoted, suggestion
+            from xenlb.untrusted.printable import quoted
+            from xenlb.untrusted.suggestions import did_you_mean
 
-            hint = suggestion(args[0], VERBS)
+            hint = did_you_mean(args[0], VERBS)
             raise click.UsageError(
                 f"there is no verb {quoted(args[0])}" + (f"; {hint}" if hint else ""), ctx
             )

@@ -18,7 +18,7 @@ def run(options: Options, state: Path, last_good: Path) -> None:
 
     log_setup.set_up(verbose=options.verbose)
     # An invalid configuration ends the command before the agent's modules are imported.
-    first = configuration.start(options.config, last_good)
+    first = configuration.first_configuration(options.config, last_good)
 
     from xenlb.agent import main
 

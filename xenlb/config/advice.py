@@ -1,4 +1,4 @@
-"""What is allowed and yet likely to be a mistake in a service: the warnings of `check`."""
+"""The warnings of `xenlb check`: settings of a service that are allowed but probably mistakes."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -8,14 +8,15 @@ from xenlb.model.desired import STAND_IN
 from xenlb.model.guest_side import OnBoot
 from xenlb.model.settings import Member, ServiceSettings
 
-Advice = tuple[str, str]  # what is odd, and what to do about it
+Advice = tuple[str, str]  # message and hint
 
 
 def advice(service: ServiceSettings) -> Iterator[Advice]:
+    """The warnings about one service."""
     yield from _no_server(service)
-    yield from _named_twice(service)
-    yield from _inside_unknown(service)
-    yield from _other_scheduler(service)
+    yield from _two_weights(service)
+    yield from _unchecked_service_address(service)
+    yield from _stand_in_scheduler(service)
 
 
 def _no_server(service: ServiceSettings) -> Iterator[Advice]:
@@ -23,8 +24,8 @@ def _no_server(service: ServiceSettings) -> Iterator[Advice]:
         yield "has no server", "add servers: [{guest: NAME}], or from-metadata: true"
 
 
-def _named_twice(service: ServiceSettings) -> Iterator[Advice]:
-    """A guest that an entry names and another one's pattern matches, with other weights."""
+def _two_weights(service: ServiceSettings) -> Iterator[Advice]:
+    """A guest that one entry names and another entry's pattern matches, with different weights."""
     patterns = [member for member in service.servers if member.is_pattern]
     for member in service.servers:
         if member.guest is None or member.is_pattern:
@@ -46,8 +47,8 @@ def _weight(member: Member, service: ServiceSettings) -> int:
     return service.weight if member.weight is None else member.weight
 
 
-def _inside_unknown(service: ServiceSettings) -> Iterator[Advice]:
-    """A server without the service address answers its own address, and no client."""
+def _unchecked_service_address(service: ServiceSettings) -> Iterator[Advice]:
+    """A server without the service address passes its checks but cannot answer clients."""
     if service.forwarding not in {Forwarding.GATEWAYING, Forwarding.TUNNEL}:
         return
     if any(check.via_vip for check in service.checks):
@@ -57,17 +58,16 @@ def _inside_unknown(service: ServiceSettings) -> Iterator[Advice]:
     if hosts or service.side.on_boot is OnBoot.OFF or any(s.on_boot is OnBoot.OFF for s in sides):
         yield (
             f"with {service.forwarding} a server that lacks the service address passes its checks,"
-            " as they go to its own address, and its clients get no answer",
+            " as they go to its own address, but its clients get no answer",
             "add via: vip to a check, or guest-side: {on-boot: verify, delivery: …} for guests",
         )
 
 
-def _other_scheduler(service: ServiceSettings) -> Iterator[Advice]:
-    """A consequence that its author may not expect."""
+def _stand_in_scheduler(service: ServiceSettings) -> Iterator[Advice]:
     stand_in = STAND_IN.get(service.scheduler)
     if stand_in is not None:
         yield (
             f"scheduler {service.scheduler} refuses the clients of a server with weight 0, so"
-            f" {stand_in} schedules while there is one, as during a drain",
-            "sh and mh schedule all the time",
+            f" {stand_in} replaces it while there is such a server, as during a drain",
+            "sh and mh need no replacement",
         )

@@ -1,8 +1,7 @@
-"""A draft that no rule objected to → the settings of a service, with what is left out filled in.
+"""Build the settings of a service from a draft without problems.
 
-Here is what a default means for a service: one without meaning for it (a netmask without
-persistence, server-port under gatewaying) is not used; the same key with the service itself is an
-error (service_rules.py).
+A key of `defaults` without meaning for a service (a netmask without persistence, server-port with
+gatewaying) is not used. The same key in the service itself is a problem.
 """
 
 from dataclasses import replace
@@ -10,9 +9,8 @@ from typing import Final
 
 from xenlb.config.check_parser import CheckDraft
 from xenlb.config.check_rules import needs_port, via_problem
-from xenlb.config.cursor import Value
-from xenlb.config.draft import Draft, MemberDraft, TunnelDraft
-from xenlb.config.service_parser import SCHEDULER_FLAGS
+from xenlb.config.draft import SCHEDULER_FLAGS, MemberDraft, ServiceDraft, TunnelDraft
+from xenlb.config.keys import ConfigValue
 from xenlb.ipvs.table import (
     Family,
     Forwarding,
@@ -28,50 +26,50 @@ from xenlb.model.settings import Check, Member, ServiceSettings
 DEFAULT_TIMEOUT: Final = Check().timeout
 
 
-def without_idle_defaults(draft: Draft) -> Draft:
-    """The draft without the defaults that have no meaning for it."""
+def without_idle_defaults(draft: ServiceDraft) -> ServiceDraft:
+    """The draft without inherited keys that have no meaning for it."""
     if draft.written_family.inherited and not draft.fwmark.given:
-        draft = replace(draft, written_family=Value(value=Family.INET))
+        draft = replace(draft, written_family=ConfigValue(Family.INET))
     if draft.netmask.inherited and not _netmask_fits(draft):
-        draft = replace(draft, netmask=Value(value=None))
+        draft = replace(draft, netmask=ConfigValue(None))
     if draft.flags.inherited and any(
         SCHEDULER_FLAGS[flag][0] != draft.scheduler.value for flag in draft.flags.value
     ):
-        draft = replace(draft, flags=Value(value=()))
+        draft = replace(draft, flags=ConfigValue(()))
     if draft.one_packet.inherited and not draft.all_udp:
-        draft = replace(draft, one_packet=Value(value=False))
+        draft = replace(draft, one_packet=ConfigValue(False))
     if draft.server_port.inherited and (
         draft.forwarding.value is not Forwarding.MASQUERADE or draft.one_port is None
     ):
-        draft = replace(draft, server_port=Value(value=None))
+        draft = replace(draft, server_port=ConfigValue(None))
     tunnel = _without_idle_tunnel_defaults(draft.tunnel)
     return draft if tunnel is draft.tunnel else replace(draft, tunnel=tunnel)
 
 
 def _without_idle_tunnel_defaults(tunnel: TunnelDraft) -> TunnelDraft:
-    """A service with a type of its own does not get the port and checksum of another's."""
+    """A service with its own type does not inherit the port and checksum of another type."""
     if not tunnel.type.own or tunnel.type.value is TunnelType.GUE:
         return tunnel
     if tunnel.port.inherited:
-        tunnel = replace(tunnel, port=Value(value=None))
+        tunnel = replace(tunnel, port=ConfigValue(None))
     if tunnel.checksum.inherited and not (
         tunnel.type.value is TunnelType.GRE and tunnel.checksum.value is TunnelChecksum.CHECKSUM
     ):
-        tunnel = replace(tunnel, checksum=Value(value=TunnelChecksum.NONE))
+        tunnel = replace(tunnel, checksum=ConfigValue(TunnelChecksum.NONE))
     return tunnel
 
 
-def _netmask_fits(draft: Draft) -> bool:
+def _netmask_fits(draft: ServiceDraft) -> bool:
     if draft.netmask.value is None or not draft.persistence.given:
         return False
     prefix, dotted = draft.netmask.value
     return prefix <= 32 if draft.family is Family.INET else not dotted
 
 
-def settings_of(draft: Draft) -> ServiceSettings:
-    """The settings of a draft that no rule objected to."""
-    own_family = draft.family
-    assert own_family is not None
+def build_service(draft: ServiceDraft) -> ServiceSettings:
+    """The settings of a draft without problems."""
+    family = draft.family
+    assert family is not None
     flags = SchedulerFlags.NONE
     for flag in draft.flags.value:
         flags |= SCHEDULER_FLAGS[flag][1]
@@ -79,13 +77,13 @@ def settings_of(draft: Draft) -> ServiceSettings:
         name=draft.name,
         address=draft.address.value,
         fwmark=draft.fwmark.value,
-        family=own_family,
+        family=family,
         ports=draft.ports,
         scheduler=draft.scheduler.value,
         flags=flags,
         one_packet=draft.one_packet.value,
         persistence=draft.persistence.value,
-        prefix=own_family.bits if draft.netmask.value is None else draft.netmask.value[0],
+        prefix=family.bits if draft.netmask.value is None else draft.netmask.value[0],
         forwarding=draft.forwarding.value,
         tunnel=_tunnel_of(draft),
         server_port=draft.server_port.value,
@@ -106,38 +104,38 @@ def settings_of(draft: Draft) -> ServiceSettings:
     )
 
 
-def checks_of(draft: Draft) -> tuple[Check, ...]:
-    """How the servers of the service are probed.
+def checks_of(draft: ServiceDraft) -> tuple[Check, ...]:
+    """The checks of the service's servers.
 
-    A check without any port that it could ask is left out where the service did not write it (a
-    tcp check by default, of a service of UDP only); elsewhere it is an error (check_rules.py).
+    A default check without a usable port (tcp, for a service of UDP only) is left out.
     """
-    if not draft.check.section.value:
+    if not draft.check.enabled.value:
         return ()
     return tuple(
         _check_of(draft, check)
         for check in draft.check.checks
-        if check.port.given or not needs_port(check) or _own_ports(draft, check)
+        if check.port.given or not needs_port(check) or _usable_ports(draft, check)
     )
 
 
-def _check_of(draft: Draft, check: CheckDraft) -> Check:
-    """`port` stays None where every kernel service can be probed on its own port (all are of the
-    check's protocol; under masquerade that is server-port if there is one). With ports of several
-    protocols, or with port 0 among them, it is the first of the check's protocol, for all.
-    A timeout that is left out is 3s, or half of an interval that is not longer than that.
+def _check_of(draft: ServiceDraft, check: CheckDraft) -> Check:
+    """The settings of one check.
+
+    `port` is None if every kernel service can be probed on its own port. If the service has ports
+    of several protocols, or port 0, all are probed on the first port of the check's protocol.
+    The default timeout is 3s, or half of an interval that is not longer.
     """
     port = check.port.value if needs_port(check) or check.port.own else None
-    mine = _own_ports(draft, check)
-    if port is None and mine and len(mine) < len(draft.placed_ports.value):
-        port = mine[0]
+    usable = _usable_ports(draft, check)
+    if port is None and usable and len(usable) < len(draft.placed_ports.value):
+        port = usable[0]
     interval = check.interval.value
     timeout = check.timeout.value
     if timeout is None:
         timeout = DEFAULT_TIMEOUT if interval > DEFAULT_TIMEOUT else interval / 2
     return Check(
         type=check.type.value,
-        asks=check.asks(),
+        asks=check.probe(),
         interval=interval,
         timeout=timeout,
         rise=check.rise.value,
@@ -148,19 +146,19 @@ def _check_of(draft: Draft, check: CheckDraft) -> Check:
     )
 
 
-def _own_ports(draft: Draft, check: CheckDraft) -> tuple[int, ...]:
-    return draft.ports_of(protocols_of(check.asks_class()))
+def _usable_ports(draft: ServiceDraft, check: CheckDraft) -> tuple[int, ...]:
+    return draft.ports_of(protocols_of(check.probe_class()))
 
 
-def _tunnel_of(draft: Draft) -> Tunnel | None:
+def _tunnel_of(draft: ServiceDraft) -> Tunnel | None:
     if draft.forwarding.value is not Forwarding.TUNNEL:
         return None
     part = draft.tunnel
     return Tunnel(type=part.type.value, port=part.port.value or 0, checksum=part.checksum.value)
 
 
-def _sorry_server_of(draft: Draft) -> tuple[IPAddress, int] | None:
-    """Port 0 where each port of the service goes to the same port there."""
+def _sorry_server_of(draft: ServiceDraft) -> tuple[IPAddress, int] | None:
+    """Address and port; port 0 if each port of the service goes to the same port there."""
     if draft.sorry_server.value is None:
         return None
     address, port = draft.sorry_server.value

@@ -1,225 +1,247 @@
-"""Reads `check`: none, one check, or several of which all or any must pass.
+"""Read `check`: none, one check, or several of which all or any must pass.
 
-A mapping of a service is merged over that of `defaults` key by key, a list stands for itself. What
-the types of checks are and may say is in check_types.py; what the keys mean together, in
-check_rules.py.
+A mapping of a service is merged over that of `defaults` key by key; a list replaces it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from xenlb.config import quantities, yaml_nodes
-from xenlb.config.check_types import TYPE_KEYS, TYPES, made, type_of
-from xenlb.config.cursor import Cursor, Fields, Location, Reported, Value
-from xenlb.config.invalid_value import InvalidValue, did_you_mean, quoted
+from xenlb.config import yaml_nodes
+from xenlb.config.check_types import TYPE_KEYS, TYPES, build_probe, parse_type
+from xenlb.config.config_node import AlreadyReported, ConfigNode
+from xenlb.config.invalid_value import InvalidValue, known_words_hint
+from xenlb.config.keys import (
+    PORT_NUMBER,
+    ConfigValue,
+    KeyLayers,
+    ValueKind,
+    duration,
+    key,
+    key_names,
+    whole_number,
+)
+from xenlb.config.problem_report import Location
 from xenlb.config.yaml_nodes import NodeKind, Scalar
 from xenlb.model.checks import Asks
 from xenlb.model.settings import Check
+from xenlb.untrusted.printable import quoted
 
-COMMON_KEYS: Final = ("type", "interval", "timeout", "rise", "fall", "port", "via", "flap-damping")
-CHECK_KEYS: Final = COMMON_KEYS + TYPE_KEYS
 VIAS: Final = ("server", "vip")
 MOST_CHECKS: Final = 16
 
 _EXAMPLE: Final = "[{type: tcp}, {type: icmp}]"
 _DEFAULT: Final = Check()
-_KNOWN: Final = frozenset(CHECK_KEYS)
-_COMMON: Final = frozenset(COMMON_KEYS)
-_KEYS: Final = {name: _COMMON.union(kind.keys) for name, kind in TYPES.items()}
-_Class = type[Any]
-_Entries = tuple[tuple[str, Location, Cursor], ...]
+_TYPE: Final = ValueKind(parse_type, {"enum": list(TYPES)})
+_VIA: Final = ValueKind(
+    lambda node: node.word(VIAS, "a way of a check") == "vip", {"enum": list(VIAS)}
+)
+_Entries = tuple[tuple[str, Location, ConfigNode], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckDraft:
-    """`place`: of its mapping, None where the service has no key `check`. `told`: the keys of its
-    type."""
+    """One check. `location`: of its mapping, None if the service has no key `check`.
 
-    place: Location | None
-    type: Value[str]
-    told: Mapping[str, Value[Any]]
-    interval: Value[float]
-    timeout: Value[float | None]
-    rise: Value[int]
-    fall: Value[int]
-    port: Value[int | None]
-    via_vip: Value[bool]
-    flap_damping: Value[float]
+    `type_values`: the values of the keys that belong to its type.
+    """
 
-    def asks(self) -> Asks:
-        return made(
-            TYPES[self.type.value],
-            {key: value.value for key, value in self.told.items() if value.given},
-        )
+    location: Location | None
+    type_values: Mapping[str, ConfigValue[Any]]
+    type: ConfigValue[str] = key(_TYPE, _DEFAULT.type, "How a server is probed. Default: tcp.")
+    interval: ConfigValue[float] = key(
+        duration(0.01), _DEFAULT.interval, "The time from one probe to the next."
+    )
+    timeout: ConfigValue[float | None] = key(
+        duration(0.001), None, "The timeout of one probe; shorter than the interval."
+    )
+    rise: ConfigValue[int] = key(
+        whole_number(1, 1000),
+        _DEFAULT.rise,
+        "The number of good probes in a row that put a server into service.",
+    )
+    fall: ConfigValue[int] = key(
+        whole_number(1, 1000),
+        _DEFAULT.fall,
+        "The number of bad probes in a row that take a server out of service.",
+    )
+    port: ConfigValue[int | None] = key(
+        PORT_NUMBER, None, "The probed port. Default: the server's own."
+    )
+    via_vip: ConfigValue[bool] = key(
+        _VIA,
+        False,
+        "vip: a connection to the service address, through the server (type tcp; gatewaying, or"
+        " tunnel of type ipip).",
+        name="via",
+    )
+    flap_damping: ConfigValue[float] = key(
+        duration(0),
+        _DEFAULT.flap_damping,
+        "The longest delay before a server that fails again and again returns; 0s: no delay.",
+    )
 
-    def asks_class(self) -> _Class:
+    def probe(self) -> Asks:
+        return build_probe(TYPES[self.type.value], self.given_type_values())
+
+    def given_type_values(self) -> dict[str, Any]:
+        return {name: value.value for name, value in self.type_values.items() if value.given}
+
+    def probe_class(self) -> Any:
         return TYPES[self.type.value].asks
+
+
+COMMON_KEYS: Final = key_names(CheckDraft)
+CHECK_KEYS: Final = (*COMMON_KEYS, *TYPE_KEYS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChecksDraft:
-    """`section`: the key itself; its value is false for `check: none`."""
+    """The checks of a service. `enabled`: the key itself; false for `check: none`."""
 
-    section: Value[bool]
+    enabled: ConfigValue[bool]
     any_check: bool
     checks: tuple[CheckDraft, ...]
 
 
-class _Section(NamedTuple):
-    """The mappings of a `check`; `listed`: not one by itself."""
+class _CheckNodes(NamedTuple):
+    """The mappings of a `check`. `is_list`: false for a single mapping."""
 
-    items: tuple[Cursor, ...]
+    items: tuple[ConfigNode, ...]
     any_check: bool = False
-    listed: bool = True
+    is_list: bool = True
 
 
-def read(fields: Fields) -> ChecksDraft:
-    if "check" not in fields.own and "check" not in fields.inherited:
-        return _LEFT_OUT
-    none = _Section(())
-    section = fields.read("check", _section, none)
-    found = section.value
-    if section.inherited:
-        checks = tuple(_check(None, item) for item in found.items)
-    elif found.listed:
-        checks = tuple(_check(item, None) for item in found.items)
+def read_checks(layers: KeyLayers) -> ChecksDraft:
+    if "check" not in layers.own and "check" not in layers.inherited:
+        return _ABSENT
+    none = _CheckNodes(())
+    value = layers.read("check", _check_nodes, none)
+    nodes = value.value
+    if value.inherited:
+        checks = tuple(_check(None, item) for item in nodes.items)
+    elif nodes.is_list:
+        checks = tuple(_check(item, None) for item in nodes.items)
     else:
-        behind = Fields(own=fields.inherited).read("check", _section, none).value
-        under = None if behind.listed else behind.items[0]
-        checks = (_check(found.items[0], under),)
+        defaults = KeyLayers(own=layers.inherited).read("check", _check_nodes, none).value
+        checks = (_check(nodes.items[0], None if defaults.is_list else defaults.items[0]),)
     return ChecksDraft(
-        section=Value(
-            value=bool(found.items),
-            place=section.place,
-            inherited=section.inherited,
-            bad=section.bad,
-        ),
-        any_check=found.any_check,
+        enabled=ConfigValue(bool(nodes.items), value.location, value.inherited, value.bad),
+        any_check=nodes.any_check,
         checks=checks,
     )
 
 
-def _section(cursor: Cursor) -> _Section:
-    match cursor.node:
+def _check_nodes(node: ConfigNode) -> _CheckNodes:
+    match node.node:
         case yaml_nodes.Mapping(entries=entries):
             if any(isinstance(key, Scalar) and key.text in {"all", "any"} for key, _ in entries):
-                return _all_or_any(cursor)
-            return _Section((cursor,), listed=False)
+                return _all_or_any(node)
+            return _CheckNodes((node,), is_list=False)
         case yaml_nodes.Sequence():
-            return _Section(_listed(cursor))
-        case Scalar(kind=NodeKind.NOTHING, trap=None):
+            return _CheckNodes(_list_items(node))
+        case Scalar(kind=NodeKind.NOTHING, refused=None):
             raise InvalidValue("has no value", hint="write none for no check, or {type: tcp}")
         case Scalar():
-            text = cursor.raw().text
+            text = node.scalar().text
             if text == "none":
-                return _Section(())
-            known = f"{{type: {text}}}" if text in TYPES else "{type: tcp}"
-            raise InvalidValue(f"{quoted(text)} is not a check", hint=f"write {known}, or none")
+                return _CheckNodes(())
+            example = f"{{type: {text}}}" if text in TYPES else "{type: tcp}"
+            raise InvalidValue(f"{quoted(text)} is not a check", hint=f"write {example}, or none")
 
 
-def _all_or_any(cursor: Cursor) -> _Section:
-    entries = cursor.entries()
+def _all_or_any(node: ConfigNode) -> _CheckNodes:
+    entries = node.entries()
     first = next((entry for entry in entries if entry[0] in {"all", "any"}), None)
     if first is None:  # its key has an anchor or a tag
-        raise Reported("")
-    word, place, found = first
-    for name, other, _ in entries:
-        if other != place:
-            cursor.report.add(
-                other, f"{name[:40]} stands beside {word}", f"write it into each check of {word}"
+        raise AlreadyReported
+    word, first_location, checks = first
+    for name, location, _ in entries:
+        if location != first_location:
+            node.report.add(
+                location, f"{name[:40]} stands beside {word}", f"write it into each check of {word}"
             )
-    return _Section(_listed(found), any_check=word == "any")
+    return _CheckNodes(_list_items(checks), any_check=word == "any")
 
 
-def _listed(cursor: Cursor) -> tuple[Cursor, ...]:
-    found = []
-    items = cursor.items(_EXAMPLE)
+def _list_items(node: ConfigNode) -> tuple[ConfigNode, ...]:
+    items = node.items(_EXAMPLE)
     if not items:
         raise InvalidValue("has no check", hint="write none for no check")
     if len(items) > MOST_CHECKS:
         raise InvalidValue(f"has {len(items)} checks", hint=f"at most {MOST_CHECKS}")
-    for item in items:
-        try:
-            if isinstance(item.node, Scalar) and item.node.text in TYPES:
-                raise InvalidValue(
-                    f"{quoted(item.node.text)} is not a check",
-                    hint=f"write {{type: {item.node.text}}}",
-                )
-            if {"all", "any"} & {name for name, _, _ in item.entries()}:
-                raise InvalidValue(
-                    "all and any are not nested", hint="write the checks in one list"
-                )
-            found.append(item)
-        except InvalidValue as wrong:
-            item.report_wrong(wrong)
-    return tuple(found)
+    return node.parsed_items(_list_item, _EXAMPLE, skip_bad=True)
 
 
-def _check(own: Cursor | None, inherited: Cursor | None) -> CheckDraft:
-    """One check. Keys of the defaults' mapping are for checks of the same type, except those that
-    every type has; its port and way go with its type, too, where it says one."""
-    entries = () if own is None else own.entries()
-    mine = _known(entries)
-    entries_behind = () if inherited is None else inherited.entries()
-    behind = _known(entries_behind)
-    kind = their_kind = Fields(own=mine, inherited=behind).read("type", type_of, _DEFAULT.type)
-    if own is None:
-        _report_keys_of_other_types(kind, entries_behind, inherited)
-    else:
-        _report_keys_of_other_types(kind, entries, own)
-        their_kind = Fields(own=behind).read("type", type_of, _DEFAULT.type)
-    if kind.value != their_kind.value:
-        dropped = TYPE_KEYS if "type" not in behind else (*TYPE_KEYS, "port", "via")
-        behind = {key: cursor for key, cursor in behind.items() if key not in dropped}
-    fields = Fields(own=mine, inherited=behind)
-    place = own.place if own is not None else inherited.place if inherited is not None else None
-    told = {} if kind.bad else TYPES[kind.value].keys
-    return CheckDraft(
-        place=place,
+def _list_item(item: ConfigNode) -> ConfigNode:
+    if isinstance(item.node, Scalar) and item.node.text in TYPES:
+        raise InvalidValue(
+            f"{quoted(item.node.text)} is not a check", hint=f"write {{type: {item.node.text}}}"
+        )
+    if {"all", "any"} & {name for name, _, _ in item.entries()}:
+        raise InvalidValue("all and any are not nested", hint="write the checks in one list")
+    return item
+
+
+def _check(own: ConfigNode | None, inherited: ConfigNode | None) -> CheckDraft:
+    """One check, merged over that of `defaults`.
+
+    If the service's check is of another type than that of `defaults`, it inherits the common keys
+    only, and not their port and via if `defaults` states a type.
+    """
+    own_entries = () if own is None else own.entries()
+    inherited_entries = () if inherited is None else inherited.entries()
+    own_values, default_values = _known(own_entries), _known(inherited_entries)
+    layers = KeyLayers(own=own_values, inherited=default_values)
+    kind = default_kind = layers.read("type", parse_type, _DEFAULT.type)
+    if own is not None:
+        _report_keys_of_other_types(kind, own_entries, own)
+        default_kind = KeyLayers(own=default_values).read("type", parse_type, _DEFAULT.type)
+    elif inherited is not None:
+        _report_keys_of_other_types(kind, inherited_entries, inherited)
+    if kind.value != default_kind.value:
+        dropped = {*TYPE_KEYS, *(("port", "via") if "type" in default_values else ())}
+        default_values = {
+            name: node for name, node in default_values.items() if name not in dropped
+        }
+        layers = KeyLayers(own=own_values, inherited=default_values)
+    node = own or inherited
+    type_keys = {} if kind.bad else TYPES[kind.value].keys
+    return layers.read_keys(
+        CheckDraft,
+        location=None if node is None else node.location,
         type=kind,
-        told={
-            name: fields.read(name, key.parse, None)
-            for name, key in told.items()
-            if name in mine or name in behind
+        type_values={
+            name: layers.read(name, type_key.kind.parse, None)
+            for name, type_key in type_keys.items()
+            if name in own_values or name in default_values
         },
-        interval=fields.read("interval", lambda c: _duration(c, 0.01), _DEFAULT.interval),
-        timeout=fields.read("timeout", lambda c: _duration(c, 0.001), None),
-        rise=fields.read("rise", lambda c: c.whole_number(1, 1000), _DEFAULT.rise),
-        fall=fields.read("fall", lambda c: c.whole_number(1, 1000), _DEFAULT.fall),
-        port=fields.read("port", lambda c: c.whole_number(1, 65535), None),
-        via_vip=fields.read("via", lambda c: c.word(VIAS, "a way of a check") == "vip", False),
-        flap_damping=fields.read("flap-damping", lambda c: _duration(c, 0), _DEFAULT.flap_damping),
     )
 
 
-def _known(entries: _Entries) -> dict[str, Cursor]:
-    return {name: value for name, _, value in entries if name in _KNOWN}
+def _known(entries: _Entries) -> dict[str, ConfigNode]:
+    return {name: value for name, _, value in entries if name in CHECK_KEYS}
 
 
-def _report_keys_of_other_types(kind: Value[str], entries: _Entries, cursor: Cursor | None) -> None:
-    mine = _COMMON if kind.bad else _KEYS[kind.value]
-    for name, place, _ in entries:
-        if cursor is None or name in mine or (kind.bad and name in TYPE_KEYS):
+def _report_keys_of_other_types(
+    kind: ConfigValue[str], entries: _Entries, node: ConfigNode
+) -> None:
+    own_keys = (*COMMON_KEYS, *(TYPE_KEYS if kind.bad else TYPES[kind.value].keys))
+    for name, location, _ in entries:
+        if name in own_keys:
             continue
         if name in TYPE_KEYS:
-            types = [each for each, found in TYPES.items() if name in found.keys]
-            cursor.report.add(
-                place,
+            types = [type_name for type_name, other in TYPES.items() if name in other.keys]
+            node.report.add(
+                location,
                 f"a check of type {kind.value} has no {name}",
                 f"it is for type: {', '.join(types)}",
             )
         else:
-            known = (
-                CHECK_KEYS if kind.bad else (*COMMON_KEYS, *TYPES[kind.value].keys, "all", "any")
-            )
-            cursor.report.add(place, "unknown key", did_you_mean(name, known))
+            known = own_keys if kind.bad else (*own_keys, "all", "any")
+            node.report.add(location, "unknown key", known_words_hint(name, known))
 
 
-def _duration(cursor: Cursor, least: float) -> float:
-    return cursor.parsed(lambda text: quantities.duration(text, least=least, most=quantities.DAY))
-
-
-_LEFT_OUT: Final = ChecksDraft(
-    section=Value(value=True), any_check=False, checks=(_check(None, None),)
+_ABSENT: Final = ChecksDraft(
+    enabled=ConfigValue(True), any_check=False, checks=(_check(None, None),)
 )

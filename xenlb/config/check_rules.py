@@ -1,14 +1,14 @@
 """Rules about the keys of `check`: with each other, and with the service around them.
 
-Those of a check that stands under `defaults` are about what the service makes of it.
+A check in `defaults` is judged as each service merges it.
 """
 
 from typing import Any, Final
 
 from xenlb.config.check_parser import CheckDraft
-from xenlb.config.cursor import Location, Report
-from xenlb.config.draft import Draft
-from xenlb.config.quantities import show_duration
+from xenlb.config.draft import ServiceDraft
+from xenlb.config.problem_report import Location, ProblemReport
+from xenlb.config.quantities import duration_text
 from xenlb.ipvs.table import Forwarding, Protocol, TunnelType
 from xenlb.model.checks import Exec, Icmp, protocols_of
 from xenlb.model.settings import OnFailure
@@ -16,56 +16,56 @@ from xenlb.model.settings import OnFailure
 _NONE: Final = "or check: none"
 
 
-def check(draft: Draft, report: Report) -> None:
+def check(draft: ServiceDraft, report: ProblemReport) -> None:
     part = draft.check
-    if not part.section.value or part.section.bad:
+    if not part.enabled.value or part.enabled.bad:
         return
     seen: dict[Any, Location] = {}
-    for each in part.checks:
-        _times(draft, each, report)
-        if each.type.bad:
+    for one in part.checks:
+        _times(draft, one, report)
+        if one.type.bad:
             continue
-        _type(draft, each, report)
-        _port(draft, each, report)
-        if each.via_vip.own and (problem := via_problem(draft, each)) is not None:
-            report.add(draft.place_of(each.via_vip), *problem)
-        if each.place is None or any(value.bad for value in each.told.values()):
+        _type(draft, one, report)
+        _port(draft, one, report)
+        if one.via_vip.own and (problem := via_problem(draft, one)) is not None:
+            report.add(draft.location_of(one.via_vip), *problem)
+        if one.location is None or any(value.bad for value in one.type_values.values()):
             continue
-        first = seen.setdefault(_what(each), each.place)
-        if first is not each.place:
+        first = seen.setdefault(_identity(one), one.location)
+        if first is not one.location:
             report.add(
-                each.place,
-                "this check stands here twice",
+                one.location,
+                "this check appears twice",
                 f"it is {first.path} already: remove one",
             )
 
 
-def flush(draft: Draft, report: Report) -> None:
+def flush(draft: ServiceDraft, report: ProblemReport) -> None:
     if draft.flush.own and draft.flush.value and draft.on_failure.value is OnFailure.QUIESCE:
         report.add(
-            draft.place_of(draft.flush),
-            "flush has no meaning with on-failure: quiesce, which lets connections live on",
+            draft.location_of(draft.flush),
+            "flush has no meaning with on-failure: quiesce, which keeps connections",
             "remove it, or use on-failure: remove",
         )
 
 
 def needs_port(check: CheckDraft) -> bool:
-    """Icmp has none, and a program may do without."""
-    return check.asks_class() not in {Icmp, Exec}
+    """Whether the check needs a port: icmp has none, and exec may have none."""
+    return check.probe_class() not in {Icmp, Exec}
 
 
-def via_problem(draft: Draft, check: CheckDraft) -> tuple[str, str] | None:
-    """Why a check cannot go to the service address through the server, and what to do."""
+def via_problem(draft: ServiceDraft, check: CheckDraft) -> tuple[str, str] | None:
+    """The problem and hint of a check that cannot use the service address; None if it can."""
     if not check.via_vip.value or draft.forwarding.bad:
         return None
-    if check.type.value != "tcp" or any(value.given for value in check.told.values()):
+    if check.type.value != "tcp" or check.given_type_values():
         what = "send and expect" if check.type.value == "tcp" else f"type {check.type.value}"
         return (
             f"via vip is for a connection only, without {what}",
             "add a check {type: tcp, via: vip}",
         )
     if draft.fwmark.given:
-        return "a fwmark service does not say which address to ask via", "write via: server"
+        return "a fwmark service has no address to use with via: vip", "write via: server"
     match draft.forwarding.value:
         case Forwarding.GATEWAYING:
             return None
@@ -76,82 +76,85 @@ def via_problem(draft: Draft, check: CheckDraft) -> tuple[str, str] | None:
             return f"via vip goes through ipip tunnels only, not {kind}", "write via: server"
         case forwarding:
             return (
-                f"with {forwarding.value} no server has the service address to ask via",
+                f"with {forwarding.value} no server has the service address",
                 "write via: server, or use forwarding: gatewaying",
             )
 
 
-def _times(draft: Draft, check: CheckDraft, report: Report) -> None:
+def _times(draft: ServiceDraft, check: CheckDraft, report: ProblemReport) -> None:
     if check.interval.bad or check.timeout.value is None:
         return
     timeout, interval = check.timeout.value, check.interval.value
     if timeout >= interval:
         report.add(
-            draft.place_of(check.timeout, check.interval),
-            f"timeout {show_duration(timeout)} is not shorter than "
-            f"interval {show_duration(interval)}",
+            draft.location_of(check.timeout, check.interval),
+            f"timeout {duration_text(timeout)} is not shorter than "
+            f"interval {duration_text(interval)}",
             "a check ends before the next begins",
         )
 
 
-def _type(draft: Draft, check: CheckDraft, report: Report) -> None:
-    told = {key: value for key, value in check.told.items() if value.value is not None}
-    where = draft.place_of(check.type) if check.place is None else check.place
-    if check.type.value == "exec" and "command" not in check.told:
+def _type(draft: ServiceDraft, check: CheckDraft, report: ProblemReport) -> None:
+    given = {name: value for name, value in check.type_values.items() if value.value is not None}
+    location = draft.location_of(check.type) if check.location is None else check.location
+    if check.type.value == "exec" and "command" not in check.type_values:
         report.add(
-            where, "a check of type exec needs a command", "add command: [/PATH/PROGRAM, ARGUMENT]"
+            location,
+            "a check of type exec needs a command",
+            "add command: [/PATH/PROGRAM, ARGUMENT]",
         )
-    if check.type.value == "dns" and "query" not in told:
+    if check.type.value == "dns" and "query" not in given:
         for name in ("record", "expect"):
-            if name in told:
+            if name in given:
                 report.add(
-                    draft.place_of(told[name]),
+                    draft.location_of(given[name]),
                     f"{name} has no meaning without query",
                     "add query: NAME, or remove it: without query any answer passes",
                 )
-    if "tls" in told and "starttls" in told:
+    if "tls" in given and "starttls" in given:
         report.add(
-            draft.place_of(told["starttls"], told["tls"]),
+            draft.location_of(given["starttls"], given["tls"]),
             "tls and starttls exclude each other",
             "tls is from the beginning, starttls by that command: remove one",
         )
-    if "body" in told and "method" in told and told["method"].value == "HEAD":
+    if "body" in given and "method" in given and given["method"].value == "HEAD":
         report.add(
-            draft.place_of(told["body"], told["method"]),
+            draft.location_of(given["body"], given["method"]),
             "the answer to HEAD has no body",
             "remove body, or use method: GET",
         )
-    if check.asks_class() is Icmp and check.port.own:
-        report.add(draft.place_of(check.port), "icmp has no port", "remove it")
+    if check.probe_class() is Icmp and check.port.own:
+        report.add(draft.location_of(check.port), "icmp has no port", "remove it")
 
 
-def _port(draft: Draft, check: CheckDraft, report: Report) -> None:
+def _port(draft: ServiceDraft, check: CheckDraft, report: ProblemReport) -> None:
     if (
         check.port.given
         or not needs_port(check)
         or draft.placed_ports.bad
         or not (draft.placed_ports.given or draft.fwmark.given)
-        or (draft.address.given and draft.fwmark.given)  # which it is must be said first
+        or (draft.address.given and draft.fwmark.given)  # reported already
     ):
         return
-    protocols = protocols_of(check.asks_class())
+    protocols = protocols_of(check.probe_class())
     if draft.ports_of(protocols):
         return
-    place = draft.place_of(draft.check.section) if check.place is None else check.place
+    location = check.location or draft.location_of(draft.check.enabled)
     hint = f"add port: NUMBER to the check, {_NONE}"
     protocol = "udp" if Protocol.UDP in protocols else "tcp"
     if draft.fwmark.given:
-        report.add(place, "a fwmark service does not say which port to check", hint)
+        report.add(location, "a fwmark service has no port to check", hint)
     elif any(port.number == 0 for port in draft.ports):
-        report.add(place, "port 0 does not say which port to check", hint)
-    elif draft.check.section.own:
+        report.add(location, "port 0 is no port to check", hint)
+    elif draft.check.enabled.own:
         report.add(
-            place,
+            location,
             f"a check of type {check.type.value} needs a {protocol} port, and there is none",
             hint,
         )
 
 
-def _what(check: CheckDraft) -> Any:
-    told = {key: value.value for key, value in check.told.items() if value.given}
-    return check.type.value, tuple(sorted(told.items())), check.port.value, check.via_vip.value
+def _identity(check: CheckDraft) -> Any:
+    """What two equal checks have in common."""
+    values = tuple(sorted(check.given_type_values().items()))
+    return check.type.value, values, check.port.value, check.via_vip.value

@@ -1,7 +1,7 @@
-"""Who besides root may write a file, or put another one in its place.
+"""Find users besides root who may write or replace a file.
 
-A configuration names programs and as whom they run. So whoever may write it, or rename a folder on
-the way to it, may run programs as root; and whoever may write a program runs as its user.
+A configuration names programs and their users. A user who may write it, or rename a folder on the
+way to it, may run programs as root. A user who may write a program may act as the program's user.
 """
 
 import grp
@@ -15,26 +15,28 @@ from xenlb.config.path_resolution import path_steps
 
 
 class Writer(NamedTuple):
-    """`path`: the file, or the folder on the way to it, that `who` may write."""
+    """A user or group that may write `path`: the file, or a folder on the way to it."""
 
     path: str
-    who: str
-    cure: str
+    name: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.who} may write {self.path}"
+        return f"{self.name} may write {self.path}"
 
 
 def other_writer(path: str | os.PathLike[str], trusted: Collection[int] = ()) -> Writer | None:
-    """The first that is found; None: there is none, or no such file. `trusted`: users who may write
-    it, beside root and the user of this process."""
+    """The first such writer; None if there is none, or no such file.
+
+    `trusted`: uids that may write it, besides root and the user of this process.
+    """
     users = {0, os.geteuid(), *trusted}
     groups = {0} if os.geteuid() == 0 else {0, os.getegid()}
     if (writer := _writer("/", os.lstat("/"), users, groups)) is not None:
         return writer
     for step, is_link in path_steps(os.path.abspath(path)):
         if is_link:
-            continue  # its folder says who may replace it
+            continue  # the rights of its folder count
         try:
             status = os.lstat(step)
         except OSError:
@@ -50,7 +52,7 @@ def _writer(
     mode = status.st_mode
     if status.st_uid not in users:
         return Writer(path, _user(status.st_uid), f"chown root {path}")
-    # In a sticky folder everybody may write, but replace only what is his own.
+    # In a sticky folder, users replace only their own files.
     if stat.S_ISDIR(mode) and mode & stat.S_ISVTX:
         return None
     if mode & stat.S_IWOTH:
@@ -74,12 +76,14 @@ def _group(gid: int) -> str:
         return f"group {gid}"
 
 
-def unreadable(path: str | os.PathLike[str]) -> str:
-    """What root, who may not read the file all the same, can do about it: a unit without
-    CAP_DAC_OVERRIDE reads what is root's, or everybody's."""
+def unreadable_hint(path: str | os.PathLike[str]) -> str:
+    """The hint for a file that root cannot read.
+
+    A unit without CAP_DAC_OVERRIDE reads only files that belong to root or are readable by all.
+    """
     blocking = os.path.abspath(path)
     for step, _ in path_steps(blocking):
         if not os.access(step, os.X_OK if step.is_dir() else os.R_OK):
             blocking = str(step)
             break
-    return f"chown root {blocking}, as xenlb.service has no power over other users' files"
+    return f"chown root {blocking}: xenlb.service has no access to other users' files"

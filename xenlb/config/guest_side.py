@@ -1,111 +1,134 @@
-"""Reads `guest-side`, what is said of the inside of guests: with a service, or with one server of
-it, whose keys go over the service's."""
+"""The section `guest-side`: how xenlb reaches and configures the inside of guests.
+
+It belongs to a service, or to one server of it, whose keys override the service's.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Final
 
 from xenlb.config import scalars
-from xenlb.config.cursor import Cursor, Fields, Report, Value
+from xenlb.config.config_node import ConfigNode
 from xenlb.config.invalid_value import InvalidValue
+from xenlb.config.keys import (
+    BOOLEAN,
+    ConfigValue,
+    ValueKind,
+    choice,
+    key,
+    plain_values,
+    text,
+    whole_number,
+)
+from xenlb.config.problem_report import ProblemReport
 from xenlb.ipvs.table import Forwarding, IPAddress
 from xenlb.model.guest_side import Delivery, GuestSide, Init, OnBoot, ReturnPath, System
 
-SIDE_KEYS: Final = (
-    "delivery",
-    "on-boot",
-    "system",
-    "init",
-    "interface",
-    "return-path",
-    "gateway",
-    "addresses",
-    "table",
-    "tx-checksums",
-    "ssh",
-)
+_DEFAULT: Final = GuestSide()
 # 253 … 255 are the kernel's own tables.
 LOWEST_TABLE: Final = 256
 HIGHEST_TABLE: Final = 65000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SideDraft:
-    delivery: Value[Delivery | None]
-    on_boot: Value[OnBoot]
-    system: Value[System | None]
-    init: Value[Init | None]
-    interface: Value[str]
-    return_path: Value[ReturnPath]
-    gateways: Value[tuple[IPAddress, ...]]
-    addresses: Value[tuple[IPAddress, ...]]
-    table: Value[int]
-    tx_checksums: Value[bool]
-    ssh: Value[str | None]
-
-    def settings(self) -> GuestSide:
-        return GuestSide(
-            delivery=self.delivery.value,
-            on_boot=self.on_boot.value,
-            system=self.system.value,
-            init=self.init.value,
-            interface=self.interface.value,
-            return_path=self.return_path.value,
-            gateways=self.gateways.value,
-            addresses=self.addresses.value,
-            table=self.table.value,
-            tx_checksums=self.tx_checksums.value,
-            ssh=self.ssh.value,
-        )
-
-
-def read(fields: Fields) -> SideDraft:
-    default = GuestSide()
-    return SideDraft(
-        delivery=fields.read("delivery", lambda c: c.choice(Delivery), None),
-        on_boot=fields.read("on-boot", lambda c: c.choice(OnBoot), default.on_boot),
-        system=fields.read("system", lambda c: c.choice(System), None),
-        init=fields.read("init", lambda c: c.choice(Init), None),
-        interface=fields.read(
-            "interface", lambda c: c.name(scalars.guest_interface), default.interface
-        ),
-        return_path=fields.read("return-path", lambda c: c.choice(ReturnPath), default.return_path),
-        gateways=fields.read("gateway", _gateways, ()),
-        addresses=fields.read("addresses", _addresses, ()),
-        table=fields.read(
-            "table", lambda c: c.whole_number(LOWEST_TABLE, HIGHEST_TABLE), default.table
-        ),
-        tx_checksums=fields.read("tx-checksums", Cursor.true_or_false, default.tx_checksums),
-        ssh=fields.read("ssh", lambda c: c.name(scalars.ssh_destination), None),
-    )
-
-
-def _gateways(cursor: Cursor) -> tuple[IPAddress, ...]:
+def _gateways(node: ConfigNode) -> tuple[IPAddress, ...]:
     """ADDRESS, or one of each family."""
     try:
-        items = cursor.items("[10.0.0.1, 'fd00::1']")
+        items = node.items("[10.0.0.1, 'fd00::1']")
     except InvalidValue:
-        return (cursor.parsed(scalars.server_address),)
-    found = tuple(item.parsed(scalars.server_address) for item in items)
-    if not found or len({address.version for address in found}) < len(found):
+        return (node.parsed(scalars.server_address),)
+    gateways = tuple(item.parsed(scalars.server_address) for item in items)
+    if not gateways or len({address.version for address in gateways}) < len(gateways):
         raise InvalidValue("is not one address of each family", hint="write [10.0.0.1, 'fd00::1']")
-    return found
+    return gateways
 
 
-def _addresses(cursor: Cursor) -> tuple[IPAddress, ...]:
-    found = cursor.each(lambda item: item.parsed(scalars.service_address), "[192.0.2.10]")
-    if len(set(found)) < len(found):
-        raise InvalidValue("an address stands here twice", hint="remove one")
-    return found
+def _addresses(node: ConfigNode) -> tuple[IPAddress, ...]:
+    addresses = node.parsed_items(lambda item: item.parsed(scalars.service_address), "[192.0.2.10]")
+    if len(set(addresses)) < len(addresses):
+        raise InvalidValue("an address appears twice", hint="remove one")
+    return addresses
+
+
+_STRING: Final = {"type": "string"}
+_GATEWAYS: Final = ValueKind(
+    _gateways,
+    {"oneOf": [_STRING, {"type": "array", "minItems": 1, "maxItems": 2, "items": _STRING}]},
+)
+_ADDRESSES: Final = ValueKind(_addresses, {"type": "array", "uniqueItems": True, "items": _STRING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestSideDraft:
+    """The keys of `guest-side`."""
+
+    delivery: ConfigValue[Delivery | None] = key(
+        choice(Delivery),
+        None,
+        "How files get into the guests: ssh, QEMU's guest agent, the file system of a guest that is"
+        " off, or xenstore, from which guests configure themselves.",
+    )
+    on_boot: ConfigValue[OnBoot] = key(
+        choice(OnBoot),
+        _DEFAULT.on_boot,
+        "What a guest must pass before it gets weight: apply installs what is missing, verify only"
+        " inspects.",
+    )
+    system: ConfigValue[System | None] = key(
+        choice(System), None, "What configures the guests' network. Default: detected in the guest."
+    )
+    init: ConfigValue[Init | None] = key(
+        choice(Init), None, "What starts services in the guests. Default: detected in the guest."
+    )
+    interface: ConfigValue[str] = key(
+        text(scalars.guest_interface, pattern=f"^{scalars.GUEST_INTERFACE}$"),
+        _DEFAULT.interface,
+        "The guests' interface on the director's side.",
+    )
+    return_path: ConfigValue[ReturnPath] = key(
+        choice(ReturnPath),
+        _DEFAULT.return_path,
+        "With masquerade, how replies come back through the director: it is the default gateway, a"
+        " rule by the guest's address, or a mark of the connection.",
+    )
+    gateways: ConfigValue[tuple[IPAddress, ...]] = key(
+        _GATEWAYS,
+        (),
+        "The director as the guests reach it. One address, or one of each family. Default: from the"
+        " host's routes.",
+        name="gateway",
+    )
+    addresses: ConfigValue[tuple[IPAddress, ...]] = key(
+        _ADDRESSES, (), "The service addresses of a fwmark service."
+    )
+    table: ConfigValue[int] = key(
+        whole_number(LOWEST_TABLE, HIGHEST_TABLE),
+        _DEFAULT.table,
+        "The first of the routing tables in the guests, one for each interface; also the mark of"
+        " their connections.",
+    )
+    tx_checksums: ConfigValue[bool] = key(
+        BOOLEAN, _DEFAULT.tx_checksums, "false: the guests complete checksums themselves."
+    )
+    ssh: ConfigValue[str | None] = key(
+        text(scalars.ssh_destination, pattern=f"^{scalars.SSH_DESTINATION}$"),
+        None,
+        "The destination for ssh. Default: root at the guest's address.",
+    )
+
+    def settings(self) -> GuestSide:
+        return GuestSide(**plain_values(self))
 
 
 def report_problems(
-    side: SideDraft, report: Report, *, forwarding: Forwarding, by_mark: bool
+    side: GuestSideDraft, report: ProblemReport, *, forwarding: Forwarding, by_mark: bool
 ) -> None:
-    """What the keys mean together. A key of another level without meaning here is no error."""
+    """Report keys that contradict each other or the service.
 
-    def add(value: Value[Any], message: str, hint: str) -> None:
-        if value.place is not None:
-            report.add(value.place, message, hint)
+    An inherited key without meaning for the service is no problem.
+    """
+
+    def add(value: ConfigValue[Any], message: str, hint: str) -> None:
+        if value.location is not None:
+            report.add(value.location, message, hint)
 
     delivery, on_boot = side.delivery, side.on_boot
     if on_boot.value is not OnBoot.OFF and not delivery.bad:

@@ -1,7 +1,7 @@
-"""What a configuration needs of this host besides itself: interfaces, programs, users, files.
+"""What a configuration requires of this host: interfaces, programs, users, files.
 
-A text is right or wrong wherever it is read. What this host lacks may come later, or be there on
-the host that the text is for. So these are two steps: parse() notes needs, lacking() looks.
+Parsing only records requirements: the text may be meant for another host, and an interface may
+appear later. The host is examined in a second step.
 """
 
 import os
@@ -9,9 +9,10 @@ import pwd
 import socket
 import stat
 from collections.abc import Iterable
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import NamedTuple
+
+from xenlb.untrusted.suggestions import did_you_mean
 
 
 class RequirementKind(StrEnum):
@@ -27,36 +28,28 @@ class Requirement(NamedTuple):
 
 
 class MissingRequirement(NamedTuple):
-    """Why a need is not met, and what to do about it."""
+    """Why a requirement is not met, and what to do about it."""
 
     message: str
     hint: str
 
 
-def missing_requirements(needs: Iterable[Requirement]) -> dict[Requirement, MissingRequirement]:
-    """The needs that this host does not meet now."""
-    found = {need: _lack(need) for need in needs}
-    return {need: lack for need, lack in found.items() if lack is not None}
-
-
-def _lack(need: Requirement) -> MissingRequirement | None:
-    match need.kind:
-        case RequirementKind.INTERFACE:
-            return _no_interface(need.name)
-        case RequirementKind.PROGRAM:
-            return _no_program(need.name)
-        case RequirementKind.USER:
-            return _no_user(need.name)
-        case RequirementKind.FILE:
-            return _no_file(need.name)
+def missing_requirements(
+    requirements: Iterable[Requirement],
+) -> dict[Requirement, MissingRequirement]:
+    """The requirements that this host does not meet now."""
+    results = {
+        requirement: _CHECKS[requirement.kind](requirement.name) for requirement in requirements
+    }
+    return {requirement: missing for requirement, missing in results.items() if missing}
 
 
 def _no_interface(name: str) -> MissingRequirement | None:
-    try:  # not /sys/class/net, which may be of another network name space
+    try:  # /sys/class/net may show another network namespace
         socket.if_nametoindex(name)
     except OSError:
-        near = get_close_matches(name, [known for _, known in socket.if_nameindex()], n=1)
-        hint = f"did you mean {near[0]}?" if near else "ip link shows the interfaces"
+        names = [known for _, known in socket.if_nameindex()]
+        hint = did_you_mean(name, names) or "ip link shows the interfaces"
         return MissingRequirement(f"this host has no interface {name}", hint)
     return None
 
@@ -66,7 +59,7 @@ def _no_program(path: str) -> MissingRequirement | None:
         status = os.stat(path)
     except OSError as error:
         return MissingRequirement(
-            f"there is no program {path}: {_why(error)}", "install it, or correct the path"
+            f"there is no program {path}: {_reason(error)}", "install it, or correct the path"
         )
     if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
         return MissingRequirement(f"{path} is no program", f"chmod +x {path}, or correct the path")
@@ -82,7 +75,7 @@ def _no_user(name: str) -> MissingRequirement | None:
 
 
 def uids(name: str) -> tuple[int, ...]:
-    """Of the user, none where this host has no such one."""
+    """The uid of the user; empty if this host has no such user."""
     try:
         return (pwd.getpwnam(name).pw_uid,)
     except KeyError:
@@ -94,10 +87,18 @@ def _no_file(path: str) -> MissingRequirement | None:
         os.stat(path)
     except OSError as error:
         return MissingRequirement(
-            f"there is no file {path}: {_why(error)}", "put it there, or correct the path"
+            f"there is no file {path}: {_reason(error)}", "put it there, or correct the path"
         )
     return None
 
 
-def _why(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
+
+
+_CHECKS = {
+    RequirementKind.INTERFACE: _no_interface,
+    RequirementKind.PROGRAM: _no_program,
+    RequirementKind.USER: _no_user,
+    RequirementKind.FILE: _no_file,
+}

@@ -1,12 +1,12 @@
-"""How a text of the configuration is refused, and how it is quoted in the message."""
+"""A value that the configuration may not have, and hints for what to write instead."""
 
-from difflib import get_close_matches
+from collections.abc import Collection
 
-from xenlb.untrusted import printable
+from xenlb.untrusted.suggestions import did_you_mean
 
 
 class InvalidValue(Exception):
-    """A value that cannot be taken. `message` says why, `hint` what to write."""
+    """A value that is refused. `message` says why, `hint` what to write instead."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -14,12 +14,7 @@ class InvalidValue(Exception):
         self.hint = hint
 
 
-def quoted(text: str) -> str:
-    """The text as it is shown in a message: in quotes, on one line, at most 60 characters."""
-    return printable.quoted(text, 60)
-
-
-def did_you_mean(text: str, known: tuple[str, ...]) -> str:
-    """The hint for a word that is not among those known."""
-    match = get_close_matches(text.lower().replace("_", "-")[:64], known, n=1)
-    return f"did you mean {match[0]}?" if match else f"one of: {', '.join(known)}"
+def known_words_hint(text: str, known: Collection[str]) -> str:
+    """The hint for a word that is not known: the most similar one, or all."""
+    similar = did_you_mean(text.lower().replace("_", "-")[:64], known)
+    return similar or f"one of: {', '.join(known)}"

@@ -1,118 +1,109 @@
-"""The whole file: its sections, and the ways in, load(), read() and parse().
+"""Load the whole configuration from a file or a text.
 
-Either the whole configuration is right and becomes Settings, or every problem of it is raised in
-one ConfigError; nothing is half taken.
+A configuration without problems becomes Settings. Otherwise one ConfigError has all its problems,
+and no part is used.
 """
 
 import os
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
-from xenlb.config import file_permissions, host_requirements, quantities, scalars, service_parser
+from xenlb.config import file_permissions, host_requirements, scalars, service_parser
 from xenlb.config.advice import advice
-from xenlb.config.build_settings import settings_of, without_idle_defaults
-from xenlb.config.cursor import Cursor, Fields, Location, Report, keys_of
-from xenlb.config.draft import Draft
+from xenlb.config.build_settings import build_service, without_idle_defaults
+from xenlb.config.config_node import ConfigNode
+from xenlb.config.draft import SERVICE_KEYS, ServiceDraft
+from xenlb.config.file_permissions import Writer
 from xenlb.config.host_requirements import Requirement, RequirementKind
 from xenlb.config.invalid_value import InvalidValue
-from xenlb.config.service_rules import RULES, servers_are_no_vips, unique_keys
+from xenlb.config.keys import KeyLayers, plain_values
+from xenlb.config.problem_report import Location, ProblemReport
+from xenlb.config.root_sections import DirectorDraft, GuestsDraft, LibvirtDraft
+from xenlb.config.service_rules import RULES, report_shared_keys, report_vip_servers
 from xenlb.config.yaml_nodes import LARGEST_FILE, compose, decode
 from xenlb.model.checks import Exec
 from xenlb.model.problem import ConfigError, Problem
-from xenlb.model.settings import (
-    KEEPALIVE,
-    AddressPolicy,
-    Director,
-    IPNetwork,
-    Settings,
-    SysctlPolicy,
-)
-
-T = TypeVar("T")
+from xenlb.model.settings import AddressPolicy, Director, Settings
 
 ROOT_KEYS: Final = ("libvirt", "guests", "director", "defaults", "services")
-LIBVIRT_KEYS: Final = ("uris", "keepalive")
-GUESTS_KEYS: Final = ("networks", "listen")
-DIRECTOR_KEYS: Final = ("interface", "addresses", "sysctls")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A configuration and the bytes that it was made of. `needs`: what this host must have for it,
-    and the problem's place where it has not."""
+class LoadedConfig:
+    """A configuration and the bytes of its file."""
 
     settings: Settings
     data: bytes
-    report: Report
+    report: ProblemReport
 
     @property
-    def needs(self) -> frozenset[Requirement]:
-        return frozenset(self.report.needs)
+    def requirements(self) -> frozenset[Requirement]:
+        """What this host must have for the configuration."""
+        return frozenset(self.report.requirements)
 
-    def lacking(self, *, but: Collection[Requirement] = ()) -> tuple[Problem, ...]:
-        """What this host has not of what is needed, in file order, without the needs in `but`."""
-        needs = self.report.needs
-        lacks = host_requirements.missing_requirements(need for need in needs if need not in but)
-        found = [self.report.problem(needs[need], *lack) for need, lack in lacks.items()]
-        return tuple(sorted(found, key=lambda problem: (problem.line, problem.column)))
+    def missing_requirements(
+        self, *, except_for: Collection[Requirement] = ()
+    ) -> tuple[Problem, ...]:
+        """The requirements that this host does not meet now, in file order."""
+        locations = self.report.requirements
+        missing = host_requirements.missing_requirements(
+            requirement for requirement in locations if requirement not in except_for
+        )
+        return _in_file_order(
+            self.report.problem(locations[requirement], *problem)
+            for requirement, problem in missing.items()
+        )
 
 
 def load(path: str | os.PathLike[str]) -> Settings:
-    """The settings of a file. Raises ConfigError, also where the file cannot be read."""
-    return read(path).settings
+    """The settings of a file. Raises ConfigError, also if the file cannot be read."""
+    return load_config(path).settings
 
 
-def read(path: str | os.PathLike[str], *, anywhere: bool = False) -> Loaded:
-    """As load(), with all that there is to know of the file. `anywhere`: whoever may write it, as
-    it is for another host."""
-    file = os.fspath(path)
-    data = bytes_of(file)
-    if anywhere:
-        return loaded(data, file)
-    report = Report(file=file)
-    writer = file_permissions.other_writer(file)
-    if writer is not None:
-        report.warn(Location(1, 1, ""), f"{writer}, and with it change all of this", writer.cure)
-    settings = _parsed(decode(data, file), report)
-    if unsafe := _unsafe(settings, report, writer):
-        raise ConfigError(unsafe)
-    return Loaded(settings=settings, data=data, report=report)
+def load_config(path: str | os.PathLike[str], *, any_host: bool = False) -> LoadedConfig:
+    """The configuration in a file. Raises ConfigError.
 
-
-def _unsafe(
-    settings: Settings, report: Report, writer: file_permissions.Writer | None
-) -> tuple[Problem, ...]:
-    """Of each program that root starts: who else could have it replaced, in file order."""
-    programs = {
-        (check.asks.command[0], check.asks.user)
-        for service in settings.services
-        for check in service.checks
-        if isinstance(check.asks, Exec)
-    }
-    found: dict[Problem, None] = {}
-    for program, user in sorted(programs):
-        other = writer or file_permissions.other_writer(program, host_requirements.uids(user))
-        if other is not None:
-            place = report.needs[Requirement(RequirementKind.PROGRAM, program)]
-            message = f"exec is refused: {other}, and so run programs as root"
-            if writer is None:
-                message = f"exec is refused: {other}, and so run programs as {user}"
-            found[report.problem(place, message, other.cure)] = None
-    return tuple(sorted(found, key=lambda problem: (problem.line, problem.column)))
-
-
-def bytes_of(path: str | os.PathLike[str]) -> bytes:
-    """At most one byte more than a configuration may have. Raises ConfigError.
-
-    Regular files only: to open or read a pipe or a device may take for ever.
+    Another user than root who may write the file is a warning, and with exec checks a problem;
+    `any_host` skips this, for a file that is meant for another host.
     """
     file = os.fspath(path)
+    data = read_file(file)
+    if any_host:
+        return load_bytes(data, file)
+    report = ProblemReport(file=file)
+    writer = file_permissions.other_writer(file)
+    if writer is not None:
+        report.warn(
+            Location(1, 1, ""), f"{writer}, and so change the whole configuration", writer.hint
+        )
+    settings = _parse(decode(data, file), report)
+    if unsafe := _unsafe_programs(settings, report, writer):
+        raise ConfigError(unsafe)
+    return LoadedConfig(settings=settings, data=data, report=report)
+
+
+def load_bytes(data: bytes, file: str) -> LoadedConfig:
+    """The configuration in the bytes of a file of that name. Raises ConfigError."""
+    report = ProblemReport(file=file)
+    return LoadedConfig(settings=_parse(decode(data, file), report), data=data, report=report)
+
+
+def parse(text: str, file: str) -> Settings:
+    """The settings of a text; problems name `file`. Raises ConfigError."""
+    return _parse(text, ProblemReport(file=file))
+
+
+def read_file(file: str) -> bytes:
+    """The file's bytes, at most one more than a configuration may have. Raises ConfigError.
+
+    Regular files only: to open or read a pipe or a device may block forever.
+    """
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise ConfigError((_unreadable(file, None),))
-        with open(file, "rb", opener=_without_waiting) as stream:
+        with open(file, "rb", opener=_open_nonblocking) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ConfigError((_unreadable(file, None),))
             return stream.read(LARGEST_FILE + 1)
@@ -120,28 +111,8 @@ def bytes_of(path: str | os.PathLike[str]) -> bytes:
         raise ConfigError((_unreadable(file, error),)) from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def parse(text: str, file: str) -> Settings:
-    """The settings of a text; `file` is the name that its problems bear. Raises ConfigError."""
-    return _parsed(text, Report(file=file))
-
-
-def loaded(data: bytes, file: str) -> Loaded:
-    """As parse(), of bytes. Raises ConfigError."""
-    report = Report(file=file)
-    return Loaded(settings=_parsed(decode(data, file), report), data=data, report=report)
-
-
-def _parsed(text: str, report: Report) -> Settings:
-    root = Cursor(node=compose(text, report.file), path="", report=report)
-    settings = _settings(root, report)
-    problems = report.problems()
-    if settings is None or problems:
-        raise ConfigError(problems)
-    return settings
 
 
 def _unreadable(file: str, error: OSError | ValueError | None) -> Problem:
@@ -155,7 +126,7 @@ def _unreadable(file: str, error: OSError | ValueError | None) -> Problem:
         case PermissionError():
             message, hint = "the file may not be read", "run as root, or check its rights"
             if os.geteuid() == 0:
-                hint = file_permissions.unreadable(file)
+                hint = file_permissions.unreadable_hint(file)
         case OSError():
             message = f"cannot be read: {error.strerror}"
             hint = "check the file and its disk"
@@ -164,126 +135,118 @@ def _unreadable(file: str, error: OSError | ValueError | None) -> Problem:
     return Problem(file=file, line=1, column=1, path="", message=message, hint=hint)
 
 
-def _settings(root: Cursor, report: Report) -> Settings | None:
+def _unsafe_programs(
+    settings: Settings, report: ProblemReport, writer: Writer | None
+) -> tuple[Problem, ...]:
+    """The programs of exec checks that an unprivileged user could replace, in file order."""
+    programs = {
+        (check.asks.command[0], check.asks.user)
+        for service in settings.services
+        for check in service.checks
+        if isinstance(check.asks, Exec)
+    }
+    problems: dict[Problem, None] = {}
+    for program, user in sorted(programs):
+        program_writer = writer or file_permissions.other_writer(
+            program, host_requirements.uids(user)
+        )
+        if program_writer is not None:
+            location = report.requirements[Requirement(RequirementKind.PROGRAM, program)]
+            run_as = user if writer is None else "root"
+            message = f"exec is refused: {program_writer}, and so run programs as {run_as}"
+            problems[report.problem(location, message, program_writer.hint)] = None
+    return _in_file_order(problems)
+
+
+def _in_file_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(problems, key=lambda problem: (problem.line, problem.column)))
+
+
+def _parse(text: str, report: ProblemReport) -> Settings:
+    root = ConfigNode(compose(text, report.file), "", report)
+    settings = _settings(root, report)
+    if settings is None or report.found:
+        raise ConfigError(report.problems())
+    return settings
+
+
+def _settings(root: ConfigNode, report: ProblemReport) -> Settings | None:
+    """The settings; None if the report has problems."""
     try:
-        top = root.keys(ROOT_KEYS)
-    except InvalidValue as wrong:
-        root.report_wrong(wrong)
+        sections = root.values_by_key(ROOT_KEYS)
+    except InvalidValue as error:
+        root.report_error(error)
         return None
-    if "services" not in top:
-        root.wrong("there is no services section", "add services: and a service below it")
-    libvirt = Fields(own=keys_of(top.get("libvirt"), LIBVIRT_KEYS))
-    uris = _uris(libvirt)
-    keepalive = libvirt.read("keepalive", _keepalive, KEEPALIVE).value
-    guests = Fields(own=keys_of(top.get("guests"), GUESTS_KEYS))
-    networks = _networks(guests)
-    listen = guests.read("listen", lambda c: c.parsed(scalars.listening), None).value
-    drafts = _drafts(top)
-    director = _director(top, drafts, root)
+    if "services" not in sections:
+        root.add_problem("there is no services section", "add services: and a service below it")
+    layers = KeyLayers(own=sections)
+    libvirt = layers.nested("libvirt", LibvirtDraft).read_keys(LibvirtDraft)
+    guests = layers.nested("guests", GuestsDraft).read_keys(GuestsDraft)
+    drafts = _services(sections)
+    director = _director(layers, drafts, root)
     for draft in drafts:
         for rule in RULES:
             rule(draft, report)
-    unique_keys(drafts, report)
-    servers_are_no_vips(drafts, report)
+    report_shared_keys(drafts, report)
+    report_vip_servers(drafts, report)
     if report.found:
         return None
-    services = tuple(settings_of(draft) for draft in drafts)
-    for draft, settings in zip(drafts, services, strict=True):
-        for message, hint in advice(settings):
-            report.warn(draft.place, message, hint)
+    services = tuple(build_service(draft) for draft in drafts)
+    for draft, service in zip(drafts, services, strict=True):
+        for message, hint in advice(service):
+            report.warn(draft.location, message, hint)
     return Settings(
-        uris=uris,
-        keepalive=keepalive,
-        networks=networks,
-        listen=listen,
+        **plain_values(libvirt),
+        **plain_values(guests),
         director=director,
         services=services,
-        warnings=tuple(report.warned),
+        warnings=tuple(report.warnings),
     )
 
 
-def _uris(libvirt: Fields) -> tuple[str, ...]:
-    none: tuple[str, ...] = ()
-    return libvirt.read("uris", lambda c: _set(c, _uri, "[xen:///system]"), none).value
-
-
-def _networks(guests: Fields) -> tuple[IPNetwork, ...]:
-    none: tuple[IPNetwork, ...] = ()
-    return guests.read("networks", lambda c: _set(c, _network, "[10.0.0.0/24]"), none).value
-
-
-def _keepalive(cursor: Cursor) -> float:
-    return cursor.parsed(lambda text: quantities.duration(text, least=4, most=600))
-
-
-def _uri(item: Cursor) -> str:
-    return item.parsed(scalars.libvirt_uri)
-
-
-def _network(item: Cursor) -> IPNetwork:
-    return item.parsed(scalars.network)
-
-
-def _set(cursor: Cursor, parse: Callable[[Cursor], T], example: str) -> tuple[T, ...]:
-    """A list whose items differ."""
-    first: dict[T, str] = {}
-
-    def new(item: Cursor) -> T:
-        value = parse(item)
-        if value in first:
-            raise InvalidValue(
-                f"{value} stands here twice", hint=f"it is {first[value]} already: remove one"
-            )
-        first[value] = item.path
-        return value
-
-    return cursor.each(new, example)
-
-
-def _drafts(top: dict[str, Cursor]) -> list[Draft]:
-    inherited = service_parser.read_defaults(top.get("defaults"))
-    cursor = top.get("services")
-    if cursor is None:
+def _services(sections: dict[str, ConfigNode]) -> list[ServiceDraft]:
+    defaults = service_parser.read_defaults(sections.get("defaults"))
+    node = sections.get("services")
+    if node is None:
         return []
     try:
-        entries = cursor.entries()
-    except InvalidValue as wrong:
-        cursor.report_wrong(wrong)
+        entries = node.entries()
+    except InvalidValue as error:
+        node.report_error(error)
         return []
     drafts = []
-    for name, place, body in entries:
+    for name, location, body in entries:
         try:
             scalars.service_name(name)
-        except InvalidValue as wrong:
-            body.report.add(place, wrong.message, wrong.hint)
+        except InvalidValue as error:
+            body.report.add(location, error.message, error.hint)
         try:
-            own = body.keys(service_parser.SERVICE_KEYS)
-        except InvalidValue as wrong:
-            body.report_wrong(wrong)
+            own = body.values_by_key(SERVICE_KEYS)
+        except InvalidValue as error:
+            body.report_error(error)
             continue
-        draft = service_parser.read(name, place, Fields(own=own, inherited=inherited))
+        layers = KeyLayers(own=own, inherited=defaults)
+        draft = service_parser.read_service(name, location, layers)
         drafts.append(without_idle_defaults(draft))
     return drafts
 
 
-def _director(top: dict[str, Cursor], drafts: list[Draft], root: Cursor) -> Director:
-    section = top.get("director")
-    fields = Fields(own=keys_of(section, DIRECTOR_KEYS))
-    interface = fields.read("interface", lambda c: c.name(scalars.interface), None)
-    addresses = fields.read("addresses", lambda c: c.choice(AddressPolicy), AddressPolicy.MANAGE)
-    sysctls = fields.read("sysctls", lambda c: c.choice(SysctlPolicy), SysctlPolicy.IPVS)
+def _director(layers: KeyLayers, drafts: list[ServiceDraft], root: ConfigNode) -> Director:
+    own = layers.nested("director", DirectorDraft)
+    director = own.read_keys(DirectorDraft)
+    manages = director.addresses.value is AddressPolicy.MANAGE
     if (
-        not interface.given
-        and addresses.value is AddressPolicy.MANAGE
-        and not addresses.bad
+        not director.interface.given
+        and manages
+        and not director.addresses.bad
         and any(draft.address.given and not draft.fwmark.given for draft in drafts)
     ):
-        at = (section or root).place
+        location = layers.own.get("director", root).location
         root.report.add(
-            Location(line=at.line, column=at.column, path="director.interface"),
+            location._replace(path="director.interface"),
             "no interface for the service addresses",
             "add director: {interface: eth0}, or addresses: leave",
         )
-    if interface.value is not None and addresses.value is AddressPolicy.MANAGE:
-        fields.own["interface"].needed(RequirementKind.INTERFACE, interface.value)
-    return Director(interface=interface.value, addresses=addresses.value, sysctls=sysctls.value)
+    if director.interface.value is not None and manages:
+        own.own["interface"].require(RequirementKind.INTERFACE, director.interface.value)
+    return Director(**plain_values(director))

@@ -1,4 +1,4 @@
-"""The steps in which the kernel resolves a path, through every symbolic link."""
+"""Resolve a path step by step, as the kernel does, through every symbolic link."""
 
 import os
 from collections.abc import Iterator
@@ -9,20 +9,22 @@ MOST_LINKS = 40  # the kernel's limit for one path
 
 
 class PathStep(NamedTuple):
-    """`path`: a folder or link on the way to the file, or the file itself; its parent has no link
-    in it."""
+    """A folder or link on the way to a file, or the file itself.
+
+    The parent of `path` contains no link.
+    """
 
     path: Path
     is_link: bool
 
 
 def path_steps(path: str) -> Iterator[PathStep]:
-    """Yield the steps to an absolute path, without the root. What does not exist is no link."""
+    """Yield the steps to an absolute path, without the root."""
     folder = Path("/")
-    rest = list(Path(path).parts[1:])
+    parts = list(Path(path).parts[1:])
     links = 0
-    while rest:
-        part = rest.pop(0)
+    while parts:
+        part = parts.pop(0)
         if part == "..":
             folder = folder.parent
             continue
@@ -37,5 +39,5 @@ def path_steps(path: str) -> Iterator[PathStep]:
         links += 1
         if links > MOST_LINKS:
             return
-        rest[:0] = [name for name in target.split("/") if name not in {"", "."}]
+        parts[:0] = [name for name in target.split("/") if name not in {"", "."}]
         folder = Path("/") if target.startswith("/") else folder

@@ -1,18 +1,19 @@
-"""Text of the configuration → numbers: durations, persistence, whole numbers, percentages.
+"""Parse numbers of the configuration: durations, persistence, whole numbers, percentages.
 
-Pure functions of one text, each raising InvalidValue with what is wrong and what to write instead.
+Pure functions of one text. Each raises InvalidValue.
 """
 
 import re
 from decimal import Decimal
 from typing import Final
 
-from xenlb.config.invalid_value import InvalidValue, quoted
+from xenlb.config.invalid_value import InvalidValue
+from xenlb.untrusted.printable import quoted
 
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR
-# ipvsadm's own limit for a persistence timeout (31 days). The kernel multiplies the seconds with
-# HZ in 32 bits, so that a few weeks more would wrap around with HZ=1000.
+# The limit of ipvsadm, too (31 days). The kernel multiplies the seconds by HZ in 32 bits: with
+# HZ=1000, a few weeks more would wrap around.
 LONGEST_PERSISTENCE: Final = 31 * DAY
 
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
@@ -21,8 +22,8 @@ _NUMBER = re.compile(r"[0-9]+")
 _PERCENT = re.compile(r"(0|[1-9][0-9]{0,3})%")
 
 
-def show_duration(seconds: float) -> str:
-    """Seconds as the configuration writes them, in the largest unit that is exact."""
+def duration_text(seconds: float) -> str:
+    """Seconds in the notation of the configuration, in the largest exact unit."""
     ms = round(seconds * 1000)
     for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
         if ms and ms % size == 0:
@@ -31,31 +32,31 @@ def show_duration(seconds: float) -> str:
 
 
 def duration(text: str, *, least: float, most: float) -> float:
-    """A duration as 500ms, 30s, 5m or 2h, in seconds."""
+    """A duration such as 500ms, 30s, 5m or 2h, in seconds."""
     match = _DURATION.fullmatch(text)
     if match is None:
         if _NUMBER.fullmatch(text):
             shown = (text.lstrip("0") or "0")[:12]
-            raise InvalidValue(f"{shown} what? a duration needs a unit", hint=f"write {shown}s")
+            raise InvalidValue(f"{shown} has no unit", hint=f"write {shown}s")
         if match := re.fullmatch(r"([0-9]{1,9}\.[0-9]{1,9})(ms|s|m|h)", text):
             exact = Decimal(match[1]) * _UNITS[match[2]]
             raise InvalidValue(
                 f"{text} is not a whole number with a unit",
-                hint=f"write {show_duration(round(exact) / 1000)}",
+                hint=f"write {duration_text(round(exact) / 1000)}",
             )
         raise InvalidValue(f"{quoted(text)} is not a duration", hint="write 500ms, 30s, 5m or 2h")
     seconds = int(match[1]) * _UNITS[match[2]] / 1000
     if seconds < least:
-        raise InvalidValue(f"{text} is too short", hint=f"at least {show_duration(least)}")
+        raise InvalidValue(f"{text} is too short", hint=f"at least {duration_text(least)}")
     if seconds > most:
-        raise InvalidValue(f"{text} is too long", hint=f"at most {show_duration(most)}")
+        raise InvalidValue(f"{text} is too long", hint=f"at most {duration_text(most)}")
     return seconds
 
 
 def persistence(text: str) -> int:
-    """Seconds of persistence: the kernel takes whole ones only, and 0 means none."""
+    """Seconds of persistence. The kernel accepts whole seconds only; 0 would mean none."""
     if re.fullmatch(r"0(ms|s|m|h)", text):
-        raise InvalidValue("a persistence of nothing", hint="leave the key out for no persistence")
+        raise InvalidValue("0 is not a persistence", hint="leave the key out for no persistence")
     seconds = duration(text, least=0, most=LONGEST_PERSISTENCE)
     if seconds != int(seconds) or seconds < 1:
         raise InvalidValue(
@@ -65,7 +66,7 @@ def persistence(text: str) -> int:
 
 
 def whole_number(text: str, *, least: int, most: int) -> int:
-    """A decimal number; the forms that YAML reads in another base are refused."""
+    """A decimal number; notations that YAML reads in another base are refused."""
     if re.fullmatch(r"[-+]?0[0-9_]+", text):
         digits = text.replace("_", "").lstrip("+-0") or "0"
         raise InvalidValue(
@@ -90,24 +91,22 @@ def whole_number(text: str, *, least: int, most: int) -> int:
         raise InvalidValue(f"{quoted(text)} is not a whole number", hint=f"write {least} … {most}")
     if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
         raise InvalidValue(f"{quoted(text)} is not a number", hint=f"write {least} … {most}")
-    # Not int() of thousands of digits: Python refuses that with an error of its own.
+    # int() of thousands of digits would raise an error of its own.
     if len(text) > 20 or not least <= int(text) <= most:
         raise InvalidValue(f"{text[:24]} is out of range", hint=f"{least} … {most}")
     return int(text)
 
 
 def percent(text: str) -> float:
-    """0% … 100%, as a share of 1."""
+    """0% … 100%, as a fraction of 1."""
     match = _PERCENT.fullmatch(text)
     if match is None:
         if _NUMBER.fullmatch(text):
             shown = text[:4]
-            raise InvalidValue(
-                f"{shown} what? a share needs a percent sign", hint=f"write {shown}%"
-            )
+            raise InvalidValue(f"{shown} has no percent sign", hint=f"write {shown}%")
         raise InvalidValue(
             f"{quoted(text)} is not a share", hint="write 0% … 100% in whole numbers"
         )
     if int(match[1]) > 100:
-        raise InvalidValue(f"{text} is more than all", hint="0% … 100%")
+        raise InvalidValue(f"{text} is more than 100%", hint="write 0% … 100%")
     return int(match[1]) / 100

@@ -1,21 +1,22 @@
-"""Text of the configuration → values: ports, addresses, names, URIs.
+"""Parse texts of the configuration: ports, addresses, names, URIs.
 
-Pure functions of one text. Each raises InvalidValue with what is wrong and what to write. They
-know nothing of YAML (yaml_nodes.py, cursor.py) and nothing of other keys (service_rules.py).
+Pure functions of one text. Each raises InvalidValue. YAML and other keys play no part here.
 """
 
 import re
-from difflib import get_close_matches
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 from socket import AF_INET, inet_pton
 from typing import Final
 from urllib.parse import urlsplit
 
-from xenlb.config.invalid_value import InvalidValue, did_you_mean, quoted
+from xenlb.config.invalid_value import InvalidValue, known_words_hint
 from xenlb.config.quantities import whole_number
 from xenlb.ipvs import table
 from xenlb.ipvs.table import IPAddress, Protocol
+from xenlb.ipvs.text import split_endpoint
 from xenlb.model.settings import IPNetwork, Port
+from xenlb.untrusted.printable import quoted
+from xenlb.untrusted.suggestions import did_you_mean
 
 SCHEDULERS: Final = (
     "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos",
@@ -27,14 +28,15 @@ DRIVERS: Final = (
 )  # fmt: skip
 TRANSPORTS: Final = ("unix", "ssh", "tls", "tcp", "ext", "libssh", "libssh2")
 
-_SERVICE_NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
+SERVICE_NAME: Final = r"[A-Za-z0-9._-]{1,63}"
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\.?")
-_GUEST_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
-_SSH_DESTINATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(@[A-Za-z0-9][A-Za-z0-9_.:-]*)?")
+GUEST_INTERFACE: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}"
+SSH_DESTINATION: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(@[A-Za-z0-9][A-Za-z0-9_.:-]*)?"
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]")
 
 
 def plain_text(text: str) -> str:
+    """The text, if it is printable and has no blanks around it."""
     if not text.strip():
         raise InvalidValue("is an empty text", hint="write a value or remove the key")
     if _UNPRINTABLE.search(text):
@@ -45,19 +47,19 @@ def plain_text(text: str) -> str:
 
 
 def port_number(text: str) -> int:
-    """A port, without 0: that one has a meaning in `ports` only."""
+    """A port number other than 0."""
     return whole_number(text, least=1, most=65535)
 
 
 def port(text: str) -> Port:
-    """NUMBER or NUMBER/PROTOCOL; 0 is every port."""
+    """NUMBER or NUMBER/PROTOCOL; 0 means every port."""
     number, slash, protocol = text.partition("/")
     names = tuple(member.value for member in Protocol)
     if slash and protocol not in names:
-        near = get_close_matches(protocol.lower(), names, n=1, cutoff=0.8)
         raise InvalidValue(
             f"{quoted(protocol)} is not a protocol of IPVS",
-            hint=f"did you mean {near[0]}?" if near else "write 25, 25/tcp, 53/udp or 2905/sctp",
+            hint=did_you_mean(protocol.lower(), names, similarity=0.8)
+            or "write 25, 25/tcp, 53/udp or 2905/sctp",
         )
     if re.fullmatch(r"[0-9]+ *(-|\.\.) *[0-9]+", number):
         hint = "list them, or use fwmark: and let a firewall rule mark the range"
@@ -76,9 +78,9 @@ def port(text: str) -> Port:
 
 
 def plain_ipv4(text: str) -> IPAddress | None:
-    """An IPv4 address that is right for every use but a service's own; None: look closer.
+    """A unicast IPv4 address; None if the text needs the closer look of address().
 
-    inet_pton() takes what ipaddress takes, in a tenth of the time.
+    inet_pton() accepts what ipaddress accepts, in a tenth of the time. Loopback is included.
     """
     try:
         packed = inet_pton(AF_INET, text)
@@ -88,7 +90,7 @@ def plain_ipv4(text: str) -> IPAddress | None:
 
 
 def address(text: str) -> IPAddress:
-    """An IPv4 or IPv6 address, as the kernel's table takes it: without name, prefix or scope."""
+    """A unicast IPv4 or IPv6 address for the kernel's table: no name, prefix length or scope."""
     plain = plain_ipv4(text)
     if plain is not None:
         return plain
@@ -122,7 +124,9 @@ def address(text: str) -> IPAddress:
             f"{text} is an IPv4 address inside IPv6", hint=f"write {result.ipv4_mapped}"
         )
     if result.is_unspecified:
-        raise InvalidValue(f"{result} is no machine's address", hint="write the address itself")
+        raise InvalidValue(
+            f"{result} is not the address of a machine", hint="write the address itself"
+        )
     if result.is_multicast:
         raise InvalidValue(f"{result} is a multicast address", hint="write a unicast address")
     if result == IPv4Address("255.255.255.255"):
@@ -131,20 +135,20 @@ def address(text: str) -> IPAddress:
 
 
 def service_address(text: str) -> IPAddress:
-    """A VIP: its peers must be able to reach it, so loopback is out too."""
+    """A virtual IP address. Clients must reach it, so loopback is refused."""
     result = address(text)
     if result.is_loopback:
         raise InvalidValue(
             f"{result} is a loopback address, which no client can reach",
-            hint="write an address of the clients' side",
+            hint="write an address that clients can reach",
         )
     return result
 
 
 def server_address(text: str) -> IPAddress:
-    """A real server. Loopback is allowed: to IPVS that is the director itself."""
+    """A real server. Loopback is allowed: for IPVS it is the director itself."""
     result = address(text)
-    # ip_vs_add_dest() answers EINVAL: a table entry cannot carry the interface.
+    # ip_vs_add_dest() returns EINVAL: a table entry cannot hold the interface.
     if isinstance(result, IPv6Address) and result.is_link_local:
         raise InvalidValue(
             f"{result} is a link-local address, which IPVS cannot reach",
@@ -154,38 +158,35 @@ def server_address(text: str) -> IPAddress:
 
 
 def endpoint(text: str) -> tuple[IPAddress, int | None]:
-    """ADDRESS or ADDRESS:PORT; an IPv6 address with a port is in brackets."""
-    if text.startswith("["):
-        inside, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise InvalidValue(
-                f"{quoted(text)} is not [ADDRESS]:PORT", hint="write '[2001:db8::99]:25'"
-            )
-        if "." in inside and ":" not in inside:
-            raise InvalidValue(
-                f"{quoted(text)} has an IPv4 address in brackets", hint=f"write {inside}{rest}"
-            )
-        return server_address(inside), port_number(rest[1:]) if rest else None
-    if text.count(":") > 1:
-        return server_address(text), None
-    host, colon, number = text.partition(":")
-    return server_address(host), port_number(number) if colon else None
+    """ADDRESS or ADDRESS:PORT; an IPv6 address with a port has brackets."""
+    try:
+        host, port = split_endpoint(text)
+    except ValueError:
+        raise InvalidValue(
+            f"{quoted(text)} is not [ADDRESS]:PORT", hint="write '[2001:db8::99]:25'"
+        ) from None
+    if text.startswith("[") and "." in host and ":" not in host:
+        raise InvalidValue(
+            f"{quoted(text)} has an IPv4 address in brackets",
+            hint=f"write {text[1:].replace(']', '')}",
+        )
+    return server_address(host), None if port is None else port_number(port)
 
 
-def listening(text: str) -> tuple[IPAddress, int]:
-    """ADDRESS:PORT, where this host listens."""
+def listen_endpoint(text: str) -> tuple[IPAddress, int]:
+    """ADDRESS:PORT, an address of this host."""
     if text.isascii() and text.isdigit():
         hint = f"write the address at which the guests reach this host: 10.0.0.1:{text[:5]}"
         raise InvalidValue(f"{quoted(text)} has no address", hint=hint)
-    result, number = endpoint(text)
+    host, number = endpoint(text)
     if number is None:
-        where = f"'[{result}]:7371'" if isinstance(result, IPv6Address) else f"{result}:7371"
-        raise InvalidValue(f"{quoted(text)} has no port", hint=f"write {where}")
-    return result, number
+        example = f"'[{host}]:7371'" if isinstance(host, IPv6Address) else f"{host}:7371"
+        raise InvalidValue(f"{quoted(text)} has no port", hint=f"write {example}")
+    return host, number
 
 
 def netmask(text: str) -> tuple[int, bool]:
-    """A persistence netmask as prefix length, and whether it was written in IPv4's dots."""
+    """The prefix length of a persistence netmask, and whether the text has IPv4's dots."""
     if "." in text:
         try:
             bits = int(IPv4Address(text))
@@ -205,7 +206,7 @@ def netmask(text: str) -> tuple[int, bool]:
 
 
 def service_name(text: str) -> str:
-    if not _SERVICE_NAME.fullmatch(text):
+    if not re.fullmatch(SERVICE_NAME, text):
         raise InvalidValue(
             f"{quoted(text)} cannot be the name of a service",
             hint="1 to 63 of the letters A-Z a-z, digits, dot, underscore and hyphen",
@@ -214,7 +215,7 @@ def service_name(text: str) -> str:
 
 
 def interface(text: str) -> str:
-    """A name as dev_valid_name() of the kernel takes it."""
+    """An interface name that the kernel's dev_valid_name() accepts."""
     if len(text.encode()) > 15:
         raise InvalidValue(
             f"{quoted(text)} is too long for an interface", hint="at most 15 characters"
@@ -225,8 +226,8 @@ def interface(text: str) -> str:
 
 
 def guest_interface(text: str) -> str:
-    """An interface in a guest, where its name gets into files: no character that means more."""
-    if not _GUEST_INTERFACE.fullmatch(text):
+    """A guest's interface. Its name is written into files, so special characters are refused."""
+    if not re.fullmatch(GUEST_INTERFACE, text):
         raise InvalidValue(
             f"{quoted(text)} is not the name of a guest's interface",
             hint="at most 15 letters, digits, dots, hyphens and underscores, like eth0",
@@ -235,8 +236,8 @@ def guest_interface(text: str) -> str:
 
 
 def ssh_destination(text: str) -> str:
-    """USER@HOST or a name of ssh's own configuration; nothing that ssh would take for an option."""
-    if not _SSH_DESTINATION.fullmatch(text):
+    """USER@HOST or a name of ssh's configuration; options are refused."""
+    if not re.fullmatch(SSH_DESTINATION, text):
         raise InvalidValue(
             f"{quoted(text)} is not a destination for ssh", hint="write one like root@mail1"
         )
@@ -263,15 +264,15 @@ def network(text: str) -> IPNetwork:
 
 
 def libvirt_uri(text: str) -> str:
-    """A URI for virConnectOpen(). The file is no place for a password."""
+    """A URI for virConnectOpen(), without a password."""
     try:
         parts = urlsplit(text)
-        user = parts.password, parts.port
+        password, _ = parts.password, parts.port  # raises ValueError for a bad port
     except ValueError:
         raise InvalidValue(
             f"{quoted(text)} is not a URI", hint="write one like xen:///system"
         ) from None
-    if user[0] is not None:
+    if password is not None:
         raise InvalidValue(
             "a password in a URI", hint="use a key, or libvirt's auth.conf; write USER@ alone"
         )
@@ -280,12 +281,12 @@ def libvirt_uri(text: str) -> str:
         raise InvalidValue(f"{quoted(text)} is not a URI", hint="write one like xen:///system")
     if driver not in DRIVERS:
         raise InvalidValue(
-            f"{quoted(driver)} is not a driver of libvirt", hint=did_you_mean(driver, DRIVERS)
+            f"{quoted(driver)} is not a driver of libvirt", hint=known_words_hint(driver, DRIVERS)
         )
     if plus and transport not in TRANSPORTS:
         raise InvalidValue(
             f"{quoted(transport)} is not a transport of libvirt",
-            hint=did_you_mean(transport, TRANSPORTS),
+            hint=known_words_hint(transport, TRANSPORTS),
         )
     if re.search(r"\s", text):
         raise InvalidValue(f"{quoted(text)} contains a blank", hint="write %20 for it")

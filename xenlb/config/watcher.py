@@ -1,10 +1,9 @@
-"""Tells when the configuration file has changed, once no process writes to it any more.
+"""Report changes of the configuration file, once no process writes to it any more.
 
-Watches folders, not the file: editors and package managers put a new file in its place, and a
-symbolic link on the way to it (as in a Kubernetes volume) may come to lead elsewhere. inotify only
-says when to look; what counts is the file's fingerprint, which is looked at every LOOK seconds in
-any case: inotify's instances and watches may be used up (LXC guests share root's), and a folder
-above the watched ones that is replaced tells nothing. Reading the file is not done here.
+Folders are watched, not the file: editors and package managers replace the file, and a symbolic
+link on the way to it (as in a Kubernetes volume) may change. inotify only triggers a comparison of
+the file's fingerprint, which happens every POLL_INTERVAL in any case: inotify's instances and
+watches may be used up (LXC guests share root's), and replacing a folder above causes no event.
 """
 
 import fcntl
@@ -26,47 +25,50 @@ from xenlb.config.path_resolution import path_steps
 
 log = logging.getLogger(__name__)
 
-LOOK: Final = 5.0  # seconds between two looks without a cause
-QUIET: Final = 0.1  # seconds without a change before a change is told
-# The same where the kernel cannot tell whether the file is open for writing (NFS, a file of another
-# user), and where it is: a writer may pause, but not for good.
+POLL_INTERVAL: Final = 5.0  # seconds between two comparisons without an event
+QUIET: Final = 0.1  # seconds without a change before a change is reported
+# The same if the kernel cannot tell whether the file is open for writing (NFS, a file of another
+# user), and if it is open: a writer may pause, but not forever.
 QUIET_UNKNOWN: Final = 2.0
 QUIET_OPEN: Final = 30.0
-LONGEST: Final = 120.0  # a file that never comes to rest is told after so many seconds
+LONGEST: Final = 120.0  # a file that keeps changing is reported after so many seconds
 
-# Device, inode, size and times of the file; None where there is none.
+# Device, inode, size and times of the file; None if there is no file.
 Fingerprint = tuple[int, int, int, int, int] | None
-# A folder and its inode: one that was removed and made again is another one.
+# A folder and its inode: a folder that was removed and created again is another one.
 Folder = tuple[str, int]
 
 
 class ConfigWatcher:
     """Calls `callback` after the file was changed, replaced, removed or put back.
 
-    The calls come from a thread of the watcher, one for changes that follow each other. The
-    callback must not raise, nor wait for a thread that is in stop(). A change between start() and
-    the first reading of the file is told too, so start first, then read. `look`: seconds between
-    two looks without a cause.
+    The calls come from a thread of the watcher, one for a series of changes. The callback must not
+    raise, nor wait for a thread that is in stop(). Start the watcher before reading the file, so
+    that no change is missed. `poll_interval`: seconds between two comparisons without an event.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], callback: Callable[[], None], *, look: float = LOOK
+        self,
+        path: str | os.PathLike[str],
+        callback: Callable[[], None],
+        *,
+        poll_interval: float = POLL_INTERVAL,
     ) -> None:
         self._path = os.path.abspath(os.fspath(path))
         self._callback = callback
-        self._every = look
+        self._poll_interval = poll_interval
         self._observer: BaseObserver | None = None
         self._handler = _Handler(self._on_event)
         self._watches: dict[Folder, ObservedWatch] = {}
-        self._gone: set[str] = set()  # watched folders of which inotify said so
-        self._known: Fingerprint = None
-        self._news = threading.Event()
+        self._gone: set[str] = set()  # watched folders that inotify reported as deleted
+        self._reported: Fingerprint = None
+        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch the configuration")
         self._complaint = ""
 
     def start(self) -> None:
-        """Never fails: where inotify cannot be used, a change is noticed within LOOK seconds."""
+        """Start watching. Without inotify, changes are noticed within POLL_INTERVAL."""
         try:
             observer = Observer()
             observer.start()
@@ -75,13 +77,13 @@ class ConfigWatcher:
         else:
             self._observer = observer
         self._watch_folders()
-        self._known = fingerprint(self._path)
+        self._reported = fingerprint(self._path)
         self._thread.start()
 
     def stop(self) -> None:
-        """Afterwards there is no thread of the watcher and no call any more. May be repeated."""
+        """Stop; afterwards the callback is not called any more. May be repeated."""
         self._stopping.set()
-        self._news.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
         if self._observer is not None and self._observer.is_alive():
@@ -101,43 +103,42 @@ class ConfigWatcher:
         self.stop()
 
     def _on_event(self, event: FileSystemEvent) -> None:
-        """Called in watchdog's thread. Events are many: every reading of a file is one."""
+        """Wake the watcher; runs in watchdog's thread, also for every read of a file."""
         if isinstance(event, DirDeletedEvent):
             self._gone.add(os.fsdecode(event.src_path))
-        self._news.set()
+        self._wake.set()
 
     def _run(self) -> None:
         while True:
-            self._news.wait(self._every)
-            self._news.clear()
+            self._wake.wait(self._poll_interval)
+            self._wake.clear()
             if self._stopping.is_set():
                 return
-            if self._look() != self._known and (settled := self._settled()) is not None:
-                (seen,) = settled
-                if seen != self._known:
-                    self._known = seen
-                    self._callback()
+            if self._current() != self._reported and self._wait_until_settled():
+                self._callback()
 
-    def _settled(self) -> tuple[Fingerprint] | None:
-        """The fingerprint once the file is at rest; None: the watcher stops."""
-        seen, since = self._look(), time.monotonic()
+    def _wait_until_settled(self) -> bool:
+        """Wait until the file rests; whether it differs from the version reported before."""
+        current, since = self._current(), time.monotonic()
         began = since
         while True:
             if self._stopping.wait(QUIET):
-                return None
-            before, seen = seen, self._look()
+                return False
+            before, current = current, self._current()
             now = time.monotonic()
-            if seen != before:
+            if current != before:
                 since = now
-            if now - since >= _patience(self._path) or now - began >= LONGEST:
-                return (seen,)
+            if now - since >= _quiet_time(self._path) or now - began >= LONGEST:
+                changed = current != self._reported
+                self._reported = current
+                return changed
 
-    def _look(self) -> Fingerprint:
+    def _current(self) -> Fingerprint:
         self._watch_folders()
         return fingerprint(self._path)
 
     def _watch_folders(self) -> None:
-        """Watches every folder on which it depends what the file is, and no others."""
+        """Watch exactly the folders on the way to the file."""
         if self._observer is None:
             return
         while self._gone:
@@ -145,7 +146,7 @@ class ConfigWatcher:
             for key in [key for key in self._watches if key[0] == gone]:
                 self._observer.unschedule(self._watches.pop(key))
         try:
-            while (wanted := folders(self._path)) != self._watches.keys():
+            while (wanted := watched_folders(self._path)) != self._watches.keys():
                 for key in self._watches.keys() - wanted:
                     self._observer.unschedule(self._watches.pop(key))
                 for key in wanted - self._watches.keys():
@@ -156,16 +157,16 @@ class ConfigWatcher:
             self._complaint = ""
 
     def _complain(self, error: OSError) -> None:
-        why = (error.strerror or str(error)).lower()
-        if why != self._complaint:
+        reason = (error.strerror or str(error)).lower()
+        if reason != self._complaint:
             log.warning(
-                "inotify cannot be used for %s: %s; changes are noticed within %g s all the same"
-                " (sysctl fs.inotify gives the limits)",
+                "inotify cannot be used for %s: %s; changes are noticed within %g s"
+                " (the limits are the sysctls fs.inotify)",
                 self._path,
-                why,
-                self._every,
+                reason,
+                self._poll_interval,
             )
-        self._complaint = why
+        self._complaint = reason
 
 
 class _Handler(FileSystemEventHandler):
@@ -176,8 +177,8 @@ class _Handler(FileSystemEventHandler):
         self._on_event(event)
 
 
-def _patience(path: str) -> float:
-    match is_written(path):
+def _quiet_time(path: str) -> float:
+    match is_open_for_writing(path):
         case False:
             return QUIET
         case True:
@@ -186,12 +187,12 @@ def _patience(path: str) -> float:
             return QUIET_UNKNOWN
 
 
-def is_written(path: str) -> bool | None:
-    """Has any process the file open for writing? None: the kernel cannot tell.
+def is_open_for_writing(path: str) -> bool | None:
+    """Whether any process has the file open for writing; None if the kernel cannot tell.
 
-    The kernel grants a lease to read only where none has (fcntl(2)). The lease is given back at
-    once. A process that opens the file for writing in between waits that long, and this one is sent
-    SIGURG, which it ignores, in place of SIGIO, which would end it.
+    The kernel grants a read lease only if no process has (fcntl(2)). The lease is returned at
+    once. A process that opens the file for writing meanwhile waits that long. The signal for it is
+    set to SIGURG, which is ignored: SIGIO would end this process.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -214,6 +215,7 @@ def is_written(path: str) -> bool | None:
 
 
 def fingerprint(path: str) -> Fingerprint:
+    """The fingerprint of the file; None if it cannot be examined."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -221,18 +223,20 @@ def fingerprint(path: str) -> Fingerprint:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def folders(path: str) -> set[Folder]:
-    """The folder of the file and of each symbolic link on the way to it; where the way ends
-    early, the folder in which its next part is missing."""
-    found: set[Folder] = set()
+def watched_folders(path: str) -> set[Folder]:
+    """The folders of the file and of each symbolic link on the way to it.
+
+    If a part of the path is missing, the folder that lacks it is the last.
+    """
+    folders: set[Folder] = set()
     last = Path("/")
     for step, is_link in path_steps(path):
         last = step
         if is_link:
-            found |= _folder(step.parent)
+            folders |= _folder(step.parent)
         elif not step.exists():
             break
-    return found | _folder(last.parent)
+    return folders | _folder(last.parent)
 
 
 def _folder(path: Path) -> set[Folder]:

@@ -1,8 +1,7 @@
-"""YAML text → a tree of nodes that know their line and column, or the problems of its syntax.
+"""Parse YAML text into a tree of nodes with lines and columns, or report its syntax errors.
 
-Built from the parser's events rather than from its constructed values, so that nothing YAML would
-turn into something else (010, on, 22:30) has been turned yet, so that every node has its place, and
-so that no file can be deep or large enough to hurt. What the nodes mean is cursor.py's business.
+The tree is built from the parser's events, not from constructed values. So texts such as 010, on
+and 22:30 are not converted, every node has its place, and depth and size are bounded.
 """
 
 import re
@@ -27,7 +26,7 @@ _TOO_DEEP: Final = (f"nested deeper than {DEEPEST} levels", "flatten it")
 
 
 class NodeKind(StrEnum):
-    """What a plain scalar is to a YAML reader, of version 1.1 or 1.2 whichever is worse."""
+    """What YAML 1.1 or 1.2 may read a plain scalar as."""
 
     TEXT = "a text"
     NOTHING = "nothing"
@@ -37,24 +36,24 @@ class NodeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trap:
-    """A construct of YAML that is refused wherever it stands."""
+class RefusedPart:
+    """A construct of YAML that is refused everywhere: an anchor, an alias, a tag."""
 
     message: str
     hint: str
 
 
-# Tuples, as a large file makes 50,000 nodes: a frozen dataclass takes three times as long to make.
+# Tuples: a large file has 50,000 nodes, and creating a frozen dataclass takes three times as long.
 
 
 class Scalar(NamedTuple):
-    """`plain`: written without quotes. Line and column count from 1."""
+    """A single value. `plain`: without quotes. Line and column count from 1."""
 
     line: int
     column: int
     text: str
     plain: bool
-    trap: Trap | None = None
+    refused: RefusedPart | None = None
 
     @property
     def kind(self) -> NodeKind:
@@ -62,7 +61,7 @@ class Scalar(NamedTuple):
 
     @property
     def nothing(self) -> bool:
-        """Is the kind NOTHING?"""
+        """Whether the kind is NOTHING."""
         return self.plain and self.text in _NOTHING
 
 
@@ -70,16 +69,16 @@ class Sequence(NamedTuple):
     line: int
     column: int
     items: "tuple[Node, ...]"
-    trap: Trap | None = None
+    refused: RefusedPart | None = None
 
 
 class Mapping(NamedTuple):
-    """`entries` in the order of the file; the keys may repeat."""
+    """`entries` are in file order; keys may repeat."""
 
     line: int
     column: int
     entries: "tuple[tuple[Node, Node], ...]"
-    trap: Trap | None = None
+    refused: RefusedPart | None = None
 
 
 Node = Scalar | Sequence | Mapping
@@ -118,13 +117,13 @@ def _kind(text: str) -> NodeKind:
 
 
 _BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
-# Two, as the second takes long to compile.
+# Two patterns: the second takes long to compile.
 _NOT_YAML_ASCII = r"[^\t\n\r\x20-\x7e]"
 _NOT_YAML = r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-_SURROGATE = re.compile(r"[\ud800-\udfff]")  # from an escape; libyaml refuses it by itself
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # from an escape; libyaml refuses it itself
 _LEADING_TAB = re.compile(r"^ *\t[\t ]*(?=[^\s#])", re.MULTILINE)
 
-# What libyaml says → what helps. The first whose words stand in «context: problem» is taken.
+# libyaml's message → hint. The first fragment contained in «context: problem» counts.
 _HINTS: Final = (
     ("while scanning an alias", "a text that begins with * goes into quotes: '*mail'"),
     ("while scanning an anchor", "a text that begins with & goes into quotes"),
@@ -139,12 +138,12 @@ _HINTS: Final = (
 )
 
 
-class _Refused(Exception):
-    """The text is no usable YAML, for this one reason."""
+class _Unusable(Exception):
+    """The text is not usable as YAML."""
 
     def __init__(self, line: int, column: int, message: str, hint: str) -> None:
         super().__init__(message)
-        self.where = line, column
+        self.position = line, column
         self.message = message
         self.hint = hint
 
@@ -169,7 +168,7 @@ def decode(data: bytes, file: str) -> str:
 
 
 def compose(text: str, file: str, *, loader: Loader = LOADER) -> Node:
-    """The one document of the text as a tree. Raises ConfigError."""
+    """The tree of the text's only document. Raises ConfigError."""
     if text.startswith("\ufeff"):
         raise _error(
             file, 1, 1, "the file begins with a byte order mark", "save it as UTF-8 without BOM"
@@ -188,19 +187,19 @@ def compose(text: str, file: str, *, loader: Loader = LOADER) -> Node:
         )
     try:
         return _build(text, loader)
-    except _Refused as refused:
-        raise _error(file, *refused.where, refused.message, refused.hint) from None
+    except _Unusable as refused:
+        raise _error(file, *refused.position, refused.message, refused.hint) from None
     except yaml.MarkedYAMLError as error:
         raise ConfigError((_syntax(error, file, text),)) from None
     except (yaml.YAMLError, ValueError, OverflowError):
-        # PyYAML's own parser lets chr() and int() of absurd escapes and directives through.
+        # PyYAML's own parser raises these for absurd escapes and directives.
         raise _error(file, 1, 1, "is not YAML", "look for \\u escapes and % directives") from None
 
 
 def _build(text: str, loader: Loader) -> Node:
-    # Long, and a chain of types by how often they come: this is done for every value of the file.
+    # Performance: event types are tested in the order of their frequency.
     open_nodes: list[tuple[yaml.CollectionStartEvent, list[Node]]] = []
-    siblings: list[Node] = []  # those of the innermost open node; the root, where none is open
+    siblings: list[Node] = []  # of the innermost open node; at the top level, the root
     documents = count = 0
     node: Node
     for event in yaml.parse(text, Loader=loader):
@@ -210,12 +209,12 @@ def _build(text: str, loader: Loader) -> Node:
             value = event.value
             line, column = mark.line + 1, mark.column + 1
             if not value.isascii() and _SURROGATE.search(value):
-                raise _Refused(line, column, "half a character (\\ud800 …)", "remove it")
+                raise _Unusable(line, column, "half a character (\\ud800 …)", "remove it")
             plain = bool(event.implicit[0]) and not event.style
-            node = Scalar(line, column, value, plain, _trap(event))
+            node = Scalar(line, column, value, plain, _refused_part(event))
         elif isinstance(event, yaml.CollectionStartEvent):
             if len(open_nodes) >= DEEPEST:
-                raise _Refused(
+                raise _Unusable(
                     mark.line + 1,
                     mark.column + 1,
                     *_TOO_DEEP,
@@ -230,18 +229,18 @@ def _build(text: str, loader: Loader) -> Node:
             line, column = mark.line + 1, mark.column + 1
             if isinstance(event, yaml.MappingEndEvent):
                 pairs = tuple(zip(siblings[::2], siblings[1::2], strict=True))
-                node = Mapping(line, column, pairs, _trap(start))
+                node = Mapping(line, column, pairs, _refused_part(start))
             else:
-                node = Sequence(line, column, tuple(siblings), _trap(start))
+                node = Sequence(line, column, tuple(siblings), _refused_part(start))
             siblings = outer
         elif isinstance(event, yaml.AliasEvent):
             line, column = mark.line + 1, mark.column + 1
-            node = Scalar(line, column, "", plain=False, trap=_alias(event))
+            node = Scalar(line, column, "", plain=False, refused=_alias(event))
         else:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise _Refused(
+                    raise _Unusable(
                         mark.line + 1,
                         mark.column + 1,
                         "a second document begins",
@@ -250,27 +249,29 @@ def _build(text: str, loader: Loader) -> Node:
             continue
         count += 1
         if count > MOST_NODES:
-            raise _Refused(line, column, "more than a million values", "is it a configuration?")
+            raise _Unusable(line, column, "more than a million values", "is it a configuration?")
         siblings.append(node)
     if not siblings:
-        raise _Refused(1, 1, "the file is empty", "it needs at least: services: {}")
+        raise _Unusable(1, 1, "the file is empty", "it needs at least: services: {}")
     return siblings[0]
 
 
-def _trap(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> Trap | None:
+def _refused_part(
+    event: yaml.ScalarEvent | yaml.CollectionStartEvent,
+) -> RefusedPart | None:
     if event.anchor is not None:
-        return Trap(
+        return RefusedPart(
             message=f"an anchor (&{event.anchor[:40]})",
             hint="write the value out, or put it under defaults",
         )
     if event.tag is not None:
-        return Trap(message=f"a tag ({event.tag[:60]})", hint="write the value without !")
+        return RefusedPart(message=f"a tag ({event.tag[:60]})", hint="write the value without !")
     return None
 
 
-def _alias(event: yaml.AliasEvent) -> Trap:
+def _alias(event: yaml.AliasEvent) -> RefusedPart:
     name = f"*{(event.anchor or '')[:40]}"
-    return Trap(
+    return RefusedPart(
         message=f"an alias ({name})",
         hint=f"write the value out; a text that begins with * goes into quotes: '{name}'",
     )
@@ -279,14 +280,14 @@ def _alias(event: yaml.AliasEvent) -> Trap:
 def _syntax(error: yaml.MarkedYAMLError, file: str, text: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    said = f"{error.context or ''}: {error.problem or ''}"
-    hint = next((hint for words, hint in _HINTS if words in said), "see yaml.org")
-    if "nesting depth" in said:  # PyYAML's own limit, from 6.0.4 on, looks ahead of our events
+    reason = f"{error.context or ''}: {error.problem or ''}"
+    hint = next((hint for words, hint in _HINTS if words in reason), "see yaml.org")
+    if "nesting depth" in reason:  # PyYAML's own limit, since 6.0.4, is reached before ours
         return _problem(file, line, column, *_TOO_DEEP)
     lines = _BREAK.split(text)
     if line <= len(lines) and re.search(r":\s+\[[0-9a-fA-F:.]+\]:[0-9]", lines[line - 1]):
         hint = "an IPv6 address with a port goes into quotes: '[2001:db8::99]:25'"
-    if (keyless := _without_colon(said, lines, line)) is not None:
+    if (keyless := _without_colon(reason, lines, line)) is not None:
         number, key = keyless
         indent = len(lines[number - 1]) - len(lines[number - 1].lstrip())
         return _problem(
@@ -306,9 +307,9 @@ _NO_COLON: Final = (
 )
 
 
-def _without_colon(said: str, lines: list[str], line: int) -> tuple[int, str] | None:
-    """The line, and the key in it, that lacks its colon: YAML notices it only at the next one."""
-    if not any(words in said for words in _NO_COLON):
+def _without_colon(reason: str, lines: list[str], line: int) -> tuple[int, str] | None:
+    """The line and key without a colon; YAML notices it only in the next line."""
+    if not any(words in reason for words in _NO_COLON):
         return None
     for number in range(min(line, len(lines)) - 1, 0, -1):
         text = lines[number - 1].partition(" #")[0].strip()
@@ -322,7 +323,7 @@ def _name(character: str) -> str:
 
 
 def _position(text: str, offset: int) -> tuple[int, int]:
-    """Line and column, from 1, of the character at the offset (or at the end, if shorter)."""
+    """Line and column, from 1, of the character at the offset, or of the end of the text."""
     line, start = 1, 0
     for match in _BREAK.finditer(text, 0, min(offset, len(text))):
         line, start = line + 1, match.end()

@@ -1,1 +1,1 @@
-"""The way into a running agent: a unix socket with its server and client, and systemd's ear."""
+"""The interfaces of a running agent: its control socket, the port for guests, and systemd."""

@@ -1,7 +1,7 @@
-"""What operators are shown: the answers of `status` and `why`, as JSON values.
+"""The answers of `status` and `why`, as JSON values.
 
-The shapes are a contract with scripts: keys are added, never renamed or dropped. Times are given
-by `wall`, which turns the boot-time clock into ISO 8601 in UTC.
+Scripts rely on the keys: they are added, never renamed or removed. `wall` converts times of the
+boot-time clock to ISO 8601 in UTC.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ from xenlb.model.settings import Member, ServiceSettings
 from xenlb.model.state import Candidate, State
 from xenlb.model.target import Target
 
-PIECE = 64  # servers
+BATCH = 64  # servers
 
 Wall = Callable[[float], str]
 Failures = Mapping[tuple[ServiceKey, ServerKey | None], str]
@@ -37,18 +37,23 @@ def services(
     only: str | None = None,
     of: GuestId | None = None,
 ) -> Iterator[dict[str, Any] | None]:
-    """The `services` of `status --json`; at a None others may have their turn. `only` one by name.
-    `table` is what the kernel has. `of`: only the servers of this guest, each with all its checks.
+    """The `services` of `status --json`; at each None, other work may run.
+
+    `only`: the name of a single service. `table`: the kernel's. `of`: include only the servers of
+    this guest, each with all its checks.
     """
     for service in state.settings.services:
         if only is not None and service.name != only:
             continue
-        found = state.derived.candidates[service.name]
         for key in service.kernel_keys():
-            mine = [candidate for candidate in found if candidate.service == key]
+            candidates = [
+                candidate
+                for candidate in state.derived.candidates[service.name]
+                if candidate.service == key
+            ]
             servers = []
-            for n, candidate in enumerate(mine):
-                if n % PIECE == PIECE - 1:
+            for n, candidate in enumerate(candidates):
+                if n % BATCH == BATCH - 1:
                     yield None
                 if of is not None and candidate.owner != of:
                     continue
@@ -67,7 +72,9 @@ def services(
                 servers.append(server)
             if of is None:
                 servers += service_remarks.unknown_members(state, service)
-            known = {candidate.slot.server for candidate in mine if candidate.slot is not None}
+            known = {
+                candidate.slot.server for candidate in candidates if candidate.slot is not None
+            }
             if (sorry := service.sorry_key(key)) is not None:
                 known.add(sorry)
             entry = table.entries.get(key)
@@ -85,7 +92,7 @@ def services(
                 "sorry_server": service_remarks.sorry_server(
                     state, service, key, entry, counters.get(key, {})
                 ),
-                "unverified": service_remarks.unverified(state, service, mine),
+                "unverified": service_remarks.unverified(state, service, candidates),
                 "servers": servers,
             }
             yield None
@@ -94,27 +101,29 @@ def services(
 def _alarm(
     state: State, service: ServiceSettings, key: ServiceKey, *, now: float, wall: Wall
 ) -> dict[str, Any]:
-    it = state.remembered.alarms.get(key)
+    current = state.remembered.alarms.get(key)
+    if current is None:
+        return {"alarm": None, "alarm_kind": None, "alarm_since": None}
     return {
-        "alarm": None if it is None else alarm.alarm_text(state, service, key, now),
-        "alarm_kind": None if it is None else it.kind.value,
-        "alarm_since": None if it is None else wall(it.since),
+        "alarm": alarm.alarm_text(state, service, key, now),
+        "alarm_kind": current.kind.value,
+        "alarm_since": wall(current.since),
     }
 
 
 def alarms(state: State, *, now: float, wall: Wall) -> list[dict[str, Any]]:
-    """Those of all services, for the header of `status`."""
+    """The alarms of all services, for the header of `status`."""
     return [
         {
             "service": service.name,
-            "address": text.place(key),
-            "kind": it.kind.value,
+            "address": text.label(key),
+            "kind": current.kind.value,
             "text": alarm.alarm_text(state, service, key, now),
-            "since": wall(it.since),
+            "since": wall(current.since),
         }
         for service in state.settings.services
         for key in service.kernel_keys()
-        if (it := state.remembered.alarms.get(key)) is not None
+        if (current := state.remembered.alarms.get(key)) is not None
     ]
 
 
@@ -139,7 +148,7 @@ def _key(key: ServiceKey) -> dict[str, Any]:
 
 def _server(
     candidate: Candidate,
-    stands: ServerStatus,
+    status: ServerStatus,
     state: State,
     *,
     service: ServiceSettings,
@@ -150,7 +159,7 @@ def _server(
 ) -> dict[str, Any]:
     guest = None if candidate.owner is None else state.guests[candidate.owner]
     slot = candidate.slot
-    have = None if slot is None else table.server(slot.service, slot.server)
+    entry = None if slot is None else table.server(slot.service, slot.server)
     count = (None if slot is None else counters.get(slot.server)) or Counters()
     failure = None if slot is None else failures.get((slot.service, slot.server))
     return {
@@ -159,35 +168,35 @@ def _server(
         "uri": None if guest is None else guest.id.uri,
         "address": None if slot is None else str(slot.server.address),
         "port": None if slot is None else slot.server.port,
-        "phase": stands.phase.value,
-        "weight": 0 if have is None else have.weight,
+        "phase": status.phase.value,
+        "weight": 0 if entry is None else entry.weight,
         "configured_weight": candidate.weight,
-        "in_table": have is not None,
+        "in_table": entry is not None,
         "active_connections": count.active_connections,
         "inactive_connections": count.inactive_connections,
         "persistent_connections": count.persistent_connections,
         "health": _health(candidate, service, state),
-        "reason": failure or stands.reason,
-        "since": wall(stands.since) if stands.since else None,
-        "deadline": None if stands.deadline is None else wall(stands.deadline),
-        "deadline_means": None if stands.deadline is None else stands.then,
+        "reason": failure or status.reason,
+        "since": wall(status.since) if status.since else None,
+        "deadline": None if status.deadline is None else wall(status.deadline),
+        "deadline_means": None if status.deadline is None else status.then,
         "drain_until": service.drain.until.value,
     }
 
 
 def _health(candidate: Candidate, service: ServiceSettings, state: State) -> str:
     health = state.verdict(candidate, service)
-    return "unknown" if health is None else _word(health)
+    return "unknown" if health is None else _health_word(health)
 
 
-def _word(health: Health) -> str:
+def _health_word(health: Health) -> str:
     if health.up is None or health.assumed:
         return "unknown"
     return "up" if health.up else "down"
 
 
 def _checks(candidate: Candidate, state: State, *, now: float, wall: Wall) -> dict[str, Any]:
-    """What each check of a server says, and said last."""
+    """The state and the last result of each check of a server."""
     known = [
         (target, state.seen(target, candidate))
         for target in candidate.targets
@@ -197,11 +206,11 @@ def _checks(candidate: Candidate, state: State, *, now: float, wall: Wall) -> di
 
 
 def _check(target: Target, health: Health, *, now: float, wall: Wall) -> dict[str, Any]:
-    """`deadline`: it is held back until then."""
+    """The state of one check; `deadline`: when flap damping ends."""
     return {
         "check": str(target),
         "type": target.check.type,
-        "health": _word(health),
+        "health": _health_word(health),
         "since": None if health.up is None else wall(health.since),
         "detail": health.detail,
         "share": health.share,
@@ -219,7 +228,7 @@ def _check(target: Target, health: Health, *, now: float, wall: Wall) -> dict[st
 
 
 def serves(state: State, guest: Guest, now: float) -> bool:
-    """Does the guest serve wherever it should?"""
+    """Whether the guest serves in all its services."""
     phases = {
         server_status(candidate, service, state, now).phase
         for service in services_of(state, guest)
@@ -230,67 +239,67 @@ def serves(state: State, guest: Guest, now: float) -> bool:
 
 
 def guests_named(state: State, name: str) -> tuple[Guest, ...]:
-    """The guests meant by a name or a UUID, as an operator types it."""
-    meant = Member(guest=name)
+    """The guests with the name or UUID that an operator typed."""
+    member = Member(guest=name)
     return tuple(
-        guest for guest in state.guests.values() if meant.names(guest.name, str(guest.id.uuid))
+        guest for guest in state.guests.values() if member.names(guest.name, str(guest.id.uuid))
     )
 
 
 def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
-    """What `why` says of a guest itself; its servers and its journal stand beside it."""
-    it = state.guests[guest_id]
+    """The answer of `why` about a guest itself, without its servers and events."""
+    guest = state.guests[guest_id]
     others = {
-        found.address: owner_name(state.derived.owners[found.address], state)
-        for found in it.candidates
-        if state.derived.owners.get(found.address, it.id) != it.id
+        candidate.address: owner_name(state.derived.owners[candidate.address], state)
+        for candidate in guest.candidates
+        if state.derived.owners.get(candidate.address, guest.id) != guest.id
     }
     return {
-        "guest": it.name,
-        "uuid": str(it.id.uuid),
-        "uri": it.id.uri,
-        "phase": it.phase.value,
-        "since": wall(it.since) if it.since else None,
-        "domain_id": it.incarnation,
+        "guest": guest.name,
+        "uuid": str(guest.id.uuid),
+        "uri": guest.id.uri,
+        "phase": guest.phase.value,
+        "since": wall(guest.since) if guest.since else None,
+        "domain_id": guest.incarnation,
         "request": None
-        if it.request is None
+        if guest.request is None
         else {
-            "asked_for": it.request.kind.value,
-            "at": wall(it.request.at),
-            "until": wall(it.request.deadline),
+            "asked_for": guest.request.kind.value,
+            "at": wall(guest.request.at),
+            "until": wall(guest.request.deadline),
         },
-        "drain": None if it.drain is None else _drain(it.drain, wall),
-        "last_drain": None if it.last_drain is None else _drain(it.last_drain, wall),
+        "drain": None if guest.drain is None else _drain(guest.drain, wall),
+        "last_drain": None if guest.last_drain is None else _drain(guest.last_drain, wall),
         "addresses": [
-            {"address": str(found.address), "source": found.source.value}
-            for found in it.candidates
-            if found.address not in others
+            {"address": str(candidate.address), "source": candidate.source.value}
+            for candidate in guest.candidates
+            if candidate.address not in others
         ],
         "refused_addresses": [
-            {"address": no.text, "source": no.source.value, "reason": no.reason}
-            for no in it.rejected
+            {"address": rejected.text, "source": rejected.source.value, "reason": rejected.reason}
+            for rejected in guest.rejected
         ]
         + [
             {
-                "address": str(found.address),
-                "source": found.source.value,
-                "reason": f"it is that of {others[found.address]}",
+                "address": str(candidate.address),
+                "source": candidate.source.value,
+                "reason": f"it is that of {others[candidate.address]}",
             }
-            for found in it.candidates
-            if found.address in others
+            for candidate in guest.candidates
+            if candidate.address in others
         ],
-        "metadata_problems": [*it.metadata_problems, *inconsistencies.of_metadata(state, it)],
+        "metadata_problems": [*guest.metadata_problems, *inconsistencies.of_metadata(state, guest)],
         "inside": [
-            {"service": found.service.name, "problem": found.problem or None}
-            for found in it.readiness
+            {"service": readiness.service.name, "problem": readiness.problem or None}
+            for readiness in guest.readiness
         ],
-        "services": [service.name for service in services_of(state, it)],
+        "services": [service.name for service in services_of(state, guest)],
     }
 
 
 def _drain(drain: Drain, wall: Wall) -> dict[str, Any]:
     return {
-        "id": f"{drain.since:.6f}",  # times for people may differ by a millisecond each time
+        "id": f"{drain.since:.6f}",  # times in ISO 8601 may differ by a millisecond
         "reason": drain.reason,
         "by": drain.by,
         "since": wall(drain.since),

@@ -1,4 +1,4 @@
-"""Asking a running agent; blocking and small, because every `xenlb status` pays its import."""
+"""Send a request to the running agent. Blocking, and small: every command imports it."""
 
 import contextlib
 import json
@@ -12,15 +12,15 @@ from pathlib import Path
 from xenlb.control.lock import holder
 from xenlb.control.protocol import NOT_PERMITTED, UNREACHABLE, ControlError
 
-CONNECT = 15.0  # seconds for connecting, of one who waits for as long as it takes
-AGAIN = 0.2  # seconds until an agent that has no place is asked again
+CONNECT_TIMEOUT = 15.0  # seconds, for a client that waits for its answer without limit
+BUSY_RETRY = 0.2  # seconds until the next attempt, if the agent has no slot
 START = "start it with: systemctl start xenlb"
 
 
 def call(path: Path, verb: str, *, patience: float = 15.0, **arguments: object) -> object:
-    """The agent's answer to one request; `patience` in seconds is for each step of it.
+    """The agent's answer to one request; `patience` limits each step of it, in seconds.
 
-    Raises ControlError, from the agent itself or because it cannot be asked.
+    Raises ControlError, also if the agent cannot be reached.
     """
     items = list(stream(path, verb, patience=patience, **arguments))
     return items[-1] if items else None
@@ -29,19 +29,19 @@ def call(path: Path, verb: str, *, patience: float = 15.0, **arguments: object) 
 def stream(
     path: Path, verb: str, *, patience: float | None = None, **arguments: object
 ) -> Iterator[object]:
-    """The items of an answer as they come; a single answer is one item.
+    """The items of an answer as they arrive; a single answer is one item.
 
-    `patience` None waits between items for as long as the agent lives. An agent that has no place
-    for one more client is asked again until the patience ends.
+    Without `patience`, the client waits for items as long as the agent runs. An agent without a
+    slot for another client gets the request again until the patience ends.
     """
-    until = time.monotonic() + (CONNECT if patience is None else patience)
+    until = time.monotonic() + (CONNECT_TIMEOUT if patience is None else patience)
     while True:
         try:
             yield from _stream(path, verb, patience, arguments)
         except ControlError as error:
-            if not error.busy or time.monotonic() + AGAIN > until:
+            if not error.busy or time.monotonic() + BUSY_RETRY > until:
                 raise
-            time.sleep(AGAIN)
+            time.sleep(BUSY_RETRY)
         else:
             return
 
@@ -49,13 +49,13 @@ def stream(
 def _stream(
     path: Path, verb: str, patience: float | None, arguments: Mapping[str, object]
 ) -> Iterator[object]:
-    with _connect(path, CONNECT if patience is None else patience) as connection:
+    with _connect(path, CONNECT_TIMEOUT if patience is None else patience) as connection:
         connection.settimeout(patience)
         request = {"verb": verb, **arguments}
         if patience is not None:
             request["until"] = time.clock_gettime(time.CLOCK_BOOTTIME) + patience
         try:
-            # An agent that refuses may have closed before it read all; its answer tells why.
+            # An agent that refuses may close before it has read all; its answer has the reason.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(json.dumps(request).encode() + b"\n")
             for line in connection.makefile("rb"):
@@ -74,7 +74,7 @@ def _stream(
                     return
                 yield answer["item"]
         except ConnectionResetError:
-            pass  # it was killed before it had read the request: on a unix socket that is told so
+            pass  # the agent was killed before it had read the request
         except TimeoutError:
             raise ControlError(
                 f"the agent did not answer within {patience:g} seconds",
@@ -83,7 +83,7 @@ def _stream(
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ControlError(
-                f"the conversation with the agent broke off: {error}",
+                f"the connection to the agent broke: {error}",
                 hint="see its log: journalctl -u xenlb",
             ) from error
     raise ControlError("the agent stopped while it answered", hint=START, status=UNREACHABLE)
@@ -92,15 +92,14 @@ def _stream(
 def _connect(path: Path, patience: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Where the agent's queue is full (it hangs, or somebody connects without end), connecting
-        # waits in the kernel, in turn with others: a socket with a timeout of Python's would be
-        # refused at once.
+        # If the agent's queue is full (it hangs, or a user connects without end), connecting waits
+        # in the kernel. A socket with a timeout of Python's would be refused at once.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(patience))
         connection.connect(os.fspath(path))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
     except OSError as error:
         connection.close()
-        raise _not_reached(path, error) from None
+        raise _unreachable(path, error) from None
     return connection
 
 
@@ -108,7 +107,7 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
-def _not_reached(path: Path, error: OSError) -> ControlError:
+def _unreachable(path: Path, error: OSError) -> ControlError:
     match error:
         case PermissionError():
             return ControlError(
@@ -119,19 +118,19 @@ def _not_reached(path: Path, error: OSError) -> ControlError:
         case FileNotFoundError() | ConnectionRefusedError() if running := holder(path):
             return ControlError(
                 f"the agent cannot be reached: it runs ({running}), but {path} was removed",
-                hint="the agent makes it anew within a few seconds: try again",
+                hint="the agent creates it again within a few seconds: try again",
                 status=UNREACHABLE,
             )
         case FileNotFoundError():
-            why = f"there is no {path}"
+            reason = f"there is no {path}"
         case ConnectionRefusedError():
-            why = f"nobody listens at {path}"
+            reason = f"no process listens at {path}"
         case TimeoutError() | BlockingIOError():
             return ControlError(
                 f"the agent cannot be reached: it does not accept connections at {path}",
-                hint="it hangs, or others connect without end; see its log: journalctl -u xenlb",
+                hint="it hangs, or users connect without end; see its log: journalctl -u xenlb",
                 status=UNREACHABLE,
             )
         case _:
-            why = f"{path}: {error.strerror or error}"
-    return ControlError(f"the agent cannot be reached: {why}", hint=START, status=UNREACHABLE)
+            reason = f"{path}: {error.strerror or error}"
+    return ControlError(f"the agent cannot be reached: {reason}", hint=START, status=UNREACHABLE)

@@ -1,7 +1,7 @@
-"""By what the agent knows its guests: one key of this host, and a secret of each guest made of it.
+"""The host's secret key, and the secret of each guest that is derived from it.
 
-The key is made by whoever needs it first, the agent or `xenlb guest render`, and never changes:
-guests hold what came of it. A guest's secret says nothing of the key nor of another's secret.
+The agent or `xenlb guest render` creates the key on first use. It never changes, as guests have
+secrets from it. Neither the key nor another secret can be computed from a guest's secret.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class KeyFileError(Exception):
-    """The key cannot be used: one sentence, and what to do about it."""
+    """The key cannot be used. `message` is a sentence, `hint` what to do about it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(f"{message} ({hint})" if hint else message)
@@ -31,35 +31,39 @@ class KeyFileError(Exception):
 
 
 def master_key(path: Path = KEY) -> bytes:
-    """The key of this host, made if there is none. Raises KeyFileError, and OSError where it can
-    be neither read nor made."""
+    """The key of this host, created if there is none.
+
+    Raises KeyFileError, and OSError if it can be neither read nor created.
+    """
     try:
         return _read(path)
     except FileNotFoundError:
-        _make(path)
+        _create(path)
         return _read(path)
 
 
 class HostKey:
-    """The key of this host, read again only after its file has changed. Why it cannot be used is
-    said once, and stands in `problem` ("" if it can)."""
+    """The key of this host, read again only after its file has changed.
+
+    `problem` is why the key cannot be used, or ""; it is logged once.
+    """
 
     def __init__(self, path: Path = KEY) -> None:
         self._path = path
-        self._seen: tuple[int, ...] | None = None
+        self._read_version: tuple[int, ...] | None = None
         self._key = b""
         self.problem = ""
 
     def key(self) -> bytes:
-        """Makes it if there is none. Raises KeyFileError."""
-        if not (self._key or self.problem) or self._fingerprint() != self._seen:
+        """The key, created if there is none. Raises KeyFileError."""
+        if not (self._key or self.problem) or self._version() != self._read_version:
             self._read(master_key)
         if not self._key:
             raise KeyFileError(self.problem, "")
         return self._key
 
-    def look(self) -> None:
-        """Reads it now, if there is one: a problem is said before a guest runs into it."""
+    def check(self) -> None:
+        """Read the key if there is one, so that a problem is logged before a guest reports."""
         self._read(_read_if_there)
 
     def _read(self, read: Callable[[Path], bytes]) -> None:
@@ -70,17 +74,17 @@ class HostKey:
             problem = str(error)
         except OSError as error:
             problem = f"{self._path} cannot be used: {error.strerror or error}"
-        self._seen = self._fingerprint()
+        self._read_version = self._version()
         if problem and problem != self.problem:
-            log.warning("no guest is heard by TCP: %s", problem)
+            log.warning("guests cannot report by TCP: %s", problem)
         self.problem = problem
 
-    def _fingerprint(self) -> tuple[int, ...] | None:
+    def _version(self) -> tuple[int, ...] | None:
         try:
-            it = self._path.lstat()
+            status = self._path.lstat()
         except OSError:
             return None
-        return it.st_dev, it.st_ino, it.st_mode, it.st_uid, it.st_mtime_ns, it.st_ctime_ns
+        return status.st_ino, status.st_mode, status.st_uid, status.st_mtime_ns, status.st_ctime_ns
 
 
 def guest_secret(key: bytes, uuid: UUID) -> str:
@@ -88,11 +92,11 @@ def guest_secret(key: bytes, uuid: UUID) -> str:
     return hmac.new(key, str(uuid).encode(), hashlib.sha256).hexdigest()
 
 
-def answer_to(nonce: str, *, secret: str, word: str) -> str:
-    """What a guest with that secret answers to a nonce, to say the word.
+def report_checksum(nonce: str, *, secret: str, word: str) -> str:
+    """The checksum by which a guest proves a report, in hexadecimal.
 
-    Nested, as HMAC is, for the same reason: who sees an answer cannot lengthen it to another. Not
-    HMAC itself, which a shell cannot reckon: its pads are no text.
+    Nested like HMAC, so that a checksum cannot be extended to that of another text. Not HMAC
+    itself: its pads are no text, so a shell cannot compute it.
     """
     inner = hashlib.sha256(f"{secret}:{nonce}:{word}".encode()).hexdigest()
     return hashlib.sha256(f"{secret}:{inner}".encode()).hexdigest()
@@ -112,17 +116,21 @@ def _read(path: Path) -> bytes:
         key = stream.read(_LENGTH + 1)
     if stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid not in {0, os.geteuid()}:
         raise KeyFileError(
-            f"others than root may read {path}",
-            "chmod 600 it; if somebody may have read it, remove it and render the guests anew",
+            f"other users than root may read {path}",
+            "chmod 600 it; if it may be known, remove it and render the guests' files again",
         )
     if len(key) != _LENGTH:
-        raise KeyFileError(f"{path} is not {_LENGTH} bytes long", "remove it, and render anew")
+        raise KeyFileError(
+            f"{path} is not {_LENGTH} bytes long", "remove it, and render the guests' files again"
+        )
     return key
 
 
-def _make(path: Path) -> None:
-    """Written whole under another name, then linked: of two that make one at a time, one wins,
-    and nobody ever reads half a key."""
+def _create(path: Path) -> None:
+    """Create the key under another name and link it: a reader never sees half a key.
+
+    If two processes do so at the same time, the first key remains.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

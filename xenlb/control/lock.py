@@ -1,7 +1,7 @@
-"""One writer a host: the agent and `xenlb apply` hold one lock while they may change the table.
+"""The lock of the table's writer: held by the agent, and by `xenlb apply` while it runs.
 
-It is flock(2) on a file beside the control socket; the kernel gives it back when its holder dies.
-Two writers would undo each other's work: a drained guest gets its weight back.
+Two writers would undo each other's changes: a drained guest would get its weight back. The lock is
+flock(2) on a file beside the control socket; the kernel releases it when its holder dies.
 """
 
 import contextlib
@@ -14,27 +14,27 @@ from xenlb.control.protocol import ControlError
 LOCKS = Path("/proc/locks")
 
 
-def beside(socket: Path) -> Path:
+def lock_path(socket: Path) -> Path:
     return socket.with_name(f"{socket.name}.lock")
 
 
 def make_folder(path: Path) -> None:
-    """The folder of a file below /run, as systemd makes it for the agent. Raises OSError."""
+    """Create the folder of a file below /run, as systemd does for the agent. Raises OSError."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o755)
 
 
 class Lock:
-    """Held from `take` to `release`. Taken again, its file is made anew where that was removed."""
+    """The lock. Taking it again creates its file again if that was removed."""
 
     def __init__(self, socket: Path) -> None:
-        self.path = beside(socket)
+        self.path = lock_path(socket)
         self._file: int | None = None
 
     def take(self) -> None:
-        """Raises ControlError where another process has it, OSError where it cannot be made."""
-        if self.stands():
+        """Take the lock. Raises ControlError if another process holds it, and OSError."""
+        if self.is_held():
             return
         make_folder(self.path)
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -44,14 +44,14 @@ class Lock:
             pid = os.pread(file, 32, 0).decode(errors="replace").strip()
             os.close(file)
             raise ControlError(
-                f"another xenlb works on the table, pid {pid}",
-                hint="there is one agent a host: systemctl status xenlb; where it runs, xenlb"
-                " reload is enough",
+                f"another xenlb manages the table, pid {pid}",
+                hint="only one agent can run on a host: systemctl status xenlb; to apply a changed"
+                " configuration: xenlb reload",
             ) from None
         except BaseException:
             os.close(file)
             raise
-        with contextlib.suppress(OSError):  # no room in /run: it is a lock all the same
+        with contextlib.suppress(OSError):  # no space in /run: the lock works all the same
             os.ftruncate(file, 0)
             os.pwrite(file, b"%d\n" % os.getpid(), 0)
         self.release()
@@ -62,8 +62,8 @@ class Lock:
             os.close(self._file)
             self._file = None
 
-    def stands(self) -> bool:
-        """Is the file that is locked still the one with this name?"""
+    def is_held(self) -> bool:
+        """Whether this object holds the lock, and its file has not been replaced or removed."""
         if self._file is None:
             return False
         try:
@@ -73,18 +73,18 @@ class Lock:
 
 
 def holder(socket: Path, *, locks: Path = LOCKS) -> str:
-    """The process that holds the lock, as "pid 123"; "" where none does. Only looks."""
-    path = beside(socket)
+    """The process that holds the lock, as "pid 123"; "" if none does. Does not take it."""
+    path = lock_path(socket)
     try:
         status = path.stat()
-        written = path.read_text(errors="replace")[:32].strip()
-        held = locks.read_text()
+        pid = path.read_text(errors="replace")[:32].strip()
+        lines = locks.read_text().splitlines()
     except OSError:
         return ""
     major, minor = os.major(status.st_dev), os.minor(status.st_dev)
     name = f"{major:02x}:{minor:02x}:{status.st_ino}"
-    for line in held.splitlines():
+    for line in lines:
         fields = line.split()
         if "FLOCK" in fields and name in fields and "->" not in fields:
-            return f"pid {written}" if written.isdecimal() else "pid unknown"
+            return f"pid {pid}" if pid.isdecimal() else "pid unknown"
     return ""

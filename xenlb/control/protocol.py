@@ -1,11 +1,13 @@
-"""What goes over the control socket: one request a connection, newline-delimited JSON.
+"""The protocol of the control socket: one request a connection, newline-delimited JSON.
 
-The client sends one object, `{"verb": "status", …}`, at most REQUEST_LIMIT bytes long; `until` in
-it, in seconds of CLOCK_BOOTTIME, is when it stops waiting and wants nothing done any more. The
-agent answers with one line, `{"ok": …}`, or, for verbs that go on, with `{"item": …}` lines and a
-closing `{"ok": null}`; or with `{"error": {"message": …, "hint": …, "status": …}}`, where status
-is the exit status of the command, and `"busy": true` stands beside it where the agent has no place
-for the client now, and has read no request. Imported by the client, so it imports next to nothing.
+Request: one object, `{"verb": "status", …}`, of at most REQUEST_LIMIT bytes. Its `until`, in
+seconds of CLOCK_BOOTTIME, is when the client stops waiting; the agent then does nothing for it.
+
+Answer: one line `{"ok": …}`, or for a stream `{"item": …}` lines and a closing `{"ok": null}`, or
+`{"error": {"message": …, "hint": …, "status": …}}`, where status is the exit status of the command.
+An error has `"busy": true` beside it if the agent had no slot for the client and read no request.
+
+The client imports this module, so it imports nothing.
 """
 
 REQUEST_LIMIT = 64 * 1024
@@ -19,14 +21,16 @@ NOT_PERMITTED = 5
 
 
 class Json(str):
-    """A value that is JSON already: made once, sent to many clients."""
+    """A value that is encoded as JSON already."""
 
     __slots__ = ()
 
 
 class ControlError(Exception):
-    """A request that cannot be done: one sentence, what to do about it, and the exit status.
-    `busy`: nothing was done, and the same request may be taken a moment later."""
+    """A request that failed: a sentence, what to do about it, and the exit status.
+
+    `busy`: nothing was done, and the same request may succeed a moment later.
+    """
 
     def __init__(
         self, message: str, *, hint: str = "", status: int = FAILED, busy: bool = False
@@ -38,5 +42,6 @@ class ControlError(Exception):
         self.busy = busy
 
     def as_json(self) -> dict[str, object]:
+        """The answer with this error."""
         error = {"message": self.message, "hint": self.hint, "status": self.status}
         return {"error": error | ({"busy": True} if self.busy else {})}

@@ -1,8 +1,7 @@
-"""The agent's side of the control socket: who may ask, how much, and how an answer goes out.
+"""The server of the control socket: permissions, limits, requests and answers.
 
-What the verbs do is the agent's business (handlers). Here: only one agent runs at a socket, the
-socket's rights, a bound on requests, on clients of each user and on what waits to be sent, so that
-no client can hold the agent up, nor keep root out.
+Only one agent serves a socket. Requests, clients of each user, and unsent output are limited, so
+that no client can delay the agent or lock root out.
 """
 
 import asyncio
@@ -22,32 +21,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from xenlb.control.client_limits import ClientLimits
-from xenlb.control.json_pieces import SIZE, pieces
+from xenlb.control.accept import accept_connections
+from xenlb.control.client_limits import ClientSlots
+from xenlb.control.json_chunks import SIZE, json_chunks
 from xenlb.control.lock import Lock
 from xenlb.control.protocol import NOT_PERMITTED, REQUEST_LIMIT, USAGE, ControlError
 from xenlb.untrusted.printable import printable
 
 log = logging.getLogger(__name__)
 
-# A client that has sent no request, or takes nothing of its answer, for so long is cut off.
+# Seconds until a client that sends no request, or reads nothing of its answer, is disconnected.
 PATIENCE = 10.0
 BACKLOG = 128
-REFUSED = 64  # clients that were told so, and whose end is open until others are refused
-# Connections that are taken, or refused, in one go, and the seconds until the next: a user who
-# connects without end takes a tenth of the loop.
-TOGETHER, BETWEEN = 16, 0.002
-AT_ONCE = 8  # pieces of answers that are written in one round of the loop
-LOOK = 5.0  # seconds between two looks whether the socket is still there
+REFUSED = 64  # refused clients whose connection stays open to read the error
+BATCH, PAUSE = 16, 0.002  # a user who connects without end takes a tenth of the loop's time
+AT_ONCE = 8  # chunks of answers that are written in one round of the loop
+CHECK_INTERVAL = 5.0  # seconds between two checks whether the socket still exists
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What answers a verb: one value, or items as they come.
+    """The handler of a verb; it returns one value, or a stream of items.
 
-    `call` gets the client's object with "by" set to who asks. Verbs that change something
-    (`writes`) are for root alone. A stream ends when its client hangs up; a single answer is
-    carried to its end.
+    `call` gets the client's request with "by" set to the requester. Verbs that change something
+    (`writes`) are for root only. A stream ends when its client disconnects; a single answer is
+    completed.
     """
 
     call: Callable[[Mapping[str, object]], Awaitable[object] | AsyncIterator[object]]
@@ -55,23 +53,22 @@ class Handler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """The process at the other end, as the kernel knows it."""
+class ClientProcess:
+    """The process at the other end, as the kernel reports it."""
 
     pid: int
     uid: int
 
 
-class _Gone(Exception):
-    """The client hung up, or took nothing of its answer for too long."""
+class _Disconnected(Exception):
+    """The client disconnected, or read nothing of its answer for too long."""
 
 
 class ControlServer:
     """Serves `handlers` at the unix socket `path` while its context is entered.
 
-    Entering raises ControlError when another agent serves there, OSError when the socket
-    cannot be made. `lock` may be held already. `group` may read; where there is no such group, root
-    alone.
+    Entering raises ControlError if another agent serves there, OSError if the socket cannot be
+    created. `lock` may be held already. `group` may read; without such a group, only root may.
     """
 
     def __init__(
@@ -81,20 +78,20 @@ class ControlServer:
         *,
         group: str = "libvirt",
         patience: float = PATIENCE,
-        look: float = LOOK,
+        check_interval: float = CHECK_INTERVAL,
         lock: Lock | None = None,
     ) -> None:
         self.path = path
         self._handlers = handlers
         self._group = group
         self._patience = patience
-        self._every = look
+        self._check_interval = check_interval
         self._lock = lock or Lock(path)
         self._identity: tuple[int, int] | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._places = ClientLimits()
-        self._refused = deque[socket.socket]()  # they may still write their request
-        self._looking: asyncio.Task[None] | None = None
+        self._slots = ClientSlots()
+        self._refused = deque[socket.socket]()  # they may still send their request
+        self._checking: asyncio.Task[None] | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Semaphore(AT_ONCE)
 
@@ -105,7 +102,7 @@ class ControlServer:
         except BaseException:
             self._lock.release()
             raise
-        self._looking = asyncio.create_task(self._look(), name="look at the control socket")
+        self._checking = asyncio.create_task(self._check_socket(), name="check the control socket")
         return self
 
     def _serve_here(self) -> None:
@@ -113,30 +110,18 @@ class ControlServer:
         self._accepting = asyncio.create_task(self._accept(listening), name="control socket")
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         with listening:
-            while True:
-                try:
-                    self._take((await loop.sock_accept(listening))[0])
-                    for _ in range(TOGETHER):
-                        self._take(listening.accept()[0])
-                except BlockingIOError:
-                    await asyncio.sleep(0)
-                except OSError as error:  # no file descriptors, or a client that is gone already
-                    log.debug("a client of the control socket failed: %s", error)
-                    await asyncio.sleep(0.1)
-                else:
-                    await asyncio.sleep(BETWEEN)
+            await accept_connections(listening, self._take, batch=BATCH, pause=PAUSE)
 
-    def _take(self, connection: socket.socket) -> None:
-        """Judged by its user before it costs anything."""
+    def _take(self, connection: socket.socket, _address: object) -> None:
+        """Serve a client, or refuse it before it costs anything, by its user's limit."""
         connection.setblocking(False)
         pid, uid, _gid = struct.unpack(
             "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
-        why = self._places.refusal(uid)
-        if why:
-            error = ControlError(why, hint="end some of them, or try again later", busy=True)
+        refusal = self._slots.refusal(uid)
+        if refusal:
+            error = ControlError(refusal, hint="end some of them, or try again later", busy=True)
             with contextlib.suppress(OSError):
                 connection.send(json.dumps(error.as_json()).encode() + b"\n")
                 connection.shutdown(socket.SHUT_WR)
@@ -144,22 +129,22 @@ class ControlServer:
             if len(self._refused) > REFUSED:
                 self._refused.popleft().close()
             return
-        self._places.take(uid)
-        peer = Peer(pid=pid, uid=uid)
-        task = asyncio.create_task(self._accepted(connection, peer), name=f"client {pid}")
+        self._slots.take(uid)
+        client = ClientProcess(pid=pid, uid=uid)
+        task = asyncio.create_task(self._converse(connection, client), name=f"client {pid}")
         self._clients.add(task)
-        task.add_done_callback(functools.partial(self._left, connection, uid))
+        task.add_done_callback(functools.partial(self._forget, connection, uid))
 
-    def _left(self, connection: socket.socket, uid: int, task: asyncio.Task[None]) -> None:
+    def _forget(self, connection: socket.socket, uid: int, task: asyncio.Task[None]) -> None:
         self._clients.discard(task)
-        self._places.leave(uid)
-        connection.close()  # a task that was cancelled before it began has not done so
+        self._slots.release(uid)
+        connection.close()  # a task that was cancelled before it began has not closed it
 
-    async def _look(self) -> None:
-        """Makes the socket and its lock anew where they were removed (a cleaner of /run)."""
+    async def _check_socket(self) -> None:
+        """Create the socket and its lock again if they were removed, as by a cleaner of /run."""
         complaint = ""
         while True:
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(self._check_interval)
             try:
                 self._lock.take()
                 if _identity(self.path) == self._identity:
@@ -168,17 +153,17 @@ class ControlServer:
                 self._serve_here()
                 if old is not None:
                     old.cancel()
-                log.warning("%s was removed: it is made anew", self.path)
+                log.warning("%s was removed; it has been created again", self.path)
                 complaint = ""
             except (OSError, ControlError) as error:
                 if str(error) != complaint:
-                    log.warning("%s was removed and cannot be made anew: %s", self.path, error)
+                    log.warning("%s was removed and cannot be created again: %s", self.path, error)
                 complaint = str(error)
 
     async def __aexit__(self, *_: object) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait({self._checking})
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.wait({self._accepting})
@@ -193,8 +178,11 @@ class ControlServer:
         self._lock.release()
 
     def _listen(self) -> socket.socket:
-        """Made under another name and renamed: clients never see it with the wrong rights, and
-        the socket file of an agent that was killed is replaced in one step."""
+        """Create the socket under another name and rename it.
+
+        Clients never see it with the wrong permissions, and the socket file of a killed agent is
+        replaced in one step.
+        """
         new = self.path.with_name(f".{self.path.name}.new")
         new.unlink(missing_ok=True)
         listening = socket.socket(
@@ -204,11 +192,11 @@ class ControlServer:
             mask = os.umask(0o177)
             try:
                 listening.bind(os.fspath(new))
-            except OSError as error:  # it does not say of which file
+            except OSError as error:  # the error does not name the file
                 raise OSError(error.errno, error.strerror, os.fspath(new)) from None
             finally:
                 os.umask(mask)
-            self._let_group_in(new)
+            self._permit_group(new)
             listening.listen(BACKLOG)
             new.replace(self.path)
             self._identity = _identity(self.path)
@@ -218,32 +206,32 @@ class ControlServer:
             raise
         return listening
 
-    def _let_group_in(self, path: Path) -> None:
+    def _permit_group(self, path: Path) -> None:
         try:
             os.chown(path, -1, grp.getgrnam(self._group).gr_gid)
         except (KeyError, PermissionError) as error:
-            log.debug("the control socket is for its owner alone: %s", error)
+            log.debug("the control socket is for its owner only: %s", error)
         else:
             path.chmod(0o660)
 
-    async def _accepted(self, connection: socket.socket, peer: Peer) -> None:
+    async def _converse(self, connection: socket.socket, client: ClientProcess) -> None:
         reader, writer = await asyncio.open_connection(sock=connection, limit=REQUEST_LIMIT)
         try:
-            await self._serve(reader, writer, peer)
-        except (_Gone, OSError, asyncio.CancelledError) as error:
-            # Cancelled only by __aexit__, which waits for the end and needs no exception.
-            log.debug("a client of the control socket was left: %s", type(error).__name__)
+            await self._serve(reader, writer, client)
+        except (_Disconnected, OSError, asyncio.CancelledError) as error:
+            # Only __aexit__ cancels, and it needs no exception.
+            log.debug("a client of the control socket was disconnected: %s", type(error).__name__)
             writer.transport.abort()
         finally:
             writer.close()
 
     async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: ClientProcess
     ) -> None:
         writer.transport.set_write_buffer_limits(high=SIZE)
         try:
-            request = await self._read(reader)
-            await self._answer(request, peer, reader, writer)
+            request = await self._read_request(reader)
+            await self._answer(request, client, reader, writer)
         except ControlError as error:
             await self._send(writer, error.as_json())
         async with asyncio.timeout(self._patience):
@@ -251,7 +239,7 @@ class ControlServer:
             writer.close()
             await writer.wait_closed()
 
-    async def _read(self, reader: asyncio.StreamReader) -> dict[str, object]:
+    async def _read_request(self, reader: asyncio.StreamReader) -> dict[str, object]:
         try:
             async with asyncio.timeout(self._patience):
                 line = await reader.readuntil(b"\n")
@@ -276,7 +264,7 @@ class ControlServer:
     async def _answer(
         self,
         request: dict[str, object],
-        peer: Peer,
+        client: ClientProcess,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
@@ -288,11 +276,11 @@ class ControlServer:
                 hint="the agent is of another version; restart it: systemctl restart xenlb",
                 status=USAGE,
             )
-        if handler.writes and peer.uid != 0:
+        if handler.writes and client.uid != 0:
             raise ControlError(f"only root may {verb}", hint="run it as root", status=NOT_PERMITTED)
-        if _too_late(request.pop("until", None)) and handler.writes:
-            raise ControlError(f"{verb} was asked for too long ago", hint="ask again")
-        request["by"] = _by(peer, request.get("by"))
+        if _expired(request.pop("until", None)) and handler.writes:
+            raise ControlError(f"the request {verb} has expired", hint="try again")
+        request["by"] = _requester(client, request.get("by"))
         try:
             answer = handler.call(request)
             if isinstance(answer, AsyncIterator):
@@ -301,7 +289,7 @@ class ControlServer:
             else:
                 value = await answer
             await self._send(writer, {"ok": value})
-        except (ControlError, _Gone):
+        except (ControlError, _Disconnected):
             raise
         except Exception as error:  # a bug in one verb must not stop the balancing
             log.exception("the request %s failed", verb)
@@ -315,14 +303,14 @@ class ControlServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        gone = asyncio.ensure_future(_hung_up(reader))
+        gone = asyncio.ensure_future(_disconnected(reader))
         step: asyncio.Future[object] | None = None
         try:
             while True:
                 step = asyncio.ensure_future(anext(items, self))
                 await asyncio.wait({step, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if not step.done():
-                    raise _Gone("the client hung up")
+                    raise _Disconnected("the client disconnected")
                 item = step.result()
                 if item is self:
                     return
@@ -337,48 +325,50 @@ class ControlServer:
 
     async def _send(self, writer: asyncio.StreamWriter, value: object) -> None:
         last = ""
-        for piece in pieces(value):
+        for chunk in json_chunks(value):
             if last:
-                await self._put(writer, last)
-            last = piece
-        await self._put(writer, f"{last}\n")
+                await self._write(writer, last)
+            last = chunk
+        await self._write(writer, f"{last}\n")
 
-    async def _put(self, writer: asyncio.StreamWriter, piece: str) -> None:
+    async def _write(self, writer: asyncio.StreamWriter, chunk: str) -> None:
         async with self._writing:
-            writer.write(piece.encode())
+            writer.write(chunk.encode())
             await asyncio.sleep(0)
         try:
             async with asyncio.timeout(self._patience):
                 await writer.drain()
         except OSError as error:
-            raise _Gone(f"the client took no answer: {error!r}") from error
+            raise _Disconnected(f"the client read no answer: {error!r}") from error
 
 
-async def _hung_up(reader: asyncio.StreamReader) -> None:
-    """Returns at the end of what the client sends; there is nothing more to come."""
+async def _disconnected(reader: asyncio.StreamReader) -> None:
+    """Return when the client disconnects."""
     while await reader.read(4096):
         pass
 
 
-def _too_late(until: object) -> bool:
-    """Has the client given up by now? An agent that hung must not do then what it was asked for
-    minutes ago. The clock is CLOCK_BOOTTIME, which both have."""
+def _expired(until: object) -> bool:
+    """Whether the client has given up: an agent that hung must not carry out old requests.
+
+    `until` is in seconds of CLOCK_BOOTTIME.
+    """
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     return isinstance(until, int | float) and now > until
 
 
-def _by(peer: Peer, said: object) -> str:
-    """Who asks, for the journal. root may say more (whom sudo stands for); it could do worse."""
-    if peer.uid != 0:
-        return f"uid {peer.uid}"
-    if isinstance(said, str) and said:
-        return printable(said, 64)
+def _requester(client: ClientProcess, name: object) -> str:
+    """The requester, for the event log. root may name the user behind it, as with sudo."""
+    if client.uid != 0:
+        return f"uid {client.uid}"
+    if isinstance(name, str) and name:
+        return printable(name, 64)
     return "root"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None

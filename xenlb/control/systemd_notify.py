@@ -1,7 +1,7 @@
-"""Telling systemd how the agent is: the datagrams of sd_notify(3), and the watchdog's interval.
+"""Notify systemd of the agent's state: sd_notify(3) and the watchdog.
 
-Without systemd every call does nothing. Nothing here ever blocks or raises: systemd not
-listening is no reason to stop balancing.
+Without systemd every call does nothing. No call blocks or raises: balancing goes on even if systemd
+does not listen.
 """
 
 import logging
@@ -14,7 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """The service's line to systemd; `environment` is the process's."""
+    """Sends notifications; `environment` is the process's.
+
+    `watchdog_interval`: the seconds between two calls of watchdog(), None without a watchdog.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         name = environment.get("NOTIFY_SOCKET", "")
@@ -22,42 +25,39 @@ class Notifier:
         self.watchdog_interval = _watchdog_interval(environment) if name else None
 
     def ready(self, status: str = "") -> None:
-        """Start-up or reload is over."""
+        """Report the end of the start or of a reload, with a line for `systemctl status`."""
         self._send("READY=1", status)
 
     def reloading(self, status: str = "") -> None:
-        """A reload begins; systemd 253 and later ties it to its request by the time."""
+        """Report that a reload begins; systemd 253 and later match it to their request by time."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}", status)
 
     def stopping(self, status: str = "") -> None:
         self._send("STOPPING=1", status)
 
-    def status(self, status: str) -> None:
-        """The line that `systemctl status xenlb` shows."""
-        self._send("", status)
-
     def watchdog(self) -> None:
-        """A sign of life; due at least every `watchdog_interval` seconds."""
+        """Report that the agent is alive."""
         self._send("WATCHDOG=1", "")
 
     def _send(self, state: str, status: str) -> None:
         if not self._address:
             return
-        lines = [state] if state else []
+        lines = [state]
         if status:
             lines.append("STATUS=" + " ".join(status.split()))
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as out:
-                out.sendto("\n".join(lines).encode(), self._address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+                sender.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            log.debug("systemd was not told %s: %s", lines, error)
+            log.debug("systemd was not notified of %s: %s", lines, error)
 
 
 def _watchdog_interval(environment: Mapping[str, str]) -> float | None:
-    """A quarter of what systemd allows between two signs of life, in seconds; None: no watchdog.
+    """A quarter of the time that systemd allows between two notifications, in seconds.
 
-    sd_watchdog_enabled(3) says half; a host that stands still as long as that comes too late then.
+    sd_watchdog_enabled(3) recommends half. A notification would then be too late after a host was
+    suspended for as long.
     """
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

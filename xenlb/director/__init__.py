@@ -1,1 +1,1 @@
-"""The director's own side of the services: their addresses on an interface, and sysctls."""
+"""What services require of the director: addresses, sysctls, and flushed connection tracking."""

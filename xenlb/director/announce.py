@@ -1,7 +1,7 @@
-"""Tells the neighbours that an address is here: gratuitous ARP, unsolicited advertisements.
+"""Announce an address to neighbours: gratuitous ARP, unsolicited neighbour advertisements.
 
-Peers and switches that knew the address elsewhere learn at once, instead of when their entry runs
-out. Needs CAP_NET_RAW; without it, and on interfaces that are no Ethernet, nothing is sent.
+Hosts and switches that had the address elsewhere update their entries at once. Without CAP_NET_RAW,
+and on interfaces other than Ethernet, nothing is sent.
 """
 
 import logging
@@ -22,7 +22,7 @@ TARGET_LINK_LAYER_ADDRESS = 2
 
 
 def announce(link: Interface, address: IPAddress) -> None:
-    """Sends one packet. A failure is a DEBUG line: the address works without it."""
+    """Send one packet. A failure is only logged: the address works without it."""
     if link.hardware is None or not link.running:
         return
     try:
@@ -38,8 +38,7 @@ def announce(link: Interface, address: IPAddress) -> None:
 
 
 def arp_frame(hardware: bytes, packed: bytes) -> bytes:
-    """An ARP request for the sender's own address (RFC 5227, 3): every receiver updates its
-    entry."""
+    """An ARP request for the sender's own address (RFC 5227, 3), which updates all receivers."""
     return (
         BROADCAST
         + hardware
@@ -55,7 +54,7 @@ def _advertise(link: Interface, hardware: bytes, address: IPv6Address) -> None:
     body = struct.pack("!BBHI", NEIGHBOUR_ADVERTISEMENT, 0, 0, OVERRIDE) + address.packed
     body += struct.pack("!BB", TARGET_LINK_LAYER_ADDRESS, 1) + hardware
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
-        # 255 proves to the receiver that no router was passed (RFC 4861, 7.1.2).
+        # With 255 the receiver knows that the packet passed no router (RFC 4861, 7.1.2).
         sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, link.index)
         sender.bind((str(address), 0, 0, link.index))

@@ -1,19 +1,19 @@
-"""Deletes what the kernel's connection tracking has of servers that failed (`flush: true`).
+"""Delete connection tracking entries of servers that failed (`flush: true`).
 
-Entries whose answers come from the server's address and port: those of masqueraded connections.
-With gatewaying and tunnels an entry names client and service address only, and of no server.
+These are entries whose replies come from the server's address and port: masqueraded connections.
+With gatewaying and tunnels, an entry has only the client's and the service address.
 
-FACTS (Linux 6.1; tests/lab/test_flush_uml.py)
+Facts, measured with Linux 6.1:
 
-- With expire_nodest_conn=1, which the agent sets, the kernel itself (5.9 and later) ends IPVS's
-  connections of a server as it is removed, TCP and UDP, and their entries here with them if
-  net.ipv4.vs.conntrack=1. A UDP flow is at another server with its next datagram; a TCP client gets
-  a reset with its next packet. There is nothing left to delete then.
-- With expire_nodest_conn=0 IPVS keeps its connection for its timeout (UDP 300 s) and drops what
-  belongs to it, with or without an entry here.
-- What is left to delete: entries that others made of the same server, by rules of their own
-  (DNAT), and what a kernel before 5.9 has until the client's next packet.
-- Without nf_conntrack in the kernel, nothing is asked: the question would load it.
+- With expire_nodest_conn=1, which the agent sets, the kernel (5.9 and later) ends IPVS connections
+  of a removed server itself, TCP and UDP. With net.ipv4.vs.conntrack=1 it deletes their entries
+  too. The next datagram of a UDP flow goes to another server; the next packet of a TCP client gets
+  a reset. Nothing is left to delete.
+- With expire_nodest_conn=0, IPVS keeps the connection for its timeout (UDP 300 s) and drops its
+  packets, with or without a tracking entry.
+- Left to delete: entries that another program's rules (DNAT) made for the server, and, before
+  kernel 5.9, entries until the client's next packet.
+- A request would load nf_conntrack, so without it no request is made.
 """
 
 import os
@@ -23,8 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenlb.ipvs.table import Family, IPAddress, Protocol, family_of
-from xenlb.ipvs.wire import (
+from xenlb.ipvs.netlink import (
     MESSAGE,
     NLATTR,
     NLM_F_ACK,
@@ -37,6 +36,7 @@ from xenlb.ipvs.wire import (
     messages,
     padded,
 )
+from xenlb.ipvs.table import Family, IPAddress, Protocol, family_of
 
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _NETLINK_NETFILTER = 12
@@ -54,7 +54,7 @@ _NESTED = 0x8000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedServer:
-    """A server that has left. Protocol None and port 0 are all of them."""
+    """A server that has been removed. Protocol None and port 0 mean all."""
 
     address: IPAddress
     protocol: Protocol | None = None
@@ -62,34 +62,33 @@ class FailedServer:
 
 
 def flush(servers: Iterable[FailedServer]) -> int:
-    """How many entries were deleted. Takes its time with a large table: for a thread. Raises
-    OSError."""
+    """Delete the entries of the servers and return their number. Blocks. Raises OSError."""
     if not _COUNT.exists():
         return 0
     deleted = 0
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asking:
-        asking.bind((0, 0))
-        asking.settimeout(10)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as connection:
+        connection.bind((0, 0))
+        connection.settimeout(10)
         for server in servers:
-            for key in [*_entries(asking, server)]:  # the dump has to be read to its end first
-                deleted += _deleted(asking, family_of(server.address), key)
+            for key in [*_entries(connection, server)]:  # the dump must be read to its end first
+                deleted += _delete(connection, family_of(server.address), key)
     return deleted
 
 
-def _entries(asking: socket.socket, server: FailedServer) -> Iterator[bytes]:
-    """What names each of its entries to the kernel."""
+def _entries(connection: socket.socket, server: FailedServer) -> Iterator[bytes]:
+    """The attributes that identify each entry of the server."""
     family = family_of(server.address)
-    question = b""
+    body = b""
     if family is Family.INET:
-        # Kernels from 5.8 pass on only what is asked for; the others everything. Not IPv6: there
-        # they pass on everything but that (6.1; addresses are compared the wrong way round).
+        # Since 5.8 the kernel applies the filter. For IPv6 it does the opposite (6.1 compares the
+        # addresses the wrong way round), so none is used.
         source = _attribute(_SOURCE[family], server.address.packed)
         only = _attribute(_FILTER_ORIGINAL, struct.pack("=I", 0)) + _attribute(
             _FILTER_REPLY, struct.pack("=I", _FILTER_SOURCE)
         )
-        question = _attribute(_REPLY | _NESTED, _attribute(_IP | _NESTED, source))
-        question += _attribute(_FILTER | _NESTED, only)
-    for data, start, end in _asked(asking, _GET, NLM_F_REQUEST | NLM_F_DUMP, family, question):
+        body = _attribute(_REPLY | _NESTED, _attribute(_IP | _NESTED, source))
+        body += _attribute(_FILTER | _NESTED, only)
+    for data, start, end in _request(connection, _GET, NLM_F_REQUEST | NLM_F_DUMP, family, body):
         if server.address.packed not in data[start:end]:
             continue
         entry = attributes(data, start, end)
@@ -105,34 +104,34 @@ def _is_of(server: FailedServer, family: Family, reply: bytes) -> bool:
     parts = attributes(reply, 0, len(reply))
     addresses, numbers = parts.get(_IP, b""), parts.get(_PROTO, b"")
     proto = attributes(numbers, 0, len(numbers))
-    found = attributes(addresses, 0, len(addresses)).get(_SOURCE[family])
-    if found != server.address.packed:
+    source = attributes(addresses, 0, len(addresses)).get(_SOURCE[family])
+    if source != server.address.packed:
         return False
     if server.protocol and proto.get(_NUMBER) != bytes([server.protocol.number]):
         return False
     return not server.port or proto.get(_SOURCE_PORT) == server.port.to_bytes(2)
 
 
-def _deleted(asking: socket.socket, family: Family, key: bytes) -> bool:
-    """False where it has ended meanwhile: by its id, nobody else's is taken for it."""
+def _delete(connection: socket.socket, family: Family, key: bytes) -> bool:
+    """Delete an entry; false if it has ended meanwhile. Its id excludes a new entry."""
     try:
-        for _ in _asked(asking, _DELETE, NLM_F_REQUEST | NLM_F_ACK, family, key):
+        for _ in _request(connection, _DELETE, NLM_F_REQUEST | NLM_F_ACK, family, key):
             pass
     except FileNotFoundError:
         return False
     return True
 
 
-def _asked(
-    asking: socket.socket, kind: int, flags: int, family: Family, body: bytes
+def _request(
+    connection: socket.socket, kind: int, flags: int, family: Family, body: bytes
 ) -> Iterator[tuple[bytes, int, int]]:
-    """The messages of the answer (where they begin and end), until its end. Raises OSError."""
+    """The messages of the answer, with the offsets of their bodies. Raises OSError."""
     number = socket.AF_INET if family is Family.INET else socket.AF_INET6
-    asking.send(MESSAGE.pack(MESSAGE.size + len(body), kind, flags, 1, 0, number, 0, 0) + body)
+    connection.send(MESSAGE.pack(MESSAGE.size + len(body), kind, flags, 1, 0, number, 0, 0) + body)
     while True:
-        data = asking.recv(_BUFFER)
-        for answer, _, _, start, end in messages(data):
-            if answer in (NLMSG_ERROR, NLMSG_DONE):
+        data = connection.recv(_BUFFER)
+        for reply, _, _, start, end in messages(data):
+            if reply in (NLMSG_ERROR, NLMSG_DONE):
                 if code := error_number(data, start):
                     raise OSError(code, os.strerror(code))
                 return

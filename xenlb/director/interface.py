@@ -1,9 +1,7 @@
-"""One interface of this host over rtnetlink: is it there and up, its addresses, and their changes.
+"""Interfaces of this host over rtnetlink: their state, their addresses, and changes of these.
 
-What should be on it, and when it is put back, stands in addresses.py. Requests go through
-pyroute2, on a socket for each pass; changes are listened for on a plain socket, which costs
-nothing while the vifs of other guests come and go: messages that name neither our interface nor
-our addresses are dropped undecoded.
+Requests go through pyroute2. Changes arrive on a plain socket: messages that name neither the
+interface nor the addresses watched are dropped undecoded, so vifs that come and go cost nothing.
 """
 
 import asyncio
@@ -12,7 +10,7 @@ import ipaddress
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
@@ -47,7 +45,7 @@ _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, chang
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """An interface. `running`: it is up and has a carrier; `hardware`: its Ethernet address."""
+    """An interface. `running`: up and with a carrier; `hardware`: its Ethernet address."""
 
     index: int
     name: str
@@ -57,17 +55,17 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """An address that an interface has."""
+class InterfaceAddress:
+    """An address of an interface."""
 
     address: IPAddress
     prefix: int
     index: int
-    duplicate: bool  # duplicate address detection found it on another host
+    duplicate: bool  # found on another host by duplicate address detection
 
 
 class InterfaceError(Exception):
-    """The kernel refused a request; `errno` says why."""
+    """The kernel refused a request; `errno` is the reason."""
 
     def __init__(self, error: NetlinkError) -> None:
         super().__init__(str(error))
@@ -75,15 +73,15 @@ class InterfaceError(Exception):
 
 
 def connection() -> Any:
-    """An rtnetlink socket, to be used with `async with`.
+    """An rtnetlink socket, for `async with`.
 
-    strict_check: a dump's filter is heeded by the kernel (4.20 and later), so that a host with
-    hundreds of vifs does not tell all their addresses.
+    With strict_check the kernel (4.20 and later) applies a dump's filter. Otherwise it would list
+    the addresses of hundreds of vifs.
     """
     return AsyncIPRoute(strict_check=True)
 
 
-async def find(route: Any, name: str) -> Interface | None:
+async def find_interface(route: Any, name: str) -> Interface | None:
     try:
         (message,) = await route.link("get", ifname=name)
     except NetlinkError as error:
@@ -93,7 +91,7 @@ async def find(route: Any, name: str) -> Interface | None:
     return _link(message)
 
 
-async def name_of(route: Any, index: int) -> str:
+async def interface_name(route: Any, index: int) -> str:
     try:
         (message,) = await route.link("get", index=index)
     except NetlinkError:
@@ -101,8 +99,8 @@ async def name_of(route: Any, index: int) -> str:
     return _link(message).name
 
 
-async def addresses(route: Any, *, index: int = 0, version: int = 0) -> list[Held]:
-    """The addresses of an interface, or of all; of one IP version, or of both."""
+async def list_addresses(route: Any, *, index: int = 0, version: int = 0) -> list[InterfaceAddress]:
+    """The addresses of one interface or all (index 0), of one IP version or both (version 0)."""
     families = {0: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
     query = ifaddrmsg()
     query["family"] = families[version]
@@ -116,15 +114,15 @@ async def addresses(route: Any, *, index: int = 0, version: int = 0) -> list[Hel
         ]
     except NetlinkError as error:
         raise InterfaceError(error) from error
-    return [_held(message) for message in messages if index in {0, message["index"]}]
+    return [_address(message) for message in messages if index in {0, message["index"]}]
 
 
-async def add(route: Any, link: Interface, address: IPAddress) -> None:
-    """Adds the address alone, without a network.
+async def add_address(route: Any, link: Interface, address: IPAddress) -> None:
+    """Add the address without a network.
 
-    IPv6: no duplicate address detection, as it fails where the servers have the address too, and
-    takes a second elsewhere; and deprecated at once (preferred for 0 s), so that this host does not
-    choose it as the source of its own connections.
+    IPv6 addresses are added without duplicate address detection, which takes a second and fails if
+    the servers have the address too. They are deprecated at once (preferred for 0 s), so that this
+    host does not use them as source of its own connections.
     """
     options: dict[str, int] = {}
     if address.version == 6:
@@ -141,43 +139,45 @@ async def add(route: Any, link: Interface, address: IPAddress) -> None:
         raise InterfaceError(error) from error
 
 
-async def remove(route: Any, held: Held) -> None:
+async def remove_address(route: Any, entry: InterfaceAddress) -> None:
     try:
-        await route.addr("del", index=held.index, address=str(held.address), prefixlen=held.prefix)
+        await route.addr(
+            "del", index=entry.index, address=str(entry.address), prefixlen=entry.prefix
+        )
     except NetlinkError as error:
         if error.code not in {errno.EADDRNOTAVAIL, errno.ENODEV}:  # gone meanwhile
             raise InterfaceError(error) from error
 
 
-async def towards(destinations: Iterable[IPAddress]) -> frozenset[str]:
-    """The interfaces by which this host sends to these addresses, as its routes are now."""
-    found: set[int] = set()
+async def outgoing_interfaces(destinations: Iterable[IPAddress]) -> frozenset[str]:
+    """The names of the interfaces through which this host now reaches these addresses."""
     async with connection() as route:
-        for address in destinations:
-            try:
-                messages = await route.route("get", dst=str(address))
-            except NetlinkError as error:
-                log.debug("no route to %s: %s", address, error)
-                continue
-            found.update(index for each in messages if (index := each.get("oif")) is not None)
-        return frozenset([await name_of(route, index) for index in sorted(found)])
+        indexes = {index async for _, index in _routes(route, destinations, "oif")}
+        return frozenset([await interface_name(route, index) for index in sorted(indexes)])
 
 
-async def sources(destinations: Iterable[IPAddress]) -> dict[IPAddress, IPAddress]:
-    """The address of its own from which this host sends to each of these, as its routes are now:
-    how this host is reached from there. Those without a route are left out."""
-    found: dict[IPAddress, IPAddress] = {}
+async def source_addresses(destinations: Iterable[IPAddress]) -> dict[IPAddress, IPAddress]:
+    """This host's own address for reaching each destination, for those with a route."""
     async with connection() as route:
-        for address in destinations:
-            try:
-                messages = await route.route("get", dst=str(address))
-            except NetlinkError as error:
-                log.debug("no route to %s: %s", address, error)
-                continue
-            for each in messages:
-                if (source := each.get("prefsrc")) is not None:
-                    found[address] = ipaddress.ip_address(source)
-    return found
+        return {
+            destination: ipaddress.ip_address(source)
+            async for destination, source in _routes(route, destinations, "prefsrc")
+        }
+
+
+async def _routes(
+    route: Any, destinations: Iterable[IPAddress], attribute: str
+) -> AsyncIterator[tuple[IPAddress, Any]]:
+    """An attribute of the route to each destination, if it has a route with that attribute."""
+    for destination in destinations:
+        try:
+            messages = await route.route("get", dst=str(destination))
+        except NetlinkError as error:
+            log.debug("no route to %s: %s", destination, error)
+            continue
+        for message in messages:
+            if (value := message.get(attribute)) is not None:
+                yield destination, value
 
 
 def _link(message: Any) -> Interface:
@@ -192,10 +192,10 @@ def _link(message: Any) -> Interface:
     )
 
 
-def _held(message: Any) -> Held:
-    # IPv4 gives its own address as IFA_LOCAL (IFA_ADDRESS is the peer's); IPv6 mostly as the other.
+def _address(message: Any) -> InterfaceAddress:
+    # An IPv4 address is in IFA_LOCAL (IFA_ADDRESS is the peer's), an IPv6 address in IFA_ADDRESS.
     own = message.get("local") or message.get("address")
-    return Held(
+    return InterfaceAddress(
         address=ipaddress.ip_address(own),
         prefix=message["prefixlen"],
         index=message["index"],
@@ -204,22 +204,22 @@ def _held(message: Any) -> Held:
 
 
 class AddressChange(Enum):
-    """What a message about our interface or addresses tells."""
+    """The meaning of a message about a watched interface or address."""
 
     CHANGED = auto()
     WENT_DOWN = auto()
     GONE = auto()
 
 
-class Changes:
-    """Calls `heard` when something happened to the interface or the addresses that are watched.
+class ChangeListener:
+    """Calls `on_change` for changes of the interface and the addresses that are watched.
 
-    It may call for nothing, and once for many changes; it never misses one: when the kernel drops
-    messages for want of room (ENOBUFS), that counts as a change.
+    It may call once for many changes, and without a change. No change is missed: lost messages
+    (ENOBUFS) count as a change.
     """
 
-    def __init__(self, heard: Callable[[AddressChange], None]) -> None:
-        self._heard = heard
+    def __init__(self, on_change: Callable[[AddressChange], None]) -> None:
+        self._on_change = on_change
         self._socket = socket.socket(
             socket.AF_NETLINK,
             socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
@@ -260,7 +260,7 @@ class Changes:
                 return
             except OSError as error:
                 log.debug("messages about interfaces were lost: %s", error)
-                self._heard(AddressChange.CHANGED)
+                self._on_change(AddressChange.CHANGED)
                 return
             self._message(data)
 
@@ -274,12 +274,14 @@ class Changes:
             offset += (length + 3) & ~3
             if kind not in {RTM_NEWLINK, RTM_DELLINK}:
                 if any(packed in body for packed in self._packed):
-                    self._heard(AddressChange.CHANGED)
+                    self._on_change(AddressChange.CHANGED)
                 continue
             _, _, index, flags, _ = _LINK.unpack_from(body)
             if index != self._index and not (self._name and self._name in body):
                 continue
             if kind == RTM_DELLINK:
-                self._heard(AddressChange.GONE)
+                self._on_change(AddressChange.GONE)
             else:
-                self._heard(AddressChange.CHANGED if flags & IFF_UP else AddressChange.WENT_DOWN)
+                self._on_change(
+                    AddressChange.CHANGED if flags & IFF_UP else AddressChange.WENT_DOWN
+                )

@@ -1,11 +1,10 @@
-"""The sysctls that the services of a configuration need: which and why, and setting them.
+"""The sysctls that services require: find out which, and set them.
 
-`needed` is pure. `apply` follows `director.sysctls`: what it sets is logged, one line each, and
-what it leaves is a finding for `status` and `doctor`. Nothing is set back when a service goes or
-the agent stops: a sysctl may have become somebody else's need meanwhile, and the old value is in
-the log and in what `apply` returns.
+Each sysctl that is set is logged with its old value. Each one that is not set is a finding for
+`status`. Nothing is reset when a service goes or the agent stops: another program may rely on the
+value meanwhile.
 
-Names are those of sysctl(8): in the name of an interface, a dot is written as a slash.
+Names are those of sysctl(8): a dot in the name of an interface is written as a slash.
 """
 
 import contextlib
@@ -25,34 +24,40 @@ log = logging.getLogger(__name__)
 PROC_SYS = Path("/proc/sys")
 ROUTES = Path("/proc/net/ipv6_route")
 RTF_ADDRCONF = 0x40000
-HEED_ALWAYS = 2  # of accept_ra: also on a host that forwards
-PERSISTED = Path("/etc/sysctl.d/90-xenlb.conf")
+ACCEPT_ALWAYS = 2  # of accept_ra: also on a host that forwards
+SYSCTL_FILE = Path("/etc/sysctl.d/90-xenlb.conf")
 VS = "net.ipv4.vs"
 
 
 class Scope(StrEnum):
-    """Whose a sysctl is: of IPVS alone, or of everything this host does with packets."""
+    """What a sysctl affects: IPVS only, or all packets of this host."""
 
     IPVS = "ipvs"
     NET = "net"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SysctlRequirement:
-    """A sysctl, the value that the services need, and why. Values in `also` do as well. `first`:
-    what must be so before, or setting it does harm."""
+    """A sysctl, the value that the services require, and the reason.
+
+    Values in `also` are accepted too. `first`: requirements that must be met before, or setting
+    this one does harm.
+    """
 
     name: str
     value: int
     why: str
-    scope: Scope
     also: tuple[int, ...] = ()
     first: "tuple[SysctlRequirement, ...]" = ()
 
     @property
+    def scope(self) -> Scope:
+        return Scope.IPVS if self.name.startswith(f"{VS}.") else Scope.NET
+
+    @property
     def command(self) -> str:
-        every = (*self.first, self)
-        return f"sysctl -w {' '.join(f'{need.name}={need.value}' for need in every)}"
+        settings = (f"{sysctl.name}={sysctl.value}" for sysctl in (*self.first, self))
+        return f"sysctl -w {' '.join(settings)}"
 
     def met_by(self, value: int | None) -> bool:
         return value == self.value or value in self.also
@@ -60,79 +65,73 @@ class SysctlRequirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SysctlChange:
-    """A sysctl that was set; `old` is what it was before."""
+    """A sysctl that was set; `old` is its previous value."""
 
-    need: SysctlRequirement
+    required: SysctlRequirement
     old: int
 
     def __str__(self) -> str:
-        return f"{self.need.name}: {self.old} → {self.need.value} ({self.need.why})"
+        return f"{self.required.name}: {self.old} → {self.required.value} ({self.required.why})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SysctlFinding:
-    """Something that is not as needed, why that matters, and what cures it.
+    """A requirement that is not met, the reason for it, and the remedy.
 
-    `have` is None where there is no such sysctl; `trouble` is what was in the way of setting it.
+    `value` is None if there is no such sysctl; `error` is why it could not be set.
     """
 
     name: str
-    have: int | None
-    want: int | None
+    value: int | None
+    required: int | None
     why: str
     fix: str
-    trouble: str = ""
+    error: str = ""
 
     def __str__(self) -> str:
-        state = "missing" if self.have is None else f"{self.have}, should be {self.want}"
-        trouble = f" and cannot be set: {self.trouble}" if self.trouble else ""
-        return f"{self.name} is {state}{trouble}; {self.why} ({self.fix})"
+        state = "missing" if self.value is None else f"{self.value}, should be {self.required}"
+        error = f" and cannot be set: {self.error}" if self.error else ""
+        return f"{self.name} is {state}{error}; {self.why} ({self.fix})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SysctlOutcome:
-    """What `apply` set, and what it left."""
+    """What apply() set, and what it did not."""
 
     changes: tuple[SysctlChange, ...] = ()
     findings: tuple[SysctlFinding, ...] = ()
 
 
-def needed(
+def required_sysctls(
     settings: Settings,
     kernel: tuple[int, int],
     *,
     forwards: bool = False,
-    towards: Collection[str] = (),
-    advertised: Collection[str] = (),
+    server_interfaces: Collection[str] = (),
+    advertised_interfaces: Collection[str] = (),
 ) -> tuple[SysctlRequirement, ...]:
-    """What the services need on a kernel of that version (major, minor).
+    """The sysctls that the services require on a kernel of that version (major, minor). Pure.
 
-    `forwards`: does this host forward IPv4 packets already? It may then be the guests' gateway,
-    which makes a difference for gatewaying and tunnels. `towards`: the interfaces by which the
-    servers are reached (interface.towards); by default the director's. `advertised`: the interfaces
-    on which this host has routes or addresses by router advertisement.
+    `forwards`: whether this host forwards IPv4 packets already, and so may be the guests' gateway,
+    which matters for gatewaying and tunnels. `server_interfaces`: those through which servers are
+    reached; the default is the director's. `advertised_interfaces`: those with routes from router
+    advertisements.
     """
     services = settings.services
     if not services:
         return ()
-    needs = list(_of_ipvs(services, kernel))
+    required = list(_for_ipvs(services, kernel))
     masqueraded = {s.family for s in services if s.forwarding is Forwarding.MASQUERADE}
-    answers = "with masquerading, the servers' answers are forwarded by this host"
+    reason = "with masquerading, this host forwards the servers' replies"
     if Family.INET in masqueraded:
-        needs.append(
-            SysctlRequirement(name="net.ipv4.ip_forward", value=1, why=answers, scope=Scope.NET)
-        )
+        required.append(SysctlRequirement("net.ipv4.ip_forward", 1, reason))
         forwards = True
     if Family.INET6 in masqueraded:
-        heeded = tuple(_of_advertised(advertised))
-        needs.extend(heeded)
-        needs.append(
+        router_advertisements = tuple(_for_forwarding_ipv6(advertised_interfaces))
+        required.extend(router_advertisements)
+        required.append(
             SysctlRequirement(
-                name="net.ipv6.conf.all.forwarding",
-                value=1,
-                why=answers,
-                scope=Scope.NET,
-                first=heeded,
+                "net.ipv6.conf.all.forwarding", 1, reason, first=router_advertisements
             )
         )
     direct = any(
@@ -140,67 +139,67 @@ def needed(
         for s in services
     )
     if direct and forwards:
-        interfaces = set(towards) or {settings.director.interface} - {None}
-        needs.extend(_of_a_gateway(sorted(str(name) for name in interfaces)))
-    return tuple(needs)
+        interfaces = set(server_interfaces) or {settings.director.interface} - {None}
+        required.extend(_for_gateway(sorted(str(name) for name in interfaces)))
+    return tuple(required)
 
 
-def _of_ipvs(
+def _for_ipvs(
     services: Sequence[ServiceSettings], kernel: tuple[int, int]
 ) -> Iterator[SysctlRequirement]:
     yield SysctlRequirement(
-        name=f"{VS}.expire_nodest_conn",
-        value=1,
-        why="so that connections to a removed server are reset, not left hanging",
-        scope=Scope.IPVS,
+        f"{VS}.expire_nodest_conn",
+        1,
+        "so that connections to a removed server are reset, not left hanging",
     )
     if any(service.persistence is not None for service in services):
         yield SysctlRequirement(
-            name=f"{VS}.expire_quiescent_template",
-            value=1,
-            why="a server that is drained gets no new connections of its persistent clients",
-            scope=Scope.IPVS,
+            f"{VS}.expire_quiescent_template",
+            1,
+            "a drained server gets no new connections of its persistent clients",
         )
     direct = any(service.forwarding is not Forwarding.MASQUERADE for service in services)
     if kernel >= (5, 9):
-        # Bit 0: the entry of a connection that has ended; bit 1: also one in FIN_WAIT, which is all
-        # that is seen of an end where the answers pass the director by (is_new_conn_expected() in
-        # ip_vs_core.c). Without it a busy client's reused port goes on to the drained server.
+        # Bit 0: a new connection may replace one that has ended; bit 1: also one in FIN_WAIT, the
+        # last state that the director sees if replies bypass it (is_new_conn_expected() in
+        # ip_vs_core.c). Without bit 1 a reused client port stays with the drained server.
         yield SysctlRequirement(
-            name=f"{VS}.conn_reuse_mode",
-            value=3 if direct else 1,
-            also=(3,),
-            why=("needed for draining with gatewaying or tunnels: " if direct else "so that ")
+            f"{VS}.conn_reuse_mode",
+            3 if direct else 1,
+            ("needed for draining with gatewaying or tunnels: " if direct else "so that ")
             + "a reused client port gets a new server",
-            scope=Scope.IPVS,
+            also=(3,),
         )
     else:
         yield SysctlRequirement(
-            name=f"{VS}.conn_reuse_mode",
-            value=0,
-            why="kernels before 5.9 drop the first packet from a client's port that is used again,"
-            " which costs a second",
-            scope=Scope.IPVS,
+            f"{VS}.conn_reuse_mode",
+            0,
+            "kernels before 5.9 drop the first packet from a reused client port, which costs a"
+            " second",
         )
 
 
-def _of_advertised(interfaces: Collection[str]) -> Iterator[SysctlRequirement]:
-    """A host that forwards heeds router advertisements only with accept_ra=2, and the kernel drops
-    the default routes of the others at once (rt6_purge_dflt_routers())."""
+def _for_forwarding_ipv6(interfaces: Collection[str]) -> Iterator[SysctlRequirement]:
+    """What keeps the IPv6 default route of a host that forwards.
+
+    Such a host accepts router advertisements only with accept_ra=2. Otherwise the kernel drops the
+    default routes from them at once (rt6_purge_dflt_routers()).
+    """
     for interface in sorted(interfaces):
         yield SysctlRequirement(
-            name=f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra",
-            value=2,
-            why="a host that forwards IPv6 loses its own default route by router advertisement"
-            " otherwise",
-            scope=Scope.NET,
+            f"net.ipv6.conf.{interface.replace('.', '/')}.accept_ra",
+            ACCEPT_ALWAYS,
+            "otherwise a host that forwards IPv6 loses its own default route from router"
+            " advertisements",
         )
 
 
-def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[SysctlRequirement]:
-    """Where the guests' default gateway is this host, their answers come from a service address,
-    an address of this host itself: martians. The kernel takes the maximum of `all` and the
-    interface for rp_filter, and either for accept_local."""
+def _for_gateway(interfaces: Sequence[str]) -> Iterator[SysctlRequirement]:
+    """What a host requires if it is the guests' default gateway.
+
+    The guests' replies come from a service address, an address of this host itself: martians. For
+    rp_filter the maximum of `all` and the interface counts, for accept_local either.
+    """
     why = (
         "replies from guests that use this host as gateway would be dropped: their source is the"
         " service address"
@@ -211,100 +210,97 @@ def _of_a_gateway(interfaces: Sequence[str]) -> Iterator[SysctlRequirement]:
         values[f"net.ipv4.conf.{name}.accept_local"] = 1
         values[f"net.ipv4.conf.{name}.rp_filter"] = 0
     for key, value in values.items():
-        yield SysctlRequirement(name=key, value=value, why=why, scope=Scope.NET)
+        yield SysctlRequirement(key, value, why)
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:
-    """Major and minor of `uname -r`, by default of the kernel that runs."""
+    """Major and minor of `uname -r`, by default of the running kernel."""
     match = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def read(name: str, *, root: Path = PROC_SYS) -> int | None:
-    """A sysctl's value; None if this kernel has none of that name (now)."""
+def read_sysctl(name: str, *, root: Path = PROC_SYS) -> int | None:
+    """A sysctl's value; None if the kernel has no such sysctl now."""
     try:
         return int(_path(name, root).read_text())
     except (OSError, ValueError):
         return None
 
 
-def advertised(*, routes: Path = ROUTES, root: Path = PROC_SYS) -> frozenset[str]:
-    """The interfaces with an IPv6 route that the kernel has by router advertisement, and those that
-    are made to heed them in any case."""
-    found = set()
+def router_advertisement_interfaces(
+    *, routes: Path = ROUTES, root: Path = PROC_SYS
+) -> frozenset[str]:
+    """The interfaces that have an IPv6 route from router advertisements or always accept them."""
+    interfaces = set()
     with contextlib.suppress(OSError):
         for line in routes.read_text().splitlines():
             *_, flags, interface = line.split()
             if int(flags, 16) & RTF_ADDRCONF:
-                found.add(interface)
+                interfaces.add(interface)
     with contextlib.suppress(OSError):
         for folder in (root / "net/ipv6/conf").iterdir():
             if folder.name not in {"all", "default"}:
                 with contextlib.suppress(OSError, ValueError):
-                    if int((folder / "accept_ra").read_text()) == HEED_ALWAYS:
-                        found.add(folder.name)
-    return frozenset(found)
+                    if int((folder / "accept_ra").read_text()) == ACCEPT_ALWAYS:
+                        interfaces.add(folder.name)
+    return frozenset(interfaces)
 
 
 def apply(
-    needs: Sequence[SysctlRequirement],
+    required: Sequence[SysctlRequirement],
     policy: SysctlPolicy,
     *,
     root: Path = PROC_SYS,
-    persisted: Path = PERSISTED,
+    file: Path = SYSCTL_FILE,
 ) -> SysctlOutcome:
-    """Sets what the policy says is to be set, and reports the rest. May be called again at will.
+    """Set what the policy permits, and report the rest. May be called again.
 
-    The ip_vs module must be loaded by now: without it there is no net.ipv4.vs, and a finding says
-    so.
+    Without the module ip_vs there is no net.ipv4.vs, which is a finding.
     """
     changes: list[SysctlChange] = []
     findings: list[SysctlFinding] = []
     loaded = _path(VS, root).is_dir()
-    if not loaded and any(need.scope is Scope.IPVS for need in needs):
+    if not loaded and any(need.scope is Scope.IPVS for need in required):
         findings.append(
             SysctlFinding(
-                name=VS,
-                have=None,
-                want=None,
-                why="this kernel has no IPVS, or its module is not loaded",
+                VS,
+                None,
+                None,
+                "this kernel has no IPVS, or its module is not loaded",
                 fix="modprobe ip_vs",
             )
         )
-    for need in needs:
+    for need in required:
         if need.scope is Scope.IPVS and not loaded:
             continue
-        have = read(need.name, root=root)
-        if need.met_by(have):
+        value = read_sysctl(need.name, root=root)
+        if need.met_by(value):
             continue
-        trouble = ""
+        failure = ""
         to_set = policy is SysctlPolicy.APPLY or (
             policy is SysctlPolicy.IPVS and need.scope is Scope.IPVS
         )
-        unmet = [each for each in need.first if not each.met_by(read(each.name, root=root))]
+        unmet = [
+            sysctl
+            for sysctl in need.first
+            if not sysctl.met_by(read_sysctl(sysctl.name, root=root))
+        ]
         if to_set and unmet:
-            trouble = f"{unmet[0].name} is not {unmet[0].value} yet"
-        elif to_set and have is not None:
+            failure = f"{unmet[0].name} is not {unmet[0].value} yet"
+        elif to_set and value is not None:
             try:
                 _path(need.name, root).write_text(f"{need.value}\n")
             except OSError as error:
-                trouble = (error.strerror or str(error)).lower()
+                failure = (error.strerror or str(error)).lower()
             else:
-                changes.append(SysctlChange(need=need, old=have))
+                changes.append(SysctlChange(required=need, old=value))
                 log.info("%s", changes[-1])
                 continue
         findings.append(
-            SysctlFinding(
-                name=need.name,
-                have=have,
-                want=need.value,
-                why=need.why,
-                fix=need.command,
-                trouble=trouble,
-            )
+            SysctlFinding(need.name, value, need.value, need.why, need.command, failure)
         )
-    if policy is SysctlPolicy.APPLY and (problem := _persist(needs, persisted)) is not None:
-        findings.append(problem)
+    if policy is SysctlPolicy.APPLY and (finding := _persist(required, file)) is not None:
+        findings.append(finding)
     return SysctlOutcome(changes=tuple(changes), findings=tuple(findings))
 
 
@@ -312,18 +308,18 @@ def _path(name: str, root: Path) -> Path:
     return root / name.translate(str.maketrans("./", "/."))
 
 
-def persisted(needs: Iterable[SysctlRequirement], *, by: str) -> str:
-    """A file of sysctl.d for the next boot; `by`: what in the configuration makes it."""
+def sysctl_file_text(required: Iterable[SysctlRequirement], *, by: str) -> str:
+    """A file of sysctl.d for the next boot; `by`: the setting that causes it to be written."""
     lines = [f"# Written by xenlb ({by}); changes here are overwritten.\n"]
-    # The minus: at boot, neither the module nor the interface may be there yet. udev sets those of
-    # an interface when it comes, and the agent those of IPVS.
-    lines.extend(f"# {need.why}\n-{need.name} = {need.value}\n" for need in needs)
+    # The minus ignores errors: at boot the module and the interface may not exist yet. udev sets
+    # the sysctls of an interface when it appears, and the agent those of IPVS.
+    lines.extend(f"# {sysctl.why}\n-{sysctl.name} = {sysctl.value}\n" for sysctl in required)
     return "\n".join(lines)
 
 
-def _persist(needs: Iterable[SysctlRequirement], file: Path) -> SysctlFinding | None:
-    """Writes the file, if it differs; in one step, so that it is never half."""
-    content = persisted(needs, by="director: {sysctls: apply}")
+def _persist(required: Iterable[SysctlRequirement], file: Path) -> SysctlFinding | None:
+    """Replace the file in one step if it differs; return a finding if that fails."""
+    content = sysctl_file_text(required, by="director: {sysctls: apply}")
     new = file.with_name(f".{file.name}.new")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -336,12 +332,12 @@ def _persist(needs: Iterable[SysctlRequirement], file: Path) -> SysctlFinding | 
         new.replace(file)
     except OSError as error:
         return SysctlFinding(
-            name=str(file),
-            have=None,
-            want=None,
-            why="the sysctls that were set do not outlast a reboot",
+            str(file),
+            None,
+            None,
+            "the sysctls that were set are lost at the next reboot",
             fix="make it writable for the agent, or set them elsewhere and use sysctls: ipvs",
-            trouble=(error.strerror or str(error)).lower(),
+            error=(error.strerror or str(error)).lower(),
         )
     log.info("wrote %s", file)
     return None

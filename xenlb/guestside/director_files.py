@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_never
 
-from xenlb.director.sysctls import PERSISTED, advertised, kernel_version, needed, persisted
+from xenlb.director.sysctls import (
+    SYSCTL_FILE,
+    kernel_version,
+    required_sysctls,
+    router_advertisement_interfaces,
+    sysctl_file_text,
+)
 from xenlb.guestside.install.operations import GuestFile
 from xenlb.guestside.render import native_files
 from xenlb.guestside.render.facts import Facts
@@ -31,11 +37,15 @@ def director_files(
     `kernel`: major and minor version, by default of the running one.
     """
     renderer = native_files.Renderer(overrides=overrides)
-    sysctls = needed(settings, kernel or kernel_version(), advertised=advertised())
+    sysctls = required_sysctls(
+        settings,
+        kernel or kernel_version(),
+        advertised_interfaces=router_advertisement_interfaces(),
+    )
     files: list[GuestFile] = []
     if sysctls:
-        text = persisted(sysctls, by="director: {addresses: leave}")
-        files.append(GuestFile(path=str(PERSISTED.relative_to("/")), text=text))
+        text = sysctl_file_text(sysctls, by="director: {addresses: leave}")
+        files.append(GuestFile(path=str(SYSCTL_FILE.relative_to("/")), text=text))
     addresses = sorted(settings.service_addresses(), key=lambda a: (a.version, int(a)))
     if addresses:
         interface = settings.director.interface

@@ -21,7 +21,7 @@ from xenlb.guestside.requirements.hold import settings_text as hold_text
 from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.hypervisor.xenstore.client import XenstoreError, XenstoreUnavailable
-from xenlb.hypervisor.xenstore.guest_settings import Given, serial, understood
+from xenlb.hypervisor.xenstore.guest_settings import StoredSettings, parse_answer, settings_serial
 
 ANSWER = 30.0  # seconds; a guest checks every few seconds, and a busy one is slow
 
@@ -33,10 +33,10 @@ class NotConfigured(DeliveryError):
 class Xenstore(Protocol):
     """The agent's connection to xenstore, or that of a command."""
 
-    async def offer(self, domid: int, text: str) -> str:
+    async def write_settings(self, domid: int, text: str) -> str:
         """Write the settings of a domain; returns their serial."""
 
-    async def answer(self, domid: int, serial: str) -> str:
+    async def wait_for_answer(self, domid: int, serial: str) -> str:
         """Wait for the result of these settings: `ok` or `failed`."""
 
 
@@ -80,9 +80,9 @@ async def deliver_settings(target: GuestTarget, xenstore: Xenstore) -> str:
     """
     domid = domid_of(target)
     try:
-        number = await xenstore.offer(domid, settings_text_for(target))
+        number = await xenstore.write_settings(domid, settings_text_for(target))
         async with asyncio.timeout(ANSWER):
-            result = await xenstore.answer(domid, number)
+            result = await xenstore.wait_for_answer(domid, number)
     except (XenstoreUnavailable, XenstoreError) as error:
         raise DeliveryError(f"xenstore: {error}", hint="check that xenstored runs") from None
     except TimeoutError:
@@ -129,7 +129,7 @@ class SelfConfigStatus:
 
     path: str
     wanted: str
-    given: Given
+    given: StoredSettings
     report_text: str | None
 
     @property
@@ -137,7 +137,7 @@ class SelfConfigStatus:
         """The kind of the report."""
         if self.report_text is None:
             return GuestReport.MISSING
-        number, result = understood(self.report_text)
+        number, result = parse_answer(self.report_text)
         if not number:
             return GuestReport.BROKEN
         return GuestReport(result) if number == self.given.serial else GuestReport.OLD
@@ -188,12 +188,12 @@ class SelfConfigStatus:
 
     def as_json(self) -> dict[str, object]:
         """The part of the JSON of `plan` and `verify` that only such guests have."""
-        number, _ = understood(self.report_text or "")
+        number, _ = parse_answer(self.report_text or "")
         return {
             "settings": {
                 "path": self.path,
                 "given": self.given.serial if self.given.whole else None,
-                "wanted": serial(self.wanted),
+                "wanted": settings_serial(self.wanted),
                 "changes": self.changes(),
             },
             "report": {"state": self.report.value, "settings": number or None},

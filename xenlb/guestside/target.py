@@ -51,9 +51,9 @@ async def guest_target(
     The gateway is the address from which the director sends to the guest, unless one is configured.
     Raises NeedsError where services contradict each other.
     """
-    from xenlb.director.interface import sources  # noqa: PLC0415  (loads pyroute2)
+    from xenlb.director.interface import source_addresses  # noqa: PLC0415  (loads pyroute2)
 
-    director_addresses = await sources(set(addresses.values())) if addresses else {}
+    director_addresses = await source_addresses(set(addresses.values())) if addresses else {}
     bindings = []
     for service in services:
         side, address = side_of(service, name, uuid), addresses.get(service.name)

@@ -1,1 +1,1 @@
-"""Asks servers whether they serve, and says so as events; the verdict is `model.health`'s."""
+"""Probes of servers. Results are reported as events; the model decides on health."""

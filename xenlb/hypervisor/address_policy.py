@@ -1,9 +1,8 @@
-"""PURE. Which text of a source is an address that a guest may have, and why not.
+"""PURE. Which texts of a source are addresses that a guest may have.
 
-Three questions stand apart: is the text an address that a server can have (`parse`), may any guest
-have it (model/reserved_addresses.py), and does it lie where the guest's own network cards are.
-Which of several guests has it is seen by the model, which knows all guests
-(model/address_claims.py).
+Three checks: the text is an address that a server can have (`parse_address`), the address is not
+reserved (model/reserved_addresses.py), and it lies in a network of the guest's interfaces. Which of
+several guests may use an address is decided in the model, which knows all guests.
 """
 
 from collections.abc import Iterable
@@ -16,19 +15,19 @@ from xenlb.model.reserved_addresses import AddressesInUse, HostNetwork, rejectio
 from xenlb.model.settings import IPNetwork
 from xenlb.untrusted.printable import printable
 
-LONGEST = 64
+LONGEST = 64  # characters
 
 
-class NoAddress(ValueError):
-    """The text is no address that a server can have; the message says why."""
+class UnusableAddress(ValueError):
+    """The text is not an address that a server can have; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyContext:
-    """What an address is held against.
+    """What an address is checked against.
 
-    `networks`: of this host's interfaces on which the guest's network cards are; `within`: those
-    of the configuration, which narrow that; none: they do not.
+    `networks`: of this host's interfaces that carry the guest; `within`: those of the
+    configuration, which narrow that if there are any.
     """
 
     host: HostNetwork = field(default_factory=HostNetwork)
@@ -37,64 +36,69 @@ class PolicyContext:
     within: tuple[IPNetwork, ...] = ()
 
 
-def parse(text: str) -> IPAddress:
-    """One unicast address in its usual notation; raises NoAddress."""
+def parse_address(text: str) -> IPAddress:
+    """Parse a unicast address in its usual notation; raises UnusableAddress."""
     if len(text) > LONGEST:
-        raise NoAddress(f"longer than {LONGEST} characters")
+        raise UnusableAddress(f"longer than {LONGEST} characters")
     if "%" in text:
-        raise NoAddress("it has a zone, which means something on one host only")
+        raise UnusableAddress("it has a zone, which means something on one host only")
     try:
         address: IPAddress = IPv6Address(text) if ":" in text else IPv4Address(text)
     except (AddressValueError, ValueError):
-        raise NoAddress("it is not an IPv4 or IPv6 address") from None
+        raise UnusableAddress("it is not an IPv4 or IPv6 address") from None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        raise NoAddress("it is an IPv4 address in IPv6 notation")
-    for property_, what in (
+        raise UnusableAddress("it is an IPv4 address in IPv6 notation")
+    for property_, reason in (
         ("is_unspecified", "it is the unspecified address"),
         ("is_loopback", "it is a loopback address"),
         ("is_multicast", "it is a multicast address"),
         ("is_link_local", "it is link-local"),
     ):
         if getattr(address, property_):
-            raise NoAddress(what)
+            raise UnusableAddress(reason)
     if address.version == 4 and (int(address) >= 0xF0000000 or int(address) < 0x01000000):
-        raise NoAddress("it is reserved")
+        raise UnusableAddress("it is reserved")
     return address
 
 
 def check_address(
     candidate: str | bytes, source: AddressSource, context: PolicyContext
 ) -> AddressCandidate | RejectedAddress:
-    """Never raises, whatever the candidate is."""
+    """Check one text of a source. Never raises."""
     if isinstance(candidate, bytes):
-        # Longer than the longest even if every byte became one replacement character.
+        # Too long even if every byte becomes one replacement character.
         candidate = candidate[: LONGEST + 1].decode("ascii", errors="replace")
-
-    def refused(reason: str) -> RejectedAddress:
-        return RejectedAddress(text=text, source=source, reason=reason)
-
     text = printable(candidate, LONGEST)
     try:
-        address = parse(candidate)
-    except NoAddress as error:
-        return refused(str(error))
-    text = str(address)  # so that the model knows it again
-    if reason := rejection_reason(address, context.host, context.taken):
-        return refused(reason)
-    if not source.trusted:
-        inside = [n for n in context.networks if n.version == address.version and address in n]
-        if not inside:
-            return refused("it lies in no network of this host's interfaces that carry the guest")
-        if any(_edge(address, network) for network in inside):
-            return refused("it is the network's own or its broadcast address")
-        if context.within and not any(
-            n.version == address.version and address in n for n in context.within
-        ):
-            return refused("it lies in none of guests.networks")
+        address = parse_address(candidate)
+        text = str(address)  # the notation that the model compares
+        _check_usable(address, source, context)
+    except UnusableAddress as error:
+        return RejectedAddress(text=text, source=source, reason=str(error))
     return AddressCandidate(address=address, source=source)
 
 
-def _edge(address: IPAddress, network: IPNetwork) -> bool:
+def _check_usable(address: IPAddress, source: AddressSource, context: PolicyContext) -> None:
+    if reason := rejection_reason(address, context.host, context.taken):
+        raise UnusableAddress(reason)
+    if source.trusted:
+        return
+    networks = [network for network in context.networks if _contains(network, address)]
+    if not networks:
+        raise UnusableAddress(
+            "it lies in no network of this host's interfaces that carry the guest"
+        )
+    if any(_is_edge(address, network) for network in networks):
+        raise UnusableAddress("it is the network's own or its broadcast address")
+    if context.within and not any(_contains(network, address) for network in context.within):
+        raise UnusableAddress("it lies in none of guests.networks")
+
+
+def _contains(network: IPNetwork, address: IPAddress) -> bool:
+    return network.version == address.version and address in network
+
+
+def _is_edge(address: IPAddress, network: IPNetwork) -> bool:
     if network.prefixlen >= network.max_prefixlen - 1:
         return False
     if address == network.network_address:
@@ -105,20 +109,23 @@ def _edge(address: IPAddress, network: IPNetwork) -> bool:
 def check_addresses(
     candidates: Iterable[tuple[str | bytes, AddressSource]], context: PolicyContext
 ) -> tuple[tuple[AddressCandidate, ...], tuple[RejectedAddress, ...]]:
-    """Each address once, from its best source, in the order of Source and then by the number of
-    sources that give it; refusals likewise."""
-    order = {source: place for place, source in enumerate(AddressSource)}
-    found: dict[IPAddress, AddressCandidate] = {}
+    """Check texts of several sources; return usable and rejected addresses.
+
+    Each appears once, with its best source. Usable ones are in the order of AddressSource, then by
+    the number of sources that give them; rejected ones in the order of AddressSource.
+    """
+    order = {source: rank for rank, source in enumerate(AddressSource)}
+    usable: dict[IPAddress, AddressCandidate] = {}
     sources: dict[IPAddress, set[AddressSource]] = {}
-    refused: dict[str, RejectedAddress] = {}
+    rejected: dict[str, RejectedAddress] = {}
     for candidate, source in sorted(candidates, key=lambda pair: order[pair[1]]):
         match check_address(candidate, source, context):
-            case AddressCandidate() as good:
-                found.setdefault(good.address, good)
-                sources.setdefault(good.address, set()).add(source)
-            case RejectedAddress() as bad:
-                refused.setdefault(bad.text, bad)
+            case AddressCandidate() as address:
+                usable.setdefault(address.address, address)
+                sources.setdefault(address.address, set()).add(source)
+            case RejectedAddress() as rejection:
+                rejected.setdefault(rejection.text, rejection)
     ranked = sorted(
-        found.values(), key=lambda each: (order[each.source], -len(sources[each.address]))
+        usable.values(), key=lambda usable: (order[usable.source], -len(sources[usable.address]))
     )
-    return tuple(ranked), tuple(refused.values())
+    return tuple(ranked), tuple(rejected.values())

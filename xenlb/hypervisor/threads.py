@@ -1,37 +1,34 @@
-"""Blocking calls in threads that never hold up the loop or the end of the process.
+"""Blocking calls in threads that hold up neither the loop nor the end of the process.
 
-A call on a hung daemon may never return. So each call has a daemon thread of its own (starting
-one costs some 50 µs; concurrent.futures joins its threads at exit and would hang there), a time
-limit, and is left behind when that has passed. No libvirt here.
+A call on a hung daemon may never return. Each call therefore has a daemon thread of its own and a
+time limit, after which the thread is abandoned. Starting a thread costs some 50 µs;
+concurrent.futures joins its threads at exit and would hang there.
 """
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable
 from typing import TypeVar
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 class CallTimeout(Exception):
-    """A call did not return in time; its thread was left behind."""
+    """A call did not return in time; its thread was abandoned."""
 
 
 async def in_thread(
     call: Callable[[], T], *, limit: float | None, late: Callable[[T], object] | None = None
 ) -> T:
-    """The result of `call`, made in a thread of its own; what it raises is raised here.
+    """Run `call` in a new thread and return its result or raise its exception.
 
-    After `limit` seconds (None: no limit) Stuck is raised. `late` is called, in a thread, with a
-    result that nobody waits for any more: it closes a connection that was opened too late.
+    Raises CallTimeout after `limit` seconds (None: no limit). `late` is called, in a thread, with a
+    result that comes after the caller has gone: it closes a connection that was opened too late.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     results: list[T] = []  # taken by the caller or by `late`, never by both
-    left = threading.Event()
+    abandoned = threading.Event()
     lock = threading.Lock()
 
     def finish(error: BaseException | None) -> None:
@@ -42,9 +39,9 @@ async def in_thread(
         else:
             future.set_exception(error)
 
-    def give_up() -> None:
+    def abandon() -> None:
         with lock:
-            left.set()
+            abandoned.set()
             unwanted = results.copy()
             results.clear()
         if late is not None and unwanted:
@@ -54,11 +51,11 @@ async def in_thread(
         error: BaseException | None = None
         try:
             result = call()
-        except BaseException as raised:  # whatever it is, it belongs to the caller
+        except BaseException as raised:  # any exception belongs to the caller
             error = raised
         else:
             with lock:
-                wanted = not left.is_set()
+                wanted = not abandoned.is_set()
                 if wanted:
                     results.append(result)
             if not wanted:
@@ -68,7 +65,7 @@ async def in_thread(
         try:
             loop.call_soon_threadsafe(finish, error)
         except RuntimeError:
-            give_up()  # the loop is closed
+            abandon()  # the loop is closed
 
     threading.Thread(target=run, name="xenlb-call", daemon=True).start()
     try:
@@ -77,8 +74,8 @@ async def in_thread(
     except TimeoutError:
         if future.done() and not future.cancelled():
             raise  # the call's own
-        give_up()
+        abandon()
         raise CallTimeout(f"no answer within {limit} s") from None
     except asyncio.CancelledError:
-        give_up()
+        abandon()
         raise

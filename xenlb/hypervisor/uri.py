@@ -8,7 +8,7 @@ XEN_CAPABILITIES = Path("/proc/xen/capabilities")
 
 
 class SourceUnavailable(Exception):
-    """A source did not answer; without it nothing can be said of its guests."""
+    """A source did not answer, so nothing is known about its guests."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(f"{message} ({hint})")
@@ -17,7 +17,7 @@ class SourceUnavailable(Exception):
 
 
 def real_uri(uri: str) -> str:
-    """The URI, or for OWN_CHOICE the one that libvirt chooses. Raises SourceUnavailable."""
+    """Return the URI, or for OWN_CHOICE the one that libvirt chooses. Raises SourceUnavailable."""
     if uri != OWN_CHOICE:
         return uri
     import libvirt  # noqa: PLC0415  (a command that needs no libvirt does not load it)
@@ -39,11 +39,11 @@ def real_uri(uri: str) -> str:
 
 
 def is_local_xen(uri: str, capabilities: Path = XEN_CAPABILITIES) -> bool:
-    """Are the guests of this libvirt those of the Dom0 this process runs in?
+    """Whether the guests of this libvirt belong to the Dom0 in which this process runs.
 
-    Who names the local Xen is taken at his word: /proc/xen is a mount of its own, which is not
-    there in a service with a private /proc (systemd's ProtectProc=), and the xenstore source says
-    by itself what it misses.
+    A URI that names the local Xen suffices: a service with a private /proc (systemd's ProtectProc=)
+    does not see /proc/xen, which is a mount of its own, and the xenstore source reports by itself
+    that xenstored is missing.
     """
     if uri in {"xen:///", "xen:///system"}:
         return True

@@ -1,7 +1,6 @@
-"""Who is connected: the kernel's list of IPVS connections, /proc/net/ip_vs_conn.
+"""The kernel's list of IPVS connections, /proc/net/ip_vs_conn: the clients of a server.
 
-The counters that tell how many are left are kernel.py's; this list tells an operator whose they
-are. With many connections it is long, so no more than a part of it is read.
+With many connections the list is long, so only a part of it is read.
 """
 
 from collections import Counter
@@ -19,7 +18,7 @@ MOST = 200_000  # lines
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """One line of the list; `state` is the kernel's word, ESTABLISHED for TCP that goes on."""
+    """One line of the list; `state` is the kernel's, ESTABLISHED for a live TCP connection."""
 
     protocol: str
     client: IPAddress
@@ -28,10 +27,10 @@ class Connection:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Connection]:
-    """The connections of a list; what is not one (its heading) is passed over.
+    """The connections of a list; other lines, such as the heading, are ignored.
 
-    `Pro FromIP FPrt ToIP TPrt DestIP DPrt State Expires PEName PEData`, addresses as eight
-    hexadecimal digits, or as IPv6 is written. Source: ip_vs_conn_seq_show() of Linux 6.1.
+    A line is `Pro FromIP FPrt ToIP TPrt DestIP DPrt State Expires PEName PEData`. IPv4
+    addresses are eight hexadecimal digits. Source: ip_vs_conn_seq_show() of Linux 6.1.
     """
     for line in lines:
         words = line.split()
@@ -45,8 +44,8 @@ def parse(lines: Iterable[str]) -> Iterator[Connection]:
         yield Connection(protocol=words[0], client=client, server=server, state=words[7])
 
 
-def _written(server: ServerKey) -> str:
-    """A server as a line has it."""
+def _in_list(server: ServerKey) -> str:
+    """A server in the notation of the list."""
     address = server.address
     text = address.exploded if isinstance(address, IPv6Address) else f"{int(address):08X}"
     return f"{text} {server.port:04X} "
@@ -57,24 +56,24 @@ def _address(text: str) -> IPAddress:
     return IPv6Address(text) if ":" in text else IPv4Address(int(text, 16))
 
 
-def holders(
+def client_connections(
     servers: Collection[ServerKey], *, established: bool, path: Path = PROC
 ) -> dict[IPAddress, int]:
-    """The clients of these servers with how many connections each has, most first.
+    """The clients of these servers and the number of their connections, most first.
 
-    `established`: only those count that are; without, all but UDP. Nothing where the list cannot
-    be read. Blocks.
+    `established`: count only established connections; otherwise all but UDP. Empty if the list
+    cannot be read. Blocks.
     """
-    found: Counter[IPAddress] = Counter()
-    needles = [_written(server) for server in servers]
+    clients: Counter[IPAddress] = Counter()
+    texts = [_in_list(server) for server in servers]
     try:
         with path.open() as file:
-            # Most lines are of others; to look at each of them closely would take the interpreter.
-            lines = (line for line in islice(file, MOST) if any(each in line for each in needles))
-            for each in parse(lines):
-                counts = each.state == "ESTABLISHED" if established else each.protocol != "UDP"
-                if counts and each.server in servers:
-                    found[each.client] += 1
+            # Most lines are of other servers; parsing them all would block the interpreter.
+            lines = (line for line in islice(file, MOST) if any(text in line for text in texts))
+            for one in parse(lines):
+                counts = one.state == "ESTABLISHED" if established else one.protocol != "UDP"
+                if counts and one.server in servers:
+                    clients[one.client] += 1
     except OSError:
         return {}
-    return dict(found.most_common())
+    return dict(clients.most_common())

@@ -1,4 +1,4 @@
-"""One change of the IPVS table, and how it failed. str(op) is its ipvsadm line."""
+"""Operations on the IPVS table. str(op) is the ipvsadm line."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ Op = AddService | SetService | DeleteService | AddServer | SetServer | DeleteSer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpFailed:
-    """An operation the kernel refused, with its errno (positive)."""
+    """An operation that the kernel refused, with its errno (positive)."""
 
     op: Op
     errno: int

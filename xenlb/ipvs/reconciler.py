@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from xenlb.ipvs.diff import Foreign, Owned, diff, foreign
+from xenlb.ipvs.diff import Foreign, Owned, diff, find_foreign
 from xenlb.ipvs.errors import explain
 from xenlb.ipvs.op import (
     AddServer,
@@ -256,7 +256,7 @@ class Reconciler:
     def foreign(self, want: Table) -> Foreign:
         """What is in the table and not ours."""
         owned = Owned(services=self.services, servers=self.servers.keys())
-        return foreign(want, Table(entries=self.cached), owned)
+        return find_foreign(want, Table(entries=self.cached), owned)
 
     def _cache(self, done: Sequence[Op]) -> None:
         # Entries are never changed, for others may hold them; one is copied once for all its

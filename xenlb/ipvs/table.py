@@ -1,8 +1,7 @@
-"""The IPVS table as values: services, servers, and what identifies them.
+"""The IPVS table as values: services, servers and their keys. Pure.
 
-Only what can be set stands in `Service` and `Server`; what the kernel counts stands in
-`Counters`, another type, so that a comparison of tables cannot see it. No I/O, no bytes
-(codec.py), no text (text.py).
+`Service` and `Server` have only what can be set. What the kernel counts is in `Counters`, so that
+comparisons of tables ignore it.
 """
 
 from collections.abc import Mapping
@@ -18,8 +17,8 @@ IPAddress = IPv4Address | IPv6Address
 def address(packed: bytes) -> IPAddress:
     """The address in 4 or 16 bytes; equal bytes give the same object.
 
-    The same object, because comparing two address objects costs more than all else a
-    comparison of two tables does, and identity is looked at first.
+    Comparing two address objects takes most of the time of comparing two tables, and identity is
+    tested first.
     """
     return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
@@ -32,7 +31,7 @@ class Family(StrEnum):
 
     @property
     def bits(self) -> int:
-        """Length of an address of the family, in bits: 32 or 128."""
+        """The length of an address of the family in bits: 32 or 128."""
         return 32 if self is Family.INET else 128
 
 
@@ -58,8 +57,7 @@ _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 class Forwarding(StrEnum):
     """How packets reach a server (ipvsadm -m, -g, -i).
 
-    LOCALNODE and BYPASS exist in the kernel's interface and are only ever read, from entries
-    that another tool made.
+    LOCALNODE and BYPASS are only read, from entries of another tool.
     """
 
     MASQUERADE = "masquerade"
@@ -84,7 +82,7 @@ class TunnelChecksum(StrEnum):
 
 
 class SchedulerFlags(IntFlag):
-    """The three flags a scheduler may read, with the kernel's values (IP_VS_SVC_F_SCHED1…3).
+    """The three flags of a scheduler, with the kernel's values (IP_VS_SVC_F_SCHED1…3).
 
     For sh and mh, ONE is «fallback» and TWO is «port».
     """
@@ -109,14 +107,14 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressKey:
-    """A service found by destination: protocol, virtual address, port (0: every port)."""
+    """A service identified by protocol, virtual address and port (0: every port)."""
 
     protocol: Protocol
     address: IPAddress
     port: int
 
     def __hash__(self) -> int:
-        """A third of the time of the fields' own: ipaddress hashes a text of the number."""
+        """Three times as fast as the default: ipaddress hashes a text of the number."""
         return hash((int(self.address), self.port))
 
     @property
@@ -126,7 +124,7 @@ class AddressKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkKey:
-    """A service found by firewall mark (1 … 2**32 - 1), one for each address family."""
+    """A service identified by firewall mark (1 … 2**32 - 1) and address family."""
 
     family: Family
     mark: int
@@ -141,18 +139,17 @@ class ServerKey:
     port: int
 
     def __hash__(self) -> int:
-        """As for AddressKey."""
+        """Fast, as for AddressKey."""
         return hash((int(self.address), self.port))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A virtual service as it is set in the kernel.
+    """The settings of a virtual service in the kernel.
 
-    `persistence` is in whole seconds, None for a service without; `prefix` is the length of the
-    netmask by which clients share a persistence template (32 or 128: each for itself, and
-    what a service without persistence has). The kernel also takes IPv4 netmasks with holes;
-    such a one, read from an entry of another tool, is minus the mask (see `prefix_of`).
+    `persistence` is in whole seconds, None without persistence. `prefix`: clients of one network of
+    this prefix length share a persistence template (32 or 128: none is shared; the value without
+    persistence). For an IPv4 netmask with holes, which another tool may set, it is minus the mask.
     """
 
     key: ServiceKey
@@ -165,19 +162,19 @@ class Service:
 
 
 def mask_of(prefix: int) -> int:
-    """The IPv4 netmask, as a number, of a prefix length (or of what `prefix_of` made)."""
+    """The IPv4 netmask, as a number, of a result of prefix_of()."""
     return -prefix if prefix < 0 else (1 << 32) - (1 << 32 - prefix)
 
 
 def prefix_of(mask: int) -> int:
-    """The prefix length of an IPv4 netmask; minus the mask where it is not one."""
+    """The prefix length of an IPv4 netmask; minus the mask if it has holes."""
     prefix = mask.bit_count()
     return prefix if mask_of(prefix) == mask else -mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A real server of one service as it is set in the kernel.
+    """The settings of a real server of one service in the kernel.
 
     `tunnel` is for TUNNEL only, where None means plain ipip.
     """
@@ -192,9 +189,9 @@ class Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What the kernel counts for a server; connections now, and sums since it was added.
+    """The kernel's counters of a server: current connections, and sums since it was added.
 
-    Source: IPVS_DEST_ATTR_*; they lag traffic by up to two seconds.
+    Source: IPVS_DEST_ATTR_*. They lag behind the traffic by up to two seconds.
     """
 
     active_connections: int = 0
@@ -209,8 +206,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A service with its servers. Wanted, it may also name servers that are `leaving`: those keep
-    their connections, with weight 0, until these have ended."""
+    """A service with its servers.
+
+    In a wanted table, `leaving` servers keep weight 0 until their connections have ended.
+    """
 
     service: Service
     servers: Mapping[ServerKey, Server] = field(default_factory=dict)
@@ -219,7 +218,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Services by key. The mappings are never changed after the table was made."""
+    """Services by key. The mappings do not change."""
 
     entries: Mapping[ServiceKey, Entry] = field(default_factory=dict)
 
@@ -230,7 +229,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The kernel's table at one moment, with its counters beside it."""
+    """The kernel's table at one moment, and its counters."""
 
     table: Table
     counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]] = field(default_factory=dict)

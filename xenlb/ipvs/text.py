@@ -1,9 +1,8 @@
-"""The IPVS table in ipvsadm's syntax: writing. Pure; parse.py reads.
+"""Format the IPVS table in ipvsadm's syntax. Pure.
 
-Two forms. The options of one operation (`service`, `server`) say everything, so that the line
-of an operation can be typed again. A whole table (`dump`) is what `ipvsadm -Sn` prints,
-with what version 1.31 leaves out: thresholds, the third flag of sh and mh, and a firewall
-mark of 2**31 and more comes out as a negative number.
+service() and server() are complete, so that the line of an operation can be typed again. dump() is
+the output of `ipvsadm -Sn`. Version 1.31 leaves out thresholds and the third flag of sh and mh, and
+prints a firewall mark of 2**31 and more as a negative number.
 """
 
 from collections.abc import Iterator
@@ -30,11 +29,11 @@ FORWARDING_OPTIONS = {
     Forwarding.MASQUERADE: "-m",
     Forwarding.GATEWAYING: "-g",
     Forwarding.TUNNEL: "-i",
-    # Nothing in ipvsadm's syntax says these two; this is what it prints for them.
+    # ipvsadm has no options for these two; this is what it prints.
     Forwarding.LOCALNODE: "-g",
     Forwarding.BYPASS: "(null)",
 }
-# Schedulers that name their flags; for the others they are flag-1 … flag-3.
+# Schedulers whose flags have names; the others have flag-1 … flag-3.
 FLAG_NAMES = {
     "sh": ("sh-fallback", "sh-port"),
     "mh": ("mh-fallback", "mh-port"),
@@ -61,6 +60,22 @@ def endpoint(value: IPAddress, port: int) -> str:
     return f"{address(value)}:{port}" if value.version == 4 else f"[{address(value)}]:{port}"
 
 
+def split_endpoint(value: str) -> tuple[str, str | None]:
+    """Host and port of `host`, `host:port`, `[v6]:port`, `[v6]` or a bare `v6`.
+
+    Raises ValueError if brackets are not of that form.
+    """
+    if value.startswith("["):
+        host, closed, rest = value[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise ValueError(value)
+        return host, rest[1:] if rest else None
+    if value.count(":") > 1:
+        return value, None
+    host, colon, port = value.partition(":")
+    return host, port if colon else None
+
+
 def service_key(key: ServiceKey) -> str:
     """`-t 192.0.2.10:25`, `--sctp-service [2001:db8::1]:80`, `-f 7 -6`."""
     if isinstance(key, AddressKey):
@@ -68,8 +83,8 @@ def service_key(key: ServiceKey) -> str:
     return f"-f {key.mark}" if key.family == "inet" else f"-f {key.mark} -6"
 
 
-def place(key: ServiceKey) -> str:
-    """For people: `192.0.2.10:25/tcp`, `fwmark 7`, `fwmark 7 inet6`."""
+def label(key: ServiceKey) -> str:
+    """The label of a service in messages: `192.0.2.10:25/tcp`, `fwmark 7`, `fwmark 7 inet6`."""
     if isinstance(key, AddressKey):
         return f"{endpoint(key.address, key.port)}/{key.protocol}"
     return f"fwmark {key.mark}" if key.family == "inet" else f"fwmark {key.mark} {key.family}"
@@ -92,10 +107,10 @@ def _service_options(value: Service, *, every_flag: bool) -> str:
     if value.one_packet:
         words += " -o"
     if value.flags:
-        named = FLAG_NAMES.get(value.scheduler)
-        names = named or ("flag-1", "flag-2", "flag-3")
-        if named and every_flag:
-            names = (*named, "flag-3")
+        flag_names = FLAG_NAMES.get(value.scheduler)
+        names = flag_names or ("flag-1", "flag-2", "flag-3")
+        if flag_names and every_flag:
+            names = (*flag_names, "flag-3")
         flags = [name for name, flag in zip(names, _FLAGS, strict=False) if flag & value.flags]
         if flags:
             words += f" -b {','.join(flags)}"
@@ -132,7 +147,7 @@ def _tunnel(value: Server) -> str:
 def dump(table: Table) -> str:
     """The table as `ipvsadm -Sn` prints it, byte for byte.
 
-    In its order, too, but for marks more than 2**31 apart: there ipvsadm's comparison overflows.
+    The order differs for marks more than 2**31 apart: ipvsadm's comparison overflows.
     """
     return "".join(f"{line}\n" for line in _lines(table))
 
@@ -144,10 +159,10 @@ def _lines(table: Table) -> Iterator[str]:
         if isinstance(key, MarkKey) and key.mark >> 31:
             name = name.replace(str(key.mark), str(_signed(key.mark)))
         yield f"-A {name}{_service_options(entry.service, every_flag=False)}"
-        for server_at in sorted(entry.servers, key=_server_order):
-            value = entry.servers[server_at]
+        for key_of_server in sorted(entry.servers, key=_server_order):
+            value = entry.servers[key_of_server]
             method = FORWARDING_OPTIONS[value.forwarding]
-            words = f"-a {name} {server_key(server_at)} {method} -w {value.weight}"
+            words = f"-a {name} {server_key(key_of_server)} {method} -w {value.weight}"
             yield words + _tunnel(value)
 
 
@@ -156,7 +171,7 @@ def _signed(mark: int) -> int:
 
 
 def _order(key: ServiceKey) -> tuple[int, int, int, int, int]:
-    """ipvsadm's: by mark (signed; 0 for an address), family, protocol number, address, port."""
+    """ipvsadm's order: mark (signed; 0 for an address), family, protocol, address, port."""
     if isinstance(key, MarkKey):
         return (_signed(key.mark), key.family.bits, 0, 0, 0)
     return (0, key.family.bits, key.protocol.number, int(key.address), key.port)

@@ -191,7 +191,7 @@ def services_left_by(state: State, guest: GuestId, now: float) -> list[str]:
                 continue
             before = measure(service, mine, state, now)
             after = measure(service, mine, state, now, without=guest)
-            name = f"{service.name} ({text.place(key)})"
+            name = f"{service.name} ({text.label(key)})"
             if before.serving and not after.serving:
                 lines.append(f"{name} without a serving server")
             elif (
@@ -217,7 +217,7 @@ def alarm_notes(before: State, state: State, at: float) -> Iterator[Note]:
     for service in state.settings.services:
         for key in service.kernel_keys():
             was, now = before.remembered.alarms.get(key), state.remembered.alarms.get(key)
-            name = f"service {service.name} ({text.place(key)})"
+            name = f"service {service.name} ({text.label(key)})"
             if now is not None and (was is None or was.kind is not now.kind):
                 told = alarm_text(state, service, key, at)
                 yield Note(at=at, kind=NoteKind.ALARM_BEGUN, text=f"{name}: {told}", warning=True)

@@ -80,7 +80,7 @@ def _service(
     names: Mapping[ServiceKey, str],
     counts: Counts | None,
 ) -> str:
-    name = f"{names[key]} ({text.place(key)})" if key in names else text.place(key)
+    name = f"{names[key]} ({text.label(key)})" if key in names else text.label(key)
     if it.gone:
         entry = have.entries.get(key)
         servers = () if entry is None else tuple(entry.servers)

@@ -14,7 +14,8 @@ from xenlb.model.membership import names_of, refused_metadata
 from xenlb.model.note import Note, NoteKind
 from xenlb.model.settings import Member, ServiceSettings, uuid_text
 from xenlb.model.state import State, Transition
-from xenlb.model.suggestions import quoted, suggestion
+from xenlb.untrusted.printable import quoted
+from xenlb.untrusted.suggestions import did_you_mean
 
 Finding = tuple[GuestId | None, str]
 
@@ -34,7 +35,7 @@ def unknown(state: State, service: ServiceSettings) -> Iterator[tuple[Member, st
         if meant is not None:
             yield member, "no libvirt has a guest of this UUID"
         elif not member.is_pattern:
-            hint = suggestion(member.guest, names)
+            hint = did_you_mean(member.guest, names)
             said = "no libvirt has a guest of this name"
             yield member, f"{said}; {hint}" if hint else said
         elif not any(fnmatchcase(name, member.guest) for name in names):
@@ -61,7 +62,7 @@ def of_metadata(state: State, guest: Guest) -> list[str]:
                 " metadata (from-metadata: true)"
             )
         else:
-            hint = suggestion(entry.name, services)
+            hint = did_you_mean(entry.name, services)
             text = f"its metadata names the service {quoted(entry.name)}, which is not configured"
             said.append(f"{text}; {hint}" if hint else text)
     return said

@@ -18,7 +18,7 @@ from xenlb.model.state import Candidate, State
 def foreign_server(name: str, key: ServiceKey, server: ServerKey) -> str:
     """For the journal."""
     return (
-        f"service {name} ({text.place(key)}) has a server of another tool, which is left alone and"
+        f"service {name} ({text.label(key)}) has a server of another tool, which is left alone and"
         f" gets its share of the connections: {text.endpoint(server.address, server.port)};"
         f" to remove it: {removal(key, server)} (all of them: xenlb apply --take-over {name})"
     )

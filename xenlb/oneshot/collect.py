@@ -89,12 +89,12 @@ class _Collector:
         try:
             await self._until_listed()
             settings = self.state.settings
-            finder.context(
+            finder.set_policy(
                 addresses_in_use(settings.services),
                 settings.networks,
                 metadata_addresses(self.state),
             )
-            finder.interest(guests_needing_address(self.state))
+            finder.search_for(guests_needing_address(self.state))
             await self.until(self._addresses_known, ADDRESSES)
             if probe is Probing.ALL:
                 await self.until(lambda: self._answered(health), self._patience())
@@ -111,7 +111,7 @@ class _Collector:
 
     def _answered(self, health: HealthRunner) -> bool:
         """Whether every target passes, or has failed as often as its check allows."""
-        health.targets(self.state.remembered.health)
+        health.set_targets(self.state.remembered.health)
         return all(
             verdict.up is not None or (verdict.detail and not verdict.streak)
             for verdict in self.state.remembered.health.values()

@@ -14,7 +14,7 @@ from xenlb.control import client
 from xenlb.control.protocol import ControlError
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.settings import ServiceSettings, Settings
-from xenlb.model.suggestions import quoted
+from xenlb.untrusted.printable import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

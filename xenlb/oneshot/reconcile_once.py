@@ -22,9 +22,10 @@ from xenlb.model.reducer import reduce
 from xenlb.model.service_remarks import removal
 from xenlb.model.settings import Settings, needed_uris
 from xenlb.model.state import State
-from xenlb.model.suggestions import quoted, suggestion
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
+from xenlb.untrusted.printable import quoted
+from xenlb.untrusted.suggestions import did_you_mean
 
 
 class OnceError(Exception):
@@ -65,7 +66,7 @@ def run_once(
     if unknown := [name for name in take_over if name not in _names(settings)]:
         raise OnceError(
             f"there is no service {quoted(unknown[0])}",
-            suggestion(unknown[0], _names(settings)) or "name one of the configuration",
+            did_you_mean(unknown[0], _names(settings)) or "name one of the configuration",
         )
     saved = (state_file.load if change else state_file.read)(state_path)
     settings = replace(settings, uris=needed_uris(settings))

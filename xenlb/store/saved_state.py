@@ -1,22 +1,25 @@
-"""What must outlive an agent, as a value, and what of it has changed. The file: state_file.py."""
+"""What outlives an agent, as one value and as JSON."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, get_args
 
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
+from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health
-from xenlb.model.state import Remembered
-
-K = TypeVar("K")
-V = TypeVar("V")
+from xenlb.model.state import Admission, Alarm, Remembered, Slot
+from xenlb.model.target import Target
+from xenlb.store.json_codec import decoder, dumps, same_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """`servers`: ours, with the libvirt URI of their guest. `addresses`: service addresses that we
-    put on an interface. `sysctls`: the values before ours."""
+    """`services`, `servers`: those of xenlb, a server with the libvirt URI of its guest.
+    `addresses`: service addresses that xenlb added, with their interface. `sysctls`: the values
+    from before xenlb set others."""
 
     remembered: Remembered = field(default_factory=Remembered)
     services: frozenset[ServiceKey] = frozenset()
@@ -25,101 +28,102 @@ class SavedState:
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateChange:
-    """`now`: what is new or other than it was; `gone`: what is not there any more, as it was."""
-
-    now: SavedState = field(default_factory=SavedState)
-    gone: SavedState = field(default_factory=SavedState)
-
-
-def state_change(before: SavedState, after: SavedState) -> StateChange:
-    """What makes `after` of `before`. To be called after each round, with ten thousand servers."""
-    was, state = before.remembered, after.remembered
-    guests, guests_gone = _changed(was.guests, state.guests, _lasting)
-    admitted, admitted_gone = _changed(was.admitted, state.admitted)
-    health, health_gone = _changed(was.health, state.health, _verdict)
-    alarms, alarms_gone = _changed(was.alarms, state.alarms)
-    servers, servers_gone = _changed(before.servers, after.servers)
-    sysctls, sysctls_gone = _changed(before.sysctls, after.sysctls)
-    return StateChange(
-        now=SavedState(
-            remembered=Remembered(guests=guests, admitted=admitted, health=health, alarms=alarms),
-            services=after.services - before.services,
-            servers=servers,
-            addresses=after.addresses - before.addresses,
-            sysctls=sysctls,
-        ),
-        gone=SavedState(
-            remembered=Remembered(
-                guests=guests_gone, admitted=admitted_gone, health=health_gone, alarms=alarms_gone
-            ),
-            services=before.services - after.services,
-            servers=servers_gone,
-            addresses=before.addresses - after.addresses,
-            sysctls=sysctls_gone,
-        ),
-    )
+# The parts that are saved. A set is a mapping to None.
+PARTS: Mapping[str, Any] = {
+    "services": Mapping[ServiceKey, None],
+    "servers": Mapping[tuple[ServiceKey, ServerKey], str],
+    "addresses": Mapping[tuple[str, IPAddress], None],
+    "sysctls": Mapping[str, str],
+    "guests": Mapping[GuestId, Guest],
+    "admitted": Mapping[Slot, Admission],
+    # Failing servers too: keep-in-service may keep their weight. Also checks without a verdict: a
+    # check that is not in the file is a new one.
+    "health": Mapping[Target, Health],
+    "alarms": Mapping[ServiceKey, Alarm],
+}
+SLICE = 64  # entries that are encoded at once: half a millisecond of a slow processor
+INTERFACE = re.compile(r"[^\s/]{1,15}")
 
 
-def apply_change(before: SavedState, changes: Iterable[StateChange]) -> SavedState:
-    """The other way round, one after the other."""
-    state = before.remembered
-    guests, admitted = dict(state.guests), dict(state.admitted)
-    health, alarms = dict(state.health), dict(state.alarms)
-    services, addresses = set(before.services), set(before.addresses)
-    servers, sysctls = dict(before.servers), dict(before.sysctls)
-    for each in changes:
-        now, gone = each.now, each.gone
-        services -= gone.services
-        services |= now.services
-        addresses -= gone.addresses
-        addresses |= now.addresses
-        _change(servers, now.servers, gone.servers)
-        _change(sysctls, now.sysctls, gone.sysctls)
-        _change(guests, now.remembered.guests, gone.remembered.guests)
-        _change(admitted, now.remembered.admitted, gone.remembered.admitted)
-        _change(health, now.remembered.health, gone.remembered.health)
-        _change(alarms, now.remembered.alarms, gone.remembered.alarms)
-    return SavedState(
-        remembered=Remembered(guests=guests, admitted=admitted, health=health, alarms=alarms),
-        services=frozenset(services),
-        servers=servers,
-        addresses=frozenset(addresses),
-        sysctls=sysctls,
-    )
-
-
-def _changed(
-    before: Mapping[K, V], after: Mapping[K, V], worth: Callable[[V], object] = lambda value: value
-) -> tuple[dict[K, V], dict[K, V]]:
-    """New or other entries, and those that are gone. By what is the same object first, as most of
-    it is: the hash of a key takes longer than all else here. One too many does no harm."""
-    if before is after:
-        return {}, {}
-    known = dict(zip(map(id, before), before.values(), strict=True))
-    other = {
-        key: value
-        for key, value in after.items()
-        if known.get(id(key)) is not value
-        and not (key in before and worth(before[key]) == worth(value))
+def _parts_of(saved: SavedState) -> dict[str, Mapping[Any, Any]]:
+    remembered = saved.remembered
+    return {
+        "services": dict.fromkeys(saved.services),
+        "servers": saved.servers,
+        "addresses": dict.fromkeys(saved.addresses),
+        "sysctls": saved.sysctls,
+        "guests": remembered.guests,
+        "admitted": remembered.admitted,
+        "health": remembered.health,
+        "alarms": remembered.alarms,
     }
-    # A set made of a mapping, and compared with one, has the hashes already.
-    return other, {key: before[key] for key in set(before).difference(after)}
 
 
-def _change(target: dict[K, V], now: Mapping[K, V], gone: Mapping[K, V]) -> None:
-    for key in gone:
-        target.pop(key, None)
-    target.update(now)
+def _saved_state(parts: Mapping[str, Mapping[Any, Any]]) -> SavedState:
+    return SavedState(
+        remembered=Remembered(
+            guests={guest.id: guest for guest in parts["guests"].values()},
+            admitted=parts["admitted"],
+            health=parts["health"],
+            alarms=parts["alarms"],
+        ),
+        services=frozenset(parts["services"]),
+        servers=parts["servers"],
+        addresses=frozenset(parts["addresses"]),
+        sysctls=parts["sysctls"],
+    )
 
 
-def _lasting(guest: Guest) -> object:
-    """What a restart must find of a guest. Not what is left of a drain, which is counted anew, nor
-    what is inside it, which is looked at anew."""
-    drain = guest.drain and replace(guest.drain, left=None, quiet=None)
-    return replace(guest, last_event=0.0, readiness=(), drain=drain)
+def encoded(saved: SavedState) -> Iterator[str]:
+    """JSON of everything, in pieces that take no longer than the agent's loop may wait."""
+    start = "{"
+    for name, part in _parts_of(saved).items():
+        yield f'{start}"{name}":['
+        start, comma = "],", ""
+        entries = iter(part.items())
+        while some := list(islice(entries, SLICE)):
+            yield comma + dumps(some)[1:-1]
+            comma = ","
+    yield "]}"
 
 
-def _verdict(health: Health) -> object:
-    return replace(health, streak=0, overridden=False)
+def encoded_change(before: SavedState, after: SavedState) -> str:
+    """JSON of what differs, by part: changed entries and keys of removed ones; "" if nothing does.
+    The agent calls this in each round, with ten thousand servers."""
+    changed, removed = {}, {}
+    old = _parts_of(before)
+    for name, entries in _parts_of(after).items():
+        if entries is not old[name]:
+            if differing := _changed(old[name], entries):
+                changed[name] = differing
+            # A set made of a mapping, and compared with one, has the hashes already.
+            if missing := set(old[name]).difference(entries):
+                removed[name] = missing
+    return dumps({"changed": changed, "removed": removed}) if changed or removed else ""
+
+
+def _changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """New entries, and entries with other JSON. Most entries are the same objects: they are left
+    out first, because hashing a key takes longer than all else here."""
+    same = dict(zip(map(id, before), before.values(), strict=True))
+    return [
+        (key, value)
+        for key, value in after.items()
+        if same.get(id(key), same) is not value
+        and not (key in before and same_json(before[key], value))
+    ]
+
+
+def decoded(saved: Mapping[str, Any], changes: Iterable[Mapping[str, Any]]) -> SavedState:
+    """The state after the changes. A part that is left out is empty. Raises an exception of any
+    class where something else wrote the JSON."""
+    parts = {name: decoder(kind)(saved.get(name, [])) for name, kind in PARTS.items()}
+    for change in changes:
+        for name, keys in change["removed"].items():
+            for key in map(decoder(get_args(PARTS[name])[0]), keys):
+                parts[name].pop(key, None)
+        for name, entries in change["changed"].items():
+            parts[name].update(decoder(PARTS[name])(entries))
+    if not all(INTERFACE.fullmatch(name) for name, _ in parts["addresses"]):
+        raise ValueError("not the name of an interface")
+    return _saved_state(parts)

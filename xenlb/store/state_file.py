@@ -1,21 +1,16 @@
-"""What must outlive the agent: /run/xenlb/state.json, read at start.
+"""The state file, /run/xenlb/state.json, from which a restarted agent goes on.
 
-Entries of the table that are ours, guests with their requests and drains, who was let in and which
-checks passed; so that a restarted agent goes on where the killed one stopped, without taking one
-serving server out. Times are the host's boot-time clock, so the file is void after a reboot of the
-host, as the kernel's table is. A file that cannot be read is put aside, never fatal.
+It has xenlb's entries of the table, guests with their requests and drains, admitted servers and the
+verdicts of checks, so that a restart takes no serving server out. Its times are of the boot-time
+clock: after a reboot of the host it is void, as the kernel's table is. Damage is never fatal.
 
-Theory of operation. The file is everything as one JSON object, and below it a line for each change
-since. The owner task appends what has changed, before the kernel hears of an entry that was not
-ours, and after it heard of the rest, in the same breath: that takes as long as the change is large,
-not as the table. Once the lines are longer than what they change, all of it is written anew beside
-the file: as JSON in the owner's thread, but in small pieces between its rounds, for another thread
-would have the interpreter while the owner wants it; to the disk in a thread of its own. Then the
-owner adds what it has appended meanwhile, and the new file takes the place of the old one. So one
-task writes to the file, a kill at any point leaves either file whole, and one amid a line leaves a
-line that is no JSON, of which the kernel has not heard: it is cut off at the next start.
-
-No fsync: /run is memory, and the file is void after a crash anyway.
+The first line is everything as one JSON object; each further line is a change. The owner task
+appends a change before it adds entries to the kernel's table, and after it removed some. Once the
+changes are larger than the first line, the file is written anew under another name. The owner makes
+the JSON in pieces between its rounds: another thread would hold the interpreter while the owner
+needs it. A thread writes it to the disk. Then the owner adds what it appended meanwhile and renames
+the file. A kill leaves either file whole. A line that it cut is no JSON, the kernel has nothing of
+it, and the next start removes it. There is no fsync: /run is memory.
 """
 
 import asyncio
@@ -27,38 +22,37 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from xenlb.store import state_codec
-from xenlb.store.saved_state import SavedState, StateChange, apply_change, state_change
+from xenlb.store import older_versions
+from xenlb.store.saved_state import SavedState, decoded, encoded, encoded_change
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
-READ = (6, VERSION)
+VERSION = 8
+OLDER = {6, 7}
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SMALLEST = 64 * 1024  # bytes of changes for which nothing is written anew
+SMALLEST = 64 * 1024  # bytes of changes below which the file is not written anew
 
 
-class _Unusable(Exception):
-    """The file says nothing that can be used; says why."""
+class _UnusableFileError(Exception):
+    """The file cannot be used; the reason."""
 
 
-class _Outdated(Exception):
+class _EarlierBootError(Exception):
     """The file is of an earlier boot of this host."""
 
 
 def load(path: Path) -> SavedState:
-    """As `read`, for who goes on writing: a line over which a writer was killed is cut off, a file
-    that cannot be used is put aside, and one of an earlier boot removed. Never fails because of
-    what is in the file."""
+    """Read the file for its next writer: cut off an incomplete line, rename a file that cannot be
+    used, remove one of an earlier boot. The content of the file never makes this fail."""
     try:
-        saved, torn = _whole(path)
-        if torn:
-            os.truncate(path, path.stat().st_size - torn)
+        saved, incomplete = _parsed(path)
+        if incomplete:
+            os.truncate(path, path.stat().st_size - incomplete)
         return saved
-    except _Outdated:
+    except _EarlierBootError:
         log.info("%s is of an earlier boot of this host: starting afresh", path)
         path.unlink(missing_ok=True)
-    except _Unusable as error:
+    except _UnusableFileError as error:
         aside = path.with_suffix(".broken")
         log.warning("%s is put aside as %s, starting afresh: %s", path, aside.name, error)
         os.replace(path, aside)
@@ -66,35 +60,32 @@ def load(path: Path) -> SavedState:
 
 
 def read(path: Path) -> SavedState:
-    """What was saved in this boot of the host; nothing where there is no usable file. Changes
-    nothing: an agent may be writing, and the line that it is at stays as it is."""
+    """What was saved in this boot of the host; empty where there is no usable file. It changes
+    nothing: an agent may be writing an incomplete line."""
     try:
-        saved, _ = _whole(path)
-    except _Outdated:
-        return SavedState()
-    except _Unusable as error:
+        return _parsed(path)[0]
+    except _EarlierBootError:
+        pass
+    except _UnusableFileError as error:
         log.warning("%s is not used: %s", path, error)
-        return SavedState()
-    return saved
+    return SavedState()
 
 
-def _whole(path: Path) -> tuple[SavedState, int]:
-    """And how many bytes at its end are no whole line."""
+def _parsed(path: Path) -> tuple[SavedState, int]:
+    """The content, and the number of bytes of an incomplete line at its end."""
     try:
-        data = _bytes(path)
+        return _decoded(_content(path))
     except FileNotFoundError:
         return SavedState(), 0
     except OSError as error:
-        raise _Unusable(error.strerror or str(error)) from None
-    try:
-        return _decoded(data)
-    except (_Unusable, _Outdated):
+        raise _UnusableFileError(error.strerror or str(error)) from None
+    except (_UnusableFileError, _EarlierBootError):
         raise
-    except Exception as error:  # whatever is wrong with it, it must not end the agent
-        raise _Unusable(f"{type(error).__name__}: {error}"[:300]) from None
+    except Exception as error:  # damage of any kind must not end the agent
+        raise _UnusableFileError(f"{type(error).__name__}: {error}"[:300]) from None
 
 
-def _bytes(path: Path) -> bytes:
+def _content(path: Path) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as stream:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -102,30 +93,24 @@ def _bytes(path: Path) -> bytes:
         return stream.read()
 
 
-def _decoded(text: bytes) -> tuple[SavedState, int]:
-    first, *lines = text.split(b"\n")
-    data = json.loads(first)
-    if not isinstance(data, dict) or data.get("version") not in READ:
-        raise _Unusable("it is not of this version")
-    if data.get("boot") != _boot_id():
-        raise _Outdated
-    torn = 0
-    if lines and not _is_json(lines[-1]):
-        torn = len(b"\n" + lines.pop())
-    return apply_change(state_codec.decode(data["saved"]), map(_read, lines)), torn
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _read(line: bytes) -> StateChange:
-    data = json.loads(line)
-    return StateChange(now=state_codec.decode(data["now"]), gone=state_codec.decode(data["gone"]))
+def _decoded(content: bytes) -> tuple[SavedState, int]:
+    first, *lines = content.split(b"\n")
+    whole = json.loads(first)
+    if not isinstance(whole, dict) or whole.get("version") not in {VERSION, *OLDER}:
+        raise _UnusableFileError("it is not of this version")
+    if whole.get("boot") != _boot_id():
+        raise _EarlierBootError
+    saved, changes, incomplete = whole["saved"], [], 0
+    for number, line in enumerate(lines, 1):
+        try:
+            changes.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise
+            incomplete = len(b"\n" + line)
+    if whole["version"] in OLDER:
+        saved, changes = older_versions.converted(saved, changes)
+    return decoded(saved, changes), incomplete
 
 
 def _boot_id() -> str:
@@ -133,31 +118,29 @@ def _boot_id() -> str:
 
 
 def save(path: Path, saved: SavedState) -> None:
-    """Everything. Atomic for a reader and for a kill at any point: a new file takes the old one's
-    name."""
+    """Write everything. Atomic for readers and for a kill: a new file takes the old one's name."""
     fresh = path.with_suffix(".new")
     write(fresh, "".join(_pieces(saved)))
     os.replace(fresh, path)
 
 
-def write(file: Path, text: str) -> None:
-    """To a file of which nobody knows yet."""
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as stream:
+def write(path: Path, text: str) -> None:
+    """Write a file that nothing reads yet."""
+    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
         stream.write(text)
 
 
 def _pieces(saved: SavedState) -> Iterator[str]:
-    yield f'{{"version":{VERSION},"boot":{state_codec.dumps(_boot_id())},"saved":'
-    yield from state_codec.written(saved)
+    yield f'{{"version":{VERSION},"boot":{json.dumps(_boot_id())},"saved":'
+    yield from encoded(saved)
     yield "}"
 
 
 class StateFile:
     """The file of a running agent; its methods are called in the owner task.
 
-    `saved`: what is in it. `problem`: why the last change is not in it, "" if all is. `write`
-    writes everything to another file; it is called in a thread.
+    `saved`: the content of the file. `problem`: why the last change is not in it, "" if it is.
+    `write` writes the whole file; it is called in a thread.
     """
 
     def __init__(self, path: Path, *, write: Callable[[Path, str], None] = write) -> None:
@@ -165,28 +148,28 @@ class StateFile:
         self.saved = load(path)
         self.problem = ""
         self._write = write
-        self._whole = path.stat().st_size if path.exists() else 0
-        self._grown = 0  # bytes of changes since it was whole
+        self._size = path.stat().st_size if path.exists() else 0  # when it was last written whole
+        self._grown = 0  # bytes of changes since then
         self._rewriting: asyncio.Task[None] | None = None
         self._meanwhile: list[bytes] = []
 
     def save(self, saved: SavedState) -> None:
-        """When this returns, a kill does not lose it (or it was logged that it does)."""
-        found = state_change(self.saved, saved)
-        if found == StateChange():
+        """Append what has changed. When this returns, a kill does not lose it, or the log says that
+        it would."""
+        change = encoded_change(self.saved, saved)
+        if not change:
             self.saved = saved
             return
-        now, gone = state_codec.encode(found.now), state_codec.encode(found.gone)
-        line = b"\n" + state_codec.dumps({"now": now, "gone": gone}).encode()
+        line = f"\n{change}".encode()
         try:
             try:
                 _append(self.path, line)
                 self._grown += len(line)
             except FileNotFoundError:
                 save(self.path, saved)
-                self._whole, self._grown = self.path.stat().st_size, 0
-        except OSError as error:  # the next one tries it again, with what is new then
-            self._complain(f"{self.path} cannot be written: {error.strerror or error}")
+                self._size, self._grown = self.path.stat().st_size, 0
+        except OSError as error:  # the next call writes this change too
+            self._report(f"{self.path} cannot be written: {error.strerror or error}")
             return
         if self.problem:
             log.info("%s is written again", self.path)
@@ -194,19 +177,19 @@ class StateFile:
         self.saved = saved
         if self._rewriting is not None:
             self._meanwhile.append(line)
-        elif self._grown > max(SMALLEST, self._whole):
+        elif self._grown > max(SMALLEST, self._size):
             self._meanwhile = []
             rewriting = self._rewrite(saved)
             self._rewriting = asyncio.create_task(rewriting, name="write the state file")
 
-    def _complain(self, problem: str) -> None:
-        """Once, however often it is tried."""
+    def _report(self, problem: str) -> None:
+        """Log a problem once, however often it occurs."""
         if problem != self.problem:
             log.error("%s; what happens now is forgotten by a restart (df /run)", problem)
         self.problem = problem
 
     async def close(self) -> None:
-        """Nobody writes any more when this returns."""
+        """Wait for the end of the last write."""
         if self._rewriting is not None:
             await asyncio.wait({self._rewriting})
 
@@ -218,28 +201,25 @@ class StateFile:
                 pieces.append(piece)
                 await asyncio.sleep(0)
             await asyncio.to_thread(self._write, fresh, "".join(pieces))
-            self._whole = fresh.stat().st_size
+            self._size = fresh.stat().st_size
             _append(fresh, meanwhile := b"".join(self._meanwhile))
             os.replace(fresh, self.path)
             self._grown = len(meanwhile)
         except OSError as error:
-            self._complain(f"{self.path} cannot be written anew: {error.strerror or error}")
-            self._grown = 0  # to be tried again when as much has changed once more
+            self._report(f"{self.path} cannot be written anew: {error.strerror or error}")
+            self._grown = 0  # the next attempt is after as many changes again
         finally:
             self._rewriting = None
 
 
 def _append(path: Path, line: bytes) -> None:
-    """All of it or, where there is no room for all, nothing."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        size = os.fstat(fd).st_size
+    """Append all of a line or, where there is no room for all, nothing."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
         try:
             done = 0
             while done < len(line):
-                done += os.write(fd, line[done:])
+                done += stream.write(line[done:])
         except OSError:
-            os.ftruncate(fd, size)
+            stream.truncate(size)
             raise
-    finally:
-        os.close(fd)

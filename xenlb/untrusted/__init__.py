@@ -1,1 +1,1 @@
-"""What is done to foreign input before it is used: text is made printable, events are counted."""
+"""Checks on untrusted input: printable text, rates, budgets, JSON."""

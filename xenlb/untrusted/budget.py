@@ -1,20 +1,20 @@
-"""PURE. What one answer of a server or guest may cost: time, pieces and bytes.
+"""PURE. Limits on one answer of a server or guest: the processor's time, pieces and bytes.
 
-Whoever reads foreign input takes a budget as an argument and takes each piece out of it. A piece is
-what is read in one step: what a socket had, a line, a header, a chunk of a body, a hop of a route.
-Time is the processor's and is told by whoever can measure it, as nothing here looks at a clock.
+Functions that read untrusted input take a budget as an argument and count each piece. A piece is
+the input of one step: a read of a socket, a line, a header, a chunk of a body, a hop of a route.
+Time is measured by the callers.
 """
 
 
 class BudgetSpent(Exception):
-    """An answer costs more than it may. The message says of what it has more."""
+    """An answer exceeds its budget. The message completes «got …»."""
 
 
 class Budget:
-    """Of one answer. `time`: seconds of the processor; `size`: bytes; None: without a limit.
+    """The budget of one answer. `time`: seconds of the processor; `size`: bytes; None: no limit.
 
-    `used_time`, `used_pieces` and `used_size` are what was taken so far. `spent`: the answer was
-    given up because of it; whoever gives it up sets that.
+    `used_time`, `used_pieces` and `used_size` are the sums so far. `spent` is set by the code that
+    gives the answer up.
     """
 
     def __init__(self, *, pieces: int, size: int | None = None, time: float | None = None) -> None:
@@ -23,7 +23,7 @@ class Budget:
         self.spent = False
 
     def take(self, pieces: int = 1, *, size: int = 0) -> None:
-        """Takes the next pieces, of `size` bytes together. Raises BudgetSpent."""
+        """Count pieces of `size` bytes together. Raises BudgetSpent."""
         self.used_pieces += pieces
         self.used_size += size
         if self.used_pieces > self.pieces:
@@ -33,6 +33,6 @@ class Budget:
         if self.time is not None and self.used_time > self.time:
             raise BudgetSpent(f"one that takes more than {self.time:g} s to read")
 
-    def took(self, seconds: float) -> None:
-        """Counts time. The next piece raises BudgetSpent if that was too much."""
+    def add_time(self, seconds: float) -> None:
+        """Count time. If it is too much, the next piece raises BudgetSpent."""
         self.used_time += seconds

@@ -1,10 +1,10 @@
-r"""PURE. Foreign text as it may be shown: the one function for all that others write.
+r"""PURE. Untrusted text made printable.
 
-Guests, servers, guest agents, libvirt, hooks and whoever defines a domain write text that reaches
-terminals, `status` and the journal. A control character moves a terminal's cursor, a line
-separator forges a line, a bidirectional override or an invisible character makes a name look like
-another. All of them are written as escapes (\x1b, \u202e). The text is made printable where it
-comes in and stays as it is from then on; what has to be parsed is parsed before.
+Guests, servers, guest agents, libvirt, hooks and users who define domains write text that reaches
+terminals, `status` and the journal. A control character moves a terminal's cursor, a line separator
+forges a line, a bidirectional override or an invisible character makes a name look like another.
+All of them become escapes (\x1b, \u202e). Text is made printable once, where it comes in, after it
+was parsed.
 """
 
 import re
@@ -12,8 +12,8 @@ import re
 LONGEST = 80  # characters of a line that are shown
 
 # str.isprintable() is false for control (C0, C1), format (bidi, zero width), surrogate, private
-# and unassigned characters, and for separators of lines and paragraphs. These are printable to it,
-# and are not seen either (Default_Ignorable_Code_Point of Unicode 15; blank letters and braille).
+# and unassigned characters, and for separators of lines and paragraphs. It is true for these, which
+# are invisible too (Default_Ignorable_Code_Point of Unicode 15; blank letters and braille).
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef]"
@@ -21,13 +21,13 @@ _INVISIBLE = re.compile(
 
 
 def printable(text: bytes | str, longest: int | None = None, *, keep: str = "") -> str:
-    """The text with an escape for each character that cannot be seen.
+    """Return the text with an escape for each invisible character.
 
-    `longest`: in characters of the result; what is cut off becomes an ellipsis. `keep`: characters
-    that stay as they are, of a text in lines or columns. Bytes are read as UTF-8.
+    `longest`: characters of the result; a longer one is cut and ends with an ellipsis. `keep`:
+    characters that stay, for a text in lines or columns. Bytes are decoded as UTF-8.
     """
     if longest is not None:
-        text = text[: 4 * longest + 4]  # of bytes: a character has four at most
+        text = text[: 4 * longest + 4]  # a character has four bytes at most
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     if longest is not None:
@@ -38,7 +38,7 @@ def printable(text: bytes | str, longest: int | None = None, *, keep: str = "") 
 
 
 def first_line(text: bytes | str, longest: int = LONGEST) -> str:
-    """The first line that is not blank, printable; a tab is a blank."""
+    """Return the first line that is not blank, made printable, with blanks for tabs."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
@@ -46,17 +46,17 @@ def first_line(text: bytes | str, longest: int = LONGEST) -> str:
 
 
 def quoted(text: str, longest: int = 64) -> str:
-    """Printable, and in quotes."""
+    """Return the text made printable and in quotes."""
     return f"'{printable(text, longest)}'"
 
 
 class _Escapes(dict[int, str]):
-    """A table for str.translate(), which asks it once for each character of ASCII."""
+    """A table for str.translate(), which looks each ASCII character up once."""
 
     def __init__(self, keep: str) -> None:
         super().__init__({ord(letter): letter for letter in keep})
 
     def __missing__(self, code: int) -> str:
         letter = chr(code)
-        seen = letter.isprintable() and not _INVISIBLE.match(letter)
-        return letter if seen else ascii(letter)[1:-1]
+        visible = letter.isprintable() and not _INVISIBLE.match(letter)
+        return letter if visible else ascii(letter)[1:-1]

@@ -1,15 +1,15 @@
-"""PURE. How often something foreign may happen: a token bucket. Time is an argument."""
+"""PURE. A limit on the rate of untrusted events. Time is an argument."""
 
 
 class TokenBucket:
-    """`burst` at once, then `rate` a second."""
+    """A token bucket: `burst` events at once, then `rate` a second."""
 
     def __init__(self, burst: float, rate: float) -> None:
         self._burst, self._rate = burst, rate
         self._tokens, self._at = burst, float("-inf")
 
     def take(self, now: float) -> bool:
-        """Takes a token; False if there is none."""
+        """Take a token; False if there is none."""
         self._refill(now)
         if self._tokens < 1:
             return False
@@ -17,12 +17,12 @@ class TokenBucket:
         return True
 
     def wait(self, now: float) -> float:
-        """Seconds until there is a token; 0 if there is one. Takes none."""
+        """Return the seconds until there is a token, without taking it."""
         self._refill(now)
         return max(0.0, (1 - self._tokens) / self._rate)
 
     def idle(self, now: float) -> bool:
-        """Is it full, as a new one is?"""
+        """Whether the bucket is full."""
         self._refill(now)
         return self._tokens >= self._burst
 

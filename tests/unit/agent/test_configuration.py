@@ -11,7 +11,7 @@ from tests.fakes.kernel import FakeKernel
 from tests.unit.agent.test_loop import agent_at_work, until
 from xenlb import config
 from xenlb.agent import configuration
-from xenlb.agent.configuration import Configuration, losses, start
+from xenlb.agent.configuration import ConfigurationFile, first_configuration, removals
 from xenlb.agent.loop import Agent
 from xenlb.agent.sources import Sources
 from xenlb.config import ConfigError
@@ -59,7 +59,7 @@ def taken(file: Path, sleeps: Sleeps, change: str, *, before: str = BOTH) -> str
 
     async def story() -> str:
         write(file, before)
-        one = Configuration(file, sleep=sleeps)
+        one = ConfigurationFile(file, sleep=sleeps)
         await one.use(await one.read())
         write(file, change)
         text = (await one.read_calmly()).data.decode()
@@ -97,19 +97,19 @@ def test_a_file_that_is_damaged_while_it_is_waited_for_is_refused(file: Path) ->
     ],
 )
 def test_what_counts_as_much(hosts: str, left: str, expected: str) -> None:
-    def settings(which: str) -> config.Loaded:
+    def settings(which: str) -> config.LoadedConfig:
         servers = ", ".join(f"{{host: 10.0.0.{number}}}" for number in which.split(", "))
         text = HOST + MAIL.replace("{host: 10.0.0.5}", servers)
-        return config.loaded(text.encode(), "x")
+        return config.load_bytes(text.encode(), "x")
 
-    assert losses(settings(hosts).settings, settings(left).settings) == expected
+    assert removals(settings(hosts).settings, settings(left).settings) == expected
 
 
-def test_losses_name_services() -> None:
+def test_removed_services_are_named() -> None:
     both, one = (config.parse(text, "x") for text in (BOTH, HOST + MAIL))
-    assert losses(both, one) == "service web"
-    assert losses(both, config.parse(BOTH.replace("[80]", "[81]"), "x")) == "service web"
-    assert losses(one, both) == ""
+    assert removals(both, one) == "service web"
+    assert removals(both, config.parse(BOTH.replace("[80]", "[81]"), "x")) == "service web"
+    assert removals(one, both) == ""
 
 
 def test_a_reload_is_refused_for_what_the_host_has_not(tmp_path: Path, file: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_reload_is_refused_for_what_the_host_has_not(tmp_path: Path, file: Pat
             assert agent.state.settings.director.interface == "lo"
             assert desk.told().count("configuration refused") == 1
             # It was there when it was taken up, and has gone: that must not stop other changes.
-            await agent.configuration.use(config.read(file))
+            await agent.configuration.use(config.load_config(file))
             assert await agent.reload() == ()
 
     asyncio.run(story())
@@ -175,7 +175,7 @@ def test_what_goes_later_is_a_warning(tmp_path: Path, file: Path) -> None:
 
 def in_use(file: Path, place: Path) -> None:
     async def story() -> None:
-        one = Configuration(file, place)
+        one = ConfigurationFile(file, place)
         await one.use(await one.read())
 
     asyncio.run(story())
@@ -188,7 +188,7 @@ def test_the_last_good_one_is_used_where_the_file_is_wrong(
     in_use(file, place)
     file.write_text("services: [")
     with caplog.at_level(logging.WARNING):
-        begun = start(file, place)
+        begun = first_configuration(file, place)
     assert begun.loaded.data.decode() == BOTH
     assert begun.since
     (problem,) = begun.problems
@@ -198,7 +198,7 @@ def test_the_last_good_one_is_used_where_the_file_is_wrong(
         record.getMessage()
     )
     file.unlink()
-    assert start(file, place).loaded.data.decode() == BOTH
+    assert first_configuration(file, place).loaded.data.decode() == BOTH
 
 
 def test_an_agent_that_uses_it_keeps_it_and_takes_the_right_file(
@@ -208,10 +208,10 @@ def test_an_agent_that_uses_it_keeps_it_and_takes_the_right_file(
     in_use(file, place)
     kept = place.read_bytes()
     file.write_text("services: [")
-    begun = start(file, place)
+    begun = first_configuration(file, place)
 
     async def story() -> None:
-        one = Configuration(file, place)
+        one = ConfigurationFile(file, place)
         await one.use(begun.loaded, since=begun.since)
         assert one.last_good_since == begun.since
         assert place.read_bytes() == kept
@@ -255,7 +255,7 @@ def test_a_damaged_copy_is_not_used(
     damage(place)
     file.write_text("services: [")
     with caplog.at_level(logging.WARNING), pytest.raises(ConfigError) as caught:
-        start(file, place)
+        first_configuration(file, place)
     assert "services: [" not in str(caught.value)
     assert said in caplog.text
 
@@ -264,7 +264,7 @@ def test_a_copy_of_another_file_is_not_used(tmp_path: Path, file: Path) -> None:
     place = tmp_path / "last-good.yaml"
     in_use(file, place)
     with pytest.raises(ConfigError):
-        start(tmp_path / "other.yaml", place)
+        first_configuration(tmp_path / "other.yaml", place)
 
 
 def test_a_disk_that_is_full_is_said_once(
@@ -273,7 +273,7 @@ def test_a_disk_that_is_full_is_said_once(
     place = file / "below-a-file"
 
     async def story() -> None:
-        one = Configuration(file, place)
+        one = ConfigurationFile(file, place)
         loaded = await one.read()
         await one.use(loaded)
         await one.use(loaded)

@@ -117,7 +117,7 @@ def test_a_slow_follower_loses_what_is_not_kept_any_more() -> None:
         numbered(it, 1)
         slow = it.follow()
         await anext(slow)
-        numbered(it, *range(2, event_log.KEPT + 10))
+        numbered(it, *range(2, event_log.MOST_LINES + 10))
         assert json.loads(await anext(slow))["text"] == "10"
         await slow.aclose()
 
@@ -141,11 +141,11 @@ def flooded(it: EventLog, number: int, *, step: float = 0.005) -> None:
 def test_one_guest_does_not_push_out_the_lines_of_others(tmp_path: Path) -> None:
     it = begun(tmp_path / "events.jsonl")
     write(it, "configuration loaded", guest=None)
-    flooded(it, 2 * event_log.KEPT)
-    assert len(it.lines()) == event_log.KEPT
+    flooded(it, 2 * event_log.MOST_LINES)
+    assert len(it.lines()) == event_log.MOST_LINES
     assert [line["text"] for line in it.lines(WEB)] == ["asked for reboot", "started"]
     assert it.lines()[0]["text"] == "configuration loaded"
-    assert it.lines(MAIL)[-1]["text"] == f"asked for poweroff {2 * event_log.KEPT - 1}"
+    assert it.lines(MAIL)[-1]["text"] == f"asked for poweroff {2 * event_log.MOST_LINES - 1}"
     numbers = [line["number"] for line in it.lines()]
     assert numbers == sorted(numbers)
     again = begun(tmp_path / "events.jsonl")

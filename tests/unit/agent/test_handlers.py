@@ -16,7 +16,7 @@ from tests.unit.agent.test_loop import KEY, SERVICE, XEN, Desk, agent_at_work, k
 from xenlb.agent.handlers import Handlers
 from xenlb.cli import status_lines
 from xenlb.control import answers
-from xenlb.control.json_pieces import Shared, pieces
+from xenlb.control.json_chunks import SharedJson, json_chunks
 from xenlb.control.protocol import ControlError
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.op import AddServer, DeleteServer
@@ -286,12 +286,12 @@ def test_an_answer_for_many_is_written_as_json_once() -> None:
         def __iter__(self) -> Iterator[dict[str, int]]:
             return rows()
 
-    shared = Shared({"services": Rows([{}])})
-    readers = [pieces({"ok": shared}) for _ in range(40)]
+    shared = SharedJson({"services": Rows([{}])})
+    readers = [json_chunks({"ok": shared}) for _ in range(40)]
     texts = ["".join(parts) for parts in zip(*readers, strict=True)]  # in turn, piece by piece
     assert len(texts) > 2, "more than one piece"
     assert steps == 20_000
-    first = json.loads("".join(pieces({"ok": shared})))
+    first = json.loads("".join(json_chunks({"ok": shared})))
     assert first["ok"]["services"][-1] == {"n": 19_999}
 
 
@@ -325,7 +325,7 @@ def test_the_loop_runs_on_while_a_report_is_made(tmp_path: Path) -> None:
             told = await verbs._services(snapshot)
             running.cancel()
             assert len(told[0]["servers"]) == 1000
-            assert turns - before >= 1000 // answers.PIECE
+            assert turns - before >= 1000 // answers.BATCH
 
     asyncio.run(story())
 

@@ -47,11 +47,11 @@ class FakeXenstore:
         self.texts: dict[int, str] = {}
         self.answers: dict[int, str] = {}
 
-    async def offer(self, domid: int, text: str) -> str:
+    async def write_settings(self, domid: int, text: str) -> str:
         self.texts[domid] = text
-        return guest_settings.serial(text)
+        return guest_settings.settings_serial(text)
 
-    async def answer(self, domid: int, serial: str) -> str:
+    async def wait_for_answer(self, domid: int, serial: str) -> str:
         while True:
             said, _, word = self.answers.get(domid, "").partition(" ")
             if said == serial:
@@ -59,7 +59,7 @@ class FakeXenstore:
             await asyncio.sleep(0.005)
 
     def say(self, domid: int, word: str) -> None:
-        self.answers[domid] = f"{guest_settings.serial(self.texts[domid])} {word}"
+        self.answers[domid] = f"{guest_settings.settings_serial(self.texts[domid])} {word}"
 
 
 SELF_MADE = GuestSide(delivery=Delivery.XENSTORE, on_boot=OnBoot.APPLY)

@@ -63,8 +63,8 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
         hurried = set()
         for uri, kind in ((LXC, "LXC"), (QEMU, "QEMU"), (FAR, "LXC")):
             source = LibvirtSource(uri, agent.emit, clock.now)
-            source._known.hypervisor_type = kind
-            source.hurry = lambda uri=uri: hurried.add(uri)  # type: ignore[method-assign,misc]
+            source._memory.hypervisor_type = kind
+            source.reconnect_now = lambda uri=uri: hurried.add(uri)  # type: ignore[method-assign,misc]
             sources.libvirts[uri] = source
         for driver, operation, domid in (
             ("lxc", "prepare", None),

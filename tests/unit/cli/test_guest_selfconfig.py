@@ -20,7 +20,7 @@ from xenlb.cli import log_setup
 from xenlb.cli.root import run
 from xenlb.guestside import self_config
 from xenlb.guestside.provision import NO_SETTINGS
-from xenlb.hypervisor.xenstore.guest_settings import serial
+from xenlb.hypervisor.xenstore.guest_settings import settings_serial
 
 UUID = "3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1"
 CONFIG = """\
@@ -86,7 +86,7 @@ class Dom0(FakeXenstored):
         self.values |= {
             f"{SETTINGS}/0": text,
             f"{SETTINGS}/parts": "1",
-            f"{SETTINGS}/serial": serial(text),
+            f"{SETTINGS}/serial": settings_serial(text),
         }
 
 
@@ -241,7 +241,7 @@ def test_the_output_as_json(guest: Run, dom0: Dom0) -> None:
         }
     # The guest was given other settings, and has applied them.
     dom0.set_settings(NO_SETTINGS)
-    dom0.report(f"{serial(NO_SETTINGS)} ok")
+    dom0.report(f"{settings_serial(NO_SETTINGS)} ok")
     done = guest("verify", "mail2", "--json")
     answer = json.loads(done.stdout)
     assert done.returncode == 1

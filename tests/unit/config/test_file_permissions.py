@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xenlb.config import ConfigError, read
-from xenlb.config.file_permissions import other_writer, unreadable
+from xenlb.config import ConfigError, load_config
+from xenlb.config.file_permissions import other_writer, unreadable_hint
 
 NOBODY = 65534
 PLAIN = "services: {}\n"
@@ -36,10 +36,10 @@ def file(tmp_path: Path) -> Path:
 
 def found(path: Path, *trusted: int) -> tuple[str, str] | None:
     writer = other_writer(path, trusted)
-    return None if writer is None else (str(writer), writer.cure)
+    return None if writer is None else (str(writer), writer.hint)
 
 
-def test_nobody_else(file: Path) -> None:
+def test_no_other_writer(file: Path) -> None:
     assert found(file) is None
     assert found(Path("/etc/passwd")) is None
     assert found(Path("/bin/sh")) is None
@@ -101,38 +101,38 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 
 def problems(file: Path) -> list[str]:
     with pytest.raises(ConfigError) as error:
-        read(file)
+        load_config(file)
     return [str(problem).removeprefix(f"{file}:") for problem in error.value.problems]
 
 
-def test_a_configuration_of_others_is_a_warning(file: Path) -> None:
-    assert read(file).settings.warnings == ()
+def test_a_configuration_that_others_may_write_is_a_warning(file: Path) -> None:
+    assert load_config(file).settings.warnings == ()
     file.chmod(0o666)
-    (warning,) = read(file).settings.warnings
+    (warning,) = load_config(file).settings.warnings
     assert str(warning) == (
-        f"{file}:1:1: every user may write {file}, and with it change all of this"
+        f"{file}:1:1: every user may write {file}, and so change the whole configuration"
         f" (chmod o-w {file})"
     )
-    assert read(file, anywhere=True).settings.warnings == ()
+    assert load_config(file, any_host=True).settings.warnings == ()
 
 
-def test_and_with_exec_it_is_refused(file: Path) -> None:
+def test_such_a_configuration_with_exec_is_refused(file: Path) -> None:
     file.write_text(EXEC.replace("PROGRAM", "/bin/sh"))
-    read(file)
+    load_config(file)
     file.chmod(0o666)
     assert problems(file) == [
         f"5:35: services.a.check.command[0]: exec is refused: every user may write {file},"
         f" and so run programs as root (chmod o-w {file})"
     ]
-    assert read(file, anywhere=True).settings.services
+    assert load_config(file, any_host=True).settings.services
 
 
-def test_a_program_of_others_is_refused(file: Path, tmp_path: Path) -> None:
+def test_a_program_that_others_may_write_is_refused(file: Path, tmp_path: Path) -> None:
     program = tmp_path / "plugins" / "check"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     file.write_text(EXEC.replace("PROGRAM", str(program)))
-    read(file)
+    load_config(file)
     program.parent.chmod(0o777)
     assert problems(file) == [
         "5:35: services.a.check.command[0]: exec is refused: every user may write"
@@ -146,7 +146,7 @@ def test_a_program_may_be_its_users_own(file: Path, tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     file.write_text(EXEC.replace("PROGRAM", str(program)))
     os.chown(program, NOBODY, 0)
-    assert read(file).settings.services
+    assert load_config(file).settings.services
     file.write_text(file.read_text().replace("-v]", "-v], user: root"))
     assert problems(file) == [
         "5:35: services.a.check.command[0]: exec is refused: user nobody may write"
@@ -174,10 +174,10 @@ def test_root_without_power_over_others(file: Path, what: str) -> None:
     )
     assert done.returncode == 3, done
     assert (
-        f"{file}:1:1: the file may not be read (chown root {blocking}, as xenlb.service has no"
-        " power over other users' files)"
+        f"{file}:1:1: the file may not be read (chown root {blocking}: xenlb.service has no"
+        " access to other users' files)"
     ) in done.stderr
 
 
 def test_what_is_readable_blocks_nothing(file: Path) -> None:
-    assert unreadable(file).startswith(f"chown root {file},")
+    assert unreadable_hint(file).startswith(f"chown root {file}:")

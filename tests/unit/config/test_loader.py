@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.config.test_broken import problems
-from xenlb.config import ConfigError, load, parse, read
+from xenlb.config import ConfigError, load, load_config, parse
 from xenlb.ipvs.table import (
     AddressKey,
     Family,
@@ -73,7 +73,7 @@ def one(keys: str, defaults: str = "{}") -> ServiceSettings:
 # What it means
 
 
-def test_everything_said() -> None:
+def test_every_key_given() -> None:
     text = """\
 libvirt: {uris: ["xen:///system", "xen+ssh://root@dom0b/system"], keepalive: 30s}
 guests: {networks: [10.0.0.0/24], listen: "10.0.0.1:7371"}
@@ -176,7 +176,7 @@ def test_the_inside_of_guests_key_by_key() -> None:
     assert [member.side for member in service.servers] == [own, None]
 
 
-def test_nothing_said() -> None:
+def test_only_defaults() -> None:
     assert parse("services: {}", "xenlb.yaml") == Settings()
     assert one("address: 192.0.2.10, ports: [25]") == ServiceSettings(
         name="a", address=IPv4Address("192.0.2.10"), ports=(Port(number=25),)
@@ -275,7 +275,7 @@ def test_check(keys: str, expected: Check | None) -> None:
         ("type: agent, send: '\\n', weight: {most: 50%}", Agent(send="\n", share=Share(most=0.5))),
     ],
 )  # fmt: skip
-def test_what_a_check_asks(keys: str, expected: Asks) -> None:
+def test_probe_of_a_check(keys: str, expected: Asks) -> None:
     (check,) = one(f"address: 192.0.2.10, ports: [25], check: {{{keys}}}").checks
     assert check.asks == expected
 
@@ -366,7 +366,7 @@ def test_one_target_for_a_server_however_many_services_it_has() -> None:
         ("forwarding: tunnel", Tunnel()),
     ],
 )
-def test_by_the_service_address(keys: str, tunnel: Tunnel | None) -> None:
+def test_via_the_service_address(keys: str, tunnel: Tunnel | None) -> None:
     by_vip, plain = targets(
         f"address: 192.0.2.10, ports: [80], {keys}, check: [{{via: vip}}, {{via: server}}]"
     )
@@ -502,15 +502,14 @@ def test_a_default_with_meaning_is_used() -> None:
          " (write true)"),
         ("weight: '1'", "4:13: services.mail.weight: '1' is in quotes, but a number is expected"
          " (write 1)"),
-        ("persistence: 300", "4:18: services.mail.persistence: 300 what? a duration needs a unit"
-         " (write 300s)"),
+        ("persistence: 300", "4:18: services.mail.persistence: 300 has no unit (write 300s)"),
         ("slow-start: 1.5h", "4:17: services.mail.slow-start: 1.5h is not a whole number with a"
          " unit (write 90m)"),
-        ("keep-in-service: 50", "4:22: services.mail.keep-in-service: 50 what? a share needs a"
-         " percent sign (write 50%)"),
+        ("keep-in-service: 50", "4:22: services.mail.keep-in-service: 50 has no percent sign"
+         " (write 50%)"),
         ("scheduler: lbcl", "4:16: services.mail.scheduler: 'lbcl' is not a scheduler of the kernel"
          " (did you mean lblc?)"),
-        ("forwarding: nat", "4:17: services.mail.forwarding: 'nat' is what others call it"
+        ("forwarding: nat", "4:17: services.mail.forwarding: 'nat' is another program's name for it"
          " (write masquerade)"),
         ("fowarding: tunnel", "4:5: services.mail.fowarding: unknown key"
          " (did you mean forwarding?)"),
@@ -525,10 +524,10 @@ def test_a_default_with_meaning_is_used() -> None:
         ("check: {type: smtp, tls: true, starttls: true}", "4:46: services.mail.check.starttls:"
          " tls and starttls exclude each other (tls is from the beginning, starttls by that"
          " command: remove one)"),
-        ("check: {type: ping}", "4:19: services.mail.check.type: 'ping' is what others call it"
-         " (write icmp)"),
+        ("check: {type: ping}", "4:19: services.mail.check.type: 'ping' is another program's name"
+         " for it (write icmp)"),
         ("check: {via: vip}", "4:18: services.mail.check.via: with masquerade no server has the"
-         " service address to ask via (write via: server, or use forwarding: gatewaying)"),
+         " service address (write via: server, or use forwarding: gatewaying)"),
         ("check: [{type: tcp}, {type: dns}]", "4:26: services.mail.check[1]: a check of type dns"
          " needs a udp port, and there is none (add port: NUMBER to the check, or check: none)"),
         ("check: {type: dns, port: 53, record: A}", "4:42: services.mail.check.record:"
@@ -554,7 +553,7 @@ def test_a_default_with_meaning_is_used() -> None:
         ("servers: [{host: 192.0.2.10}]", "4:22: services.mail.servers[0].host: 192.0.2.10 is the"
          " address of service mail (write the server's own address)"),
         ("address: 127.0.0.1", "4:14: services.mail.address: 127.0.0.1 is a loopback address, which"
-         " no client can reach (write an address of the clients' side)"),
+         " no client can reach (write an address that clients can reach)"),
         ("lower-threshold: 5", "4:22: services.mail.lower-threshold: a lower-threshold without an"
          " upper one (add upper-threshold: 10, or remove it)"),
         ("<<: *base", "4:5: services.mail: a merge key (<<)"
@@ -634,7 +633,7 @@ def test_example(path: Path) -> None:
     assert load(path).services
 
 
-def test_examples_are_what_they_say() -> None:
+def test_examples_match_their_comments() -> None:
     assert [path.stem for path in EXAMPLES] == [
         "fwmark-http-https",
         "mail-gatewaying",
@@ -721,7 +720,7 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     assert said == "1:1: the file may not be read (run as root, or check its rights)"
 
 
-def test_what_is_needed_of_this_host(tmp_path: Path) -> None:
+def test_requirements_of_this_host(tmp_path: Path) -> None:
     """It is noted with its place, and looked for when that is asked."""
     path = tmp_path / "xenlb.yaml"
     program, folder = tmp_path / "plugin", tmp_path / "folder"
@@ -749,8 +748,8 @@ services:
     check: {{type: exec, command: [/bin/sh]}}
     servers: [{{host: 10.0.0.5}}]
 """)
-    loaded = read(path)
-    problems = [str(each).removeprefix(f"{path}:") for each in loaded.lacking()]
+    loaded = load_config(path)
+    problems = [str(each).removeprefix(f"{path}:") for each in loaded.missing_requirements()]
     assert problems == [
         "1:23: director.interface: this host has no interface loo (did you mean lo?)",
         "6:35: services.a.check.command[0]: there is no program /not/there:"
@@ -767,4 +766,6 @@ services:
     path.write_text(
         path.read_text().replace("{interface: loo}", "{interface: loo, addresses: leave}")
     )
-    assert len(read(path).lacking()) == 5, "another program looks after the interface"
+    assert len(load_config(path).missing_requirements()) == 5, (
+        "another program looks after the interface"
+    )

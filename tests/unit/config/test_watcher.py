@@ -12,7 +12,7 @@ import pytest
 from watchdog.observers import Observer
 
 from xenlb.config import watcher
-from xenlb.config.watcher import ConfigWatcher, folders, is_written
+from xenlb.config.watcher import ConfigWatcher, is_open_for_writing, watched_folders
 
 PATIENCE = 30.0  # seconds; reached only where a call is missing
 
@@ -70,7 +70,7 @@ def test_truncate_and_write(file: Path, calls: Calls) -> None:
     calls.until("six")
 
 
-def test_changes_in_a_row_are_told_together(file: Path, calls: Calls) -> None:
+def test_changes_in_a_row_are_reported_together(file: Path, calls: Calls) -> None:
     with file.open("w") as stream:
         for _ in range(200):
             stream.write("x")
@@ -78,24 +78,24 @@ def test_changes_in_a_row_are_told_together(file: Path, calls: Calls) -> None:
     assert calls.until("x" * 200) == 1
 
 
-def test_a_file_is_told_of_when_its_writer_has_closed_it(file: Path, calls: Calls) -> None:
+def test_a_change_is_reported_when_the_writer_has_closed_the_file(file: Path, calls: Calls) -> None:
     """scp, `cat >`, rsync --inplace: the parts may be seconds apart."""
     with file.open("w") as stream:
         stream.write("the first part")
         stream.flush()
-        assert is_written(str(file)) is True
+        assert is_open_for_writing(str(file)) is True
         with pytest.raises(queue.Empty):
             calls.seen.get(timeout=1.0)
         stream.write(" and the second")
-    assert is_written(str(file)) is False
+    assert is_open_for_writing(str(file)) is False
     assert calls.until("the first part and the second") == 1
 
 
-def test_whether_a_file_is_written(tmp_path: Path) -> None:
-    assert is_written(str(tmp_path / "not-there")) is False
-    assert is_written(str(tmp_path)) is None
+def test_whether_a_file_is_open_for_writing(tmp_path: Path) -> None:
+    assert is_open_for_writing(str(tmp_path / "not-there")) is False
+    assert is_open_for_writing(str(tmp_path)) is None
     os.mkfifo(tmp_path / "pipe")
-    assert is_written(str(tmp_path / "pipe")) is None
+    assert is_open_for_writing(str(tmp_path / "pipe")) is None
 
 
 def test_renamed_over(file: Path, calls: Calls) -> None:
@@ -179,7 +179,7 @@ def test_folder_that_is_made_later(tmp_path: Path) -> None:
         calls.until("one")
 
 
-def test_other_files_are_not_told(file: Path, calls: Calls) -> None:
+def test_changes_of_other_files_are_not_reported(file: Path, calls: Calls) -> None:
     (file.parent / "other").write_text("x")
     file.read_text()
     (file.parent / "other").unlink()
@@ -192,7 +192,7 @@ def test_other_files_are_not_told(file: Path, calls: Calls) -> None:
 def test_a_folder_that_is_replaced(file: Path) -> None:
     """`mv`: inotify of the folder says nothing that names the new one."""
     calls = Calls(file)
-    with ConfigWatcher(file, calls, look=0.05):
+    with ConfigWatcher(file, calls, poll_interval=0.05):
         new = file.parent.with_name("new")
         new.mkdir()
         (new / file.name).write_text("two")
@@ -220,7 +220,7 @@ def test_without_inotify(
 ) -> None:
     monkeypatch.setattr(watcher, "Observer", observer)
     calls = Calls(file)
-    with caplog.at_level(logging.WARNING), ConfigWatcher(file, calls, look=0.05):
+    with caplog.at_level(logging.WARNING), ConfigWatcher(file, calls, poll_interval=0.05):
         for content in ("two", "three"):
             file.write_text(content)
             assert calls.until(content) == 1
@@ -228,7 +228,7 @@ def test_without_inotify(
     assert "inotify limit reached" in record.getMessage()
 
 
-def test_stop_while_a_change_is_waited_for(file: Path) -> None:
+def test_stop_while_waiting_for_the_end_of_a_change(file: Path) -> None:
     calls = Calls(file)
     watcher = ConfigWatcher(file, calls)
     watcher.start()
@@ -243,4 +243,6 @@ def test_stop_while_a_change_is_waited_for(file: Path) -> None:
 def test_folders_of_a_loop_of_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    assert {folder for folder, _ in folders(str(tmp_path / "a"))} == {os.path.realpath(tmp_path)}
+    assert {folder for folder, _ in watched_folders(str(tmp_path / "a"))} == {
+        os.path.realpath(tmp_path)
+    }

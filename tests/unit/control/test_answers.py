@@ -141,7 +141,7 @@ def test_why_lists_each_check_of_a_guest_s_servers() -> None:
     assert shown(state, of=OTHER)["servers"] == []
 
 
-def test_why_tells_of_each_server_what_counts_for_it() -> None:
+def test_why_shows_what_counts_for_each_server() -> None:
     """A check that is new for the one, and fails where another service asks it already."""
     mine = (Member(guest="mine", address=ip_address("10.0.0.11")),)
     web = replace(SERVICE, checks=(HTTP,), servers=mine)

@@ -26,9 +26,9 @@ def test_no_socket(tmp_path: Path) -> None:
     assert caught.value.hint == "start it with: systemctl start xenlb"
 
 
-def test_nobody_listens(tmp_path: Path, listening: socket.socket) -> None:
+def test_a_socket_without_a_listener(tmp_path: Path, listening: socket.socket) -> None:
     listening.close()
-    with pytest.raises(ControlError, match="nobody listens at ") as caught:
+    with pytest.raises(ControlError, match="no process listens at ") as caught:
         client.call(tmp_path / "s", "status")
     assert caught.value.status == UNREACHABLE
 
@@ -50,13 +50,13 @@ def full(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 @pytest.mark.usefixtures("full")
-def test_an_agent_that_accepts_nobody(tmp_path: Path) -> None:
+def test_an_agent_that_does_not_accept_connections(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="does not accept connections") as caught:
         client.call(tmp_path / "s", "status", patience=0.2)
     assert "start it" not in caught.value.hint
 
 
-def test_a_queue_that_is_full_is_waited_for(tmp_path: Path, full: socket.socket) -> None:
+def test_the_client_waits_for_room_in_a_full_queue(tmp_path: Path, full: socket.socket) -> None:
     def serve() -> None:
         for answer in (b"", b'{"ok": 7}\n'):
             connection, _ = full.accept()
@@ -96,12 +96,12 @@ def test_an_agent_that_is_killed_before_it_reads(tmp_path: Path, listening: sock
     [
         (b"", "stopped while it answered", UNREACHABLE),
         (b'{"item": 1}\n', "stopped while it answered", UNREACHABLE),
-        (b"nonsense\n", "broke off", FAILED),
-        (b"7\n", "broke off", FAILED),
-        (b'{"error": {}}\n', "broke off", FAILED),
+        (b"nonsense\n", "connection to the agent broke", FAILED),
+        (b"7\n", "connection to the agent broke", FAILED),
+        (b'{"error": {}}\n', "connection to the agent broke", FAILED),
     ],
 )
-def test_an_agent_that_breaks_off(
+def test_an_agent_whose_connection_breaks(
     tmp_path: Path, listening: socket.socket, said: bytes, message: str, status: int
 ) -> None:
     def answer() -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from tests.unit.control.test_server import HANDLERS, NOBODY, as_root, ask
 from xenlb.control import client_limits
-from xenlb.control.client_limits import ClientLimits
+from xenlb.control.client_limits import ClientSlots
 from xenlb.control.protocol import ControlError
 from xenlb.control.server import ControlServer, Handler
 
 
-def let_in(it: ClientLimits, uid: int, number: int) -> int:
+def let_in(it: ClientSlots, uid: int, number: int) -> int:
     """How many of so many clients of a user get in."""
     inside = 0
     for _ in range(number):
@@ -27,15 +27,15 @@ def let_in(it: ClientLimits, uid: int, number: int) -> int:
     return inside
 
 
-def test_one_user_has_a_share_and_root_has_its_own() -> None:
-    it = ClientLimits()
-    assert let_in(it, 1000, 100) == client_limits.PLACES_OF_USER
+def test_a_user_has_limited_slots_and_root_has_its_own() -> None:
+    it = ClientSlots()
+    assert let_in(it, 1000, 100) == client_limits.SLOTS_OF_USER
     assert it.refusal(1000) == "the agent has too many clients of uid 1000"
     assert let_in(it, 1001, 1) == 1
-    assert sum(let_in(it, uid, 100) for uid in range(1002, 1010)) == client_limits.PLACES - 17
+    assert sum(let_in(it, uid, 100) for uid in range(1002, 1010)) == client_limits.SLOTS - 17
     assert it.refusal(2000) == "the agent has too many clients"
-    assert let_in(it, 0, 1000) == client_limits.PLACES_OF_ROOT
-    it.leave(0)
+    assert let_in(it, 0, 1000) == client_limits.SLOTS_OF_ROOT
+    it.release(0)
     assert it.refusal(0) == ""
 
 
@@ -67,7 +67,7 @@ sys.stdin.read()
 
 
 @as_root
-def test_a_reader_does_not_keep_root_out(tmp_path: Path) -> None:
+def test_a_reader_does_not_block_root(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.getuid() and parent != Path("/"):
@@ -89,19 +89,19 @@ def test_a_reader_does_not_keep_root_out(tmp_path: Path) -> None:
             return line
 
     inside, refused, error = asyncio.run(main()).split(" ", 2)
-    assert int(inside) == client_limits.PLACES_OF_USER
-    assert int(refused) == 70 - client_limits.PLACES_OF_USER
+    assert int(inside) == client_limits.SLOTS_OF_USER
+    assert int(refused) == 70 - client_limits.SLOTS_OF_USER
     assert json.loads(error)["busy"] is True
 
 
 @pytest.fixture
 def _one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_limits, "PLACES_OF_ROOT", 1)
-    monkeypatch.setattr(client_limits, "PLACES_OF_USER", 1)
+    monkeypatch.setattr(client_limits, "SLOTS_OF_ROOT", 1)
+    monkeypatch.setattr(client_limits, "SLOTS_OF_USER", 1)
 
 
 @pytest.mark.usefixtures("_one_place")
-def test_the_client_waits_for_a_place_until_its_patience_ends(tmp_path: Path) -> None:
+def test_the_client_waits_for_a_slot_until_its_patience_ends(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "s"
         async with ControlServer(path, WITH_STREAM):
@@ -134,7 +134,7 @@ while True:
 """
 
 
-def test_who_connects_without_end_keeps_nobody_out(tmp_path: Path) -> None:
+def test_a_user_who_connects_without_end_blocks_no_other_client(tmp_path: Path) -> None:
     """The queue is full all the time; commands wait in the kernel, in turn."""
 
     async def main() -> None:
@@ -155,16 +155,16 @@ def test_who_connects_without_end_keeps_nobody_out(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_places_are_given_back(tmp_path: Path) -> None:
+def test_slots_are_released(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "s"
         server = ControlServer(path, WITH_STREAM)
         async with server:
-            for _ in range(3 * client_limits.PLACES_OF_ROOT):
+            for _ in range(3 * client_limits.SLOTS_OF_ROOT):
                 _reader, writer = await asyncio.open_unix_connection(path)
                 writer.transport.abort()
             assert isinstance(await ask(path, "echo"), dict)
-            while server._places._users:
+            while server._slots._users:
                 await asyncio.sleep(0.01)
 
     asyncio.run(main())

@@ -7,13 +7,13 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.control.guest_secrets import KeyFileError, answer_to, guest_secret, master_key
+from xenlb.control.guest_secrets import KeyFileError, guest_secret, master_key, report_checksum
 
 ONE = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1")
 OTHER = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f2")
 
 
-def test_made_when_first_needed_and_kept(tmp_path: Path) -> None:
+def test_the_key_is_created_on_first_use_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "lib" / "key"
     key = master_key(path)
     assert len(key) == 32
@@ -24,7 +24,7 @@ def test_made_when_first_needed_and_kept(tmp_path: Path) -> None:
     assert master_key(tmp_path / "another") != key
 
 
-def test_of_many_who_need_it_first_one_makes_it(tmp_path: Path) -> None:
+def test_one_of_many_processes_creates_the_key(tmp_path: Path) -> None:
     for n in range(20):
         path = tmp_path / str(n)
         with ThreadPoolExecutor(8) as pool:
@@ -32,16 +32,16 @@ def test_of_many_who_need_it_first_one_makes_it(tmp_path: Path) -> None:
         assert keys == {path.read_bytes()}
 
 
-def test_one_that_others_may_read_is_not_used(tmp_path: Path) -> None:
+def test_a_key_that_other_users_may_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key"
     master_key(path)
     path.chmod(0o640)
-    with pytest.raises(KeyFileError, match="others than root may read"):
+    with pytest.raises(KeyFileError, match="other users than root may read"):
         master_key(path)
 
 
 @pytest.mark.parametrize("held", [b"", b"x" * 31, b"x" * 33])
-def test_one_that_was_cut_is_not_used(tmp_path: Path, held: bytes) -> None:
+def test_a_truncated_key_is_refused(tmp_path: Path, held: bytes) -> None:
     path = tmp_path / "key"
     path.touch(mode=0o600)
     path.write_bytes(held)
@@ -57,19 +57,19 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         master_key(tmp_path / "key")
 
 
-def test_secrets_and_answers() -> None:
+def test_secrets_and_checksums() -> None:
     """Fixed values: guests hold what came of them, so they must never change."""
     secret = guest_secret(b"k" * 32, ONE)
     assert secret == "cf854419c2cb6264800f316a653a8609219d3fbbee438e3ca234e02f0dbb855f"
     assert guest_secret(b"k" * 32, OTHER) != secret
     assert guest_secret(b"l" * 32, ONE) != secret
     answers = {
-        answer_to("00", secret=secret, word="leaving"),
-        answer_to("01", secret=secret, word="leaving"),
-        answer_to("00", secret=secret, word="staying"),
-        answer_to("00", secret="ab", word="leaving"),
+        report_checksum("00", secret=secret, word="leaving"),
+        report_checksum("01", secret=secret, word="leaving"),
+        report_checksum("00", secret=secret, word="staying"),
+        report_checksum("00", secret="ab", word="leaving"),
     }
     assert len(answers) == 4
-    assert answer_to("00", secret="ab", word="leaving") == (
+    assert report_checksum("00", secret="ab", word="leaving") == (
         "acab7b5bfadd48164198a8e226ee617f34acac2af7fd2cae1aa974b685638acf"  # sha256sum's
     )

@@ -72,7 +72,7 @@ async def raw(path: Path, data: bytes, *, half_close: bool = False) -> dict[str,
     return answer
 
 
-def test_a_socket_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+def test_a_removed_socket_is_created_again(tmp_path: Path) -> None:
     """And its lock; until then the client says what is the matter."""
     folder = tmp_path / "run"
     path = folder / "s"
@@ -83,16 +83,16 @@ def test_a_socket_that_was_removed_is_made_anew(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
 
     async def main() -> None:
-        async with ControlServer(path, HANDLERS, look=0.05):
+        async with ControlServer(path, HANDLERS, check_interval=0.05):
             path.unlink()
             await back()
             assert await ask(path, "echo")
             shutil.rmtree(folder)
             await back()
             assert await ask(path, "echo")
-            with pytest.raises(ControlError, match="another xenlb works on the table"):
+            with pytest.raises(ControlError, match="another xenlb manages the table"):
                 Lock(path).take()
-        async with ControlServer(path, HANDLERS, look=3600.0):
+        async with ControlServer(path, HANDLERS, check_interval=3600.0):
             path.unlink()
             with pytest.raises(ControlError) as caught:
                 await ask(path, "echo")
@@ -103,7 +103,7 @@ def test_a_socket_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_an_order_that_its_caller_has_given_up_is_refused(tmp_path: Path) -> None:
+def test_an_expired_request_is_refused(tmp_path: Path) -> None:
     """As by an agent that hung; who only reads does no harm."""
 
     async def main() -> None:
@@ -112,7 +112,7 @@ def test_an_order_that_its_caller_has_given_up_is_refused(tmp_path: Path) -> Non
             answer = await raw(
                 tmp_path / "s", json.dumps({"verb": "write", **late}).encode() + b"\n"
             )
-            assert "write was asked for too long ago" in str(answer["error"])
+            assert "the request write has expired" in str(answer["error"])
             answer = await raw(
                 tmp_path / "s", json.dumps({"verb": "echo", **late}).encode() + b"\n"
             )
@@ -135,7 +135,7 @@ def test_one_answer(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_items_as_they_come(tmp_path: Path) -> None:
+def test_items_arrive_as_they_are_made(tmp_path: Path) -> None:
     async def main() -> None:
         async with ControlServer(tmp_path / "s", HANDLERS):
             items = await asyncio.to_thread(
@@ -169,7 +169,7 @@ def test_errors_reach_the_client(tmp_path: Path, verb: str, message: str, status
 @pytest.mark.parametrize(
     "line", [b"{\n", b"[]\n", b"\n", b'{"verb": 7}\n', b"\xff\n", b"[" * 60000]
 )
-def test_what_is_no_request(tmp_path: Path, line: bytes) -> None:
+def test_malformed_requests(tmp_path: Path, line: bytes) -> None:
     async def main() -> None:
         async with ControlServer(tmp_path / "s", HANDLERS):
             answer = await raw(tmp_path / "s", line, half_close=True)
@@ -198,7 +198,7 @@ def test_a_client_that_closes_its_side_after_asking_is_answered(tmp_path: Path) 
     asyncio.run(main())
 
 
-def test_stuck_clients_hold_nobody_up(tmp_path: Path) -> None:
+def test_stuck_clients_do_not_delay_others(tmp_path: Path) -> None:
     """Some say nothing, some ask for much and read nothing: others are served, they are cut."""
 
     async def main() -> None:
@@ -291,7 +291,7 @@ def test_a_big_answer_arrives_whole_and_lets_others_in(tmp_path: Path) -> None:
     assert order == ["small", "big"]
 
 
-def test_rights_of_the_socket(tmp_path: Path) -> None:
+def test_permissions_of_the_socket(tmp_path: Path) -> None:
     """The group that may read where there is one, else its owner alone."""
     group = _own_group()
 
@@ -368,7 +368,7 @@ asyncio.run(main())
 """
 
 
-def test_a_second_agent_is_refused_and_a_killed_one_is_followed(tmp_path: Path) -> None:
+def test_a_second_agent_is_refused_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
 
     async def second() -> str:
@@ -380,9 +380,7 @@ def test_a_second_agent_is_refused_and_a_killed_one_is_followed(tmp_path: Path) 
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == b"ready\n"
-        with pytest.raises(
-            ControlError, match=f"another xenlb works on the table, pid {first.pid}"
-        ):
+        with pytest.raises(ControlError, match=f"another xenlb manages the table, pid {first.pid}"):
             asyncio.run(second())
         assert client.call(path, "who") == "first", "the refused one broke nothing"
     finally:
@@ -392,7 +390,7 @@ def test_a_second_agent_is_refused_and_a_killed_one_is_followed(tmp_path: Path) 
     assert "echo" in asyncio.run(second())
 
 
-def test_a_socket_of_another_is_not_removed(tmp_path: Path) -> None:
+def test_the_socket_of_another_server_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "s"
 
     async def main() -> None:

@@ -16,7 +16,12 @@ import pytest
 from tests.unit.director.netns import in_own_network, sh
 from xenlb.director.addresses import PlacedAddress, ServiceAddresses
 from xenlb.director.announce import arp_frame
-from xenlb.director.interface import AddressChange, Changes, sources, towards
+from xenlb.director.interface import (
+    AddressChange,
+    ChangeListener,
+    outgoing_interfaces,
+    source_addresses,
+)
 from xenlb.ipvs.table import IPAddress
 
 A, B, V6 = ip_address("192.0.2.10"), ip_address("192.0.2.11"), ip_address("2001:db8::10")
@@ -56,7 +61,7 @@ async def kept(
     *addresses: IPAddress, name: str = "v0", owned: frozenset[PlacedAddress] = frozenset()
 ) -> AsyncIterator[ServiceAddresses]:
     keeper = ServiceAddresses(owned)
-    keeper.want(name, frozenset(addresses))
+    keeper.set_wanted(name, frozenset(addresses))
     task = asyncio.create_task(keeper.run())
     try:
         yield keeper
@@ -123,7 +128,7 @@ def test_added_and_left_in_place(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_the_host_does_not_take_them_as_its_source() -> None:
+def test_the_host_does_not_use_them_as_source() -> None:
     interface()
     sh("""
     ip addr add 192.0.2.1/24 dev v0
@@ -157,7 +162,7 @@ def test_a_restart_changes_nothing(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_put_back_when_somebody_removes_it(journal: list[str]) -> None:
+def test_put_back_when_another_program_removes_it(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
@@ -166,13 +171,13 @@ def test_put_back_when_somebody_removes_it(journal: list[str]) -> None:
             journal.clear()
             sh("ip addr del 192.0.2.11/32 dev v0")
             await eventually(lambda: len(on("v0")) == 3)
-            assert journal == ["put back 192.0.2.11/32 on v0: removed by somebody"]
+            assert journal == ["put back 192.0.2.11/32 on v0: another program removed it"]
             sh("ip addr flush dev v0 scope global")
             await eventually(lambda: "192.0.2.10/32" in on("v0") and "2001:db8::10/128" in on("v0"))
             await eventually(lambda: keeper.present == ALL and not keeper.problems)
 
     check(main)
-    assert "put back 2001:db8::10/128 on v0: removed by somebody" in journal
+    assert "put back 2001:db8::10/128 on v0: another program removed it" in journal
 
 
 @in_own_network
@@ -206,7 +211,7 @@ def test_put_back_after_a_flap(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_put_back_when_the_interface_is_made_anew(journal: list[str]) -> None:
+def test_put_back_when_the_interface_is_created_again(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
@@ -217,7 +222,7 @@ def test_put_back_when_the_interface_is_made_anew(journal: list[str]) -> None:
             interface()
             await eventually(lambda: len(on("v0")) == 2)
             await eventually(lambda: not keeper.problems)
-            assert "put back 192.0.2.10/32 on v0: the interface was made anew" in journal
+            assert "put back 192.0.2.10/32 on v0: the interface was created again" in journal
 
             sh("ip link del v0")
             await eventually(lambda: keeper.problems.get(A) == "there is no interface v0")
@@ -288,9 +293,9 @@ def test_what_was_there_before_is_accepted_and_never_removed() -> None:
             await eventually(lambda: len(keeper.present) == 2)
             assert keeper.owned == frozenset()
             assert keeper.problems == {}
-            keeper.want("v0", frozenset({B}))
+            keeper.set_wanted("v0", frozenset({B}))
             await eventually(lambda: keeper.present == {B})
-            keeper.want("v0", frozenset())
+            keeper.set_wanted("v0", frozenset())
             await eventually(lambda: keeper.owned == frozenset())
         assert sh("ip -d addr show dev v0") == before
 
@@ -306,29 +311,29 @@ def test_a_new_configuration(journal: list[str]) -> None:
         async with kept(A, B) as keeper:
             await eventually(lambda: keeper.present == {A, B})
             journal.clear()
-            keeper.want("v0", frozenset({A, V6}))
+            keeper.set_wanted("v0", frozenset({A, V6}))
             await eventually(lambda: keeper.present == {A, V6} and len(keeper.owned) == 2)
             assert set(on("v0")) == {"192.0.2.10/32", "2001:db8::10/128"}
             assert journal == [
                 "added 2001:db8::10/128 on v0",
-                "removed 192.0.2.11/32 on v0: no service has it any more there",
+                "removed 192.0.2.11/32 on v0: no service needs it there any more",
             ]
-            keeper.want("v1", frozenset({A}))
+            keeper.set_wanted("v1", frozenset({A}))
             await eventually(lambda: keeper.owned == {PlacedAddress(interface="v1", address=A)})
             assert on("v1") == {"192.0.2.10/32": ""}
             assert on("v0") == {}
             assert keeper.problems == {}
             assert journal[2:] == [
                 "added 192.0.2.10/32 on v1",
-                "removed 192.0.2.10/32 on v0: no service has it any more there",
-                "removed 2001:db8::10/128 on v0: no service has it any more there",
+                "removed 192.0.2.10/32 on v0: no service needs it there any more",
+                "removed 2001:db8::10/128 on v0: no service needs it there any more",
             ]
 
     check(main)
 
 
 @in_own_network
-def test_addresses_of_an_earlier_agent_that_nobody_wants_now() -> None:
+def test_unwanted_addresses_of_an_earlier_agent_are_removed() -> None:
     interface()
     sh("""
     ip addr add 192.0.2.10/32 dev v0
@@ -361,7 +366,7 @@ def test_an_address_on_another_interface_is_left_there() -> None:
     async def main() -> None:
         async with kept(A, B) as keeper:
             await eventually(lambda: keeper.present == {B})
-            assert keeper.problems == {A: "it is on v1 of this host, and left there"}
+            assert keeper.problems == {A: "it is on interface v1 of this host already"}
             assert on("v1") == {"192.0.2.10/32": ""}
             assert on("v0") == {"192.0.2.11/32": ""}
             sh("ip addr del 192.0.2.10/32 dev v1")
@@ -372,21 +377,21 @@ def test_an_address_on_another_interface_is_left_there() -> None:
 
 
 @in_own_network
-def test_leave_touches_nothing(journal: list[str]) -> None:
+def test_disown_changes_nothing(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
         keeper = ServiceAddresses(frozenset({PlacedAddress(interface="v0", address=B)}))
         sh("ip addr add 192.0.2.11/32 dev v0")
-        keeper.leave()
+        keeper.disown()
         assert keeper.owned == frozenset()
         task = asyncio.create_task(keeper.run())
         await asyncio.sleep(0.1)
         assert on("v0") == {"192.0.2.11/32": ""}
 
-        keeper.want("v0", frozenset({A}))
+        keeper.set_wanted("v0", frozenset({A}))
         await eventually(lambda: keeper.present == {A})
-        keeper.leave()
+        keeper.disown()
         journal.clear()
         sh("ip addr flush dev v0")
         await asyncio.sleep(0.3)
@@ -399,7 +404,7 @@ def test_leave_touches_nothing(journal: list[str]) -> None:
 
 
 @in_own_network
-def test_not_permitted_is_said_and_tried_again() -> None:
+def test_a_missing_permission_is_reported_and_tried_again() -> None:
     interface()
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     all_of_them = (ctypes.c_uint32 * 6)()
@@ -421,7 +426,7 @@ def test_not_permitted_is_said_and_tried_again() -> None:
 
 
 @in_own_network
-def test_ipv6_disabled_is_said_with_its_cure() -> None:
+def test_disabled_ipv6_is_reported_with_a_remedy() -> None:
     interface()
     sh("sysctl -qw net.ipv6.conf.v0.disable_ipv6=1")
 
@@ -440,7 +445,7 @@ def test_ipv6_disabled_is_said_with_its_cure() -> None:
 
 
 @in_own_network
-def test_a_fight_is_not_fought_at_full_speed(journal: list[str]) -> None:
+def test_an_address_that_keeps_vanishing_is_put_back_ever_slower(journal: list[str]) -> None:
     interface()
 
     async def main() -> None:
@@ -451,17 +456,17 @@ def test_a_fight_is_not_fought_at_full_speed(journal: list[str]) -> None:
                 await eventually(lambda: said in journal or "192.0.2.10/32" in on("v0"))
                 if said in journal:
                     break
-            assert keeper.problems == {A: "somebody keeps removing it from v0"}
+            assert keeper.problems == {A: "another program keeps removing it from v0"}
             await eventually(lambda: not keeper.problems)
             assert len(on("v0")) == 2
 
-    said = "service address 192.0.2.10: somebody keeps removing it from v0"
+    said = "service address 192.0.2.10: another program keeps removing it from v0"
     check(main)
-    assert journal.count("put back 192.0.2.10/32 on v0: removed by somebody") >= 3
+    assert journal.count("put back 192.0.2.10/32 on v0: another program removed it") >= 3
 
 
 @in_own_network
-def test_messages_lost_for_want_of_room() -> None:
+def test_lost_messages_count_as_a_change() -> None:
     """The kernel drops messages when nobody reads them; what they told is found anyway."""
     interface()
     batch = "addr add 192.0.2.11/32 dev w0\naddr del 192.0.2.11/32 dev w0\n" * 2000
@@ -481,7 +486,7 @@ def test_messages_lost_for_want_of_room() -> None:
 
 
 @in_own_network
-def test_the_neighbours_are_told() -> None:
+def test_the_neighbours_get_announcements() -> None:
     interface()
     (described,) = json.loads(sh("ip -j link show dev v0"))
     hardware = bytes.fromhex(described["address"].replace(":", ""))
@@ -529,7 +534,7 @@ def test_the_neighbours_are_told() -> None:
 
 
 @in_own_network
-def test_other_interfaces_are_not_listened_to() -> None:
+def test_changes_of_other_interfaces_are_ignored() -> None:
     interface()
     heard: list[AddressChange] = []
 
@@ -538,7 +543,7 @@ def test_other_interfaces_are_not_listened_to() -> None:
 
     async def main() -> None:
         await eventually(settled)
-        with Changes(heard.append) as changes:
+        with ChangeListener(heard.append) as changes:
             changes.watch("v0", socket.if_nametoindex("v0"), {A})
             for number in range(5):
                 interface(f"vif{number}.0", f"p{number}")
@@ -557,7 +562,7 @@ def test_other_interfaces_are_not_listened_to() -> None:
 
 
 @in_own_network
-def test_problems_and_ownership_are_told() -> None:
+def test_changes_of_problems_and_ownership_are_reported() -> None:
     interface()
 
     async def main() -> None:
@@ -566,12 +571,12 @@ def test_problems_and_ownership_are_told() -> None:
         def changed() -> None:
             seen.append((len(keeper.owned), len(keeper.problems)))
 
-        keeper = ServiceAddresses(changed=changed)
-        keeper.want("v0", frozenset({A}))
-        await keeper.settle()
-        keeper.want("nope0", frozenset({A}))
-        await keeper.settle()
-        await keeper.settle()
+        keeper = ServiceAddresses(on_change=changed)
+        keeper.set_wanted("v0", frozenset({A}))
+        await keeper.reconcile()
+        keeper.set_wanted("nope0", frozenset({A}))
+        await keeper.reconcile()
+        await keeper.reconcile()
         assert seen == [(1, 0), (1, 1)]
 
     check(main)
@@ -585,23 +590,23 @@ def test_an_address_stays_until_it_is_at_its_new_place() -> None:
 
     async def main() -> None:
         keeper = ServiceAddresses()
-        keeper.want("v0", frozenset({A, V6}))
-        await keeper.settle()
+        keeper.set_wanted("v0", frozenset({A, V6}))
+        await keeper.reconcile()
         for name, why in (("v9", "there is no interface v9"), ("v1", "v1 is down")):
-            keeper.want(name, frozenset({A, V6}))
-            await keeper.settle()
+            keeper.set_wanted(name, frozenset({A, V6}))
+            await keeper.reconcile()
             assert set(on("v0")) == {"192.0.2.10/32", "2001:db8::10/128"}
             assert keeper.problems == dict.fromkeys((A, V6), f"{why}; it stays on v0 until then")
             # A restarted agent knows that the address on v0 is its own.
             keeper = ServiceAddresses(keeper.owned)
-            keeper.want(name, frozenset({A, V6}))
-            await keeper.settle()
+            keeper.set_wanted(name, frozenset({A, V6}))
+            await keeper.reconcile()
             assert set(on("v0")) == {"192.0.2.10/32", "2001:db8::10/128"}
         sh("""
         ip link set w1 up
         ip link set v1 up
         """)
-        await keeper.settle()
+        await keeper.reconcile()
         assert set(on("v1")) == {"192.0.2.10/32", "2001:db8::10/128"}
         assert on("v0") == {}
         assert keeper.problems == {}
@@ -610,7 +615,7 @@ def test_an_address_stays_until_it_is_at_its_new_place() -> None:
 
 
 @in_own_network
-def test_the_way_towards_a_server() -> None:
+def test_interface_and_source_address_for_a_server() -> None:
     interface()
     interface("v1", "w1")
     sh("""
@@ -619,10 +624,10 @@ def test_the_way_towards_a_server() -> None:
     """)
 
     async def main() -> None:
-        assert await towards([A, B]) == {"v0"}
-        assert await towards([A, V6]) == {"v0", "v1"}
-        assert await towards([ip_address("203.0.113.1")]) == frozenset()
-        found = await sources([B, V6, ip_address("203.0.113.1")])
+        assert await outgoing_interfaces([A, B]) == {"v0"}
+        assert await outgoing_interfaces([A, V6]) == {"v0", "v1"}
+        assert await outgoing_interfaces([ip_address("203.0.113.1")]) == frozenset()
+        found = await source_addresses([B, V6, ip_address("203.0.113.1")])
         assert {str(to): str(by) for to, by in found.items()} == {
             str(B): "192.0.2.1",
             str(V6): "2001:db8::1",

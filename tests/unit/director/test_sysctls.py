@@ -13,7 +13,13 @@ import pytest
 
 from tests.unit.director.netns import in_own_network, sh
 from xenlb.director import sysctls
-from xenlb.director.sysctls import Scope, SysctlFinding, SysctlRequirement, apply, needed
+from xenlb.director.sysctls import (
+    Scope,
+    SysctlFinding,
+    SysctlRequirement,
+    apply,
+    required_sysctls,
+)
 from xenlb.ipvs.table import Family, Forwarding
 from xenlb.model.settings import Director, Port, ServiceSettings, Settings, SysctlPolicy
 
@@ -52,25 +58,25 @@ MASQUERADE = {
 }
 
 
-def test_no_services_no_needs() -> None:
-    assert needed(Settings(), NEW, forwards=True) == ()
+def test_without_services_nothing_is_required() -> None:
+    assert required_sysctls(Settings(), NEW, forwards=True) == ()
 
 
 def test_masquerading() -> None:
-    assert values(needed(settings(Forwarding.MASQUERADE), NEW)) == MASQUERADE
+    assert values(required_sysctls(settings(Forwarding.MASQUERADE), NEW)) == MASQUERADE
 
 
 def test_masquerading_ipv6() -> None:
-    assert values(needed(settings(Forwarding.MASQUERADE, v6=True), NEW)) == {
+    assert values(required_sysctls(settings(Forwarding.MASQUERADE, v6=True), NEW)) == {
         "net.ipv4.vs.expire_nodest_conn": 1,
         "net.ipv4.vs.conn_reuse_mode": 1,
         "net.ipv6.conf.all.forwarding": 1,
     }
 
 
-def test_router_advertisements_are_heeded_before_forwarding() -> None:
+def test_router_advertisements_are_accepted_before_forwarding() -> None:
     masqueraded = settings(Forwarding.MASQUERADE, v6=True)
-    needs = needed(masqueraded, NEW, advertised={"eth0.7", "br0"})
+    needs = required_sysctls(masqueraded, NEW, advertised_interfaces={"eth0.7", "br0"})
     assert [(need.name, need.value) for need in needs[2:]] == [
         ("net.ipv6.conf.br0.accept_ra", 2),
         ("net.ipv6.conf.eth0/7.accept_ra", 2),
@@ -80,30 +86,30 @@ def test_router_advertisements_are_heeded_before_forwarding() -> None:
         "sysctl -w net.ipv6.conf.br0.accept_ra=2 net.ipv6.conf.eth0/7.accept_ra=2"
         " net.ipv6.conf.all.forwarding=1"
     )
-    four = needed(settings(Forwarding.MASQUERADE), NEW, advertised={"eth0"})
+    four = required_sysctls(settings(Forwarding.MASQUERADE), NEW, advertised_interfaces={"eth0"})
     assert "accept_ra" not in str(values(four))
 
 
 def test_old_kernels_delay_reused_ports_in_mode_1() -> None:
-    needs = values(needed(settings(Forwarding.MASQUERADE), (5, 8)))
+    needs = values(required_sysctls(settings(Forwarding.MASQUERADE), (5, 8)))
     assert needs == MASQUERADE | {"net.ipv4.vs.conn_reuse_mode": 0}
 
 
 def test_persistent_services() -> None:
-    needs = values(needed(settings(Forwarding.MASQUERADE, persistence=300), NEW))
+    needs = values(required_sysctls(settings(Forwarding.MASQUERADE, persistence=300), NEW))
     assert needs == MASQUERADE | {"net.ipv4.vs.expire_quiescent_template": 1}
 
 
 @pytest.mark.parametrize("method", [Forwarding.GATEWAYING, Forwarding.TUNNEL])
-def test_answers_that_pass_this_host(method: Forwarding) -> None:
-    ipvs_only = values(needed(settings(method), NEW))
+def test_replies_that_pass_through_this_host(method: Forwarding) -> None:
+    ipvs_only = values(required_sysctls(settings(method), NEW))
     # 3: their connections' ends are seen from one side only.
     assert ipvs_only == {
         "net.ipv4.vs.expire_nodest_conn": 1,
         "net.ipv4.vs.conn_reuse_mode": 3,
     }
-    assert values(needed(settings(method), (5, 8)))["net.ipv4.vs.conn_reuse_mode"] == 0
-    forwards = needed(settings(method), NEW, forwards=True, towards={"xenbr1"})
+    assert values(required_sysctls(settings(method), (5, 8)))["net.ipv4.vs.conn_reuse_mode"] == 0
+    forwards = required_sysctls(settings(method), NEW, forwards=True, server_interfaces={"xenbr1"})
     assert values(forwards) == ipvs_only | {
         "net.ipv4.conf.all.rp_filter": 0,
         "net.ipv4.conf.xenbr1.accept_local": 1,
@@ -114,8 +120,8 @@ def test_answers_that_pass_this_host(method: Forwarding) -> None:
         "net.ipv4.conf.eth0/7.rp_filter": 0,
         "net.ipv4.conf.all.rp_filter": 0,
     }
-    assert values(needed(settings(method), NEW, forwards=True)) == ipvs_only | routed
-    both = values(needed(settings(method, Forwarding.MASQUERADE), NEW))
+    assert values(required_sysctls(settings(method), NEW, forwards=True)) == ipvs_only | routed
+    both = values(required_sysctls(settings(method, Forwarding.MASQUERADE), NEW))
     assert both == MASQUERADE | ipvs_only | routed
 
 
@@ -160,7 +166,7 @@ class Proc:
     def apply(
         self, policy: SysctlPolicy, needs: tuple[SysctlRequirement, ...]
     ) -> sysctls.SysctlOutcome:
-        return apply(needs, policy, root=self.root, persisted=self.persisted)
+        return apply(needs, policy, root=self.root, file=self.persisted)
 
 
 @pytest.fixture
@@ -168,7 +174,9 @@ def proc(tmp_path: Path) -> Proc:
     return Proc(tmp_path)
 
 
-BOTH = needed(settings(Forwarding.MASQUERADE, Forwarding.GATEWAYING, persistence=300), NEW)
+BOTH = required_sysctls(
+    settings(Forwarding.MASQUERADE, Forwarding.GATEWAYING, persistence=300), NEW
+)
 
 
 def test_ipvs_sets_those_of_ipvs_and_reports_the_rest(
@@ -182,14 +190,14 @@ def test_ipvs_sets_those_of_ipvs_and_reports_the_rest(
         "net/ipv4/vs/expire_quiescent_template": "1",
         "net/ipv4/vs/conn_reuse_mode": "3",
     }
-    assert [(change.need.name, change.old) for change in outcome.changes] == [
+    assert [(change.required.name, change.old) for change in outcome.changes] == [
         ("net.ipv4.vs.expire_nodest_conn", 0),
         ("net.ipv4.vs.expire_quiescent_template", 0),
         ("net.ipv4.vs.conn_reuse_mode", 1),
     ]
     assert [record.message for record in caplog.records] == [str(c) for c in outcome.changes]
     assert caplog.records[0].message.startswith("net.ipv4.vs.expire_nodest_conn: 0 → 1 (so that")
-    assert [(f.name, f.have, f.want, f.fix) for f in outcome.findings] == [
+    assert [(f.name, f.value, f.required, f.fix) for f in outcome.findings] == [
         ("net.ipv4.ip_forward", 0, 1, "sysctl -w net.ipv4.ip_forward=1"),
         (
             "net.ipv4.conf.eth0/7.accept_local",
@@ -240,10 +248,10 @@ def test_a_folder_that_is_not_there_is_a_finding(proc: Proc) -> None:
     proc.persisted.parent.rmdir()
     (finding,) = proc.apply(SysctlPolicy.APPLY, BOTH).findings
     assert finding.name == str(proc.persisted)
-    assert finding.trouble == "no such file or directory"
+    assert finding.error == "no such file or directory"
 
 
-def test_a_mode_that_does_more_is_left(proc: Proc) -> None:
+def test_an_accepted_other_value_is_left(proc: Proc) -> None:
     proc.file("net/ipv4/vs/conn_reuse_mode").write_text("3\n")
     proc.apply(SysctlPolicy.APPLY, BOTH)
     assert proc.file("net/ipv4/vs/conn_reuse_mode").read_text() == "3\n"
@@ -253,7 +261,7 @@ def test_no_ipvs_is_one_finding(proc: Proc) -> None:
     for file in proc.file("net/ipv4/vs").iterdir():
         file.unlink()
     proc.file("net/ipv4/vs").rmdir()
-    outcome = proc.apply(SysctlPolicy.IPVS, needed(settings(Forwarding.GATEWAYING), NEW))
+    outcome = proc.apply(SysctlPolicy.IPVS, required_sysctls(settings(Forwarding.GATEWAYING), NEW))
     (finding,) = outcome.findings
     assert str(finding) == (
         "net.ipv4.vs is missing; this kernel has no IPVS, or its module is not loaded"
@@ -264,28 +272,28 @@ def test_no_ipvs_is_one_finding(proc: Proc) -> None:
 def test_a_sysctl_that_the_kernel_does_not_have(proc: Proc) -> None:
     proc.file("net/ipv4/vs/conn_reuse_mode").unlink()
     outcome = proc.apply(SysctlPolicy.APPLY, BOTH)
-    assert [(f.name, f.have) for f in outcome.findings] == [("net.ipv4.vs.conn_reuse_mode", None)]
+    assert [(f.name, f.value) for f in outcome.findings] == [("net.ipv4.vs.conn_reuse_mode", None)]
 
 
 @in_own_network
-def test_the_real_thing_and_what_it_refuses(tmp_path: Path) -> None:
+def test_the_kernel_and_a_value_that_it_refuses(tmp_path: Path) -> None:
     """The kernel's own /proc/sys/net of a name space; a value that it does not take."""
-    assert sysctls.read("net.ipv4.conf.lo.accept_local") == 0
+    assert sysctls.read_sysctl("net.ipv4.conf.lo.accept_local") == 0
     needs = tuple(
-        SysctlRequirement(name=f"net.ipv4.conf.{name}", value=value, why="so", scope=Scope.NET)
+        SysctlRequirement(name=f"net.ipv4.conf.{name}", value=value, why="so")
         for name, value in (("lo.accept_local", 1), ("lo.rp_filter", 1 << 40))
     )
-    outcome = apply(needs, SysctlPolicy.APPLY, persisted=tmp_path / "90-xenlb.conf")
+    outcome = apply(needs, SysctlPolicy.APPLY, file=tmp_path / "90-xenlb.conf")
     assert [change.old for change in outcome.changes] == [0]
-    assert sysctls.read("net.ipv4.conf.lo.accept_local") == 1
+    assert sysctls.read_sysctl("net.ipv4.conf.lo.accept_local") == 1
     assert outcome.findings == (
         SysctlFinding(
             name="net.ipv4.conf.lo.rp_filter",
-            have=sysctls.read("net.ipv4.conf.lo.rp_filter"),
-            want=1 << 40,
+            value=sysctls.read_sysctl("net.ipv4.conf.lo.rp_filter"),
+            required=1 << 40,
             why="so",
             fix=f"sysctl -w net.ipv4.conf.lo.rp_filter={1 << 40}",
-            trouble="invalid argument",
+            error="invalid argument",
         ),
     )
 
@@ -326,32 +334,38 @@ def test_the_default_route_by_router_advertisement_stays(
             break
         time.sleep(0.1)
     assert "dev v0 proto ra" in default_route()
-    assert sysctls.advertised() == {"v0"}
-    needs = needed(settings(Forwarding.MASQUERADE, v6=True), NEW, advertised=sysctls.advertised())
+    assert sysctls.router_advertisement_interfaces() == {"v0"}
+    needs = required_sysctls(
+        settings(Forwarding.MASQUERADE, v6=True),
+        NEW,
+        advertised_interfaces=sysctls.router_advertisement_interfaces(),
+    )
     net = tuple(need for need in needs if need.scope is Scope.NET)
     if not set_before:  # as it was: this is what the fault looks like
         sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
         assert default_route() == ""
         return
-    outcome = apply(net, SysctlPolicy.APPLY, persisted=tmp_path / "90-xenlb.conf")
+    outcome = apply(net, SysctlPolicy.APPLY, file=tmp_path / "90-xenlb.conf")
     assert outcome.findings == ()
-    assert [change.need.name for change in outcome.changes] == [
+    assert [change.required.name for change in outcome.changes] == [
         "net.ipv6.conf.v0.accept_ra",
         "net.ipv6.conf.all.forwarding",
     ]
     assert "dev v0 proto ra" in default_route()
-    assert sysctls.advertised() == {"v0"}, "it is persisted the next time, too"
+    assert sysctls.router_advertisement_interfaces() == {"v0"}, "it is persisted the next time, too"
 
 
-def test_what_must_be_first_and_is_not_leaves_the_rest(tmp_path: Path) -> None:
+def test_an_unmet_first_requirement_leaves_the_sysctl(tmp_path: Path) -> None:
     conf = tmp_path / "net/ipv6/conf"
     for name in ("all", "v0"):
         (conf / name).mkdir(parents=True)
     (conf / "all/forwarding").write_text("0\n")
     (conf / "v0/accept_ra").mkdir()  # cannot be read or set
-    needs = needed(settings(Forwarding.MASQUERADE, v6=True), NEW, advertised={"v0"})
+    needs = required_sysctls(
+        settings(Forwarding.MASQUERADE, v6=True), NEW, advertised_interfaces={"v0"}
+    )
     net = tuple(need for need in needs if need.scope is Scope.NET)
-    outcome = apply(net, SysctlPolicy.APPLY, root=tmp_path, persisted=tmp_path / "conf")
+    outcome = apply(net, SysctlPolicy.APPLY, root=tmp_path, file=tmp_path / "conf")
     assert outcome.changes == ()
     assert (conf / "all/forwarding").read_text() == "0\n"
     assert "net.ipv6.conf.v0.accept_ra is not 2 yet" in str(outcome.findings[-1])

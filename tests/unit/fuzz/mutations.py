@@ -1,7 +1,6 @@
-"""Foreign input as Hypothesis makes it: from a corpus of what is right, damaged here and there.
+"""Untrusted input made by Hypothesis: from a corpus of valid input with some damage.
 
-A corpus has whole messages, from real programs where there are some. What is found wrong once
-becomes an entry of it.
+A corpus has whole messages, of real programs where possible. Input that once failed is added.
 """
 
 import os
@@ -28,7 +27,7 @@ TOKENS = (
 
 @st.composite
 def damaged(draw: st.DrawFn, corpus: Sequence[bytes]) -> bytes:
-    """An entry of the corpus, or two, with up to five changes; now and then anything."""
+    """One or two entries of the corpus with up to five changes; sometimes any bytes."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=200))
     data = draw(st.sampled_from(corpus))
@@ -58,7 +57,7 @@ def damaged(draw: st.DrawFn, corpus: Sequence[bytes]) -> bytes:
 
 @st.composite
 def pieces(draw: st.DrawFn, corpus: Sequence[bytes]) -> list[bytes]:
-    """The same as it may arrive: in pieces, some of one byte."""
+    """The same in pieces, some of one byte."""
     data = draw(damaged(corpus))
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=6)))
     ends = [*cuts, len(data)]

@@ -1,5 +1,5 @@
-"""Whatever guests, servers, programs, hooks, libvirt, the kernel or a file say: it is read, or
-refused by the error that is declared for it.
+"""Any text of guests, servers, programs, hooks, libvirt, the kernel or files: it is parsed, or
+refused with the declared error.
 """
 
 import base64
@@ -14,9 +14,11 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 
+from tests.ipvsadm.options import ParseError
+from tests.ipvsadm.parse import parse as read_ipvsadm
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged
 from tests.unit.guestside.inspect.test_parse import REAL
-from tests.unit.store.test_state_file import saved
+from tests.unit.store.test_state_file import recorded, saved
 from xenlb.guestside.inspect.parse import ObserveError, output_budget, parse_observed
 from xenlb.guestside.install.manifest import BadManifest
 from xenlb.guestside.install.manifest import parse as read_manifest
@@ -28,16 +30,14 @@ from xenlb.hypervisor.libvirt import hooks, qmp
 from xenlb.hypervisor.libvirt.domain_xml import interfaces
 from xenlb.hypervisor.libvirt.metadata import read_metadata
 from xenlb.hypervisor.libvirt.xml_text import Malformed
-from xenlb.hypervisor.xenstore.guest_settings import understood
+from xenlb.hypervisor.xenstore.guest_settings import parse_answer
 from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Type, encode, strings
-from xenlb.ipvs import connections, wire
-from xenlb.ipvs.codec import decode_server, decode_service
-from xenlb.ipvs.options import ParseError
-from xenlb.ipvs.parse import parse as read_ipvsadm
+from xenlb.ipvs import connections, netlink
+from xenlb.ipvs.netlink_codec import decode_server, decode_service
 from xenlb.ipvs.table import Family
 from xenlb.model.checks import Exec, Share
 from xenlb.model.domain import GuestId
-from xenlb.store import state_codec, state_file
+from xenlb.store import saved_state, state_file
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.json_text import json_value
 from xenlb.untrusted.printable import LONGEST, first_line
@@ -70,7 +70,7 @@ def words(data: bytes) -> None:
 
 
 def line_of_an_agent(data: bytes) -> None:
-    answer = agent.understood(data[:256], "here")
+    answer = agent.parse_state(data[:256], "here")
     assert answer.detail.isprintable()
     assert answer.share is None or answer.share >= 0
 
@@ -78,7 +78,7 @@ def line_of_an_agent(data: bytes) -> None:
 def output_of_a_program(data: bytes) -> None:
     asks = Exec(command=("/check",), share=Share())
     for status in (0, 1, 2, 3, 126, -9):
-        assert program.judged(asks, status, text(data)).detail.isprintable()
+        assert program.answer_for_status(asks, status, text(data)).detail.isprintable()
 
 
 def metadata(data: bytes) -> None:
@@ -93,11 +93,11 @@ def xenstore(data: bytes) -> None:
 
 def details_of_qmp(data: bytes) -> None:
     for name in qmp.EVENTS:
-        qmp.read(name, text(data), guest=GUEST, incarnation=None, at=0.0)
+        qmp.hypervisor_event(name, text(data), guest=GUEST, incarnation=None, at=0.0)
 
 
 def guest_agent(data: bytes) -> None:
-    """Every command has this answer; nothing is waited for."""
+    """Every command has this answer at once."""
     of_guest = GuestAgent(lambda: (lambda _: text(data), lambda: None), name="g1")
     of_guest._run(b"", -1.0)
 
@@ -107,8 +107,8 @@ def script(data: bytes) -> None:
         assert said.complaint.isprintable()
 
 
-def netlink(data: bytes) -> None:
-    for _, _, _, start, end in wire.messages(data):
+def read_netlink(data: bytes) -> None:
+    for _, _, _, start, end in netlink.messages(data):
         for family in Family:
             with suppress(KeyError, ValueError, struct.error):
                 decode_server(data, start, end, family=family)
@@ -122,7 +122,7 @@ def saved_bytes() -> bytes:
 def dumped() -> bytes:
     """A dump of the kernel's, as tests/unit/ipvs makes it of requests."""
     attributes = b"".join(
-        struct.pack("=HH", len(value) + 4, kind) + wire.padded(value)
+        struct.pack("=HH", len(value) + 4, kind) + netlink.padded(value)
         for kind, value in (
             *((1, b"\2\0"), (2, b"\6\0"), (3, bytes([192, 0, 2, 1]) + bytes(12)), (4, b"\0\x19")),
             *(
@@ -134,7 +134,7 @@ def dumped() -> bytes:
         )
     )
     body = struct.pack("=HH", len(attributes) + 4, 1) + attributes
-    return wire.MESSAGE.pack(wire.PAYLOAD + len(body), 0x1B, 2, 7, 0, 1, 1, 0) + body
+    return netlink.MESSAGE.pack(netlink.PAYLOAD + len(body), 0x1B, 2, 7, 0, 1, 1, 0) + body
 
 
 DOMAIN = b"""<domain type='xen' id='4'><name>a</name><devices><interface type='bridge'>
@@ -167,7 +167,7 @@ PARSERS = {
         errors=(Garbled,),
     ),
     "word of a guest": Parser(
-        read=lambda data: understood(text(data)), corpus=(b"0123456789abcdef ok", b"failed")
+        read=lambda data: parse_answer(text(data)), corpus=(b"0123456789abcdef ok", b"failed")
     ),
     "details of QMP": Parser(
         read=details_of_qmp,
@@ -190,7 +190,7 @@ PARSERS = {
         errors=(ValueError, BudgetSpent),
     ),
     "line of a hook": Parser(
-        read=hooks.parse,
+        read=hooks.parse_line,
         corpus=(b"libxl\tstarted\tbegin\t00000000-0000-0000-0000-000000000001\t7\tweb1",),
     ),
     "answer of a script": Parser(
@@ -211,7 +211,7 @@ PARSERS = {
     ),
     "manifest": Parser(read=read_manifest, corpus=(MANIFEST,), errors=(BadManifest,)),
     "netlink": Parser(
-        read=netlink, corpus=(dumped(),), errors=(ValueError, KeyError, struct.error)
+        read=read_netlink, corpus=(dumped(),), errors=(ValueError, KeyError, struct.error)
     ),
     "ipvsadm": Parser(
         read=lambda data: read_ipvsadm(text(data)),
@@ -246,22 +246,22 @@ def test_a_parser(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_its_corpus_is_read(name: str) -> None:
-    """So that what is damaged has been right before."""
+def test_the_corpus_is_parsed(name: str) -> None:
+    """The input is valid before it is damaged."""
     parser = PARSERS[name]
     parser.read(parser.corpus[0])
 
 
-def test_a_damaged_state_is_put_aside(tmp_path: Path) -> None:
-    """Whatever is in the file, an agent starts; and what is taken it can write again."""
+def test_an_agent_starts_with_any_state_file(tmp_path: Path) -> None:
+    """Loading never raises, and a loaded state can be written again."""
     file = tmp_path / "state.json"
-    corpus = (saved_bytes(),)
+    corpus = (saved_bytes(), *(recorded(tmp_path, version).read_bytes() for version in (6, 7, 8)))
 
     @MANY
     @given(data=damaged(corpus))
     @example(data=corpus[0])
     def loaded(data: bytes) -> None:
         file.write_bytes(data)
-        state_codec.encode(state_file.load(file))
+        "".join(saved_state.encoded(state_file.load(file)))
 
     loaded()

@@ -16,7 +16,7 @@ EXPIRED = "expired.example.org"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
-    """`ca`: whom to trust; contexts of servers: a good one, and an expired one of the same CA.
+    """`ca`: the trusted CA; contexts of servers: a valid one, and an expired one of the same CA.
     Their files are in `directory` (good.pem, good.key and so on)."""
 
     directory: Path

@@ -1,4 +1,4 @@
-"""A UDP server on loopback in the test's own loop, which answers as it is told."""
+"""A UDP server on loopback in the test's own loop, with given answers."""
 
 import asyncio
 import socket
@@ -34,7 +34,7 @@ class _Protocol(asyncio.DatagramProtocol):
 async def answering(
     answers: Answers, address: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[int]:
-    """The port of a server that gives these answers to a datagram."""
+    """Yield the port of a server that gives these answers to a datagram."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(
         lambda: _Protocol(answers), local_addr=(address, port)
@@ -52,7 +52,7 @@ def target(asks: Asks, port: int, address: str = "127.0.0.1", timeout: float = 5
 
 
 def asked(asks: Asks, answers: Answers, address: str = "127.0.0.1", timeout: float = 5.0) -> Answer:
-    """What the probe brings back from a server that gives these answers; the port is PORT in it."""
+    """Return the probe's answer for a server with these answers; its port is PORT."""
 
     async def main() -> Answer:
         async with answering(answers, address) as port, asyncio.timeout(20):
@@ -61,7 +61,7 @@ def asked(asks: Asks, answers: Answers, address: str = "127.0.0.1", timeout: flo
                 up=answer.up,
                 detail=answer.detail.replace(f"port {port}", "port PORT"),
                 share=answer.share,
-                away=answer.away,
+                declines=answer.declines,
             )
 
     return asyncio.run(main())

@@ -24,7 +24,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
 
 @contextmanager
 def peer(*, listens: int = 0) -> Iterator[Callable[[str], str]]:
-    """What runs a script on the other host, line by line, which has PEER and PEER6. `listens`: a
+    """Yield a function that runs a script on the other host, with PEER and PEER6. `listens`: a
     UDP port there that says nothing."""
     command = [sys.executable, "-c", SILENT, str(listens)] if listens else ["sleep", "300"]
     process = subprocess.Popen(["unshare", "--net", *command])

@@ -1,7 +1,7 @@
-"""Servers for the probes to ask: scripts on loopback, in the test's own loop, with TLS or without.
+"""Servers for the probes: scripts on loopback, in the test's own loop, with TLS or without.
 
-A script is what the server does one after the other: bytes are said, a Hear waits for words of the
-client. At its end the server hangs up, and notes how the client does.
+A script is a list of steps: bytes are sent, a Hear reads input of the client. At its end the server
+closes the connection, and records how the client does.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from xenlb.health.registry import run_probe
-from xenlb.health.transport.result import Answer, answer_budget, too_late, too_much
+from xenlb.health.transport.result import Answer, answer_budget, over_budget, timed_out
 from xenlb.model.checks import Asks
 from xenlb.model.settings import Check
 from xenlb.model.target import Target
@@ -23,7 +23,7 @@ from xenlb.untrusted.budget import BudgetSpent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hear:
-    """Waits for a line, or for so many bytes, and takes them whatever they are."""
+    """Read a line, or so many bytes, whatever they are."""
 
     count: int | None = None
 
@@ -35,22 +35,22 @@ class StartTls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hang:
-    """Says nothing more until the client has gone."""
+    """Send nothing more until the client closes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HangUp:
-    """Closes without waiting for anything."""
+    """Close without waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reset:
-    """Closes with a reset, as a server does that has not read all it was sent."""
+    """Close with a reset, as a server does that has unread input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endless:
-    """Says this again and again until the client has gone."""
+    """Send this again and again until the client closes."""
 
     words: bytes
 
@@ -137,14 +137,14 @@ def target(asks: Asks, port: int, *, address: str = "127.0.0.1", timeout: float 
 
 
 async def asked(target: Target) -> Answer:
-    """As the runner asks."""
+    """Run a probe as the runner does."""
     try:
         async with asyncio.timeout(target.check.timeout):
             return await run_probe(target, answer_budget())
     except TimeoutError as late:
-        return too_late(target, late)
+        return timed_out(target, late)
     except BudgetSpent as spent:
-        return too_much(target, spent)
+        return over_budget(target, spent)
 
 
 def answer_of(
@@ -155,13 +155,15 @@ def answer_of(
     address: str = "127.0.0.1",
     timeout: float = 5.0,
 ) -> tuple[Answer, Server]:
-    """What the probe says of a server with that script, its address and port as WHERE."""
+    """Return the probe's answer for a server with that script; its address and port are WHERE."""
 
     async def main() -> tuple[Answer, Server]:
         async with serving(script, tls=tls, address=address) as server:
             answer = await asked(target(asks, server.port, address=address, timeout=timeout))
         detail = answer.detail.replace(f"{address} port {server.port}", "WHERE")
-        return Answer(up=answer.up, detail=detail, share=answer.share, away=answer.away), server
+        return Answer(
+            up=answer.up, detail=detail, share=answer.share, declines=answer.declines
+        ), server
 
     return asyncio.run(main())
 

@@ -1,4 +1,4 @@
-"""The agent check: HAProxy's words, and servers that say other things."""
+"""The agent check: HAProxy's words, and other answers."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.health.datagrams import target
-from xenlb.health.probes.agent import LONGEST, understood
+from xenlb.health.probes.agent import LONGEST, parse_state
 from xenlb.health.registry import run_probe
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Agent
@@ -42,36 +42,36 @@ from xenlb.model.checks import Agent
         ("٧٥%\n".encode(), None, None),
     ],
 )
-def test_words(line: bytes, up: bool | None, share: float | None) -> None:
-    answer = understood(line, "a")
-    assert (answer.up, answer.share, answer.away) == (up, share, False)
+def test_states_of_the_agent_check(line: bytes, up: bool | None, share: float | None) -> None:
+    answer = parse_state(line, "a")
+    assert (answer.up, answer.share, answer.declines) == (up, share, False)
 
 
 @pytest.mark.parametrize("line", [b"drain", b"drain 75%\n", b"75% maint\n", b"up maint\n"])
-def test_who_goes_away_is_up(line: bytes) -> None:
-    answer = understood(line, "a")
-    assert (answer.up, answer.away) == (True, True)
+def test_drain_and_maint_are_up_and_decline(line: bytes) -> None:
+    answer = parse_state(line, "a")
+    assert (answer.up, answer.declines) == (True, True)
 
 
-def test_the_reason_is_told() -> None:
-    answer = understood(b"down # disk \x1b[31mfull\n", "10.0.0.1 port 9")
+def test_the_reason_is_in_the_detail() -> None:
+    answer = parse_state(b"down # disk \x1b[31mfull\n", "10.0.0.1 port 9")
     assert answer == Answer(
         up=False, detail="10.0.0.1 port 9 says that it is down (disk \\x1b[31mfull)"
     )
-    answer = understood(b"HTTP/1.0 400 Bad request\n", "10.0.0.1 port 9")
+    answer = parse_state(b"HTTP/1.0 400 Bad request\n", "10.0.0.1 port 9")
     assert answer == Answer(
         up=None,
         detail='expected up, down or a share from 10.0.0.1 port 9, got "HTTP/1.0 400 Bad request"',
     )
 
 
-def test_what_is_shown_is_made_printable_and_short() -> None:
-    assert understood(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%\\x1b[2J"
-    assert len(understood(b"up " + b"x" * 200, "a").detail) < 100
+def test_details_are_printable_and_short() -> None:
+    assert parse_state(b"up\t75%\x1b[2J\n", "a").detail == "a says up 75%\\x1b[2J"
+    assert len(parse_state(b"up " + b"x" * 200, "a").detail) < 100
 
 
 def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
-    """The probe's answer from a server that says these pieces to what it is sent."""
+    """Return the probe's answer for a server that sends these pieces."""
 
     async def main() -> Answer:
         served = asyncio.Event()
@@ -99,7 +99,7 @@ def said(talk: Callable[[bytes], list[bytes]], asks: Agent) -> Answer:
     return asyncio.run(main())
 
 
-def test_what_is_sent_first_and_an_answer_in_pieces() -> None:
+def test_send_and_an_answer_in_pieces() -> None:
     answer = said(
         lambda heard: [b"u", b"p 4", b"0%\n"] if heard == b"web\n" else [], Agent(send="web\n")
     )
@@ -111,7 +111,7 @@ def test_bytes_beyond_ascii_are_sent_as_they_are() -> None:
 
 
 def test_a_line_without_its_end() -> None:
-    assert said(lambda _: [b"drain"], Agent()).away
+    assert said(lambda _: [b"drain"], Agent()).declines
 
 
 def test_a_line_that_does_not_end() -> None:

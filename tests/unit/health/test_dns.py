@@ -16,7 +16,7 @@ from xenlb.model.checks import Dns
 
 
 def records(*lines: str) -> Callable[[bytes], Iterable[bytes]]:
-    """A server that has these records for every question."""
+    """A server with these records for every query."""
 
     def answer(data: bytes) -> Iterable[bytes]:
         reply = dns.message.make_response(dns.message.from_wire(data))
@@ -63,11 +63,11 @@ def test_a_record_of_the_type_is_up(address: str) -> None:
         (Dns(query="example.org", record="AAAA", expect="fd00:0::7"), "AAAA fd00::7"),
     ],
 )
-def test_what_is_expected_is_compared_as_data(asks: Dns, lines: str) -> None:
+def test_records_are_compared_as_data(asks: Dns, lines: str) -> None:
     assert asked(asks, records(f"example.org. {lines}")).up
 
 
-def test_an_alias_on_the_way_does_not_matter() -> None:
+def test_an_alias_in_the_answer_is_ignored() -> None:
     server = records("www.example.org. CNAME web.example.org.", "web.example.org. A 192.0.2.7")
     assert asked(A, server).up
 
@@ -94,7 +94,7 @@ def test_other_answers_are_down(server: Callable[[bytes], Iterable[bytes]], got:
     )
 
 
-def test_another_record_than_expected_is_said_in_order() -> None:
+def test_unexpected_records_are_sorted() -> None:
     asks = Dns(query="www.example.org", record="A", expect="192.0.2.9")
     one = asked(asks, records("www.example.org. A 192.0.2.8", "www.example.org. A 192.0.2.7"))
     two = asked(asks, records("www.example.org. A 192.0.2.7", "www.example.org. A 192.0.2.8"))
@@ -106,15 +106,15 @@ def test_another_record_than_expected_is_said_in_order() -> None:
     )
 
 
-def test_an_answer_that_was_cut_short_is_one() -> None:
+def test_a_truncated_answer_is_up() -> None:
     def cut(reply: dns.message.Message) -> None:
         reply.flags |= dns.flags.TC
 
     assert asked(A, changed(cut)).up
 
 
-def test_an_answer_to_another_query_is_not_heard() -> None:
-    """The right one comes after one with another id, and after one to another question."""
+def test_an_answer_to_another_query_is_ignored() -> None:
+    """The answer follows one with another id and one to another query."""
 
     def answer(data: bytes) -> Iterable[bytes]:
         (right,) = records("www.example.org. A 192.0.2.7")(data)
@@ -127,7 +127,7 @@ def test_an_answer_to_another_query_is_not_heard() -> None:
 
 
 @pytest.mark.parametrize("recursive", [True, False])
-def test_recursion_is_asked_for_where_it_is_wanted(recursive: bool) -> None:
+def test_recursion_is_requested_if_configured(recursive: bool) -> None:
     seen: list[bool] = []
 
     def answer(data: bytes) -> Iterable[bytes]:
@@ -180,7 +180,7 @@ def test_without_a_query_a_failure_is_down(
     assert answer.detail.startswith(f"expected an answer from 127.0.0.1 port PORT, got {got}")
 
 
-def test_a_closed_port_is_told_at_once() -> None:
+def test_a_closed_port_is_down_at_once() -> None:
     port = closed_port()
     answer = asyncio.run(
         asyncio.wait_for(run_probe(target(A, port, timeout=600), answer_budget()), 60)
@@ -188,7 +188,7 @@ def test_a_closed_port_is_told_at_once() -> None:
     assert answer == Answer(up=False, detail=f"connection refused by 127.0.0.1 port {port}")
 
 
-def test_what_cannot_be_asked_says_nothing_of_the_server() -> None:
+def test_an_invalid_query_is_no_verdict() -> None:
     answer = asked(Dns(query="a..b", record="A"), records())
     assert answer.up is None
     assert "this host cannot ask for A of a..b" in answer.detail

@@ -1,7 +1,7 @@
-"""Answers made to cost much: the loop has its turn, the budget ends them, the target waits.
+"""Expensive answers: the loop goes on, the budget ends them, the next probe waits.
 
-Nothing is timed: what is counted is pieces between two turns of the loop, and the processor's time
-of each step.
+No elapsed time is measured, only pieces between two rounds of the loop and the processor's time of
+each step.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.health.datagrams import answering
 from tests.unit.health.servers import LINE, Endless, Hang, Script, serving, target
-from xenlb.health.pacing import Pacer, metered
+from xenlb.health.pacing import StepScheduler, run_in_steps
 from xenlb.health.registry import load_probe, run_probe
 from xenlb.health.transport.result import PIECES, SIZE, TIME, Answer, answer_budget
 from xenlb.health.transport.stream import IN_A_ROW
@@ -60,15 +60,15 @@ HOSTILE: dict[str, tuple[Asks, Script]] = {
 @pytest.fixture(autouse=True)
 def _no_garbage_of_other_tests() -> Iterator[None]:
     """A collection goes through all that the process of the tests holds: 0.15 s were seen. The
-    agent keeps its own objects out of it (main.py: keep_for_good)."""
+    agent keeps its own objects out of it (main.py: exempt_from_collection)."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-class Watched(Pacer):
-    """Notes the pieces of an answer between two turns of the loop, and what each step took."""
+class Watched(StepScheduler):
+    """Records the pieces of an answer between two rounds of the loop, and the time of each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,24 +76,24 @@ class Watched(Pacer):
         self.steps: list[float] = []
         self._seen = 0, 0.0
 
-    async def turn(self, budget: Budget) -> None:
+    async def wait_turn(self, budget: Budget) -> None:
         pieces, seconds = self._seen
         self.pieces.append(budget.used_pieces - pieces)
         self.steps.append(budget.used_time - seconds)
         self._seen = budget.used_pieces, budget.used_time
-        await super().turn(budget)
+        await super().wait_turn(budget)
 
 
 async def watched(work: Awaitable[Answer], budget: Budget) -> tuple[str, Watched]:
     turns = Watched()
     try:
-        return (await metered(work, budget, turns)).detail, turns
+        return (await run_in_steps(work, budget, turns)).detail, turns
     except BudgetSpent as spent:
         return str(spent), turns
 
 
 @pytest.mark.parametrize(("asks", "script"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_the_loop_has_its_turn(asks: Asks, script: Script) -> None:
+def test_a_hostile_server_does_not_block_the_loop(asks: Asks, script: Script) -> None:
     async def main() -> None:
         async with serving(script) as server:
             asked = target(asks, server.port, timeout=60.0)
@@ -111,8 +111,8 @@ def test_the_loop_has_its_turn(asks: Asks, script: Script) -> None:
     asyncio.run(main())
 
 
-def test_what_is_no_budget_of_an_honest_server() -> None:
-    """A page of 64 KiB in chunks of 100 bytes costs a fraction of it."""
+def test_the_budget_suffices_for_large_answers() -> None:
+    """A page of 64 KiB in chunks of 100 bytes takes a fraction of it."""
     body = b"64\r\n" + b"a" * 98 + b"zz\r\n"
     script: Script = [*REQUEST, CHUNKED + body * 650 + b"0\r\n\r\n"]
 
@@ -137,7 +137,7 @@ def dns_bomb(asked: bytes, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [512, 4000, 60_000])
-def test_a_message_of_dns_that_is_long_to_read(size: int) -> None:
+def test_a_slow_dns_message_is_parsed_in_a_thread(size: int) -> None:
     async def main() -> None:
         async with answering(lambda data: [dns_bomb(data, size)] * 20) as port:
             asked = target(Dns(), port, timeout=60.0)
@@ -157,7 +157,7 @@ def test_a_message_of_dns_that_is_long_to_read(size: int) -> None:
     asyncio.run(main())
 
 
-def test_a_datagram_that_is_long_to_search() -> None:
+def test_a_datagram_with_an_endless_search() -> None:
     async def main() -> None:
         async with answering(lambda _: [b"aaaaaaaaaaaaaa!" * 4000]) as port:
             asked = target(Udp(send="x", expect=r"(\w+\s?)+$"), port, timeout=60.0)
@@ -170,8 +170,8 @@ def test_a_datagram_that_is_long_to_search() -> None:
     asyncio.run(main())
 
 
-def test_the_farewell_of_a_long_page_is_not_held_against_the_server() -> None:
-    """Only its status is asked."""
+def test_an_unread_page_does_not_exceed_the_budget() -> None:
+    """Only its status is checked."""
 
     async def main() -> None:
         script: Script = [*REQUEST, OK + b"\r\n", Endless(words=b"a" * 65536)]

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.health.datagrams import target
 from xenlb.health.registry import run_probe
-from xenlb.health.transport.checksum import checksum
 from xenlb.health.transport.result import Answer, answer_budget
+from xenlb.health.transport.sockets import checksum
 from xenlb.model.checks import Icmp
 
 
@@ -43,7 +43,7 @@ def test_hosts_that_answer() -> None:
 
 
 @in_own_network
-def test_no_reply_but_others() -> None:
+def test_replies_to_other_programs_do_not_count() -> None:
     """Replies with another payload, identifier or sender do not count."""
     sh("""
     ip link set lo up

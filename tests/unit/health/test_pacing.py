@@ -1,16 +1,16 @@
-"""Steps of probes in one loop: how many a round takes, who is let on first, what is measured."""
+"""Steps of probes in one loop: their number in a round, their order, their measured time."""
 
 import asyncio
 import time
 
 import pytest
 
-from xenlb.health.pacing import LET_ON, SHARE, Pacer, metered
+from xenlb.health.pacing import ADMITTED, SHARE, StepScheduler, run_in_steps
 from xenlb.untrusted.budget import Budget
 
 
 class Clock:
-    """Goes on when a step says so."""
+    """A clock that is advanced by the steps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,14 +27,16 @@ async def hostile(clock: Clock, order: list[int], who: int, *, steps: int, each:
 
 
 def steps_between_rounds(number: int, *, steps: int, each: float) -> tuple[int, int]:
-    """How many steps of so many probes were made in one round of the loop at most, and in all."""
+    """Return the largest number of steps in one round of the loop, and their number in all."""
 
     async def main() -> tuple[int, int]:
         clock = Clock()
-        turns, order = Pacer(clock), list[int]()
+        turns, order = StepScheduler(clock), list[int]()
         work = asyncio.gather(
             *(
-                metered(hostile(clock, order, who, steps=steps, each=each), Budget(pieces=1), turns)
+                run_in_steps(
+                    hostile(clock, order, who, steps=steps, each=each), Budget(pieces=1), turns
+                )
                 for who in range(number)
             )
         )
@@ -49,27 +51,27 @@ def steps_between_rounds(number: int, *, steps: int, each: float) -> tuple[int, 
     return asyncio.run(main())
 
 
-def test_however_many_are_ready_a_round_makes_few_steps() -> None:
+def test_a_round_runs_few_long_steps() -> None:
     # Two rounds in one look: the counter may come before or behind the steps.
     most, all_of_them = steps_between_rounds(100, steps=5, each=SHARE)
     assert (most <= 2, all_of_them) == (True, 500)
 
 
-def test_short_steps_are_not_kept_waiting() -> None:
+def test_a_round_runs_many_short_steps() -> None:
     most, all_of_them = steps_between_rounds(100, steps=5, each=0.0)
     assert (most >= 100, all_of_them) == (True, 500)
 
 
-def test_who_cost_least_goes_first() -> None:
+def test_the_cheapest_probe_runs_first() -> None:
     async def main() -> list[int]:
         clock = Clock()
-        turns, order = Pacer(clock), list[int]()
+        turns, order = StepScheduler(clock), list[int]()
         budgets = [Budget(pieces=1) for _ in range(50)]
         for who, budget in enumerate(budgets):
-            budget.took(float(len(budgets) - who))
+            budget.add_time(float(len(budgets) - who))
         works = [
             asyncio.ensure_future(
-                metered(hostile(clock, order, who, steps=1, each=SHARE), budget, turns)
+                run_in_steps(hostile(clock, order, who, steps=1, each=SHARE), budget, turns)
             )
             for who, budget in enumerate(budgets)
         ]
@@ -81,16 +83,18 @@ def test_who_cost_least_goes_first() -> None:
     assert others == sorted(others, reverse=True), "the last has cost least"
 
 
-def test_who_is_cancelled_while_it_waits_keeps_nobody_back() -> None:
+def test_a_cancelled_waiting_probe_delays_no_other() -> None:
     async def main() -> list[int]:
         clock = Clock()
-        turns, order = Pacer(clock), list[int]()
+        turns, order = StepScheduler(clock), list[int]()
 
         def begun(who: int) -> asyncio.Task[None]:
-            work = metered(hostile(clock, order, who, steps=2, each=SHARE), Budget(pieces=1), turns)
+            work = run_in_steps(
+                hostile(clock, order, who, steps=2, each=SHARE), Budget(pieces=1), turns
+            )
             return asyncio.ensure_future(work)
 
-        tasks = [begun(who) for who in range(4 * LET_ON)]
+        tasks = [begun(who) for who in range(4 * ADMITTED)]
         for _ in range(3):  # some are let on, and not awake yet
             await asyncio.sleep(0)
         for task in tasks[:-1]:
@@ -101,10 +105,10 @@ def test_who_is_cancelled_while_it_waits_keeps_nobody_back() -> None:
         return order
 
     order = asyncio.run(main())
-    assert order.count(4 * LET_ON - 1) == order.count(1000) == 2
+    assert order.count(4 * ADMITTED - 1) == order.count(1000) == 2
 
 
-def test_time_is_the_processors_and_the_result_is_the_works() -> None:
+def test_processor_time_is_counted_and_the_result_returned() -> None:
     async def work() -> str:
         until = time.thread_time() + 0.01
         while time.thread_time() < until:
@@ -114,14 +118,14 @@ def test_time_is_the_processors_and_the_result_is_the_works() -> None:
 
     async def main() -> tuple[str, float]:
         budget = Budget(pieces=1)
-        return await metered(work(), budget, Pacer()), budget.used_time
+        return await run_in_steps(work(), budget, StepScheduler()), budget.used_time
 
     result, seconds = asyncio.run(main())
     assert result == "done"
     assert 0.01 <= seconds < 0.05, "to wait costs nothing"
 
 
-def test_the_works_errors_and_a_timeout_come_through() -> None:
+def test_errors_and_timeouts_are_passed_on() -> None:
     ended = []
 
     async def fails() -> None:
@@ -137,10 +141,10 @@ def test_the_works_errors_and_a_timeout_come_through() -> None:
 
     async def main() -> None:
         with pytest.raises(ZeroDivisionError):
-            await metered(fails(), Budget(pieces=1), Pacer())
+            await run_in_steps(fails(), Budget(pieces=1), StepScheduler())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await metered(hangs(), Budget(pieces=1), Pacer())
+                await run_in_steps(hangs(), Budget(pieces=1), StepScheduler())
 
     asyncio.run(main())
     assert ended == [True]

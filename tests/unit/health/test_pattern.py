@@ -1,4 +1,4 @@
-"""Patterns in what servers say, hostile ones included."""
+"""Patterns in texts of servers, including hostile ones."""
 
 import asyncio
 import re
@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlb.health.pacing import Pacer, metered
-from xenlb.health.transport.pattern import PLACES, SearchTooLong, matches
+from xenlb.health.pacing import StepScheduler, run_in_steps
+from xenlb.health.transport.pattern import POSITIONS, SearchTooLong, matches
 from xenlb.untrusted.budget import Budget
 
 PATTERNS = ["^OK", "a.*b", "(?s)b.a$", "(?m)^a+$", r"\bab\b", "(?<=b)a?$", "^$", "a|b{3}", "(?i)AB"]
 
 
 def searched(pattern: str, *texts: str, budget: Budget | None = None) -> bool:
-    """As a probe does it: what each step takes is counted."""
+    """Search as a probe does, with the time of each step counted."""
     budget = budget or Budget(pieces=1000)
     return asyncio.run(_metered(pattern, texts, budget))
 
 
 async def _metered(pattern: str, texts: tuple[str, ...], budget: Budget) -> bool:
-    return await metered(matches(pattern, *texts, budget=budget), budget, Pacer())
+    return await run_in_steps(matches(pattern, *texts, budget=budget), budget, StepScheduler())
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ async def _metered(pattern: str, texts: tuple[str, ...], budget: Budget) -> bool
         ("[a-z]*1[a-z]*2", "a" * 65_536),
     ],
 )
-def test_a_search_without_end_is_ended(pattern: str, text: str) -> None:
+def test_an_endless_search_is_stopped(pattern: str, text: str) -> None:
     budget = Budget(pieces=1000, time=0.05)
     with pytest.raises(SearchTooLong):
         searched(pattern, text, budget=budget)
@@ -44,14 +44,14 @@ def test_a_search_without_end_is_ended(pattern: str, text: str) -> None:
 
 
 @given(pattern=st.sampled_from(PATTERNS), text=st.text(alphabet="ab\nOK "), long=st.booleans())
-def test_found_as_search_finds(pattern: str, text: str, long: bool) -> None:
+def test_result_equals_that_of_re_search(pattern: str, text: str, long: bool) -> None:
     if long:
-        text = "b" * PLACES + text
+        text = "b" * POSITIONS + text
     assert searched(pattern, text) == (re.search(pattern, text) is not None)
 
 
 def test_all_searches_in_an_answer_have_one_budget() -> None:
-    """Each of them is short enough by itself."""
+    """Each search is short enough by itself."""
     budget = Budget(pieces=1000, time=0.05)
     texts = ("a" * 20 + "b",) * 1000
     with pytest.raises(SearchTooLong):
@@ -60,7 +60,7 @@ def test_all_searches_in_an_answer_have_one_budget() -> None:
 
 
 @pytest.mark.parametrize("texts", [("ab" * 30_000,), ("ab" * 80,) * 500])
-def test_the_loop_has_its_turn_in_a_long_search(texts: tuple[str, ...]) -> None:
+def test_the_loop_runs_other_tasks_during_a_long_search(texts: tuple[str, ...]) -> None:
     budget = Budget(pieces=1000)
     assert not searched("a+c", *texts, budget=budget)
-    assert budget.used_pieces > sum(map(len, texts)) / PLACES / 2
+    assert budget.used_pieces > sum(map(len, texts)) / POSITIONS / 2

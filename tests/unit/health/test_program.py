@@ -55,18 +55,18 @@ def told(asks: Exec) -> Answer:
         ),
     ],
 )
-def test_status_and_words(script: str, up: bool | None, detail: str) -> None:
+def test_exit_status_and_output(script: str, up: bool | None, detail: str) -> None:
     assert told(sh(script)) == Answer(up=up, detail=detail)
 
 
-def test_a_program_that_is_not_there() -> None:
+def test_a_missing_program() -> None:
     answer = told(Exec(command=("/nowhere/check",), user=USER))
     assert answer.up is None
     assert answer.detail.startswith("this host cannot check by /nowhere/check: ")
     assert "no such file" in answer.detail.lower() or "not found" in answer.detail
 
 
-def test_a_user_who_is_not_there() -> None:
+def test_a_missing_user() -> None:
     answer = told(Exec(command=("/bin/true",), user="no-such-user"))
     assert answer == Answer(
         up=None,
@@ -97,11 +97,11 @@ def test_a_share_of_the_weight(said: str, share: float | None) -> None:
         assert f"{share:.0%} of its weight" in answer.detail, "a new share is news"
 
 
-def test_a_share_is_not_taken_where_none_is_asked_for() -> None:
+def test_a_share_is_ignored_without_the_setting() -> None:
     assert told(sh("echo 75%")).share is None
 
 
-def test_what_a_program_is_given(tmp_path: Path) -> None:
+def test_environment_of_a_program(tmp_path: Path) -> None:
     script = """
     [ "$PWD" = / ] || exit 10
     [ -z "$(cat)" ] || exit 11
@@ -130,8 +130,8 @@ def test_privileges_are_dropped() -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="only root can be favoured")
-def test_it_is_not_favoured_as_the_agent_is() -> None:
-    """In a child of this process: what is lowered there cannot be left behind here."""
+def test_niceness_and_oom_score_are_reset() -> None:
+    """Run in a child process, so that this one keeps its niceness and score."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -172,19 +172,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One in which the program's user may write."""
+    """A folder in which the program's user may write."""
     with tempfile.TemporaryDirectory(prefix="xenlb-", dir="/tmp") as made:
         Path(made).chmod(0o777)
         yield Path(made)
 
 
-def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
+def test_a_program_that_hangs_is_killed_with_its_descendants(folder: Path) -> None:
     script = f"sleep 600 & echo $! $$ >{folder}/pids; mv {folder}/pids {folder}/all; wait"
 
     async def main() -> ProbeFinished:
         results: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
-        runner.targets({target(sh(script), 25, timeout=3.0): Health(valid_from=0.0)})
+        runner.set_targets({target(sh(script), 25, timeout=3.0): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         result = await asyncio.wait_for(results.get(), 20)
         task.cancel()
@@ -199,8 +199,8 @@ def test_a_program_that_hangs_ends_with_all_it_started(folder: Path) -> None:
     wait_until(lambda: not any(map(alive, pids)))
 
 
-def test_sessions_of_their_own_end_with_the_program(folder: Path) -> None:
-    """Two, one below the other; the probe is ended once they are there."""
+def test_descendants_in_other_sessions_are_killed(folder: Path) -> None:
+    """Two nested sessions; the probe is cancelled once they exist."""
     inner = f"setsid sleep 600 & echo $! $$ >{folder}/pids; mv {folder}/pids {folder}/all; wait"
 
     async def main() -> None:
@@ -219,8 +219,8 @@ def test_sessions_of_their_own_end_with_the_program(folder: Path) -> None:
     wait_until(lambda: not any(map(alive, pids)))
 
 
-def test_what_a_program_leaves_behind_ends_with_it(folder: Path) -> None:
-    """It keeps the program's output open, whose end is not waited for."""
+def test_processes_that_a_program_leaves_behind_are_killed(folder: Path) -> None:
+    """A child keeps the program's output open; the probe does not wait for its end."""
     answer = told(sh(f"sleep 600 & echo $! >{folder}/pid; echo busy; exit 2"))
     assert answer.detail == "/bin/sh says CRITICAL: busy"
     pid = int((folder / "pid").read_text())
@@ -229,7 +229,7 @@ def test_what_a_program_leaves_behind_ends_with_it(folder: Path) -> None:
 
 @pytest.mark.parametrize("wait", [0.0, 0.001, 0.005, 0.02, 0.3])
 def test_a_cancelled_probe_leaves_nothing(wait: float) -> None:
-    """Whenever it is cancelled: the fixture no_leaks looks for processes, threads and files."""
+    """Cancelled at any time: the fixture no_leaks checks processes, threads and files."""
 
     async def main() -> None:
         task = asyncio.create_task(run_probe(target(sh("exec sleep 600"), 25), answer_budget()))
@@ -241,7 +241,7 @@ def test_a_cancelled_probe_leaves_nothing(wait: float) -> None:
     asyncio.run(main())
 
 
-def test_endless_words_are_not_kept() -> None:
+def test_endless_output_is_not_kept() -> None:
     answer = told(sh("yes words | head -c 3000000; echo wrong >&2; exit 2"))
     assert answer.detail == "/bin/sh says CRITICAL: words"
 

@@ -1,4 +1,4 @@
-"""Probes are found by what is asked, and loaded when the first check of their type is there."""
+"""Probes are found by the type of check, and loaded with its first check."""
 
 import asyncio
 import socket
@@ -39,8 +39,8 @@ async def many() -> None:
     assert {answer.up for answer in answers} == {True}
 
 
-def test_the_first_checks_of_a_type_all_get_its_probe() -> None:
-    """It is loaded in a thread, and half loaded for a while."""
+def test_concurrent_first_checks_of_a_type_get_its_probe() -> None:
+    """The module is loaded in a thread, and partly loaded for a while."""
     done = subprocess.run(
         [sys.executable, "-c", ALL_AT_ONCE], capture_output=True, text=True, check=False
     )
@@ -48,7 +48,7 @@ def test_the_first_checks_of_a_type_all_get_its_probe() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(set(registry.MODULES.values())))
-def test_each_has_its_module(module: str) -> None:
+def test_each_type_of_check_has_a_module(module: str) -> None:
     __import__(f"xenlb.health.{module}")
     assert callable(sys.modules[f"xenlb.health.{module}"].probe)
 
@@ -63,7 +63,7 @@ def test_a_check_of_a_service_address_goes_through_the_server() -> None:
     assert asyncio.run(main()) == ["xenlb.health.probes.tcp", "xenlb.health.via_vip.vip"]
 
 
-def test_loading_is_not_the_servers_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_a_probe_is_not_part_of_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that takes longer to load than the check's timeout."""
     loaded = registry.load_probe
 
@@ -77,7 +77,7 @@ def test_loading_is_not_the_servers_delay(monkeypatch: pytest.MonkeyPatch) -> No
     async def main() -> ProbeFinished:
         results: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(results.put_nowait, asyncio.get_running_loop().time)
-        runner.targets({plain: Health(valid_from=0.0)})
+        runner.set_targets({plain: Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         result = await asyncio.wait_for(results.get(), 10)
         task.cancel()

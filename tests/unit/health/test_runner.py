@@ -1,4 +1,4 @@
-"""The runner's pace, what it tells and what it swallows: virtual time, probes of the test."""
+"""The runner's intervals and reported results, in virtual time with fake probes."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def target(number: int = 0, check: Check = CHECK) -> Target:
 
 
 class Servers:
-    """Probes that answer what the test says, and keep account."""
+    """Probes with given answers, which record their calls."""
 
     def __init__(self) -> None:
         self.answers: dict[Target, Answer] = {}
@@ -51,7 +51,7 @@ class Servers:
         try:
             if asked in self.broken:
                 raise ZeroDivisionError
-            budget.took(self.cost.get(asked, 0.0))
+            budget.add_time(self.cost.get(asked, 0.0))
             if asked in self.spend:
                 budget.take(budget.pieces + 1)
             await asyncio.sleep(1e6 if asked in self.hang else 0.001)
@@ -64,13 +64,15 @@ class Servers:
 
 
 class Bench:
-    """A runner with the real judge behind it, as the agent wires them."""
+    """A runner with the model's health rules, as in the agent."""
 
-    def __init__(self, *, at_once: int = 100) -> None:
+    def __init__(self, *, max_running: int = 100) -> None:
         self.servers = Servers()
         self.told: list[ProbeFinished] = []
         self.health: Mapping[Target, Health] = {}
-        self.runner = HealthRunner(self.emit, now, probe=self.servers.probe, at_once=at_once)
+        self.runner = HealthRunner(
+            self.emit, now, probe=self.servers.probe, max_running=max_running
+        )
 
     def emit(self, result: ProbeFinished) -> None:
         self.told.append(result)
@@ -84,7 +86,7 @@ class Bench:
 
     def step(self, health: Mapping[Target, Health]) -> None:
         self.health = health
-        self.runner.targets(health)
+        self.runner.set_targets(health)
 
     def unknown(self, *targets: Target) -> None:
         self.step({each: Health(valid_from=now()) for each in targets})
@@ -110,7 +112,7 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to it within 100 s")
 
 
-def test_a_new_target_is_probed_at_once_and_told_up() -> None:
+def test_a_new_target_is_probed_and_reported_at_once() -> None:
     async def main() -> None:
         bench, start = Bench(), now()
         async with running(bench):
@@ -135,7 +137,7 @@ def test_targets_given_before_it_runs_are_not_lost() -> None:
     run(main())
 
 
-def test_a_booting_guest_is_asked_often_then_less_often_and_told_once() -> None:
+def test_a_booting_guest_is_probed_ever_less_often_and_reported_once() -> None:
     async def main() -> None:
         bench, one = Bench(), target()
         bench.servers.answers[one] = Answer(up=False, detail="refused")
@@ -155,7 +157,7 @@ def test_a_booting_guest_is_asked_often_then_less_often_and_told_once() -> None:
     run(main())
 
 
-def test_a_server_in_order_is_asked_at_the_interval_and_not_told_again() -> None:
+def test_a_healthy_server_is_probed_at_the_interval_and_not_reported() -> None:
     async def main() -> None:
         bench, one = Bench(), target()
         async with running(bench):
@@ -170,7 +172,7 @@ def test_a_server_in_order_is_asked_at_the_interval_and_not_told_again() -> None
     run(main())
 
 
-def test_failures_are_looked_into_quickly_and_told_until_the_verdict() -> None:
+def test_failures_are_probed_quickly_and_reported_until_the_verdict() -> None:
     async def main() -> None:
         bench, one = Bench(), target()
         async with running(bench):
@@ -193,8 +195,8 @@ def test_failures_are_looked_into_quickly_and_told_until_the_verdict() -> None:
     run(main())
 
 
-def test_who_is_held_back_is_asked_at_its_interval_and_let_in_when_the_hold_ends() -> None:
-    """A hold of minutes at the pace of a series of failures would be a herd of its own."""
+def test_a_damped_target_is_probed_at_its_interval_until_the_damping_ends() -> None:
+    """Minutes of damping at the interval of a series of failures would be many probes."""
 
     async def main() -> None:
         bench, one = Bench(), target(check=replace(CHECK, fall=1, flap_damping=300.0))
@@ -213,7 +215,7 @@ def test_who_is_held_back_is_asked_at_its_interval_and_let_in_when_the_hold_ends
     run(main())
 
 
-def test_a_failure_while_it_is_held_back_begins_its_good_results_anew() -> None:
+def test_a_failure_during_damping_resets_the_passes() -> None:
     async def main() -> None:
         bench, one = Bench(), target(check=replace(CHECK, rise=2))
         async with running(bench):
@@ -231,7 +233,7 @@ def test_a_failure_while_it_is_held_back_begins_its_good_results_anew() -> None:
     run(main())
 
 
-def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> None:
+def test_a_changed_share_is_reported_within_its_bounds() -> None:
     async def main() -> None:
         check = replace(CHECK, asks=Agent(share=Share(least=0.1, most=1.0)))
         bench, one = Bench(), target(check=check)
@@ -240,7 +242,7 @@ def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> No
             for share in (0.5, 0.5, 0.0, 0.1, -3.0, 1.0):
                 bench.servers.answers[one] = Answer(up=True, detail="up", share=share)
                 await asyncio.sleep(12)
-            bench.servers.answers[one] = Answer(up=True, detail="up", share=1.0, away=True)
+            bench.servers.answers[one] = Answer(up=True, detail="up", share=1.0, declines=True)
             await asyncio.sleep(12)
         assert [(r.share, r.declines) for r in bench.told] == [
             (0.5, False),
@@ -254,8 +256,8 @@ def test_a_share_is_told_when_it_changes_and_as_far_as_the_check_lets_it() -> No
 
 
 @pytest.mark.parametrize("up", [None, False])
-def test_all_is_told_while_a_server_has_a_verdict_of_its_own(up: bool | None) -> None:
-    """Of a target that is not up nothing else is told as long as it fails in the same words."""
+def test_every_result_is_reported_while_a_verdict_is_overridden(up: bool | None) -> None:
+    """A target that stays down is not reported again as long as its detail is the same."""
 
     async def main() -> None:
         bench, one = Bench(), target()
@@ -276,7 +278,7 @@ def test_all_is_told_while_a_server_has_a_verdict_of_its_own(up: bool | None) ->
     run(main())
 
 
-def test_one_good_result_ends_a_series_of_bad_ones() -> None:
+def test_a_pass_ends_a_series_of_failures() -> None:
     async def main() -> None:
         bench, one = Bench(), target()
         async with running(bench):
@@ -305,7 +307,7 @@ def test_a_short_interval_is_kept() -> None:
     run(main())
 
 
-def test_who_asks_often_looks_into_failures_at_a_share_of_that() -> None:
+def test_a_short_interval_shortens_the_probes_after_a_failure() -> None:
     async def main() -> None:
         bench, one = Bench(), target(check=replace(CHECK, interval=1.0))
         async with running(bench):
@@ -332,7 +334,7 @@ def test_a_probe_without_an_answer_ends_at_its_timeout() -> None:
     run(main())
 
 
-def test_new_words_for_the_same_failure_are_told() -> None:
+def test_a_changed_detail_is_reported() -> None:
     async def main() -> None:
         bench, one = Bench(), target()
         async with running(bench):
@@ -366,7 +368,7 @@ def test_a_dropped_target_is_not_probed_any_more() -> None:
     run(main())
 
 
-def test_a_guest_that_boots_anew_is_probed_anew_at_once() -> None:
+def test_a_rebooted_guest_is_probed_at_once() -> None:
     async def main() -> None:
         bench, hangs, rests = Bench(), target(1), target(2)
         bench.servers.hang.add(hangs)
@@ -403,7 +405,7 @@ def test_a_target_dropped_and_taken_back_has_one_probe() -> None:
     run(main())
 
 
-def test_results_from_before_are_void_until_the_time_has_come() -> None:
+def test_results_from_before_valid_from_are_dropped() -> None:
     async def main() -> None:
         bench, one = Bench(), target()
         async with running(bench):
@@ -416,7 +418,7 @@ def test_results_from_before_are_void_until_the_time_has_come() -> None:
     run(main())
 
 
-def test_trouble_of_this_host_takes_nobody_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_this_host_remove_no_server(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         bench, serving, booting = Bench(), target(1), target(2)
         async with running(bench):
@@ -438,7 +440,7 @@ def test_trouble_of_this_host_takes_nobody_out(caplog: pytest.LogCaptureFixture)
     ]
 
 
-def test_a_mistake_in_a_probe_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_defect_of_a_probe_affects_no_other_target(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         bench, broken, fine = Bench(), target(1), target(2)
         bench.servers.broken.add(broken)
@@ -457,7 +459,7 @@ def test_a_mistake_in_a_probe_costs_the_others_nothing(caplog: pytest.LogCapture
 
 def test_many_targets_are_spread_and_bounded() -> None:
     async def main() -> None:
-        bench = Bench(at_once=20)
+        bench = Bench(max_running=20)
         many = [target(number) for number in range(500)]
         async with running(bench):
             bench.unknown(*many)
@@ -477,9 +479,9 @@ def test_many_targets_are_spread_and_bounded() -> None:
     run(main())
 
 
-def test_the_herd_of_the_start_has_dissolved_after_one_interval() -> None:
+def test_probes_are_spread_after_one_interval() -> None:
     async def main() -> None:
-        bench = Bench(at_once=10_000)
+        bench = Bench(max_running=10_000)
         many = [target(number) for number in range(1000)]
         async with running(bench):
             bench.unknown(*many)
@@ -495,9 +497,9 @@ def test_the_herd_of_the_start_has_dissolved_after_one_interval() -> None:
     run(main())
 
 
-def test_of_many_servers_only_changes_are_told() -> None:
+def test_only_changes_of_many_servers_are_reported() -> None:
     async def main() -> None:
-        bench = Bench(at_once=10_000)
+        bench = Bench(max_running=10_000)
         many = [target(number) for number in range(100)]
         failing = set(many[::10])
         async with running(bench):
@@ -520,7 +522,7 @@ def test_of_many_servers_only_changes_are_told() -> None:
 
 def test_hanging_servers_leave_room_for_the_others() -> None:
     async def main() -> None:
-        bench = Bench(at_once=10)
+        bench = Bench(max_running=10)
         dead = [target(number) for number in range(30)]
         bench.servers.hang.update(dead)
         alive = target(1000)
@@ -534,7 +536,7 @@ def test_hanging_servers_leave_room_for_the_others() -> None:
     run(main())
 
 
-def test_nothing_changed_costs_no_hashing() -> None:
+def test_unchanged_targets_are_not_hashed() -> None:
     async def main() -> None:
         bench = Bench()
         many = [target(number) for number in range(100)]
@@ -548,7 +550,7 @@ def test_nothing_changed_costs_no_hashing() -> None:
 
         sys.setprofile(count)
         try:
-            bench.runner.targets(copy)
+            bench.runner.set_targets(copy)
         finally:
             sys.setprofile(None)
         assert calls == 1
@@ -557,7 +559,7 @@ def test_nothing_changed_costs_no_hashing() -> None:
 
 
 @pytest.mark.parametrize("up", [True, False])
-def test_a_target_waits_for_what_its_answers_cost(up: bool) -> None:
+def test_expensive_answers_delay_the_next_probe(up: bool) -> None:
     """20 ms of the processor's time are a hundredth of 2 s, and 0.2 s of 20 s."""
 
     async def main() -> None:
@@ -578,7 +580,7 @@ def test_a_target_waits_for_what_its_answers_cost(up: bool) -> None:
     run(main())
 
 
-def test_a_target_that_spends_its_budget_is_asked_ever_less_often() -> None:
+def test_a_target_that_exceeds_its_budget_is_probed_ever_less_often() -> None:
     async def main() -> None:
         bench = Bench()
         bench.servers.cost = {target(): 0.01}

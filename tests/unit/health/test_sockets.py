@@ -1,4 +1,4 @@
-"""Errors of this host, and errors that the network answers: the same numbers, apart in time."""
+"""Errors of this host and errors from the network: the same numbers at different times."""
 
 import asyncio
 
@@ -34,7 +34,7 @@ def test_a_firewall_that_answers_for_the_server_is_down(asks: Asks) -> None:
 
 @pytest.mark.parametrize("asks", [*ASKS, Icmp()], ids=repr)
 @in_own_network
-def test_what_this_host_prohibits_itself_is_no_verdict(asks: Asks) -> None:
+def test_a_prohibition_of_this_host_is_no_verdict(asks: Asks) -> None:
     sh("""
     ip link set lo up
     ip -6 route add prohibit fd00:10::/64

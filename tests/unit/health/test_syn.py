@@ -1,4 +1,4 @@
-"""The first packets of a connection: their bytes, and what the kernel's filter passes on."""
+"""The first packets of a connection: their bytes, and the kernel's filter."""
 
 import socket
 from ipaddress import ip_address
@@ -6,8 +6,17 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.director.netns import in_own_network, sh
-from xenlb.health.transport.checksum import checksum
-from xenlb.health.via_vip.syn import ACK, RST, SYN, Endpoints, Reply, hear_only, packet, read
+from xenlb.health.transport.sockets import checksum
+from xenlb.health.via_vip.syn import (
+    ACK,
+    RST,
+    SYN,
+    Endpoints,
+    Reply,
+    attach_filter,
+    packet,
+    parse_reply,
+)
 
 FOUR = Endpoints(
     source=ip_address("10.0.0.1"), port=40000, destination=ip_address("192.0.2.10"), to_port=80
@@ -27,7 +36,7 @@ def turned(ends: Endpoints) -> Endpoints:
 
 
 def answer(ends: Endpoints, acknowledged: int, flags: int) -> bytes:
-    """What the server says to it; the checksums are not looked at."""
+    """Return a server's reply; checksums are not verified."""
     made = bytearray(packet(turned(ends), 7, flags))
     start = 20 if ends.source.version == 4 else 40
     made[start + 8 : start + 12] = acknowledged.to_bytes(4)
@@ -57,15 +66,15 @@ def test_the_checksums_are_right(ends: Endpoints, flags: int) -> None:
 
 
 @pytest.mark.parametrize("ends", [FOUR, SIX])
-def test_answers_are_read(ends: Endpoints) -> None:
+def test_replies_are_parsed(ends: Endpoints) -> None:
     heard = Reply(ends=ends, acknowledged=9, refused=False)
-    assert read(answer(ends, 9, SYN | ACK)) == heard
-    assert read(answer(ends, 9, RST | ACK)) == Reply(ends=ends, acknowledged=9, refused=True)
+    assert parse_reply(answer(ends, 9, SYN | ACK)) == heard
+    assert parse_reply(answer(ends, 9, RST | ACK)) == Reply(ends=ends, acknowledged=9, refused=True)
     for flags in (SYN, RST, ACK):
-        assert read(answer(ends, 9, flags)) is None
+        assert parse_reply(answer(ends, 9, flags)) is None
     whole = answer(ends, 9, SYN | ACK)
     for length in range(len(whole) - 4):
-        read(whole[:length])  # half a packet is no trouble
+        parse_reply(whole[:length])  # half a packet is no trouble
 
 
 @in_own_network
@@ -79,7 +88,7 @@ def test_the_kernel_passes_on_answers_to_our_ports_only() -> None:
             socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sending,
             socket.socket(family, socket.SOCK_DGRAM) as other,
         ):
-            hear_only(hearing, version, [40000, 40001, 40002])
+            attach_filter(hearing, version, [40000, 40001, 40002])
             hearing.settimeout(5)
             other.sendto(bytes(60), (address, 40000))
             last = Endpoints(source=own, port=40002, destination=own, to_port=1)
@@ -91,7 +100,7 @@ def test_the_kernel_passes_on_answers_to_our_ports_only() -> None:
             for each in (*sent, answer(last, 0, RST | ACK)):
                 sending.sendto(each, ("lo", ethertype, 0, 0, bytes(6)))
             heard: list[tuple[int, bool]] = []
-            while (found := read(hearing.recv(256))) is not None and found.ends != last:
+            while (found := parse_reply(hearing.recv(256))) is not None and found.ends != last:
                 heard.append((found.acknowledged, found.refused))
             assert heard == [(40000, False), (40000, True), (40001, False), (40001, True)]
             hearing.setblocking(False)

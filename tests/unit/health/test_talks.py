@@ -1,4 +1,4 @@
-"""Each check that talks to its server, against scripts of servers: right, wrong, half, hostile."""
+"""Checks of line protocols against scripted servers: right, wrong, incomplete, hostile."""
 
 import asyncio
 import os
@@ -25,6 +25,7 @@ from tests.unit.health.servers import (
     up,
 )
 from xenlb.health.runner import HealthRunner
+from xenlb.health.transport import stream
 from xenlb.health.transport.result import Answer
 from xenlb.model.checks import (
     Agent,
@@ -102,7 +103,7 @@ def error_of_postgresql(code: str, words: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Talk:
-    """A check with a server that is up, and what is said of it. `waits`: what is waited for when
+    """A check with a server that is up, and its detail. `waits`: what the probe waits for when
     the server says nothing; `parting`: the last words that the server hears."""
 
     asks: Asks
@@ -182,7 +183,7 @@ EACH = pytest.mark.parametrize("talk", TALKS.values(), ids=TALKS.keys())
 
 @EACH
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_up_and_a_polite_end(talk: Talk, address: str) -> None:
+def test_up_and_an_orderly_close(talk: Talk, address: str) -> None:
     answer, server = answer_of(talk.asks, talk.script, address=address)
     assert answer == up(talk.detail)
     assert server.heard.endswith(talk.parting)
@@ -206,13 +207,13 @@ def test_hanging(talk: Talk) -> None:
     assert answer == down(f"no {talk.waits} within 0.1 s from WHERE")
 
 
-def test_the_runner_tells_what_was_waited_for() -> None:
+def test_a_timeout_names_the_missing_reply() -> None:
     async def main() -> tuple[ProbeFinished, int]:
         told: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(told.put_nowait, asyncio.get_running_loop().time)
         async with serving([Hang()]) as server:
             asks = target(Redis(), server.port, timeout=0.1)
-            runner.targets({asks: Health(valid_from=0.0)})
+            runner.set_targets({asks: Health(valid_from=0.0)})
             task = asyncio.create_task(runner.run())
             result = await asyncio.wait_for(told.get(), 10)
             task.cancel()
@@ -233,7 +234,7 @@ def test_garbage(talk: Talk) -> None:
 
 
 @EACH
-def test_the_end_at_once(talk: Talk) -> None:
+def test_a_connection_that_ends_at_once_is_down(talk: Talk) -> None:
     answer, _ = answer_of(talk.asks, [HangUp()])
     assert answer.up is False
     assert "got the end of the connection" in answer.detail or "reset" in answer.detail
@@ -255,13 +256,13 @@ def test_the_end_at_once(talk: Talk) -> None:
         (Tcp(send="x", expect="^OK"), [b"OK", Reset()], "WHERE answers as expected"),
     ],
 )
-def test_what_came_before_a_reset_counts(asks: Asks, script: Script, detail: str) -> None:
+def test_an_answer_before_a_reset_counts(asks: Asks, script: Script, detail: str) -> None:
     for _ in range(20):
         answer, _ = answer_of(asks, script)
         assert (answer.up, answer.detail) == (True, detail)
 
 
-def test_a_reset_in_the_middle_is_told() -> None:
+def test_a_reset_in_the_middle_is_down() -> None:
     answer, _ = answer_of(Smtp(), [b"220 mail\r\n", LINE, Reset()])
     assert answer == down(
         "expected a whole line as answer to EHLO from WHERE, got a reset of the connection"
@@ -270,8 +271,8 @@ def test_a_reset_in_the_middle_is_told() -> None:
 
 @EACH
 @pytest.mark.parametrize("words", [b"x" * 4096, b"250-\r\n" * 512, b"\r\n" * 2048, b"\0" * 4096])
-def test_endless_words(talk: Talk, words: bytes) -> None:
-    """It gives up by itself, long before its timeout would."""
+def test_an_endless_answer_is_down(talk: Talk, words: bytes) -> None:
+    """The probe gives up long before its timeout."""
     answer, _ = answer_of(talk.asks, [Endless(words=words)], timeout=30.0)
     assert answer.up is False
     assert answer.detail.startswith("expected ")
@@ -288,7 +289,7 @@ def test_half_an_answer(talk: Talk) -> None:
 
 
 @EACH
-def test_cancelled_it_leaves_nothing_open(talk: Talk) -> None:
+def test_a_cancelled_session_leaves_nothing_open(talk: Talk) -> None:
     async def main() -> None:
         await asked(target(talk.asks, 1, timeout=0.1))  # its module is loaded
         async with serving([Hang()]) as server:
@@ -306,7 +307,10 @@ def test_cancelled_it_leaves_nothing_open(talk: Talk) -> None:
     asyncio.run(main())
 
 
-def test_a_server_that_never_says_goodbye_is_up_all_the_same() -> None:
+def test_a_server_that_does_not_close_the_connection_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "FAREWELL", 0.05)
     for talk in TALKS.values():
         answer, _ = answer_of(talk.asks, [*talk.script, Hang()], timeout=1.0)
         assert answer == up(talk.detail)
@@ -639,7 +643,7 @@ WRONG: list[tuple[Asks, Script, Answer]] = [
 
 
 @pytest.mark.parametrize(("asks", "script", "expected"), WRONG)
-def test_what_servers_say(asks: Asks, script: Script, expected: Answer) -> None:
+def test_replies_of_servers(asks: Asks, script: Script, expected: Answer) -> None:
     answer, _ = answer_of(asks, script, timeout=0.5 if Hang() in script else 5.0)
     assert answer == expected
 
@@ -657,7 +661,7 @@ def test_the_request_of_http() -> None:
     assert f"Host: [::1]:{server.port}".encode() in server.heard
 
 
-def test_a_request_that_is_none_is_no_verdict() -> None:
+def test_an_invalid_request_is_no_verdict() -> None:
     answer, _ = answer_of(Http(host="a\r\nb"), [])
     assert answer.up is None
     assert answer.detail.startswith("this host cannot probe WHERE: its request is no HTTP: ")
@@ -665,7 +669,7 @@ def test_a_request_that_is_none_is_no_verdict() -> None:
 
 @cache
 def starttls_talks() -> dict[str, tuple[type[Smtp | Imap | Pop3], Script, Script, str]]:
-    """Class, script before TLS, script in TLS, and what is said."""
+    """Return class, script before TLS, script in TLS, and detail."""
     return {
         "smtp": (
             Smtp,

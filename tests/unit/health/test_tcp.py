@@ -41,7 +41,7 @@ def listening(
 
 @contextlib.contextmanager
 def full_backlog() -> Iterator[int]:
-    """A port whose listener accepts nobody and whose queue is full: the kernel drops SYNs."""
+    """A port whose listener never accepts and whose queue is full: the kernel drops SYNs."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(listening(backlog=0))
         where = server.getsockname()
@@ -91,7 +91,7 @@ def test_a_cancelled_probe_leaves_nothing_open() -> None:
         asyncio.run(main(port))
 
 
-def test_no_file_left_for_a_socket_is_no_verdict() -> None:
+def test_too_many_open_files_is_no_verdict() -> None:
     async def main() -> Answer:
         taken = [os.open("/dev/null", os.O_RDONLY)]
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -125,12 +125,12 @@ def test_no_file_left_for_a_socket_is_no_verdict() -> None:
         ),
     ],
 )
-def test_errors_in_words(code: int, up: bool | None, detail: str) -> None:
+def test_details_of_errors(code: int, up: bool | None, detail: str) -> None:
     answer = failed(target(25, "10.0.0.11"), OSError(code, "words of the C library"))
     assert answer == Answer(up=up, detail=detail)
 
 
-def test_a_server_that_comes_later_is_told() -> None:
+def test_a_server_that_starts_later_is_reported() -> None:
     async def main() -> list[ProbeFinished]:
         results: list[ProbeFinished] = []
         with listening() as server:
@@ -142,7 +142,7 @@ def test_a_server_that_comes_later_is_told() -> None:
             (accepted if result.up else refused).set()
 
         runner = HealthRunner(emit, asyncio.get_running_loop().time)
-        runner.targets({target(port): Health(valid_from=0.0)})
+        runner.set_targets({target(port): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         await asyncio.wait_for(refused.wait(), 10)
         with listening(port=port):
@@ -158,11 +158,11 @@ def test_a_server_that_comes_later_is_told() -> None:
     assert accepted.up
 
 
-def test_a_server_that_hangs_is_told_after_the_timeout() -> None:
+def test_a_server_that_hangs_is_reported_after_the_timeout() -> None:
     async def main(port: int) -> ProbeFinished:
         told: asyncio.Queue[ProbeFinished] = asyncio.Queue()
         runner = HealthRunner(told.put_nowait, asyncio.get_running_loop().time)
-        runner.targets({target(port, timeout=0.2): Health(valid_from=0.0)})
+        runner.set_targets({target(port, timeout=0.2): Health(valid_from=0.0)})
         task = asyncio.create_task(runner.run())
         result = await asyncio.wait_for(told.get(), 10)
         task.cancel()
@@ -177,8 +177,8 @@ def test_a_server_that_hangs_is_told_after_the_timeout() -> None:
 
 
 @in_own_network
-def test_an_address_that_nobody_has() -> None:
-    """ARP goes unanswered: what a guest that still boots looks like."""
+def test_an_address_without_an_owner() -> None:
+    """ARP without an answer, as of a booting guest."""
     sh("""
     ip link add v0 type veth peer name v1
     ip addr add 10.9.0.1/24 dev v0

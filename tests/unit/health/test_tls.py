@@ -1,4 +1,4 @@
-"""The tls check, and what is said of certificates."""
+"""The tls check, and details about certificates."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 from tests.unit.health.certificates import NAME, certificates
 from tests.unit.health.servers import Hang, HangUp, answer_of, asked, down, target, up
 from xenlb.health.registry import load_probe, run_probe
-from xenlb.health.transport.certificates import context_of, refused
+from xenlb.health.transport.certificates import context_of, handshake_failure
 from xenlb.health.transport.result import Answer, answer_budget
 from xenlb.model.checks import Tcp, Tls, TlsHandshake
 
@@ -32,7 +32,7 @@ def test_a_good_certificate() -> None:
         assert server.polite == [True], "a FIN after close_notify, though tickets were on their way"
 
 
-def test_certificates_that_are_not_taken() -> None:
+def test_rejected_certificates() -> None:
     made = certificates()
     for tls, detail in (
         (
@@ -75,7 +75,7 @@ def test_no_tls_at_all() -> None:
 def handshake_with(
     context: ssl.SSLContext, certificate: Path | None = None, key: Path | None = None
 ) -> Answer:
-    """A server that blocks: asyncio's keep back the alert that says why a handshake failed."""
+    """A blocking server: asyncio's do not send the alert of a failed handshake."""
     made = certificates().directory
     context.load_cert_chain(certificate or made / "good.pem", key or made / "good.key")
 
@@ -118,13 +118,13 @@ def test_a_server_without_a_common_cipher() -> None:
 
 
 def rsa_key(directory: Path) -> None:
-    """A certificate that nobody has signed but itself, as suites with RSA need it."""
+    """A self-signed certificate, for suites with RSA."""
     words = "req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout rsa.key -out rsa.pem"
     subprocess.run(["openssl", *words.split()], cwd=directory, check=True, capture_output=True)
 
 
-def test_a_server_does_not_choose_a_group_of_its_own(tmp_path: Path) -> None:
-    """A Diffie-Hellman group is as long as the server likes: 8,192 bits take 0.15 s."""
+def test_a_server_cannot_choose_a_custom_group(tmp_path: Path) -> None:
+    """The server chooses the size of a Diffie-Hellman group: 8,192 bits take 0.15 s."""
     rsa_key(tmp_path)
     words = "genpkey -genparam -algorithm DH -pkeyopt group:ffdhe8192 -out dh.pem"
     subprocess.run(["openssl", *words.split()], cwd=tmp_path, check=True, capture_output=True)
@@ -139,7 +139,7 @@ def test_a_server_does_not_choose_a_group_of_its_own(tmp_path: Path) -> None:
     )
 
 
-def test_suites_of_tls_12_without_their_own_groups_are_all_offered() -> None:
+def test_all_suites_of_tls_12_with_named_groups_are_offered() -> None:
     host = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).get_ciphers()
     made = asyncio.run(context_of(Tls(verify=False))).get_ciphers()
     kinds = {suite.get("kea") for suite in made}
@@ -149,8 +149,8 @@ def test_suites_of_tls_12_without_their_own_groups_are_all_offered() -> None:
     ]
 
 
-def test_what_a_handshake_costs_is_reckoned_in_a_thread(tmp_path: Path) -> None:
-    """TLS 1.3 has groups with names, and some are long."""
+def test_handshakes_are_computed_in_a_thread(tmp_path: Path) -> None:
+    """TLS 1.3 has named groups, some of them large."""
     rsa_key(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -191,8 +191,10 @@ def test_what_a_handshake_costs_is_reckoned_in_a_thread(tmp_path: Path) -> None:
         (ssl.SSLError(), "SSLError"),
     ],
 )
-def test_an_error_without_a_reason_is_told_by_its_text(error: ssl.SSLError, words: str) -> None:
-    assert refused(error, Tls()) == ("a TLS handshake", f"an error of it: {words}")
+def test_an_error_without_a_reason_is_described_by_its_text(
+    error: ssl.SSLError, words: str
+) -> None:
+    assert handshake_failure(error, Tls()) == ("a TLS handshake", f"an error of it: {words}")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +216,6 @@ def test_a_ca_file_that_cannot_be_read_is_no_verdict(
     assert answer.detail == f"this host cannot probe WHERE: {path} {words}"
 
 
-def test_a_name_that_is_none_is_no_verdict() -> None:
+def test_an_invalid_server_name_is_no_verdict() -> None:
     answer, _ = answer_of(TlsHandshake(tls=Tls(name=".x")), [], tls=certificates().good)
     assert answer.up is None

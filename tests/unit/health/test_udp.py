@@ -14,7 +14,7 @@ from xenlb.model.checks import Udp
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_the_answer_that_is_expected(address: str) -> None:
+def test_the_expected_answer_is_up(address: str) -> None:
     asks = Udp(send="ping\n", expect="^pong [0-9]+$")
     answer = asked(asks, lambda data: [b"pong 7" if data == b"ping\n" else b"what?"], address)
     assert answer == Answer(up=True, detail=f"{address} port PORT answers as expected")
@@ -26,39 +26,39 @@ def test_bytes_beyond_ascii_are_sent_as_they_are() -> None:
     assert answer == Answer(up=True, detail="127.0.0.1 port PORT answers as expected")
 
 
-def test_another_answer() -> None:
+def test_an_unexpected_answer_is_down() -> None:
     answer = asked(Udp(send="ping", expect="pong"), lambda _: [b"\x1b[2Jbusy\nmore"])
     assert answer == Answer(
         up=False, detail='expected "pong" from 127.0.0.1 port PORT, got "\\x1b[2Jbusy"'
     )
 
 
-def test_where_nothing_is_expected_silence_is_up() -> None:
+def test_without_expect_silence_is_up() -> None:
     answer = asked(Udp(send="log line"), lambda _: (), timeout=0.2)
     assert answer == Answer(up=True, detail="127.0.0.1 port PORT does not refuse datagrams")
 
 
-def test_where_nothing_is_expected_any_answer_is_up() -> None:
+def test_without_expect_any_answer_is_up() -> None:
     answer = asked(Udp(), lambda _: [b"\xff"], timeout=600)
     assert answer == Answer(up=True, detail="127.0.0.1 port PORT answers")
 
 
 @pytest.mark.parametrize("expect", ["", "pong"])
-def test_a_closed_port_is_told_at_once(expect: str) -> None:
+def test_a_closed_port_is_down_at_once(expect: str) -> None:
     port = closed_port()
     probe = run_probe(target(Udp(send="ping", expect=expect), port, timeout=600), answer_budget())
     answer = asyncio.run(asyncio.wait_for(probe, 60))
     assert answer == Answer(up=False, detail=f"connection refused by 127.0.0.1 port {port}")
 
 
-def test_an_answer_that_is_too_much_for_the_pattern_is_down() -> None:
+def test_an_answer_with_an_endless_search_is_down() -> None:
     answer = asked(Udp(send="x", expect="(a*)*b"), lambda _: [b"a" * 9000])
     assert answer.up is False
     assert "got what takes too long to search" in answer.detail
 
 
 def test_a_port_that_has_refused_is_up_after_three_silences() -> None:
-    """A datagram every five seconds, as the agent asks."""
+    """A datagram every five seconds, as the agent sends them."""
 
     async def main() -> list[bool | None]:
         port = closed_port()

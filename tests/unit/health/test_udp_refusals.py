@@ -1,4 +1,4 @@
-"""What silence of a UDP port tells, as a host says only once a second that a port is closed."""
+"""Conclusions from silent UDP ports, as a host refuses one datagram a second."""
 
 from ipaddress import ip_address
 
@@ -15,7 +15,7 @@ def refuse(refusals: Refusals, address: IPAddress, port: int, now: float) -> Non
     refusals.refused(address, port, sent=now, now=now)
 
 
-def test_a_port_that_never_refused_is_open_by_its_silence() -> None:
+def test_silence_of_a_port_that_never_refused_means_open() -> None:
     assert Refusals().silent(HOST, 514, sent=10.0) is True
 
 
@@ -32,7 +32,7 @@ def test_silences_that_are_too_close_count_as_one() -> None:
     assert not any(refusals.silent(HOST, 514, sent=10.0 + n / 2) for n in range(9))
 
 
-def test_a_refusal_between_silences_begins_anew() -> None:
+def test_a_refusal_resets_the_silences() -> None:
     refusals = Refusals()
     for start in (10.0, 30.0):
         refuse(refusals, HOST, 514, start)
@@ -41,7 +41,7 @@ def test_a_refusal_between_silences_begins_anew() -> None:
     assert refusals.silent(HOST, 514, sent=45.0)
 
 
-def test_an_answer_ends_the_doubt() -> None:
+def test_an_answer_clears_the_refusals() -> None:
     refusals = Refusals()
     refuse(refusals, HOST, 514, 10.0)
     refusals.answered(HOST, 514)
@@ -51,7 +51,7 @@ def test_an_answer_ends_the_doubt() -> None:
 @pytest.mark.parametrize(
     ("sent", "open_"), [(9.5, True), (9.9, None), (10.5, None), (11.2, None), (11.3, True)]
 )
-def test_silence_tells_nothing_while_another_port_is_refused(
+def test_silence_is_inconclusive_while_another_port_is_refused(
     sent: float, open_: bool | None
 ) -> None:
     refusals = Refusals()
@@ -60,7 +60,7 @@ def test_silence_tells_nothing_while_another_port_is_refused(
     assert refusals.silent(OTHER, 514, sent=sent) is True
 
 
-def test_a_refusal_that_is_seen_late_counts_from_when_it_was_asked_for() -> None:
+def test_a_late_refusal_counts_from_its_datagram() -> None:
     refusals = Refusals()
     refusals.refused(HOST, 515, sent=10.0, now=13.0)
     assert refusals.silent(HOST, 514, sent=10.0) is None
@@ -68,7 +68,7 @@ def test_a_refusal_that_is_seen_late_counts_from_when_it_was_asked_for() -> None
     assert refusals.silent(HOST, 514, sent=14.3) is True
 
 
-def test_on_loopback_there_is_no_limit() -> None:
+def test_loopback_has_no_limit_on_refusals() -> None:
     refusals = Refusals()
     refuse(refusals, ip_address("::1"), 515, 10.0)
     assert refusals.silent(ip_address("::1"), 514, sent=10.0)
@@ -77,18 +77,18 @@ def test_on_loopback_there_is_no_limit() -> None:
 def test_a_port_that_refuses_leaves_the_refusals_to_others() -> None:
     refusals = Refusals()
     for n in range(CERTAIN):
-        assert not refusals.held(HOST, 514, 10.0 + n)
+        assert not refusals.is_held(HOST, 514, 10.0 + n)
         refuse(refusals, HOST, 514, 10.0 + n)
     last = 10.0 + CERTAIN - 1
-    assert refusals.held(HOST, 514, last + HOLD - 0.1)
-    assert not refusals.held(HOST, 514, last + HOLD)
-    assert not refusals.held(HOST, 515, last), "never refused"
+    assert refusals.is_held(HOST, 514, last + HOLD - 0.1)
+    assert not refusals.is_held(HOST, 514, last + HOLD)
+    assert not refusals.is_held(HOST, 515, last), "never refused"
     refuse(refusals, HOST, 515, 20.0)
-    assert refusals.held(HOST, 514, 20.1)
-    assert not refusals.held(HOST, 515, 20.1), "not certain yet"
+    assert refusals.is_held(HOST, 514, 20.1)
+    assert not refusals.is_held(HOST, 515, 20.1), "not certain yet"
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_memory_of_refusals_is_bounded() -> None:
     refusals = Refusals(most=2)
     for port in (1, 2, 3):
         refuse(refusals, HOST, port, 0.0)
@@ -97,7 +97,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_twenty_dead_ports_and_a_live_one() -> None:
-    """A host as the kernel is, asked as the agent asks: every quarter of a second at first."""
+    """A host with the kernel's limit, probed like the agent: at first every 0.25 s."""
     refusals = Refusals()
     tokens, filled = 6.0, 0.0
     live, dead = 514, range(1, 21)
@@ -105,7 +105,7 @@ def test_twenty_dead_ports_and_a_live_one() -> None:
     said_of_live = None
     for now in (0.3 * n for n in range(200)):
         for port in (*dead, live):
-            if refusals.held(HOST, port, now):
+            if refusals.is_held(HOST, port, now):
                 continue
             tokens, filled = min(6.0, tokens + now - filled), now
             if port != live and tokens >= 1:

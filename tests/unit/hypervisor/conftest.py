@@ -1,4 +1,4 @@
-"""Places for sockets."""
+"""Folders for sockets."""
 
 import tempfile
 from collections.abc import Iterator

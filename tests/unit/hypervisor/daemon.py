@@ -1,4 +1,4 @@
-"""A libvirtd of the test's own, with libvirt's test driver, in a folder of its own.
+"""A libvirtd for one test, with libvirt's test driver, in a temporary folder.
 
 It runs unprivileged (a session daemon), so that it touches nothing of the machine's.
 """
@@ -65,12 +65,12 @@ class Daemon:
         return (self.folder.parent / f"{self.folder.name}.log").read_text()[-2000:]
 
     def virsh(self, *commands: str) -> None:
-        """What somebody else does, in a process of his own. Blocks."""
+        """Run virsh commands in another process. Blocks."""
         subprocess.run(self._virsh(*commands), check=True, timeout=30, stdout=subprocess.DEVNULL)
 
     @property
     def ended(self) -> bool:
-        """Has it ended by itself?"""
+        """Whether it has ended by itself."""
         return self._process is not None and self._process.poll() is not None
 
     def signal(self, number: int) -> None:
@@ -78,7 +78,7 @@ class Daemon:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """As by the OOM killer; the socket's file stays."""
+        """Kill it, as the OOM killer does; the socket's file stays."""
         if self._process is None:
             return
         with suppress(ProcessLookupError):

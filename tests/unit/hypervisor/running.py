@@ -1,4 +1,4 @@
-"""Running a source inside a test, and waiting for what it does."""
+"""Running a source inside a test, and waiting for its events."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def run(main: Callable[[], Awaitable[T]], *, limit: float = 30) -> T:
-    """Runs `main` in a loop in debug mode, where calls from a wrong thread raise."""
+    """Run `main` in a loop in debug mode, where calls from a wrong thread raise."""
 
     async def limited() -> T:
         async with asyncio.timeout(limit):
@@ -26,7 +26,7 @@ async def until(true: Callable[[], object], what: str, limit: float = 10) -> Non
 
 
 async def ended(task: "asyncio.Task[None]") -> None:
-    """Cancels a source and waits for its end."""
+    """Cancel a source and wait for its end."""
     task.cancel()
     await asyncio.wait({task}, timeout=5)
     assert task.cancelled(), task

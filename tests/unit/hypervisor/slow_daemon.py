@@ -1,9 +1,9 @@
-"""A program that asks a libvirtd all the time, which stands still now and then.
+"""A program that calls a libvirtd all the time, which is stopped now and then.
 
     python -m tests.unit.hypervisor.slow_daemon ROUNDS FOLDER
 
-It is a process of its own because what it looks for is SIGSEGV. Listings, calls and events go on
-together, until keepalive has ended the connection or the daemon goes on just before it would.
+It is a process of its own because it looks for SIGSEGV. Listings, calls and events run together,
+until keepalive ends the connection or the daemon is continued just before.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.unit.hypervisor.daemon import Daemon
 from tests.unit.hypervisor.running import clock, ended, until
-from xenlb.hypervisor.libvirt import connections, event_loop
+from xenlb.hypervisor.libvirt import connections, event_loop, queries
 from xenlb.hypervisor.libvirt import source as source_module
 from xenlb.hypervisor.libvirt.queries import CallFailed, Unreachable
 from xenlb.hypervisor.libvirt.source import LibvirtSource
@@ -31,7 +31,7 @@ CHURN = [f"{verb} test" for verb in ("destroy", "start", "suspend", "resume")] *
 async def _ask(source: LibvirtSource) -> None:
     while True:
         try:
-            await source.live_ids()
+            await source.call(queries.live_ids)
         except (Unreachable, CallFailed, CallTimeout):
             await asyncio.sleep(0.01)
 
@@ -86,7 +86,7 @@ async def main(rounds: int, folder: Path) -> None:
         await _connected(source, daemon)
         for task in [*work, running]:
             await ended(task)
-        loop = event_loop.installed()
+        loop = event_loop.IMPLEMENTATION
         assert loop is not None
         await until(lambda: loop.idle, "the end of every connection")
         await until(lambda: not _calling(), "the end of every thread with a call")
@@ -96,6 +96,6 @@ async def main(rounds: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    connections.INTERVAL = 1
+    connections.PING_INTERVAL = 1
     source_module.SHORTEST_PAUSE = 0.05
     asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))

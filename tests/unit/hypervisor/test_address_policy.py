@@ -1,4 +1,4 @@
-"""Which addresses are used."""
+"""Accepted and rejected addresses."""
 
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenlb.hypervisor.address_policy import (
-    NoAddress,
     PolicyContext,
+    UnusableAddress,
     check_address,
     check_addresses,
-    parse,
+    parse_address,
 )
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
@@ -82,21 +82,21 @@ def test_address_in_a_network_of_the_host(text: str, source: AddressSource) -> N
     ],
 )
 @pytest.mark.parametrize("source", list(AddressSource))
-def test_refused_from_every_source(text: str, reason: str, source: AddressSource) -> None:
+def test_address_refused_from_every_source(text: str, reason: str, source: AddressSource) -> None:
     verdict = check_address(text, source, CONTEXT)
     assert isinstance(verdict, RejectedAddress)
     assert reason in verdict.reason
     assert verdict.source is source
 
 
-def test_a_refused_address_is_told_in_its_usual_notation() -> None:
+def test_a_refused_address_has_its_usual_notation() -> None:
     verdict = check_address("2001:DB8:0:1::1", AddressSource.REPORTED, CONTEXT)
     assert isinstance(verdict, RejectedAddress)
     assert verdict.text == "2001:db8:0:1::1"
 
 
 @pytest.mark.parametrize("text", ["10.0.1.11", "192.168.1.1", "2001:db8:0:1::1", "8.8.8.8"])
-def test_outside_only_where_the_host_says_so(text: str) -> None:
+def test_address_outside_the_host_s_networks_needs_a_trusted_source(text: str) -> None:
     for source in FORGEABLE:
         verdict = check_address(text, source, CONTEXT)
         assert isinstance(verdict, RejectedAddress)
@@ -153,7 +153,7 @@ def test_best_source_first_and_each_address_once() -> None:
     candidate=st.text() | st.binary() | st.ip_addresses().map(str),
     source=st.sampled_from(FORGEABLE),
 )
-def test_what_a_guest_says_is_bounded_and_inside(
+def test_an_accepted_address_is_inside_the_networks(
     candidate: str | bytes, source: AddressSource
 ) -> None:
     match check_address(candidate, source, CONTEXT):
@@ -169,11 +169,11 @@ def test_what_a_guest_says_is_bounded_and_inside(
 
 
 @given(address=st.ip_addresses(v=4, network="10.0.0.0/24") | st.ip_addresses(v=6))
-def test_only_its_own_notation_is_read(address: object) -> None:
-    """What is accepted is written back the same, so one address has one text."""
+def test_a_parsed_address_has_its_usual_notation(address: object) -> None:
+    """An address has one notation."""
     try:
-        parsed = parse(str(address))
-    except NoAddress:
+        parsed = parse_address(str(address))
+    except UnusableAddress:
         return
     assert str(parsed) == str(address)
     assert parsed in ip_network(f"{parsed}/{parsed.max_prefixlen}")

@@ -1,4 +1,4 @@
-"""Which call is made on which connection, against a real libvirtd: never two on one."""
+"""Calls and their connections, against a real libvirtd: never two calls on one connection."""
 
 import asyncio
 import os
@@ -47,13 +47,12 @@ async def running(
     await until(lambda: source.connected, "connected")
     yield source
     await ended(task)
-    loop = event_loop.installed()
-    assert loop is not None
+    loop = event_loop.IMPLEMENTATION
     await until(lambda: loop.idle, "the end of libvirt's handles and timers")
 
 
 class Gate:
-    """A call that is held until it is let go; which connections are in one, and which were."""
+    """A call that blocks until `go` is set; `inside`: connections in a call now, `seen`: ever."""
 
     def __init__(self) -> None:
         self.inside: list[int] = []
@@ -70,38 +69,41 @@ class Gate:
             self.inside.remove(id(connection))
 
 
-def test_calls_at_once_are_each_on_a_connection_of_their_own(daemon: Daemon) -> None:
+def test_concurrent_calls_use_one_connection_each(daemon: Daemon) -> None:
     async def main() -> None:
         gate = Gate()
         async with running(daemon.uri, []) as source:
-            calls = [asyncio.create_task(source.ask(gate)) for _ in range(connections.CALLS + 2)]
-            await until(lambda: len(gate.inside) == connections.CALLS, "as many as may")
-            assert len(set(gate.inside)) == connections.CALLS
+            calls = [
+                asyncio.create_task(source.call(gate))
+                for _ in range(connections.MAX_CONNECTIONS + 2)
+            ]
+            await until(lambda: len(gate.inside) == connections.MAX_CONNECTIONS, "as many as may")
+            assert len(set(gate.inside)) == connections.MAX_CONNECTIONS
             gate.go.set()
             assert len({await call for call in calls}) == 1
             # Those that had to wait took over what others had left.
-            assert len(gate.seen) == connections.CALLS + 2
-            assert len(set(gate.seen)) == connections.CALLS
+            assert len(gate.seen) == connections.MAX_CONNECTIONS + 2
+            assert len(set(gate.seen)) == connections.MAX_CONNECTIONS
 
     run(main)
 
 
-def test_calls_one_after_the_other_need_one_connection(daemon: Daemon) -> None:
+def test_sequential_calls_share_one_connection(daemon: Daemon) -> None:
     async def main() -> None:
         gate = Gate()
         gate.go.set()
         async with running(daemon.uri, []) as source:
             for _ in range(5):
-                await source.ask(gate)
+                await source.call(gate)
             with pytest.raises(CallFailed, match="Domain not found"):  # spoils nothing
                 await source.shutdown(GuestId(uri=source.uri, uuid=UUID(int=1)))
-            await source.ask(gate)
+            await source.call(gate)
         assert len(set(gate.seen)) == 1
 
     run(main)
 
 
-def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connection(
+def test_listing_does_not_delay_calls_and_keeps_its_connection(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_domains = queries.list_domains
@@ -123,7 +125,7 @@ def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connectio
             # Whoever gives up waiting for a listing does not end it: the next one waits for it.
             first.cancel()
             second = asyncio.create_task(source.relist())
-            assert len(await source.ask(calls)) == 1
+            assert len(await source.call(calls)) == 1
             # Events go on, on the connection that the listing keeps.
             await asyncio.to_thread(daemon.virsh, "suspend test")
             await until(lambda: any(isinstance(e, Paused) for e in events), "the event")
@@ -137,44 +139,44 @@ def test_listing_holds_up_neither_calls_nor_another_listing_shares_its_connectio
     run(main)
 
 
-def test_call_that_nobody_waits_for_gives_its_place_back(daemon: Daemon) -> None:
+def test_abandoned_call_frees_its_slot(daemon: Daemon) -> None:
     async def main() -> None:
         async with running(daemon.uri, []) as source:
-            alive = await source.live_ids()
+            alive = await source.call(queries.live_ids)
             threads = threading.active_count()
             daemon.signal(signal.SIGSTOP)
-            for _ in range(connections.CALLS + 2):
+            for _ in range(connections.MAX_CONNECTIONS + 2):
                 with pytest.raises(CallTimeout, match=r"within 0\.1 s"):
-                    await source.ask(queries.live_ids, limit=0.1)
+                    await source.call(queries.live_ids, limit=0.1)
             # The connections were hung up: their threads are not left with a daemon that hangs.
             # (libvirt.open connects, which the daemon's backlog takes, and then asks.)
             await until(lambda: threading.active_count() <= threads, "the end of the threads")
             daemon.signal(signal.SIGCONT)
-            assert await source.live_ids() == alive
+            assert await source.call(queries.live_ids) == alive
 
     run(main)
 
 
-def test_lost_connection_ends_every_call_and_those_that_wait(
+def test_lost_connection_ends_running_and_waiting_calls(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
 
     async def main() -> None:
         async with running(daemon.uri, [], keepalive=2) as source:
             gate = Gate()
             gate.go.set()
-            await source.ask(gate)
+            await source.call(gate)
             daemon.signal(signal.SIGSTOP)
             calls = [
-                asyncio.create_task(source.ask(gate, limit=None))
-                for _ in range(connections.CALLS + 2)
+                asyncio.create_task(source.call(gate, limit=None))
+                for _ in range(connections.MAX_CONNECTIONS + 2)
             ]
             done, _ = await asyncio.wait(calls, timeout=10)
             assert [type(call.exception()) for call in done] == [Unreachable] * len(calls)
             daemon.signal(signal.SIGCONT)
             await until(lambda: source.connected, "connected again")
-            assert len(await source.live_ids()) == 1
+            assert len(await source.call(queries.live_ids)) == 1
 
     run(main)
 
@@ -182,14 +184,15 @@ def test_lost_connection_ends_every_call_and_those_that_wait(
 def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing that happens after it is missed, nor told by a listing instead."""
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    """And later events are reported, without a new listing."""
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
 
     async def main() -> None:
         events: list[HypervisorEvent] = []
         async with running(daemon.uri, events, keepalive=60) as source:
             daemon.signal(signal.SIGSTOP)
-            await asyncio.sleep(3)  # with keepalive=2 it is lost by then: the test before
+            # Real time, as libvirt counts seconds itself. With keepalive=2 it would be lost.
+            await asyncio.sleep(3)
             assert source.connected
             daemon.signal(signal.SIGCONT)
             await asyncio.to_thread(daemon.virsh, "suspend test")
@@ -200,21 +203,20 @@ def test_daemon_that_is_slow_for_less_than_keepalive_stays_connected(
 
 
 @pytest.mark.parametrize(("keepalive", "pings"), [(4, 1), (8, 3), (9, 3), (30, 14), (600, 299)])
-def test_how_many_pings_may_stay_unanswered(keepalive: float, pings: int) -> None:
-    assert connections.unanswered(keepalive) == pings
+def test_allowed_number_of_unanswered_pings(keepalive: float, pings: int) -> None:
+    assert connections.missed_pings_allowed(keepalive) == pings
 
 
-def test_connection_that_ended_by_itself_is_replaced(daemon: Daemon) -> None:
+def test_broken_connection_is_replaced(daemon: Daemon) -> None:
     async def main() -> None:
         gate = Gate()
         gate.go.set()
         async with running(daemon.uri, []) as source:
-            await source.ask(gate)
-            loop = event_loop.installed()
-            assert loop is not None
+            await source.call(gate)
+            loop = event_loop.IMPLEMENTATION
             loop.hang_up(max(loop._open))  # the one that was opened last
             await asyncio.sleep(0.1)
-            await source.ask(gate)
+            await source.call(gate)
             assert source.connected
         assert len(set(gate.seen)) == 2
 
@@ -247,7 +249,7 @@ def test_listing_that_never_ends_ends_the_connection(
 
 
 def test_driver_in_this_process_has_one_connection(short: Path) -> None:
-    """What another connection to test:///FILE would show are other guests."""
+    """Another connection to test:///FILE would show different guests."""
     file = short / "node.xml"
     file.write_text(
         "<node><domain type='test'><name>mine</name><memory>1024</memory>"
@@ -261,6 +263,6 @@ def test_driver_in_this_process_has_one_connection(short: Path) -> None:
             assert isinstance(listed, GuestsListed)
             await source.shutdown(listed.guests[0].guest)
             await until(lambda: any(isinstance(e, Stopped) for e in events), "the event")
-            assert await source.live_ids() == frozenset()
+            assert await source.call(queries.live_ids) == frozenset()
 
     run(main)

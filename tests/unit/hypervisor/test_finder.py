@@ -16,8 +16,8 @@ from tests.fakes.xenstored import FakeXenstored
 from tests.unit.hypervisor.running import clock, ended, run, until
 from xenlb.hypervisor.addresses import finder, host_network
 from xenlb.hypervisor.addresses.finder import AddressFinder, search_interval
-from xenlb.hypervisor.addresses.host_network import HostView
-from xenlb.hypervisor.addresses.host_network_cache import MOST_ASKED, HostNetworkCache
+from xenlb.hypervisor.addresses.host_network import HostNetworkTables
+from xenlb.hypervisor.addresses.host_network_cache import MOST_PROBED, HostNetworkCache
 from xenlb.hypervisor.libvirt.domain_xml import Interface
 from xenlb.hypervisor.libvirt.source import LibvirtSource
 from xenlb.hypervisor.libvirt.xml_text import Malformed
@@ -41,7 +41,7 @@ XML = f"""
 """
 WITHOUT = XML.replace("<ip address='10.0.0.11' family='ipv4'/>", "")
 OTHER = "00:16:3e:00:00:0c"
-HOST = HostView(
+HOST = HostNetworkTables(
     own=frozenset({ip_address("10.0.0.1")}),
     gateways=frozenset({ip_address("10.0.0.254")}),
     networks={
@@ -58,7 +58,7 @@ def taken(*texts: str) -> AddressesInUse:
 class Running:
     """A finder beside a libvirt and a xenstore source."""
 
-    def __init__(self, folder: Path, domain: Any, host: HostView = HOST) -> None:
+    def __init__(self, folder: Path, domain: Any, host: HostNetworkTables = HOST) -> None:
         self.host = host
         self.guest = GuestId(uri=URI, uuid=UUID(domain.UUIDString()))
         self.found: list[AddressesFound] = []
@@ -76,7 +76,7 @@ class Running:
             read_host_network=lambda: self.host,
             probe_neighbour=self._nudge,
         )
-        self.finder.context(taken("10.0.0.100"), ())
+        self.finder.set_policy(taken("10.0.0.100"), ())
         self.tasks: list[asyncio.Task[None]] = []
 
     def _emit(self, event: HypervisorEvent) -> None:
@@ -132,7 +132,7 @@ def without() -> Iterator[Any]:
 def test_interface_xml_comes_first_and_leases_follow(short: Path, domain: Any) -> None:
     async def main() -> None:
         async with Running(short, domain) as it:
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             # The test driver invents a lease, outside of the network of br0.
             assert await it.seen(1) == [("10.0.0.11", AddressSource.INTERFACE_XML)]
             (event,) = it.found
@@ -141,7 +141,7 @@ def test_interface_xml_comes_first_and_leases_follow(short: Path, domain: Any) -
             assert "no network" in event.rejected[0].reason
             # A network of the configuration adds none.
             (text,) = (r.text for r in event.rejected)
-            it.finder.context(taken("10.0.0.100"), (IPv4Network("192.168.0.0/16"),))
+            it.finder.set_policy(taken("10.0.0.100"), (IPv4Network("192.168.0.0/16"),))
             it.host = replace(HOST, networks={"br0": (IPv4Network("192.168.0.0/16"),)})
             assert await it.seen(2) == [
                 ("10.0.0.11", AddressSource.INTERFACE_XML),
@@ -151,23 +151,23 @@ def test_interface_xml_comes_first_and_leases_follow(short: Path, domain: Any) -
     run(main)
 
 
-def test_what_a_guest_reports_is_judged_and_kept(short: Path, without: Any) -> None:
+def test_reported_addresses_are_checked_and_kept(short: Path, without: Any) -> None:
     async def main() -> None:
         async with Running(short, without) as it:
             path = "/local/domain/4/attr/vif/0/ipv4/0"
             it.daemon.write(path, "10.0.0.100")
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             assert await it.seen(1) == []
             refused = {(r.text, r.reason) for r in it.found[0].rejected}
             assert ("10.0.0.100", "it is a service address") in refused
             it.daemon.write(path, "10.0.0.11")  # found at the next look, a second later
             assert await it.seen(2) == [("10.0.0.11", AddressSource.REPORTED)]
             it.daemon.remove("/local/domain/4/attr")  # its agent restarts
-            it.finder.context(taken("10.0.0.99"), ())  # has everything looked at again
+            it.finder.set_policy(taken("10.0.0.99"), ())  # has everything looked at again
             await asyncio.sleep(0.5)
             assert len(it.found) == 2
             # Another incarnation starts from nothing.
-            it.finder.interest({it.guest: 5})
+            it.finder.search_for({it.guest: 5})
             assert await it.seen(3) == []
             assert it.found[-1].incarnation == 5
 
@@ -182,7 +182,7 @@ def test_flood_of_reports_is_cut(short: Path, without: Any) -> None:
                     it.daemon.write(
                         f"/local/domain/4/attr/vif/{vif}/ipv4/{number}", f"\x1b[2J{vif}.{number}"
                     )
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             assert await it.seen(1) == []
             reported = [r for r in it.found[0].rejected if r.source is AddressSource.REPORTED]
             assert len(reported) == 16
@@ -199,54 +199,58 @@ def test_neighbour_of_the_guests_mac(short: Path, without: Any) -> None:
 
     async def main() -> None:
         async with Running(short, without, replace(HOST, neighbours=both)) as it:
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             assert await it.seen(1) == [("10.0.0.11", AddressSource.NEIGHBOUR)]
             # The table forgets an idle neighbour; that is no reason to lose it.
             it.host = HOST
-            it.finder.context(taken(), ())
+            it.finder.set_policy(taken(), ())
             await asyncio.sleep(0.5)
             assert len(it.found) == 1
             # Somebody else has the address now.
-            it.host = HostView(
+            it.host = HostNetworkTables(
                 own=HOST.own,
                 networks=HOST.networks,
                 neighbours={OTHER: (ip_address("10.0.0.11"),)},
             )
-            it.finder.context(taken("10.0.0.98"), ())
+            it.finder.set_policy(taken("10.0.0.98"), ())
             assert await it.seen(2) == []
 
     run(main)
 
 
-def test_a_libvirt_that_goes_away_takes_no_address_with_it(short: Path, domain: Any) -> None:
+def test_addresses_stay_while_libvirt_is_away(short: Path, domain: Any) -> None:
     async def main() -> None:
         async with Running(short, domain) as it:
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             await it.seen(1)
             await ended(it.tasks.pop(0))  # the libvirt source
-            it.finder.context(taken("10.0.0.98"), ())
+            it.finder.set_policy(taken("10.0.0.98"), ())
             await asyncio.sleep(0.5)
             assert len(it.found) == 1
 
     run(main)
 
 
-def test_guests_of_no_interest_are_left_alone(short: Path, domain: Any) -> None:
+def test_guests_that_are_not_searched_for_are_not_reported(
+    short: Path, domain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finder, "FASTEST", 0.02)
+
     async def main() -> None:
         async with Running(short, domain) as it:
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             await it.seen(1)
-            it.finder.interest({})
-            it.finder.context(taken(), (IPv4Network("192.168.0.0/16"),))
-            await asyncio.sleep(1.5)
+            it.finder.search_for({})
+            it.finder.set_policy(taken(), (IPv4Network("192.168.0.0/16"),))
+            await asyncio.sleep(0.3)
             assert len(it.found) == 1
-            it.finder.interest({it.guest: 4})  # of interest again: told anew
+            it.finder.search_for({it.guest: 4})  # searched for again: reported again
             assert await it.seen(2) == [("10.0.0.11", AddressSource.INTERFACE_XML)]
 
     run(main)
 
 
-def test_this_host_is_read() -> None:
+def test_host_network_is_read() -> None:
     view = host_network.read_host_network()
     assert ip_address("127.0.0.1") in view.own
     assert "lo" in view.networks
@@ -274,7 +278,7 @@ def test_routes_are_read(tmp_path: Path) -> None:
     (tmp_path / "route").write_text(ROUTE)
     (tmp_path / "ipv6_route").write_text(ROUTE_6)
     assert [
-        (name, str(network), str(hop)) for name, network, hop in host_network.routes(tmp_path)
+        (name, str(network), str(hop)) for name, network, hop in host_network.read_routes(tmp_path)
     ] == [
         ("eth0", "0.0.0.0/0", "10.0.0.254"),
         ("br0", "10.0.0.0/24", "None"),
@@ -283,37 +287,39 @@ def test_routes_are_read(tmp_path: Path) -> None:
         ("eth0", "::/0", "2001:db8::fe"),
     ]
     (tmp_path / "ipv6_route").unlink()
-    assert len(list(host_network.routes(tmp_path))) == 3
+    assert len(list(host_network.read_routes(tmp_path))) == 3
     line = ROUTE.splitlines(keepends=True)[2]
     (tmp_path / "route").write_text(line * (2 * host_network.MOST_ROUTES))
-    assert len(list(host_network.routes(tmp_path))) == host_network.MOST_ROUTES
+    assert len(list(host_network.read_routes(tmp_path))) == host_network.MOST_ROUTES
 
 
-def test_what_carries_a_guest(tmp_path: Path) -> None:
+def test_carrier_interfaces_of_a_guest(tmp_path: Path) -> None:
     for name in ("br0", "vif4.0", "eth0", "host0", "eth0.99"):
         (tmp_path / name).mkdir()
     (tmp_path / "vif4.0/master").symlink_to("../br0")
     for upper, kind in (("host0", "macvlan"), ("eth0.99", "vlan")):
         (tmp_path / upper / "uevent").write_text(f"DEVTYPE={kind}\nINTERFACE={upper}\n")
         (tmp_path / f"eth0/upper_{upper}").symlink_to(f"../{upper}")
-    assert host_network.carriers(["vif4.0"], tmp_path) == {"vif4.0", "br0"}
-    assert host_network.carriers(["eth0"], tmp_path) == {"eth0", "host0"}
-    assert host_network.carriers(["gone", "../etc"], tmp_path) == {"gone"}
+    assert host_network.carrier_interfaces(["vif4.0"], tmp_path) == {"vif4.0", "br0"}
+    assert host_network.carrier_interfaces(["eth0"], tmp_path) == {"eth0", "host0"}
+    assert host_network.carrier_interfaces(["gone", "../etc"], tmp_path) == {"gone"}
 
 
 def test_watch_of_neighbours_and_addresses_opens_and_closes() -> None:
     async def main() -> None:
         watch = host_network.NeighbourWatch(lambda mac: None)
         watch.open()
-        watch.follow(frozenset({MAC}))
+        watch.set_macs(frozenset({MAC}))
         await asyncio.sleep(0)
         watch.close()
 
     run(main)
 
 
-def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without: Any) -> None:
-    """Not in another network of this host, not at a machine that is no guest, and no gateway."""
+def test_reported_address_must_be_in_a_network_of_the_guest_s_interfaces(
+    short: Path, without: Any
+) -> None:
+    """An address in another network of this host, of a machine that is no guest, of a gateway."""
 
     host = replace(HOST, neighbours={OTHER: (ip_address("10.0.0.77"),)})
 
@@ -322,7 +328,7 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
             lies = ("10.99.0.5", "10.0.0.254", "10.0.0.77")
             for number, text in enumerate(lies):
                 it.daemon.write(f"/local/domain/4/attr/vif/0/ipv4/{number}", text)
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             assert await it.seen(1) == []
             reported = [r for r in it.found[0].rejected if r.source is AddressSource.REPORTED]
             reasons = {each.text: each.reason for each in reported}
@@ -337,10 +343,8 @@ def test_what_a_guest_reports_lies_where_its_own_cards_are(short: Path, without:
     run(main)
 
 
-def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
-    short: Path, without: Any
-) -> None:
-    """A router of which the neighbour table knows nothing yet is no server for a moment, either."""
+def test_reported_address_is_probed_before_it_is_used(short: Path, without: Any) -> None:
+    """A router that is not in the neighbour table yet is never used as a server."""
 
     async def main() -> None:
         async with Running(short, without) as it:
@@ -354,7 +358,7 @@ def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
             base = "/local/domain/4/attr/vif/0/ipv4"
             it.daemon.write(f"{base}/0", "10.0.0.77")
             it.daemon.write(f"{base}/1", "10.0.0.11")
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             assert await it.seen(1) == [("10.0.0.11", AddressSource.REPORTED)]
             assert STRANGER in [each.reason for each in it.found[0].rejected]
             assert it.nudged.count(ip_address("10.0.0.11")) == 1
@@ -362,22 +366,22 @@ def test_who_has_a_reported_address_is_found_out_before_it_is_believed(
     run(main)
 
 
-def test_a_guest_that_reports_ever_other_addresses_is_asked_after_for_a_while_only() -> None:
+def test_number_of_probed_addresses_of_a_guest_is_limited() -> None:
     nudged: list[IPAddress] = []
     sight = HostNetworkCache(lambda event: None, clock, lambda: HOST, nudged.append)
     asked: set[IPAddress] = set()
-    waits = [sight.find_out([ip_address(f"10.0.0.{n}")], asked) for n in range(1, 200)]
-    assert waits == [True] * MOST_ASKED + [False] * (199 - MOST_ASKED)
-    assert len(nudged) == MOST_ASKED
+    waits = [sight.probe_unknown([ip_address(f"10.0.0.{n}")], asked) for n in range(1, 200)]
+    assert waits == [True] * MOST_PROBED + [False] * (199 - MOST_PROBED)
+    assert len(nudged) == MOST_PROBED
 
 
-def test_the_model_is_told_of_the_host_s_network(short: Path, without: Any) -> None:
+def test_host_network_is_reported_to_the_model(short: Path, without: Any) -> None:
     seen = {OTHER: (ip_address("10.0.0.77"),), MAC: (ip_address("10.0.0.11"),)}
 
     async def main() -> None:
         async with Running(short, without, replace(HOST, neighbours=seen)) as it:
-            it.finder.context(taken(), (), [ip_address("10.0.0.77"), ip_address("10.0.0.11")])
-            it.finder.interest({it.guest: 4})
+            it.finder.set_policy(taken(), (), [ip_address("10.0.0.77"), ip_address("10.0.0.11")])
+            it.finder.search_for({it.guest: 4})
             stranger = frozenset({ip_address("10.0.0.77")})
             await until(lambda: bool(it.hosts) and it.hosts[-1].strangers == stranger, "told")
             assert (it.hosts[-1].own, it.hosts[-1].gateways) == (HOST.own, HOST.gateways)
@@ -387,7 +391,7 @@ def test_the_model_is_told_of_the_host_s_network(short: Path, without: Any) -> N
     run(main)
 
 
-def test_xml_that_cannot_be_read_is_told(short: Path, without: Any, monkeypatch: Any) -> None:
+def test_malformed_xml_is_reported(short: Path, without: Any, monkeypatch: Any) -> None:
     def broken(text: str) -> tuple[Interface, ...]:
         raise Malformed("it is longer than it may be")
 
@@ -395,7 +399,7 @@ def test_xml_that_cannot_be_read_is_told(short: Path, without: Any, monkeypatch:
 
     async def main() -> None:
         async with Running(short, without) as it:
-            it.finder.interest({it.guest: 4})
+            it.finder.search_for({it.guest: 4})
             assert await it.seen(1) == []
             assert [str(each) for each in it.found[0].rejected] == [
                 "the domain's XML (interface xml): it is longer than it may be"

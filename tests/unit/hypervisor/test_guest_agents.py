@@ -1,4 +1,4 @@
-"""Guest agents that answer, that are not there, and that hang."""
+"""Guest agents that answer, are missing, or hang."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ import libvirt
 import pytest
 
 from xenlb.hypervisor.addresses import guest_agents
-from xenlb.hypervisor.addresses.guest_agents import AgentRecord, GuestAgents, _ask_agent
+from xenlb.hypervisor.addresses.guest_agents import AgentHistory, GuestAgents, _query_agent
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection
 from xenlb.hypervisor.threads import CallTimeout
 
@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 
 class Source:
-    """As LibvirtSource.ask: the agents of `hung` never answer."""
+    """A LibvirtSource whose guests in `hung` have agents that never answer."""
 
     def __init__(self, hung: Iterable[UUID] = ()) -> None:
         self.hung = set(hung)
         self.asked: list[UUID] = []
         self.at_once = self.most_at_once = 0
 
-    async def ask(self, call: Callable[[Connection], T], *, limit: float | None) -> T:
-        uuid = cast(partial[T], call).keywords["uuid"]
+    async def call(self, function: Callable[[Connection], T], *, limit: float | None) -> T:
+        uuid = cast(partial[T], function).keywords["uuid"]
         self.asked.append(uuid)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -46,32 +46,32 @@ def uuids(number: int) -> list[UUID]:
     return [UUID(int=n + 1) for n in range(number)]
 
 
-def test_hung_agents_do_not_keep_others_from_being_asked() -> None:
+def test_hung_agents_do_not_delay_other_agents() -> None:
     async def main() -> None:
         *hung, good = uuids(9)
         source = Source(hung)
         agents = GuestAgents(lambda: 0.0, limit=0.01)
         tasks = [
-            asyncio.create_task(agents.addresses(AgentRecord(), source, uuid))
+            asyncio.create_task(agents.addresses(AgentHistory(), source, uuid))
             for uuid in [*hung, good]
         ]
         assert (await asyncio.gather(*tasks))[-1] == ["10.0.0.11"]
-        assert source.most_at_once == guest_agents.AT_ONCE
+        assert source.most_at_once == guest_agents.MAX_QUERIES
 
     asyncio.run(main())
 
 
-def test_one_that_hung_is_asked_ever_less_often_and_in_a_lane_of_its_own() -> None:
+def test_hung_agent_is_queried_ever_less_often_and_in_separate_slots() -> None:
     async def main() -> None:
         now = 0.0
         bad, good, other = uuids(3)
         source = Source([bad, other])
         agents = GuestAgents(lambda: now, limit=0.01)
-        record = AgentRecord()
+        history = AgentHistory()
         times = []
         for now in range(3600):
             before = len(source.asked)
-            assert await agents.addresses(record, source, bad) == []
+            assert await agents.addresses(history, source, bad) == []
             times += [now] * (len(source.asked) > before)
         assert times[:5] == [0, 30, 90, 210, 450]
         assert len(times) == 10, "in an hour"
@@ -79,23 +79,23 @@ def test_one_that_hung_is_asked_ever_less_often_and_in_a_lane_of_its_own() -> No
         now = 10_000
         slow = [
             asyncio.create_task(agents.addresses(each, source, uuid))
-            for each, uuid in ((record, bad), (AgentRecord(hung=1), other))
+            for each, uuid in ((history, bad), (AgentHistory(hung=1), other))
         ]
         await asyncio.sleep(0)
-        assert source.at_once == guest_agents.HUNG_AT_ONCE
-        assert await agents.addresses(AgentRecord(), source, good) == ["10.0.0.11"]
-        assert source.at_once == guest_agents.HUNG_AT_ONCE
+        assert source.at_once == guest_agents.MAX_HUNG_QUERIES
+        assert await agents.addresses(AgentHistory(), source, good) == ["10.0.0.11"]
+        assert source.at_once == guest_agents.MAX_HUNG_QUERIES
         await asyncio.gather(*slow)
         source.hung.clear()
         now = 20_000
-        assert await agents.addresses(record, source, bad) == ["10.0.0.11"]
-        assert record.hung == 0, "it answers again"
+        assert await agents.addresses(history, source, bad) == ["10.0.0.11"]
+        assert history.hung == 0, "it answers again"
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_libvirt_is_told_once_how_long_to_wait(known: bool) -> None:
+def test_libvirt_s_agent_limit_is_set_once(known: bool) -> None:
     told: list[tuple[int, int]] = []
     domain: dict[str, Any] = {
         "interfaceAddresses": lambda *_: {"eth0": {"addrs": [{"addr": "10.0.0.11"}]}}
@@ -103,22 +103,22 @@ def test_libvirt_is_told_once_how_long_to_wait(known: bool) -> None:
     if known:
         domain["agentSetResponseTimeout"] = lambda *arguments: told.append(arguments)
     connection = SimpleNamespace(lookupByUUIDString=lambda _uuid: SimpleNamespace(**domain))
-    record = AgentRecord()
+    history = AgentHistory()
     for _ in range(3):
-        texts = _ask_agent(cast(Connection, connection), UUID(int=1), record)
+        texts = _query_agent(cast(Connection, connection), UUID(int=1), history)
         assert texts == ["10.0.0.11"]
     assert told == [(guest_agents.RESPONSE, 0)] * known
 
 
-def test_one_that_is_not_there_costs_nothing() -> None:
+def test_missing_agent_causes_no_pause() -> None:
     class Missing(Source):
-        async def ask(self, call: Callable[[Connection], T], *, limit: float | None) -> T:
+        async def call(self, function: Callable[[Connection], T], *, limit: float | None) -> T:
             raise CallFailed(libvirt.libvirtError("guest agent is not connected"))
 
     async def main() -> None:
-        record = AgentRecord()
+        history = AgentHistory()
         agents = GuestAgents(lambda: 0.0)
-        assert await agents.addresses(record, Missing(), UUID(int=1)) == []
-        assert record.hung == 0
+        assert await agents.addresses(history, Missing(), UUID(int=1)) == []
+        assert history.hung == 0
 
     asyncio.run(main())

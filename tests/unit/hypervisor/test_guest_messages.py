@@ -1,4 +1,4 @@
-"""What a Xen guest says of itself, against a fake xenstored."""
+"""Values that a Xen guest writes, against a fake xenstored."""
 
 import asyncio
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.fakes.xenstored import READ, UNWATCH
 from tests.unit.hypervisor.running import run, until
 from tests.unit.hypervisor.test_xenstore_source import MAIL, WEB, Running, guest
 from xenlb.hypervisor.xenstore import guest_messages
-from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, Topic
+from xenlb.hypervisor.xenstore.guest_messages import HOLD, SHUTDOWN, GuestNode
 from xenlb.model.domain import RequestKind
 from xenlb.model.events import ShutdownCancelled, ShutdownRequested
 
@@ -22,7 +22,7 @@ def stays(it: Running) -> list[int | None]:
     return [event.incarnation for event in it.events if isinstance(event, ShutdownCancelled)]
 
 
-def test_leaving_and_staying(short: Path) -> None:
+def test_hold_reports_leaving_and_staying(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -44,7 +44,7 @@ def test_leaving_and_staying(short: Path) -> None:
     run(main)
 
 
-def test_said_while_the_agent_was_away(short: Path) -> None:
+def test_value_written_while_the_agent_was_away_counts(short: Path) -> None:
     async def main() -> None:
         it = Running(short)
         it.daemon.create(4, str(MAIL))
@@ -64,7 +64,7 @@ def test_said_while_the_agent_was_away(short: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["", "LEAVING", "leaving ", "x" * 4000, "leaving\n", "\x00\xff"])
-def test_what_is_no_word_is_passed_over(said: str, short: Path) -> None:
+def test_unknown_values_are_ignored(said: str, short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -77,7 +77,7 @@ def test_what_is_no_word_is_passed_over(said: str, short: Path) -> None:
     run(main)
 
 
-def test_a_domain_speaks_of_itself_only(short: Path) -> None:
+def test_a_value_concerns_its_own_domain_only(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -92,18 +92,18 @@ def test_a_domain_speaks_of_itself_only(short: Path) -> None:
 
 
 @pytest.fixture
-def _soon_heard_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_messages, "DEAF", 0.3)
+def _short_mute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_messages, "MUTED", 0.3)
 
 
-@pytest.mark.usefixtures("_soon_heard_again")
+@pytest.mark.usefixtures("_short_mute")
 @pytest.mark.parametrize(
     ("topic", "said", "ask"),
     [(HOLD, "leaving", RequestKind.INSIDE), (SHUTDOWN, "poweroff", RequestKind.POWEROFF)],
     ids=["hold", "shutdown"],
 )
-def test_one_that_writes_without_end_is_not_heard_for_a_while(
-    topic: Topic, said: str, ask: RequestKind, short: Path, caplog: pytest.LogCaptureFixture
+def test_a_node_that_is_written_too_often_is_not_watched_for_a_while(
+    topic: GuestNode, said: str, ask: RequestKind, short: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = topic.path
 
@@ -115,8 +115,8 @@ def test_one_that_writes_without_end_is_not_heard_for_a_while(
             await it.settled()
             for number in range(3 * guest_messages.BURST):
                 it.daemon.write(node(4), f"noise {number}")
-                await asyncio.sleep(0.001)
-            await until(lambda: "without end" in caplog.text, "it is turned away")
+                await asyncio.sleep(0)
+            await until(lambda: "too often" in caplog.text, "the warning")
             reads = sum(kind == READ and parts[0] == node(4) for kind, parts in it.daemon.requests)
             assert reads <= guest_messages.BURST + 1
             unwatched = [parts for kind, parts in it.daemon.requests if kind == UNWATCH]
@@ -128,12 +128,12 @@ def test_one_that_writes_without_end_is_not_heard_for_a_while(
             for number in range(2 * guest_messages.BURST):
                 it.daemon.write(node(4), f"noise {number}")
                 await asyncio.sleep(0.001)
-        assert caplog.text.count("without end") == 1, "said once"
+        assert caplog.text.count("too often") == 1, "warned once"
 
     run(main)
 
 
-def test_domains_that_are_gone_are_forgotten(short: Path) -> None:
+def test_domains_that_have_ended_are_forgotten(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))

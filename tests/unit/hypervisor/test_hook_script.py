@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.hypervisor.libvirt.hooks import HookCall, parse
+from xenlb.hypervisor.libvirt.hooks import HookCall, parse_line
 
 SCRIPT = Path(__file__).resolve().parents[3] / "hooks" / "xenlb"
 SAMPLES = sorted((Path(__file__).parent / "hook-xml").glob("*.xml"))
@@ -31,12 +31,12 @@ XML = f"<domain type='xen' id='7'>\n  <name>one</name>\n  <uuid>{IDENTITY}</uuid
 
 
 def no_forks() -> None:
-    """In the child: no process may be started. For the kernel root is above that, others not."""
+    """Forbid new processes in the child; the kernel exempts root from the limit."""
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 class Hooks:
-    """The folders of hooks below a folder that everybody may read, and the agent's file."""
+    """The folders of hooks below a readable folder, and the agent's file."""
 
     def __init__(self, folder: Path, shell: list[str]) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Hooks:
         self.agent()
 
     def agent(self) -> None:
-        """Makes the file, as a running agent has it."""
+        """Create the file, as a running agent does."""
         self.file.write_text("")
         self.file.chmod(0o666)
 
@@ -73,7 +73,7 @@ class Hooks:
         signals: bool = True,
         timeout: float = 30,
     ) -> list[HookCall]:
-        """Calls the script as libvirt does; what it has written. It must end with 0, and in time,
+        """Call the script as libvirt does and return its lines. It must end with 0, and in time,
         and print nothing; it cannot start a process, nor find a command."""
         if self.file.is_file():
             self.file.write_text("")
@@ -97,7 +97,7 @@ class Hooks:
             return []
         *lines, rest = self.file.read_bytes().split(b"\n")
         assert rest == b""
-        calls = [parse(line) for line in lines]
+        calls = [parse_line(line) for line in lines]
         assert None not in calls, lines
         return [call for call in calls if call is not None]
 
@@ -114,7 +114,7 @@ def hooks(request: pytest.FixtureRequest) -> Iterator[Hooks]:
 
 
 def test_whoever_starts_a_process_fails_here(hooks: Hooks) -> None:
-    """The proof that the other tests prove it. bash tries again for 15 s before it gives up."""
+    """Shows that the limit works. bash retries for 15 s before it gives up."""
     hooks.path("libxl").write_text("#!/bin/sh\n( : ) || exit 9\necho forked\n")
     with pytest.raises((AssertionError, subprocess.TimeoutExpired)) as failed:
         hooks.call("one", "start", "begin", "-", timeout=0.5)
@@ -164,7 +164,7 @@ def test_every_operation_of_every_driver_has_its_sample() -> None:
         ";exit 1",
     ],
 )
-def test_names_come_through_as_they_are(hooks: Hooks, name: str) -> None:
+def test_names_are_passed_on_unchanged(hooks: Hooks, name: str) -> None:
     (call,) = hooks.call(name, "started", "begin", "-")
     assert call == HookCall(
         driver="libxl",
@@ -191,7 +191,7 @@ FORGED = f"x\nlibxl\tstopped\tend\t{IDENTITY}\t8\tvictim"
     ],
     ids=["forged", "tab", "controls", "long", "no utf-8", "unprintable"],
 )
-def test_a_name_forges_no_line(hooks: Hooks, name: str | bytes, shown: str) -> None:
+def test_a_name_cannot_forge_a_line(hooks: Hooks, name: str | bytes, shown: str) -> None:
     (call,) = hooks.call(name, "started", "begin", "-")
     assert (call.operation, call.name, call.domid) == ("started", shown, 7)
 
@@ -209,11 +209,11 @@ def test_a_name_forges_no_line(hooks: Hooks, name: str | bytes, shown: str) -> N
         ("one", "START", "begin", "-"),
     ],
 )
-def test_other_words_are_not_passed_on(hooks: Hooks, arguments: tuple[str, ...]) -> None:
+def test_unknown_operations_are_not_written(hooks: Hooks, arguments: tuple[str, ...]) -> None:
     assert hooks.call(*arguments) == []
 
 
-def test_another_kind_of_hook_is_not_ours(hooks: Hooks) -> None:
+def test_other_hooks_are_ignored(hooks: Hooks) -> None:
     assert hooks.call("default", "started", "begin", "-", driver="network") == []
 
 
@@ -256,7 +256,7 @@ def test_xml_that_libvirt_would_not_write(hooks: Hooks, xml: str | bytes) -> Non
 
 
 def test_it_reads_no_more_than_it_needs(hooks: Hooks) -> None:
-    """libvirt may be slow with the rest: it is not waited for."""
+    """libvirt may write the rest late: the script does not wait for it."""
     process = subprocess.Popen(hooks.command("one", "started", "begin"), stdin=subprocess.PIPE)
     assert process.stdin is not None
     with process.stdin as pipe:
@@ -280,7 +280,7 @@ def test_closed_standard_output(hooks: Hooks) -> None:
     assert len(hooks.lines()) == 1
 
 
-def test_without_an_agent_nothing_is_made(hooks: Hooks) -> None:
+def test_without_an_agent_no_file_is_created(hooks: Hooks) -> None:
     hooks.file.unlink()
     before = sorted(hooks.folder.iterdir())
     assert hooks.call("one", "started", "begin", "-") == []
@@ -291,8 +291,8 @@ def test_without_an_agent_nothing_is_made(hooks: Hooks) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
-def test_what_is_no_regular_file_is_left_alone(hooks: Hooks, kind: str) -> None:
-    """A fifo that nobody reads would hold libvirt up for good; /dev/full would fail."""
+def test_a_file_that_is_not_regular_is_not_written(hooks: Hooks, kind: str) -> None:
+    """A fifo without a reader would block libvirt for good; /dev/full would fail."""
     hooks.file.unlink()
     match kind:
         case "fifo":
@@ -335,7 +335,7 @@ def test_many_at_once(hooks: Hooks) -> None:
 
 
 def test_it_runs_as_it_is_installed() -> None:
-    """By its first line and mode, with the agent's own path: here, most likely, without agent."""
+    """Run by its first line and mode, with the agent's own path, most likely without an agent."""
     assert os.access(SCRIPT, os.X_OK)
     done = subprocess.run(
         [SCRIPT, "one", "start", "begin", "-"],

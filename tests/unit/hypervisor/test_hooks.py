@@ -1,4 +1,4 @@
-"""The file of hook calls: made, read as it grows, emptied, remade, removed."""
+"""The file of hook calls: created, read as it grows, truncated, replaced, removed."""
 
 # ruff: noqa: ASYNC240 - the file is the test's own
 
@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 
 from xenlb.hypervisor.libvirt import hooks
-from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource, parse
+from xenlb.hypervisor.libvirt.hooks import HookCall, HookSource, parse_line
 
 IDENTITY = UUID("71d91c56-6195-5fe0-9bce-7f4cabe3c5ab")
 PATIENCE = 30.0  # seconds; reached only where a call is missing
@@ -26,7 +26,7 @@ def line(name: str = "one", *, operation: str = "stopped", domid: str = "7") -> 
 
 
 def append(path: Path, data: bytes) -> None:
-    """As the script does it; fails where there is no file."""
+    """Append as the script does; fails if there is no file."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND)
     os.write(file, data)
     os.close(file)
@@ -74,7 +74,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def run(path: Path, test: Callable[[Heard], Awaitable[None]]) -> Heard:
-    """Runs a test against a source of that path; afterwards the file has to be gone."""
+    """Run a test against a source of that path; afterwards the file must be gone."""
     heard = Heard()
 
     async def main() -> None:
@@ -85,7 +85,9 @@ def run(path: Path, test: Callable[[Heard], Awaitable[None]]) -> Heard:
     return heard
 
 
-def test_calls_are_told_in_the_loop_s_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_reported_in_the_loop_s_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hooks, "POLL", 3600.0)  # inotify has to do it
 
     async def test(heard: Heard) -> None:
@@ -130,10 +132,10 @@ def test_calls_are_told_in_the_loop_s_thread(path: Path, monkeypatch: pytest.Mon
         b"\xff\xfe\n",
     ],
 )
-def test_what_the_script_does_not_write_is_no_call(
+def test_malformed_lines_are_not_reported(
     path: Path, bad: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert parse(bad.removesuffix(b"\n")) is None
+    assert parse_line(bad.removesuffix(b"\n")) is None
 
     async def test(heard: Heard) -> None:
         append(path, bad.removesuffix(b"\n") + b"\n" + line())
@@ -141,10 +143,10 @@ def test_what_the_script_does_not_write_is_no_call(
 
     with caplog.at_level(logging.DEBUG, "xenlb"):
         run(path, test)
-    assert [r.levelname for r in caplog.records if "no line of" in r.message] == ["DEBUG"]
+    assert [r.levelname for r in caplog.records if "not a line of" in r.message] == ["DEBUG"]
 
 
-def test_a_line_that_comes_in_pieces(path: Path) -> None:
+def test_a_line_written_in_pieces_is_reported_once(path: Path) -> None:
     async def test(heard: Heard) -> None:
         whole = line()
         for place in range(0, len(whole), 20):
@@ -175,7 +177,7 @@ def test_the_file_does_not_grow(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run(path, test)
 
 
-def test_what_somebody_empties_is_read_on(path: Path) -> None:
+def test_a_truncated_file_is_read_on(path: Path) -> None:
     async def test(heard: Heard) -> None:
         append(path, line("one") + line("two"))
         await heard.until("one", "two")
@@ -187,7 +189,7 @@ def test_what_somebody_empties_is_read_on(path: Path) -> None:
     run(path, test)
 
 
-def test_what_a_killed_agent_has_left_is_not_told(path: Path) -> None:
+def test_lines_from_before_the_start_are_not_reported(path: Path) -> None:
     path.write_bytes(line("stale"))
     path.chmod(0o644)
     path.with_name(".hooks.new").write_bytes(b"half made")
@@ -205,7 +207,7 @@ def test_what_a_killed_agent_has_left_is_not_told(path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced", "made a folder"])
-def test_a_file_that_somebody_takes_away(
+def test_a_removed_file_is_created_again(
     path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks, "POLL", 0.05)
@@ -230,7 +232,7 @@ def test_a_file_that_somebody_takes_away(
     assert os.listdir(path.parent) == ["away"]
 
 
-def test_no_folder_yet(
+def test_the_folder_may_appear_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hooks, "POLL", 0.02)
@@ -247,7 +249,7 @@ def test_no_folder_yet(
     run(path, test)
 
 
-def test_without_inotify_it_is_only_slower(
+def test_without_inotify_lines_are_polled(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Exhausted(hooks.Observer):  # type: ignore[misc, name-defined]
@@ -267,7 +269,7 @@ def test_without_inotify_it_is_only_slower(
     assert "inotify instance limit reached" in warnings[0]
 
 
-def test_another_s_file_is_not_removed(path: Path) -> None:
+def test_a_replaced_file_is_not_removed(path: Path) -> None:
     async def test(_: Heard) -> None:
         path.unlink()
         path.write_text("somebody's\n")

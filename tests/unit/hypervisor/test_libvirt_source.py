@@ -1,4 +1,4 @@
-"""The libvirt source: against libvirt's test driver in this process, and in a real libvirtd."""
+"""The libvirt source with libvirt's test driver, in this process and in a real libvirtd."""
 
 import asyncio
 import os
@@ -48,8 +48,7 @@ needs_daemon = pytest.mark.skipif(
 
 
 def _idle() -> bool:
-    loop = event_loop.installed()
-    return loop is not None and loop.idle
+    return event_loop.IMPLEMENTATION.idle
 
 
 class Running:
@@ -80,7 +79,7 @@ class Running:
 
 
 def _reset(domain: Any) -> None:
-    """The test driver lives as long as the process: back to running, and no metadata."""
+    """Reset the test driver, which lives as long as the process: running, without metadata."""
     if not domain.isActive():
         domain.create()
     elif domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
@@ -124,7 +123,7 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
     assert (await it.seen(Paused)).incarnation == first
     await asyncio.to_thread(do, "resume")
     assert (await it.seen(Resumed)).incarnation == first
-    assert await it.source.live_ids() == {first}
+    assert await it.source.call(queries.live_ids) == {first}
 
     await asyncio.to_thread(do, "metadata")
     changed = await it.seen(MetadataChanged)
@@ -134,7 +133,7 @@ async def _life(it: Running, do: Callable[[str], object]) -> None:
     stopped = await it.seen(Stopped)
     assert (stopped.guest, stopped.reason) == (it.guest, StopReason.SHUTDOWN)
     assert stopped.incarnation in {None, first}
-    assert await it.source.live_ids() == frozenset()
+    assert await it.source.call(queries.live_ids) == frozenset()
 
     await asyncio.to_thread(do, "create")
     started = await it.seen(Started)
@@ -197,7 +196,7 @@ def test_life_of_a_guest_in_a_daemon(daemon: Daemon) -> None:
     run(main)
 
 
-def test_agent_asks_a_guest_to_shut_down(domain: Any) -> None:
+def test_shutdown_and_reboot_requests(domain: Any) -> None:
     async def main() -> None:
         async with Running("test:///default") as it:
             await it.source.shutdown(it.guest)
@@ -243,7 +242,7 @@ def test_transient_and_undefined_guests() -> None:
 
 
 @needs_daemon
-def test_daemon_down_at_start_is_said_once_and_waited_for(
+def test_missing_daemon_is_logged_once_and_retried(
     daemon: Daemon, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_module, "SHORTEST_PAUSE", 0.05)
@@ -274,7 +273,7 @@ def test_daemon_killed_and_started_again(daemon: Daemon) -> None:
                 await it.seen(Disconnected, number)
                 assert not it.source.connected
                 with pytest.raises(Unreachable):
-                    await it.source.live_ids()
+                    await it.source.call(queries.live_ids)
                 await asyncio.to_thread(daemon.start)
                 await it.seen(GuestsListed, number + 1)
             # Its events come again.
@@ -287,28 +286,28 @@ def test_daemon_killed_and_started_again(daemon: Daemon) -> None:
 
 
 @needs_daemon
-def test_hung_daemon_is_noticed_and_found_again(
+def test_hung_daemon_is_detected_and_reconnected(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A daemon on a busy machine may be slow for a second or two, and has not hung yet.
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
     monkeypatch.setattr(source_module, "SHORTEST_PAUSE", 0.05)
     daemon.start()
 
     async def main() -> None:
         async with Running(daemon.uri, keepalive=4) as it:
-            monkeypatch.setattr(source_module, "CONNECT", 0.5)
+            monkeypatch.setattr(source_module, "CONNECT", 0.05)
             threads = threading.active_count()
             daemon.signal(signal.SIGSTOP)
-            call = asyncio.create_task(it.source.live_ids())
+            call = asyncio.create_task(it.source.call(queries.live_ids))
             relist = asyncio.create_task(it.source.relist())
             lost = await it.seen(Disconnected)
             assert "keepalive" in lost.reason
             with pytest.raises(Unreachable):
                 await call
             await relist
-            await asyncio.sleep(1.2)
-            # It takes connections and does not answer: one attempt waits, not one each half second.
+            await asyncio.sleep(0.4)
+            # The daemon accepts connections but does not answer: all attempts share one thread.
             assert threading.active_count() <= threads + 1
             daemon.signal(signal.SIGCONT)
             await it.seen(GuestsListed, 2)
@@ -317,10 +316,10 @@ def test_hung_daemon_is_noticed_and_found_again(
 
 
 @needs_daemon
-def test_daemon_that_hangs_in_the_first_listing_is_noticed(
+def test_daemon_that_hangs_in_the_first_listing_is_detected(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "INTERVAL", 1)
+    monkeypatch.setattr(connections, "PING_INTERVAL", 1)
     daemon.start()
     list_domains = queries.list_domains
 
@@ -345,7 +344,7 @@ def test_daemon_that_hangs_in_the_first_listing_is_noticed(
 
 
 def _end_left_behind(folder: Path) -> None:
-    """The daemon of a program that did not come to end it."""
+    """Kill the daemon of a program that could not."""
     with suppress(FileNotFoundError, ProcessLookupError):
         number = int((folder / "run" / "libvirt" / "libvirtd.pid").read_text())
         if bytes(folder) in Path(f"/proc/{number}/environ").read_bytes():  # it is still that one
@@ -354,8 +353,8 @@ def _end_left_behind(folder: Path) -> None:
 
 @needs_daemon
 def test_slow_daemon_does_not_end_the_process(short: Path) -> None:
-    """libvirt before 10.4 (CVE-2024-4418) bears neither two calls on one connection nor keepalive
-    beside a call: where the agent did both, the second round ended with SIGSEGV."""
+    """libvirt before 10.4 (CVE-2024-4418) crashes on two calls on one connection, and on keepalive
+    beside a call: an agent that did both ended with SIGSEGV in the second round."""
     folder = short / "d"
     folder.mkdir()
     short.chmod(0o755)
@@ -394,8 +393,8 @@ def test_ends_promptly_while_the_daemon_hangs(daemon: Daemon) -> None:
 
 
 @needs_daemon
-def test_events_while_calls_are_under_way_keep_their_order(daemon: Daemon) -> None:
-    """Calls read the connection in their threads, and the events with it."""
+def test_events_during_calls_keep_their_order(daemon: Daemon) -> None:
+    """Threads of calls read the connection, including events."""
     daemon.start()
 
     async def main() -> None:
@@ -404,7 +403,7 @@ def test_events_while_calls_are_under_way_keep_their_order(daemon: Daemon) -> No
                 asyncio.to_thread(daemon.virsh, *["suspend test", "resume test"] * 40)
             )
             while not work.done():
-                await asyncio.gather(it.source.relist(), it.source.live_ids())
+                await asyncio.gather(it.source.relist(), it.source.call(queries.live_ids))
             await it.seen(Resumed, 40)
             kinds = [type(e) for e in it.events if isinstance(e, (Paused, Resumed))]
             assert kinds == [Paused, Resumed] * 40
@@ -413,7 +412,7 @@ def test_events_while_calls_are_under_way_keep_their_order(daemon: Daemon) -> No
 
 
 @needs_daemon
-def test_event_for_an_unnamed_guest_waits_for_its_listing(
+def test_event_for_an_unlisted_guest_waits_for_the_listing(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon.start()

@@ -1,4 +1,4 @@
-"""Metadata and domain XML: what is read, and that nothing that is written there raises."""
+"""Metadata and domain XML: parsed values, and no exceptions for any text."""
 
 from ipaddress import ip_address
 from typing import ClassVar
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from xenlb.hypervisor.libvirt.domain_xml import Interface, interfaces
 from xenlb.hypervisor.libvirt.metadata import MOST_PROBLEMS, MOST_SERVICES, read_metadata
-from xenlb.hypervisor.libvirt.xml_text import LONGEST, PIECE, Malformed, parse
+from xenlb.hypervisor.libvirt.xml_text import LONGEST, PIECE, Malformed, parse_xml
 from xenlb.model.domain import MetadataService
 
 LAUGHS = (
@@ -63,13 +63,13 @@ def test_several_services_and_defaults() -> None:
         ("<service name='web' address='127.0.0.1'/>", "loopback"),
         ("<service name='web' address='fe80::1%eth0'/>", "zone"),
         ("<service name='web' wait='1'/>", "no attribute 'wait'"),
-        ("<service name='mail'/>", "stands there twice"),
+        ("<service name='mail'/>", "is listed twice"),
         ("<service name='web'><b/></service>", "no elements inside"),
         ("<guest name='web'/>", "expected <service>, found <guest>"),
         ("<service xmlns='urn:other' name='web'/>", "expected <service>"),
     ],
 )
-def test_wrong_entry_is_told_and_spoils_no_other(entry: str, problem: str) -> None:
+def test_invalid_entry_is_reported_and_affects_no_other(entry: str, problem: str) -> None:
     services, problems = read_metadata(f"<services><service name='mail'/>{entry}</services>")
     assert services == (MetadataService(name="mail"),)
     (only,) = problems
@@ -111,7 +111,7 @@ def test_number_of_services_and_problems_is_bounded() -> None:
 
 
 @given(text=st.text())
-def test_any_text_is_survived(text: str) -> None:
+def test_any_text_is_parsed_without_an_exception(text: str) -> None:
     services, problems = read_metadata(text)
     assert services == ()
     assert len(problems) == 1
@@ -121,7 +121,7 @@ ATTRIBUTE = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "C
 
 
 @given(name=ATTRIBUTE, weight=ATTRIBUTE | st.integers().map(str), address=ATTRIBUTE)
-def test_any_attribute_is_survived(name: str, weight: str, address: str) -> None:
+def test_any_attribute_is_parsed_without_an_exception(name: str, weight: str, address: str) -> None:
     services, problems = read_metadata(
         f"<services><service name={quoteattr(name)} weight={quoteattr(weight)}"
         f" address={quoteattr(address)}/></services>"
@@ -170,7 +170,7 @@ def test_domain_without_devices() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<network/>", "<!DOCTYPE domain><domain/>", "<domain>"])
-def test_what_is_no_domain_is_refused(text: str) -> None:
+def test_xml_of_other_objects_is_refused(text: str) -> None:
     with pytest.raises(Malformed):
         interfaces(text)
 
@@ -188,7 +188,7 @@ def test_devices_of_a_macvtap_and_of_a_network() -> None:
 
 
 class Parser(ElementTree.XMLParser):
-    """Writes down the sizes of what it is fed."""
+    """Records the sizes of the pieces."""
 
     sizes: ClassVar[list[int]] = []
 
@@ -206,7 +206,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_document_type_is_refused_before_anything_is_parsed(fed: list[int]) -> None:
     with pytest.raises(Malformed, match="DOCTYPE"):
-        parse(LAUGHS)
+        parse_xml(LAUGHS)
     assert fed == []
     assert read_metadata(LAUGHS)[1] == ("metadata: it has a DOCTYPE, which is not allowed",)
     assert fed == []
@@ -214,17 +214,17 @@ def test_a_document_type_is_refused_before_anything_is_parsed(fed: list[int]) ->
 
 def test_a_text_beyond_the_budget_is_not_parsed(fed: list[int]) -> None:
     with pytest.raises(Malformed, match=f"longer than {LONGEST}"):
-        parse("<domain>" + " " * LONGEST + "</domain>")
+        parse_xml("<domain>" + " " * LONGEST + "</domain>")
     assert fed == []
 
 
-def test_a_long_text_is_fed_in_pieces_and_only_what_is_wanted_is_built(fed: list[int]) -> None:
+def test_a_long_text_is_fed_in_pieces_and_only_wanted_elements_are_built(fed: list[int]) -> None:
     junk = "<a><b c='d'/></a>" * 40_000
     wanted = "<interface type='bridge'><mac address='00:16:3e:00:00:01'/></interface>"
     text = f"<domain>{junk}<devices>{junk[: 17 * 10_000]}{wanted}</devices></domain>"
-    root = parse(text, wanted=[("devices", "interface")])
+    root = parse_xml(text, wanted=[("devices", "interface")])
     assert [each.tag for each in root.iter()] == ["domain", "devices", "interface", "mac"]
     assert max(fed) <= PIECE
     assert sum(fed) == len(text)
     with pytest.raises(Malformed, match="more than 20000 elements"):
-        parse(text)
+        parse_xml(text)

@@ -1,4 +1,4 @@
-"""What is made of libvirt's list of domains."""
+"""The list of domains, and errors of libvirt."""
 
 import subprocess
 import sys
@@ -7,11 +7,12 @@ from uuid import UUID
 
 import libvirt
 
-from xenlb.hypervisor.libvirt import queries
+from xenlb.hypervisor.libvirt import event_loop, queries
+from xenlb.hypervisor.libvirt.connections import ExclusiveConnection
 
 
 class Domain:
-    """As libvirt-python's, of one that is off."""
+    """A powered-off domain, as libvirt-python has it."""
 
     def __init__(self, name: str, number: int) -> None:
         self._name, self._uuid = name, UUID(int=number)
@@ -37,10 +38,10 @@ class Connection:
         return [Domain("Domain-0", 0), Domain("mail1", 7)]
 
 
-def test_dom0_is_no_guest() -> None:
+def test_dom0_is_not_listed_as_a_guest() -> None:
     """libxl lists it as domain 0, with a UUID of zeros."""
-    found = queries.list_domains(cast(Any, Connection()), "xen:///system")
-    assert [described.name for described in found] == ["mail1"]
+    domains = queries.list_domains(cast(Any, Connection()), "xen:///system")
+    assert [domain.name for domain in domains] == ["mail1"]
 
 
 class Closed:
@@ -48,12 +49,12 @@ class Closed:
         raise libvirt.libvirtError("invalid connection pointer in virConnectIsAlive")
 
 
-def test_a_connection_that_was_closed_meanwhile_is_not_alive() -> None:
-    assert not queries.is_alive(cast(Any, Closed()))
+def test_a_connection_closed_by_another_thread_is_not_alive() -> None:
+    assert not ExclusiveConnection(cast(Any, Closed()), event_loop.Sockets()).alive
 
 
-def test_what_libvirt_refuses_is_raised_and_not_printed() -> None:
-    """In a process of its own: who speaks is settled for a process as a whole."""
+def test_an_error_of_libvirt_is_raised_and_not_printed() -> None:
+    """Run in a new process: libvirt's error handler is set once for a process."""
     code = """\
 import libvirt
 from xenlb.hypervisor.libvirt.queries import CallFailed, libvirt_errors

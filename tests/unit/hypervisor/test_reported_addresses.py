@@ -1,4 +1,4 @@
-"""What a look at a guest's reports costs xenstored, whatever the guest has written."""
+"""The number of xenstore requests for a guest's addresses, whatever the guest has written."""
 
 import asyncio
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ ATTR = "/local/domain/4/attr"
 
 
 def look(short: Path, nodes: Iterable[tuple[str, str]]) -> tuple[tuple[str, ...], int]:
-    """Texts, and how many requests they have cost."""
+    """Return the texts and the number of requests."""
 
     async def main() -> tuple[tuple[str, ...], int]:
         async with FakeXenstored(str(short / "socket")) as daemon:
@@ -23,7 +23,7 @@ def look(short: Path, nodes: Iterable[tuple[str, str]]) -> tuple[tuple[str, ...]
             client = XenstoreClient(lambda _path, _token: None)
             client.connect(daemon.path)
             try:
-                texts = await reported_addresses.read(client, 4, 16)
+                texts = await reported_addresses.read_reported_addresses(client, 4, 16)
             finally:
                 client.close()
             return texts, len(daemon.requests)
@@ -48,7 +48,7 @@ def test_empty_nodes_cost_no_more_than_a_few_requests(short: Path, names: list[s
     assert texts == ("10.0.0.11",), "what comes last is read all the same"
 
 
-def test_what_tools_write_is_read_whole(short: Path) -> None:
+def test_addresses_of_three_interfaces_are_read(short: Path) -> None:
     """Three interfaces, each with one address of IPv4 and two of IPv6."""
     nodes = [
         (f"{ATTR}/vif/{vif}/{family}/{number}", f"{vif}-{family}-{number}")

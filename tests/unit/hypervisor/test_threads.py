@@ -1,4 +1,4 @@
-"""Calls in threads: results, errors, and what becomes of those that come too late."""
+"""Calls in threads: results, errors, late results."""
 
 import asyncio
 import threading

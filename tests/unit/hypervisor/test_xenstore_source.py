@@ -55,7 +55,7 @@ class Running:
         await self.daemon.stop()
 
     async def settled(self) -> None:
-        """Everything sent so far has been worked off."""
+        """Wait until everything sent so far was handled."""
         await asyncio.sleep(0.05)
 
     def asks(self) -> list[tuple[int | None, RequestKind]]:
@@ -78,7 +78,7 @@ class Running:
         ("dance", RequestKind.POWERDOWN),
     ],
 )
-def test_request_is_told_with_its_kind_and_incarnation(
+def test_request_is_reported_with_its_kind_and_incarnation(
     short: Path, word: str, ask: RequestKind
 ) -> None:
     async def main() -> None:
@@ -112,7 +112,7 @@ def test_domains_there_before_the_agent_are_watched(short: Path) -> None:
     run(main)
 
 
-def test_making_a_domain_is_no_request(short: Path) -> None:
+def test_creating_a_domain_is_not_reported_as_a_request(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             # Another domain's introduction makes the source look while this one is half made.
@@ -122,12 +122,12 @@ def test_making_a_domain_is_no_request(short: Path) -> None:
             it.daemon.create(5, str(MAIL))
             await it.settled()
             assert it.events == []
-            assert it.source.missed == 0
+            assert it.source.missed_requests == 0
 
     run(main)
 
 
-def test_request_that_the_guest_took_first_is_not_lost(short: Path) -> None:
+def test_request_that_the_guest_cleared_before_the_read_is_reported(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -139,7 +139,7 @@ def test_request_that_the_guest_took_first_is_not_lost(short: Path) -> None:
             it.daemon.answering.set()
             await until(it.asks, "the request")
             assert it.asks() == [(4, RequestKind.POWERDOWN)]
-            assert it.source.missed == 1
+            assert it.source.missed_requests == 1
             it.request(4, "")  # one firing alone is no request
             await it.settled()
             assert len(it.asks()) == 1
@@ -147,8 +147,8 @@ def test_request_that_the_guest_took_first_is_not_lost(short: Path) -> None:
     run(main)
 
 
-def test_read_goes_out_in_the_turn_of_the_watch(short: Path) -> None:
-    """Nothing may come between the watch's firing and the question for the value."""
+def test_read_is_sent_from_within_the_watch_callback(short: Path) -> None:
+    """Nothing runs between the watch's firing and the read."""
 
     async def main() -> None:
         async with FakeXenstored(str(short / "socket")) as daemon:
@@ -170,7 +170,7 @@ def test_read_goes_out_in_the_turn_of_the_watch(short: Path) -> None:
     run(main)
 
 
-def test_death_is_asked_of_libvirt_and_told_once(short: Path) -> None:
+def test_death_seen_by_libvirt_is_reported_once(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -195,7 +195,7 @@ def test_death_is_asked_of_libvirt_and_told_once(short: Path) -> None:
     run(main)
 
 
-def test_death_without_libvirt_shows_when_the_domain_is_destroyed(short: Path) -> None:
+def test_death_is_reported_when_the_domain_is_destroyed(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -207,7 +207,7 @@ def test_death_without_libvirt_shows_when_the_domain_is_destroyed(short: Path) -
     run(main)
 
 
-def test_reboot_gives_a_death_of_the_old_and_watches_the_new(short: Path) -> None:
+def test_reboot_reports_the_old_domain_and_watches_the_new(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -228,9 +228,7 @@ def test_reboot_gives_a_death_of_the_old_and_watches_the_new(short: Path) -> Non
     run(main)
 
 
-def test_reconnects_and_has_every_watch_again(
-    short: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reconnecting_restores_every_watch(short: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with Running(short) as it:
             it.daemon.create(4, str(MAIL))
@@ -251,7 +249,7 @@ def test_reconnects_and_has_every_watch_again(
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 3
 
 
-def test_absent_xenstored_is_said_once_and_waited_for(
+def test_missing_xenstored_is_logged_once_and_retried(
     short: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "SHORTEST_PAUSE", 0.05)
@@ -274,7 +272,7 @@ def test_absent_xenstored_is_said_once_and_waited_for(
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
 
 
-def test_what_a_guest_reports_of_itself(short: Path) -> None:
+def test_addresses_that_a_guest_reports(short: Path) -> None:
     async def main() -> None:
         async with Running(short) as it:
             base = "/local/domain/4"
@@ -283,14 +281,14 @@ def test_what_a_guest_reports_of_itself(short: Path) -> None:
             it.daemon.write(f"{base}/attr/vif/0/ipv6/1", "fd00::4")
             it.daemon.write(f"{base}/attr/eth0/ip", "10.0.0.5")
             it.daemon.write(f"{base}/data/ip", "x" * 2000)
-            assert await it.source.reported(4, 16) == (
+            assert await it.source.reported_addresses(4, 16) == (
                 "10.0.0.4",
                 "fd00::4",
                 "10.0.0.5",
                 "x" * 2000,
             )
-            assert await it.source.reported(4, 2) == ("10.0.0.4", "fd00::4")
-            assert await it.source.reported(5, 16) == ()
+            assert await it.source.reported_addresses(4, 2) == ("10.0.0.4", "fd00::4")
+            assert await it.source.reported_addresses(5, 16) == ()
 
     run(main)
 
@@ -330,7 +328,7 @@ def _pieces(data: bytes, sizes: Iterable[int]) -> Iterable[bytes]:
 
 
 @given(messages=MESSAGES, sizes=st.lists(st.integers(0, 40), max_size=20))
-def test_decoder_gives_the_same_however_the_bytes_arrive(
+def test_decoder_does_not_depend_on_the_pieces(
     messages: list[tuple[int, int, bytes]], sizes: list[int]
 ) -> None:
     data = b"".join(
@@ -347,7 +345,7 @@ def test_decoder_refuses_a_stream_that_is_not_xenstore() -> None:
         list(Decoder().feed(b"HTTP/1.1 400 Bad Request\r\n"))
 
 
-def test_request_as_the_protocol_has_it() -> None:
+def test_bytes_of_a_request() -> None:
     assert encode(Type.WATCH, 9, "@releaseDomain", "t") == (
         struct.pack("=IIII", 4, 9, 0, 17) + b"@releaseDomain\0t\0"
     )

@@ -3,7 +3,7 @@
 from ipaddress import ip_address
 from pathlib import Path
 
-from xenlb.ipvs.connections import holders, parse
+from xenlb.ipvs.connections import client_connections, parse
 from xenlb.ipvs.table import ServerKey
 
 # As read in the User-mode Linux lab, one line a kind; a name of a persistence engine added.
@@ -24,7 +24,7 @@ def server(address: str) -> ServerKey:
     return ServerKey(address=ip_address(address), port=80)
 
 
-def test_lines() -> None:
+def test_lines_of_the_list() -> None:
     found = list(parse(LIST.splitlines()))
     assert len(found) == 6
     assert found[0].client == ip_address("192.0.2.100")
@@ -33,18 +33,18 @@ def test_lines() -> None:
     assert found[-1].server == server("fd00:10::b")
 
 
-def test_who_holds_on(tmp_path: Path) -> None:
+def test_clients_of_servers(tmp_path: Path) -> None:
     path = tmp_path / "ip_vs_conn"
     path.write_text(LIST)
     servers = {server("10.0.0.11"), server("fd00:10::b")}
-    assert holders(servers, established=True, path=path) == {
+    assert client_connections(servers, established=True, path=path) == {
         ip_address("192.0.2.100"): 2,
         ip_address("fd00:2::64"): 1,
     }
-    everything = holders(servers, established=False, path=path)
+    everything = client_connections(servers, established=False, path=path)
     assert everything[ip_address("192.0.2.101")] == 1
     assert ip_address("192.0.2.103") not in everything  # UDP is never waited for
 
 
-def test_no_list(tmp_path: Path) -> None:
-    assert holders({server("10.0.0.11")}, established=True, path=tmp_path / "none") == {}
+def test_without_a_list(tmp_path: Path) -> None:
+    assert client_connections({server("10.0.0.11")}, established=True, path=tmp_path / "none") == {}

@@ -5,11 +5,11 @@ from dataclasses import replace
 from hypothesis import example, given, settings
 
 from tests.fakes.kernel import FakeKernel
+from tests.ipvsadm.parse import parse
 from tests.soak import often
 from tests.unit.ipvs.strategies import SOME_KEYS, SOME_SERVERS, owned, tables
-from xenlb.ipvs.diff import Owned, diff, foreign
+from xenlb.ipvs.diff import Owned, diff, find_foreign
 from xenlb.ipvs.op import DeleteServer, DeleteService
-from xenlb.ipvs.parse import parse
 from xenlb.ipvs.table import Entry, Forwarding, Server, ServerKey, ServiceKey, Table, Tunnel
 
 MAIL = "-t 192.0.2.10:25"
@@ -92,7 +92,7 @@ def any_part_that_was_done_is_a_start(want: Table, have: Table, owned: Owned) ->
 
 
 def foreign_and_ours_are_all_there_is(want: Table, have: Table, owned: Owned) -> None:
-    found = foreign(want, have, owned)
+    found = find_foreign(want, have, owned)
     ours = want.entries.keys() | owned.services
     assert found.services == have.entries.keys() - ours
     in_ours = {(key, server) for key, server in pairs(have) if key in ours}
@@ -100,7 +100,7 @@ def foreign_and_ours_are_all_there_is(want: Table, have: Table, owned: Owned) ->
 
 
 def nothing_foreign_is_deleted(want: Table, have: Table, owned: Owned) -> None:
-    found = foreign(want, have, owned)
+    found = find_foreign(want, have, owned)
     for op in diff(want, have, owned):
         match op:
             case DeleteService(key=key):
@@ -172,7 +172,7 @@ def test_the_order_of_operations() -> None:
     ]
 
 
-def test_a_set_says_every_field() -> None:
+def test_a_set_operation_has_every_field() -> None:
     server = f"-a {MAIL} -r 10.0.0.11:25 -m -w 1 -x 9 -y 3"
     [line] = lines(
         f"-A {MAIL} -p 60 -s sh -b sh-port -M 255.0.0.0",
@@ -183,7 +183,7 @@ def test_a_set_says_every_field() -> None:
     assert line == f"-e {MAIL} -r 10.0.0.11:25 -m -w 1 -x 9 -y 3"
 
 
-def test_a_service_with_another_tools_server_stays_without_ours() -> None:
+def test_a_service_with_another_tools_server_loses_only_our_servers() -> None:
     ours = f"-A {MAIL}\n-a {MAIL} -r 10.0.0.11:25\n"
     have = ours + f"-a {MAIL} -r 10.0.0.99:25\n"
     assert lines("", have, owner_of(ours)) == [f"-d {MAIL} -r 10.0.0.11:25"]

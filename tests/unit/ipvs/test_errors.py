@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
+from tests.ipvsadm.parse import parse_op
 from xenlb.ipvs.errors import IpvsError, explain, no_access
 from xenlb.ipvs.op import OpFailed
-from xenlb.ipvs.parse import parse_op
 
 MAIL = "-t 192.0.2.10:25"
 

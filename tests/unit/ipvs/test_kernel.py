@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from xenlb.ipvs import codec, wire
+from tests.ipvsadm.parse import parse, parse_op
+from xenlb.ipvs import netlink, netlink_codec
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel
 from xenlb.ipvs.op import AddService, OpFailed
-from xenlb.ipvs.parse import parse, parse_op
 
 FAMILY = 30
 # (sequence number of the request) → the datagrams that answer it
@@ -25,11 +25,11 @@ def message(kind: int, sequence: int, body: bytes, flags: int = 2) -> bytes:
 
 
 def error(sequence: int, number: int) -> bytes:
-    return message(wire.NLMSG_ERROR, sequence, struct.pack("=i", -number) + bytes(16), 0)
+    return message(netlink.NLMSG_ERROR, sequence, struct.pack("=i", -number) + bytes(16), 0)
 
 
 def done(sequence: int, flags: int = 2) -> bytes:
-    return message(wire.NLMSG_DONE, sequence, bytes(4), flags)
+    return message(netlink.NLMSG_DONE, sequence, bytes(4), flags)
 
 
 def family(sequence: int) -> list[bytes]:
@@ -43,7 +43,7 @@ def services(*lines: str, flags: int = 2) -> Answer:
         found = []
         for line in lines:
             op = parse_op(line)
-            data = codec.encode([op], family=FAMILY, sequence=1)
+            data = netlink_codec.encode([op], family=FAMILY, sequence=1)
             found.append(message(FAMILY, sequence, data[16:], flags))
         return [*found, done(sequence, flags)]
 
@@ -68,7 +68,7 @@ def scripted(*connections: list[Answer]) -> Iterator[Kernel]:
                 if not request:
                     left.append(1)
                     return
-                [*_, (_, _, sequence, _, _)] = wire.messages(request)
+                [*_, (_, _, sequence, _, _)] = netlink.messages(request)
                 for datagram in answer(sequence):
                     end.send(datagram)
             assert not end.recv(65536)
@@ -88,15 +88,15 @@ def scripted(*connections: list[Answer]) -> Iterator[Kernel]:
     assert not left
 
 
-def test_a_dump_that_was_interrupted_is_done_again() -> None:
-    torn = services("-A -f 1", flags=2 | wire.NLM_F_DUMP_INTR)
+def test_an_interrupted_dump_is_repeated() -> None:
+    torn = services("-A -f 1", flags=2 | netlink.NLM_F_DUMP_INTR)
     whole = services("-A -f 1", "-A -f 2")
     with scripted([family, torn, torn, whole, services(), services()]) as kernel:
         assert kernel.read().table == parse("-A -f 1\n-A -f 2")
 
 
-def test_a_dump_that_never_ends_well() -> None:
-    torn = services("-A -f 1", flags=2 | wire.NLM_F_DUMP_INTR)
+def test_a_dump_that_is_always_interrupted() -> None:
+    torn = services("-A -f 1", flags=2 | netlink.NLM_F_DUMP_INTR)
     with (
         scripted([family, *[torn] * 10]) as kernel,
         pytest.raises(IpvsError, match="changes faster"),
@@ -104,7 +104,7 @@ def test_a_dump_that_never_ends_well() -> None:
         kernel.read()
 
 
-def test_answers_of_another_request_are_passed_over() -> None:
+def test_answers_of_another_request_are_ignored() -> None:
     def late(sequence: int) -> list[bytes]:
         return [error(sequence - 1, errno.EPERM), done(77), *services()(sequence)]
 
@@ -112,7 +112,7 @@ def test_answers_of_another_request_are_passed_over() -> None:
         assert not kernel.read().table.entries
 
 
-def test_after_an_error_it_opens_anew() -> None:
+def test_the_socket_is_opened_again_after_an_error() -> None:
     with scripted(
         [refuse(errno.ENOENT)], [family, refuse(errno.EIO)], [family, services()]
     ) as kernel:
@@ -124,7 +124,7 @@ def test_after_an_error_it_opens_anew() -> None:
         assert not kernel.read().table.entries
 
 
-def test_what_is_no_netlink_is_an_error_and_opens_anew() -> None:
+def test_malformed_messages_are_an_error_and_the_socket_is_opened_again() -> None:
     def torn(sequence: int) -> list[bytes]:
         return [done(sequence)[:-2]]
 
@@ -134,7 +134,7 @@ def test_what_is_no_netlink_is_an_error_and_opens_anew() -> None:
         assert not kernel.read().table.entries
 
 
-def test_not_permitted_is_told_once_for_all() -> None:
+def test_a_missing_permission_is_one_error() -> None:
     ops = [parse_op(f"-A -f {mark}") for mark in (1, 2, 3)]
 
     def refused(sequence: int) -> list[bytes]:
@@ -178,7 +178,7 @@ def test_deletions_of_what_has_gone_are_no_failures() -> None:
         assert kernel.apply(ops) == (OpFailed(op=ops[2], errno=errno.ENOENT),)
 
 
-def test_nothing_is_opened_for_nothing() -> None:
+def test_no_operations_open_no_socket() -> None:
     with scripted() as kernel:
         assert kernel.apply([]) == ()
 
@@ -196,6 +196,6 @@ def test_the_other_end_is_a_kernels() -> None:
     op = parse_op("-A -f 7 -s sh -p 9")
     assert isinstance(op, AddService)
     [data, end] = services("-A -f 7 -s sh -p 9")(5)
-    [(_, _, sequence, start, stop)] = wire.messages(data)
-    assert (sequence, codec.decode_service(data, start, stop)) == (5, op.service)
+    [(_, _, sequence, start, stop)] = netlink.messages(data)
+    assert (sequence, netlink_codec.decode_service(data, start, stop)) == (5, op.service)
     assert end == done(5)

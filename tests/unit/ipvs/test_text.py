@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ipvsadm.parse import NO_NAMES, Names, ParseError, parse, parse_op
 from tests.unit.ipvs.strategies import addresses, keys, ports, servers, services, tables
 from xenlb.ipvs import text
 from xenlb.ipvs.diff import Owned, diff
@@ -20,7 +21,6 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.parse import NO_NAMES, Names, ParseError, parse, parse_op
 from xenlb.ipvs.table import (
     IPAddress,
     Protocol,
@@ -107,7 +107,7 @@ PRINTED = """\
 """
 
 
-def test_what_ipvsadm_printed_is_what_we_print() -> None:
+def test_a_dump_is_what_ipvsadm_prints() -> None:
     assert text.dump(parse(PRINTED)) == PRINTED
 
 
@@ -170,7 +170,7 @@ def test_spellings(line: str, means: str) -> None:
     assert str(parse_op(line)) == means
 
 
-def test_a_file_as_people_keep_it() -> None:
+def test_a_file_for_ipvsadm_restore() -> None:
     table = parse(
         """
         # the mail service
@@ -201,10 +201,10 @@ SERVICE = "-t 192.0.2.1:80"
     [
         ("-t 192.0.2.1:80 -A", "begins with its command"),
         ("stuff", "stuff belongs to no option"),
-        ("-A", "which service"),
+        ("-A", "no service"),
         (f"-A {SERVICE} -f 7", "-f and -t name two services"),
         ("-A -D -f 7", "two commands, -A and -D"),
-        (f"-A {SERVICE} {SERVICE}", "-t stands twice"),
+        (f"-A {SERVICE} {SERVICE}", "-t appears twice"),
         (f"-A {SERVICE} -w 1", "-w does not go with -A"),
         (f"-D {SERVICE} -s rr", "-s does not go with -D"),
         (f"-a {SERVICE} -r 10.0.0.1 -p", "-p does not go with -a"),
@@ -234,7 +234,7 @@ SERVICE = "-t 192.0.2.1:80"
         ("-A -f 7 -6 -p 9 -M 255.0.0.0", "not a number from 1 to 128"),
         (f"-A {SERVICE} -s rr -b sh-port", "sh-port is not a flag of the scheduler rr"),
         (f"-A {SERVICE} -b flag-4", "flag-4 is no scheduler flag"),
-        (f"-a {SERVICE}", "which server"),
+        (f"-a {SERVICE}", "no server"),
         (f"-a {SERVICE} -r 10.0.0.1 -g -m", "exclude each other"),
         (f"-a {SERVICE} -r 10.0.0.1 -w -1", "-w -1: not a number from 0 to 2147483647"),
         (f"-a {SERVICE} -r 10.0.0.1 -w 2147483648", "not a number from 0 to 2147483647"),
@@ -242,7 +242,7 @@ SERVICE = "-t 192.0.2.1:80"
         (f"-a {SERVICE} -r 10.0.0.1 -x many", "not a number"),
         (f"-a {SERVICE} -r 2001:db8::1", "tunnel"),
         (f"-a {SERVICE} -r 10.0.0.1 --tun-type gre", "goes with -i (tunnel) only"),
-        (f"-a {SERVICE} -r 10.0.0.1 -i --tun-type vxlan", "there are ipip, gue and gre"),
+        (f"-a {SERVICE} -r 10.0.0.1 -i --tun-type vxlan", "write ipip, gue or gre"),
         (f"-a {SERVICE} -r 10.0.0.1 -i --tun-type gue", "needs --tun-port"),
         (f"-a {SERVICE} -r 10.0.0.1 -i --tun-port 7", "--tun-type gue only"),
         (f"-a {SERVICE} -r 10.0.0.1 -i --tun-csum", "does not go with --tun-type ipip"),

@@ -79,8 +79,8 @@ def test_apply_beside_an_agent_is_refused(
     agent.take()
     done = xenlb("apply")
     assert isinstance(done.exception, ControlError)
-    assert "another xenlb works on the table, pid " in done.exception.message
-    assert "xenlb reload is enough" in done.exception.hint
+    assert "another xenlb manages the table, pid " in done.exception.message
+    assert "to apply a changed configuration: xenlb reload" in done.exception.hint
     assert not kernel.read().table.entries
     assert "ipvsadm -A -t 192.0.2.10:25" in xenlb("plan").output, "plan changes nothing"
     agent.release()

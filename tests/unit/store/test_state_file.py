@@ -17,10 +17,21 @@ from uuid import UUID
 import pytest
 
 from tests.soak import SOAK
-from xenlb.ipvs.table import AddressKey, Family, MarkKey, Protocol, ServerKey
+from xenlb.ipvs.table import (
+    AddressKey,
+    Family,
+    MarkKey,
+    Protocol,
+    ServerKey,
+    ServiceKey,
+    Tunnel,
+    TunnelChecksum,
+    TunnelType,
+)
 from xenlb.model.addresses import AddressCandidate, AddressSource
+from xenlb.model.checks import Exec, Http, Share, Tls
 from xenlb.model.domain import GuestId, MetadataService, RequestKind
-from xenlb.model.drain import Drain
+from xenlb.model.drain import Drain, Outcome
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
@@ -96,17 +107,6 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_file_of_the_version_before_is_read(tmp_path: Path) -> None:
-    """It does not say since when a server has weight 0."""
-    path = tmp_path / "state.json"
-    state_file.save(path, saved())
-    data = json.loads(path.read_text())
-    data["saved"]["admitted"] = [entry[:8] for entry in data["saved"]["admitted"]]
-    path.write_text(json.dumps(data))
-    admitted = {s: replace(entry, quiet=None) for s, entry in saved().remembered.admitted.items()}
-    assert state_file.load(path).remembered.admitted == admitted
-
-
 @pytest.mark.parametrize("up", [None, False, True])
 def test_every_verdict_is_kept(tmp_path: Path, up: bool | None) -> None:
     """Also that nothing is known: of a check that is not in the file it is known that it is new."""
@@ -136,7 +136,7 @@ def test_a_file_of_an_earlier_boot_is_void(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["guests", "admitted", "verdicts", "alarms", "services", "servers", "addresses"]
+    "key", ["guests", "admitted", "health", "alarms", "services", "servers", "addresses", "sysctls"]
 )
 @pytest.mark.parametrize("value", [None, 5, "text", [[]], [[1, 2, 3]], [["tcp", "x", 1]], {}])
 def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) -> None:
@@ -145,10 +145,7 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, key: str, value: object) ->
     data = json.loads(path.read_text())
     text = json.dumps(data | {"saved": data["saved"] | {key: value}})
     path.write_text(text)
-    found = state_file.load(path)
-    if value == {}:
-        return  # an empty mapping reads as an empty list
-    assert found == SavedState()
+    assert state_file.load(path) == SavedState()
     assert (tmp_path / "state.broken").read_text() == text
 
 
@@ -459,16 +456,100 @@ def test_a_disk_that_fails_leaves_the_file_and_is_tried_again(
     asyncio.run(story())
 
 
-def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
-    """As version 6 wrote it for the Saved of these tests, less what version 7 has besides."""
-    before = json.loads(Path(__file__).with_name("state-version-6.json").read_text())
+# Files of this version and of earlier ones --------------------------------------------------------
+
+
+def recorded(tmp_path: Path, version: int) -> Path:
+    """A copy of the file that an agent of that version wrote, as if in this boot of the host."""
+    text = Path(__file__).with_name(f"state-version-{version}.json").read_text()
     path = tmp_path / "state.json"
-    path.write_text(json.dumps(before | {"boot": state_file.BOOT_ID.read_text().strip()}))
-    found, today = state_file.load(path), saved()
-    assert found.remembered.guests[ME].drain == today.remembered.guests[ME].drain
-    assert found.remembered.guests[ME].request == today.remembered.guests[ME].request
-    assert found.remembered.health == today.remembered.health
-    assert found.remembered.admitted.keys() == today.remembered.admitted.keys()
-    assert found.remembered.alarms == {MARK: Alarm(kind=AlarmKind.KEPT, since=7.0)}
-    assert (found.services, found.servers) == (today.services, today.servers)
-    assert (found.addresses, found.sysctls) == (today.addresses, today.sysctls)
+    path.write_text(text.replace("BOOT", state_file.BOOT_ID.read_text().strip(), 1))
+    return path
+
+
+def recorded_states() -> list[SavedState]:
+    """What the recorded files hold after their first line, their second and so on."""
+    via_vip = Target(
+        check=Check(
+            type="https", asks=Http(tls=Tls(verify=False), header=("Server", "x")), via_vip=True
+        ),
+        address=ip_address("2001:db8::11"),
+        port=443,
+        vip=ip_address("2001:db8::1"),
+        tunnel=Tunnel(type=TunnelType.GUE, port=6080, checksum=TunnelChecksum.CHECKSUM),
+    )
+    program = Target(
+        check=Check(type="exec", asks=Exec(command=("/bin/true", "-x"), share=Share(most=2.0))),
+        address=ip_address("10.0.0.12"),
+        port=0,
+    )
+    start = saved()
+    guest = replace(
+        start.remembered.guests[ME],
+        given_up=frozenset({ip_address("10.0.0.9")}),
+        reserved=frozenset({ip_address("10.0.0.8"), ip_address("10.0.0.7")}),
+        reserved_until=40.0,
+        last_drain=Drain(
+            reason="rebooted",
+            by="root",
+            since=1.0,
+            deadline=5.0,
+            then=RequestKind.REBOOT,
+            asked=True,
+            failure="no",
+            over=4.0,
+            outcome=Outcome.EMPTY,
+            end=Outcome.GONE,
+            warnings=("a", "b"),
+        ),
+    )
+    health = {
+        **start.remembered.health,
+        via_vip: Health(valid_from=1.0, up=False, since=2.0, detail="closed"),
+        program: Health(valid_from=0.0),
+    }
+    first = replace(start, remembered=replace(start.remembered, guests={ME: guest}, health=health))
+    passed = health | {via_vip: Health(valid_from=1.0, up=True, since=9.0, detail="200")}
+    alarms: dict[ServiceKey, Alarm] = {KEY: Alarm(kind=AlarmKind.BELOW, since=8.0)}
+    second = replace(first, remembered=replace(first.remembered, alarms=alarms, health=passed))
+    admitted = {
+        slot: entry for slot, entry in first.remembered.admitted.items() if slot.service == KEY
+    }
+    fewer = {target: verdict for target, verdict in passed.items() if target != program}
+    third = SavedState(
+        remembered=replace(second.remembered, admitted=admitted, health=fewer),
+        services=frozenset({KEY}),
+        servers={(KEY, SERVER): "xen:///system", (KEY, OTHER): ""},
+    )
+    return [first, second, third]
+
+
+@pytest.mark.parametrize("version", [7, 8])
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_a_recorded_file_is_read(tmp_path: Path, version: int, lines: int) -> None:
+    """A failure means that the format has changed: then raise the version, and convert this one."""
+    path = recorded(tmp_path, version)
+    path.write_bytes(b"\n".join(path.read_bytes().split(b"\n")[:lines]))
+    assert state_file.load(path) == recorded_states()[lines - 1]
+
+
+def test_a_change_after_an_older_version_is_read(tmp_path: Path) -> None:
+    path = recorded(tmp_path, 7)
+    save_each(path, [told(1), told(2)])
+    assert state_file.load(path) == told(2)
+
+
+def test_a_file_of_version_6_is_read(tmp_path: Path) -> None:
+    """It has less than version 7: no time since when a server has weight 0, and one kind of
+    alarm."""
+    state, today = state_file.load(recorded(tmp_path, 6)), saved()
+    assert state.remembered.guests[ME].drain == today.remembered.guests[ME].drain
+    assert state.remembered.guests[ME].request == today.remembered.guests[ME].request
+    assert state.remembered.health == today.remembered.health
+    admitted = {
+        slot: replace(entry, quiet=None) for slot, entry in today.remembered.admitted.items()
+    }
+    assert state.remembered.admitted == admitted
+    assert state.remembered.alarms == {MARK: Alarm(kind=AlarmKind.KEPT, since=7.0)}
+    assert (state.services, state.servers) == (today.services, today.servers)
+    assert (state.addresses, state.sysctls) == (today.addresses, today.sysctls)

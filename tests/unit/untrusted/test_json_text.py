@@ -1,4 +1,4 @@
-"""JSON of others: small is read, many small values are refused before they are."""
+"""Untrusted JSON: many small values are refused before they are parsed."""
 
 import json
 
@@ -17,14 +17,14 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_a_value_is_read(value: object) -> None:
+def test_a_value_is_parsed(value: object) -> None:
     assert json_value(json.dumps(value), Budget(pieces=10_000)) == value
 
 
 @pytest.mark.parametrize(
     ("text", "pieces"), [("[[],[]]", 5), ('{"a":{"b":1},"c":2}', 4), ("[" * 100_000, 100_001)]
 )
-def test_one_value_more_than_the_budget(text: str, pieces: int) -> None:
+def test_more_values_than_the_budget_raise(text: str, pieces: int) -> None:
     with pytest.raises(BudgetSpent):
         json_value(text, Budget(pieces=pieces - 1))
     budget = Budget(pieces=pieces)

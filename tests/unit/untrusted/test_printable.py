@@ -1,4 +1,4 @@
-"""Foreign text is made printable, by every way that it comes in."""
+"""Untrusted text is made printable wherever it comes in."""
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -7,9 +7,8 @@ from typing import Any, cast
 import libvirt
 import pytest
 
-from xenlb.config import ConfigError
-from xenlb.config.loader import loaded
-from xenlb.control.server import Peer, _by
+from xenlb.config import ConfigError, load_bytes
+from xenlb.control.server import ClientProcess, _requester
 from xenlb.guestside.inspect.parse import _sections, output_budget
 from xenlb.guestside.install.operations import MakeSymlink
 from xenlb.guestside.install.preview import visible
@@ -20,7 +19,6 @@ from xenlb.health.probes import agent, program
 from xenlb.hypervisor import address_policy
 from xenlb.hypervisor.libvirt import hooks, queries
 from xenlb.hypervisor.libvirt.metadata import read_metadata
-from xenlb.model import suggestions
 from xenlb.model.addresses import AddressSource
 from xenlb.model.checks import Exec
 from xenlb.untrusted.printable import first_line, printable, quoted
@@ -72,13 +70,13 @@ def failed(text: str) -> str:
 
 def hooked(text: str) -> str:
     head = f"libxl\tstarted\tbegin\t{UUID_TEXT}\t4\t"
-    call = hooks.parse(raw(head + text))
+    call = hooks.parse_line(raw(head + text))
     return "" if call is None else call.name
 
 
 def configured(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        loaded(raw(f'services: {{"mail{text}": {{}}}}\n'), "xenlb.yaml")
+        load_bytes(raw(f'services: {{"mail{text}": {{}}}}\n'), "xenlb.yaml")
     return " ".join(map(str, caught.value.problems))
 
 
@@ -109,9 +107,9 @@ WAYS: Mapping[str, Callable[[str], str]] = {
         address_policy.check_address(text, AddressSource.REPORTED, address_policy.PolicyContext())
     ),
     "an answer to a probe": lambda text: first_line(raw(text)),
-    "an agent check": lambda text: agent.understood(raw(f"down {text}\n"), "mail1").detail,
+    "an agent check": lambda text: agent.parse_state(raw(f"down {text}\n"), "mail1").detail,
     "a program's output": lambda text: (
-        program.judged(
+        program.answer_for_status(
             Exec(command=("/bin/check",)), 2, raw(text).decode("utf-8", "replace")
         ).detail
     ),
@@ -120,22 +118,22 @@ WAYS: Mapping[str, Callable[[str], str]] = {
     "a link in a guest": lambda text: str(MakeSymlink(path="etc/x", target=text)),
     "what was read in a guest": observed,
     "a value of a template": unsafe,
-    "who asks, by the control socket": lambda text: _by(Peer(pid=1, uid=0), text),
-    "a name on the command line": suggestions.quoted,
+    "who asks, by the control socket": lambda text: _requester(ClientProcess(pid=1, uid=0), text),
+    "a name on the command line": quoted,
     "the configuration": configured,
 }
 
 
 @pytest.mark.parametrize("kind", HARMFUL)
 @pytest.mark.parametrize("way", WAYS)
-def test_all_ways_in(way: str, kind: str) -> None:
+def test_every_untrusted_text_is_made_printable(way: str, kind: str) -> None:
     result = WAYS[way](f"web{HARMFUL[kind]}[2J1")
     assert HARMFUL[kind] not in result
     assert result.isprintable(), ascii(result)
 
 
 @pytest.mark.parametrize("kind", HARMFUL)
-def test_what_cannot_be_seen_is_an_escape(kind: str) -> None:
+def test_invisible_characters_are_escaped(kind: str) -> None:
     escape = HARMFUL[kind].encode("unicode-escape").decode()
     assert printable(f"web{HARMFUL[kind]}1") == f"web{escape}1"
 
@@ -152,15 +150,15 @@ def test_what_cannot_be_seen_is_an_escape(kind: str) -> None:
         ("ä".encode() * 100, 4, "äää…"),
     ],
 )
-def test_the_rest_stays_and_is_cut(text: Any, longest: int | None, expected: str) -> None:
+def test_visible_text_stays_and_is_cut(text: Any, longest: int | None, expected: str) -> None:
     assert printable(text, longest) == expected
 
 
-def test_a_text_keeps_its_lines_where_it_is_said_so() -> None:
+def test_kept_characters_are_not_escaped() -> None:
     assert printable("a\tb\nc\x1bd\r", keep="\t\n") == "a\tb\nc\\x1bd\\r"
 
 
-def test_of_lines_the_first_that_says_something() -> None:
+def test_first_line_that_is_not_blank() -> None:
     assert first_line("\n \r\n  queue\tfull \nmore") == "queue full"
     assert first_line(b"") == ""
     assert first_line("x" * 100, 10) == "x" * 9 + "…"

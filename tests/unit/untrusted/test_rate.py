@@ -3,7 +3,7 @@
 from xenlb.untrusted.rate import TokenBucket
 
 
-def test_a_bucket() -> None:
+def test_burst_rate_and_wait_of_a_bucket() -> None:
     rate = TokenBucket(2, 4.0)
     assert [rate.take(10.0) for _ in range(3)] == [True, True, False]
     assert rate.wait(10.0) == 0.25

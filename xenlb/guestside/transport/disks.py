@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.guestside.transport.image import Disk, GuestStorage, RootFolder
-from xenlb.hypervisor.libvirt.xml_text import Malformed, parse
+from xenlb.hypervisor.libvirt.xml_text import Malformed, parse_xml
 
 MOST_DISKS = 16
 MOUNT = "mount its root file system and give --root DIR"
@@ -21,7 +21,7 @@ def storage_of(text: str, *, name: str, uri: str) -> GuestStorage:
             hint="use delivery: ssh or agent, or run xenlb on that host",
         )
     try:
-        root = parse(text, wanted=[("devices", "filesystem"), ("devices", "disk")])
+        root = parse_xml(text, wanted=[("devices", "filesystem"), ("devices", "disk")])
     except Malformed as error:
         raise DeliveryError(f"the XML of {name} is invalid: {error}") from None
     for filesystem in root.findall("./devices/filesystem"):

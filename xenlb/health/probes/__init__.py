@@ -1,1 +1,1 @@
-"""The probes, one module a check type."""
+"""One module for each type of check."""

@@ -1,13 +1,13 @@
-"""Kills a program with what it started, also in sessions of its own.
+"""Kills a program and its descendants, also those in sessions of their own.
 
 FACTS
 
-- A process group, and a session, is left by setsid(2), as `setsid`, `timeout` or ssh do it. What is
-  left of the program then is the parent of each process: /proc/PID/task/TID/children.
-- A process whose parent has ended is a child of init, and is not found: a daemon, by design. Only a
-  cgroup would find it, which the agent has no right to make.
-- A stopped process starts nothing and waits for nobody: its children stay, with their numbers. So
-  each is stopped before they are read, and held by a pidfd before anything is killed.
+- setsid(2) leaves a process group and a session, as `setsid`, `timeout` or ssh do it. The parent
+  still connects the process to the program: /proc/PID/task/TID/children.
+- A process whose parent has ended is a child of init and is not found: a daemon, by design. Finding
+  it would need a cgroup, which the agent has no right to create.
+- A stopped process starts no process and reaps none: its children keep their numbers. So each is
+  stopped before its children are read, and opened as a pidfd before anything is killed.
 """
 
 import contextlib
@@ -15,47 +15,48 @@ import os
 import signal
 from pathlib import Path
 
-MOST = 1000  # processes of one program that are looked for
+MOST = 1000  # processes of one program
 
 
 def kill(leader: int) -> None:
-    """The leader of a process group, which was not waited for, its group and its descendants."""
-    held: dict[int, int] = {}  # process → pidfd
+    """Kill the leader of a process group, which must not have been reaped, its group and its
+    descendants."""
+    pidfds: dict[int, int] = {}  # by process
     try:
-        _hold(leader, held)
-        for pidfd in held.values():
+        _stop(leader, pidfds)
+        for pidfd in pidfds.values():
             _send(pidfd, signal.SIGKILL)
     finally:
-        for pidfd in held.values():
+        for pidfd in pidfds.values():
             os.close(pidfd)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
 
 
-def _hold(leader: int, held: dict[int, int]) -> None:
-    """Stops the tree from the top."""
+def _stop(leader: int, pidfds: dict[int, int]) -> None:
+    """Stop the tree from the top; add its processes to `pidfds`."""
     with contextlib.suppress(OSError):
-        held[leader] = os.pidfd_open(leader)
-    waiting = list(held)
-    while waiting and len(held) < MOST:
-        parent = waiting.pop()
-        _send(held[parent], signal.SIGSTOP)
+        pidfds[leader] = os.pidfd_open(leader)
+    pending = list(pidfds)
+    while pending and len(pidfds) < MOST:
+        parent = pending.pop()
+        _send(pidfds[parent], signal.SIGSTOP)
         for child in _children(parent):
             with contextlib.suppress(OSError):
                 pidfd = os.pidfd_open(child)
-                if child in held or child not in _children(parent):  # its number is another's now
+                if child in pidfds or child not in _children(parent):  # the number was reused
                     os.close(pidfd)
                 else:
-                    held[child] = pidfd
-                    waiting.append(child)
+                    pidfds[child] = pidfd
+                    pending.append(child)
 
 
 def _children(parent: int) -> list[int]:
-    found: list[int] = []
+    children: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{parent}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
+            children += map(int, (task / "children").read_text().split())
+    return children
 
 
 def _send(pidfd: int, number: signal.Signals) -> None:

@@ -1,18 +1,17 @@
 """The dns check: one query over UDP, and its answer.
 
-dnspython makes and reads the messages; nothing is resolved here. An answer counts if its id, its
-question and its sender are those that were asked. One that was cut short (TC) is an answer: the
-server would tell the rest by TCP, and whether it can is a question for `check: {type: tcp}`.
+dnspython encodes and decodes the messages; nothing is resolved here. An answer must have the
+query's id and question, and come from the server. A truncated one (TC) passes: the rest would come
+by TCP, for which there is `check: {type: tcp}`.
 
-Without `query` the check asks whether a name server is there: every well-formed answer passes but
-SERVFAIL.
+Without `query` every well-formed answer passes but SERVFAIL.
 
 FACTS
 
 - Every name server should answer for localhost by itself (RFC 6761, 6.3). BIND as Debian configures
-  it, unbound and dnsmasq do; NSD refuses without a line in its log, as do unbound and dnsmasq for
-  what is not theirs. BIND logs each refusal.
-- The root is refused by servers without recursion, and dnsmasq passes it on to its upstream.
+  it, unbound and dnsmasq do. NSD refuses without a line in its log, as do unbound and dnsmasq for
+  foreign zones. BIND logs each refusal.
+- Servers without recursion refuse the root, and dnsmasq forwards it to its upstream.
 - BIND limits answers about its version (version.bind, class CHAOS) to three a second for a /24, and
   drops the others.
 """
@@ -30,26 +29,25 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
-from xenlb.health.transport.datagram import connected, received
-from xenlb.health.transport.result import Answer, failed
+from xenlb.health.transport.datagram import connected_socket, receive_datagram
+from xenlb.health.transport.result import Answer, failed, where
 from xenlb.model.checks import Dns
 from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 
-# What is asked without `query`: name and type.
-LOCALHOST = ("localhost.", "A")
-# Bytes of a datagram. Queries here do not allow for more than USUAL (RFC 1035, 4.2.1; EDNS would),
-# but servers may send more. A message made for it takes some 20 µs a byte to read: what is more
-# than usual is read in a thread.
+LOCALHOST = ("localhost.", "A")  # name and type of the default query
+# Bytes of a datagram. Without EDNS answers have at most USUAL (RFC 1035, 4.2.1), but servers may
+# send more. A hostile message takes some 20 µs a byte to parse: a larger one is parsed in a thread.
 USUAL, LARGEST = 512, 4096
-STRAY = 16  # datagrams that are no answer to the query, after which the server is not heard further
+STRAY = 16  # datagrams that do not answer the query, before the probe gives up
 
 
 async def probe(target: Target, budget: Budget) -> Answer:
+    """Run the check."""
     asks = target.check.asks
     assert isinstance(asks, Dns)
-    where = f"{target.address} port {target.port}"
+    source = where(target)
     what = _what(asks)
     name, record = LOCALHOST if asks.query is None else (asks.query, asks.record)
     try:
@@ -59,80 +57,79 @@ async def probe(target: Target, budget: Budget) -> Answer:
     except (dns.exception.DNSException, ValueError) as error:
         return Answer(up=None, detail=f"this host cannot ask for {what}: {first_line(str(error))}")
     try:
-        with connected(target) as asking:
+        with connected_socket(target) as udp:
             sent = asyncio.get_running_loop().time()
-            asking.send(wire)
+            udp.send(wire)
             for _ in range(STRAY):
-                got = await received(asking, target, budget, sent=sent)
-                if got[:2] != wire[:2]:
+                data = await receive_datagram(udp, target, budget, sent=sent)
+                if data[:2] != wire[:2]:
                     continue
-                if len(got) > LARGEST:
-                    detail = f"expected {what} from {where}, got a datagram of {len(got)} bytes"
+                if len(data) > LARGEST:
+                    detail = f"expected {what} from {source}, got a datagram of {len(data)} bytes"
                     return Answer(up=False, detail=detail)
                 try:
-                    answer = await _message(got, budget)
-                # Whatever a datagram holds, it is the server's trouble and not this probe's.
+                    answer = await _parse(data, budget)
                 except (dns.exception.DNSException, ValueError, IndexError) as error:
                     reason = first_line(str(error)) or type(error).__name__
                     return Answer(
-                        up=False, detail=f"expected {what} from {where}, got no DNS: {reason}"
+                        up=False, detail=f"expected {what} from {source}, got no DNS: {reason}"
                     )
                 if query.is_response(answer):
-                    return _judged(asks, answer, where)
+                    return _result(asks, answer, source)
     except OSError as error:
         return failed(target, error)
-    return Answer(up=False, detail=f"expected {what} from {where}, got answers to other questions")
+    return Answer(up=False, detail=f"expected {what} from {source}, got answers to other questions")
 
 
-async def _message(data: bytes, budget: Budget) -> dns.message.Message:
+async def _parse(data: bytes, budget: Budget) -> dns.message.Message:
     """Raises DNSException, ValueError, IndexError."""
     if len(data) <= USUAL:
         return dns.message.from_wire(data, ignore_trailing=True)
-    message, seconds = await asyncio.to_thread(_measured, data)
-    budget.took(seconds)
+
+    def parse() -> tuple[dns.message.Message, float]:
+        started = time.thread_time()
+        message = dns.message.from_wire(data, ignore_trailing=True)
+        return message, time.thread_time() - started
+
+    message, seconds = await asyncio.to_thread(parse)
+    budget.add_time(seconds)
     return message
-
-
-def _measured(data: bytes) -> tuple[dns.message.Message, float]:
-    began = time.thread_time()
-    message = dns.message.from_wire(data, ignore_trailing=True)
-    return message, time.thread_time() - began
 
 
 def _what(asks: Dns) -> str:
     return "an answer" if asks.query is None else f"{asks.record} of {asks.query}"
 
 
-def _judged(asks: Dns, answer: dns.message.Message, where: str) -> Answer:
+def _result(asks: Dns, answer: dns.message.Message, source: str) -> Answer:
     what = _what(asks)
     if asks.query is None and answer.rcode() != dns.rcode.SERVFAIL:
-        return Answer(up=True, detail=f"{where} answers queries")
+        return Answer(up=True, detail=f"{source} answers queries")
     if answer.rcode() != dns.rcode.NOERROR:
         code = dns.rcode.to_text(answer.rcode())
-        return Answer(up=False, detail=f"expected {what} from {where}, got {code}")
-    up = Answer(up=True, detail=f"{where} answers with {what}")
+        return Answer(up=False, detail=f"expected {what} from {source}, got {code}")
+    up = Answer(up=True, detail=f"{source} answers with {what}")
     wanted = dns.rdatatype.from_text(asks.record)
-    found = [each for rrset in answer.answer if rrset.rdtype == wanted for each in rrset]
+    records = [record for rrset in answer.answer if rrset.rdtype == wanted for record in rrset]
     if answer.flags & dns.flags.TC:
         return up
-    if not found:
-        return Answer(up=False, detail=f"expected {what} from {where}, got no such record")
-    if asks.expect and not any(_same(asks, each) for each in found):
-        # Servers turn their records round: sorted, the same trouble has the same words.
-        got = first_line(", ".join(sorted(each.to_text() for each in found)))
-        return Answer(up=False, detail=f"expected {asks.expect} as {what} from {where}, got {got}")
+    if not records:
+        return Answer(up=False, detail=f"expected {what} from {source}, got no such record")
+    if asks.expect and not any(_is_expected(asks, record) for record in records):
+        # Servers rotate their records: sorted, the same failure has the same text.
+        got = first_line(", ".join(sorted(record.to_text() for record in records)))
+        return Answer(up=False, detail=f"expected {asks.expect} as {what} from {source}, got {got}")
     return up
 
 
-def _same(asks: Dns, record: dns.rdata.Rdata) -> bool:
-    wanted = _expected(asks.record, asks.expect)
-    return record.to_text() == asks.expect if wanted is None else record == wanted
+def _is_expected(asks: Dns, record: dns.rdata.Rdata) -> bool:
+    expected = _parse_record(asks.record, asks.expect)
+    return record.to_text() == asks.expect if expected is None else record == expected
 
 
 @lru_cache(maxsize=1024)
-def _expected(kind: str, text: str) -> dns.rdata.Rdata | None:
-    """As data, so that `10 MX1.example.org.` and `10 mx1.example.org.` are the same; None where it
-    is not written as a zone file would."""
+def _parse_record(kind: str, text: str) -> dns.rdata.Rdata | None:
+    """Parse a record, so that `10 MX1.example.org.` equals `10 mx1.example.org.`; None if it is not
+    in the format of zone files."""
     try:
         return dns.rdata.from_text(
             dns.rdataclass.IN, kind, text, origin=dns.name.root, relativize=False

@@ -1,26 +1,23 @@
-"""The http and https checks: one request of HTTP/1.1, and what its answer must be like.
+"""The http and https checks: one request of HTTP/1.1 and the properties of its answer.
 
-The status line decides where only the status is asked; nothing behind it is read then beyond what a
-polite end takes (stream.part). Headers and body are read where they are asked about, the body as
-far as a pattern is searched in it (SEARCHED bytes). They are read as browsers and curl read them: a
-header that is none is passed over, and a body is searched as far as it came. Redirections are not
-followed: the answer that redirects is the server's own.
+If the check has no conditions on headers and body, these are not read. Of the body SEARCHED bytes
+are read. Parsing is lenient, as in browsers and curl: a malformed header is ignored, and a body
+that is cut short is searched as far as it came. Redirections are not followed: the answer that
+redirects is the server's own.
 """
 
 import re
 
 from xenlb import __version__
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import NotAsked, Stream, Unexpected, session
+from xenlb.health.transport.stream import ProbeImpossible, Stream, Unexpected, stream_probe
 from xenlb.model.checks import Http, among, codes_text
 from xenlb.model.target import Target
-from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 
 SEARCHED = 64 * 1024
-# Answers that only announce the answer (100, 103), at most.
-ANNOUNCED = 5
-SWITCHES = 101  # the one below 200 that no other answer follows
+INTERIM = 5  # answers before the final one (100, 103), at most
+SWITCHES = 101  # the only one below 200 that is final
 NO_BODY = frozenset({204, 304})
 LONGEST_HEADER = 64 * 1024  # bytes
 
@@ -31,33 +28,26 @@ _SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?", re.DOTALL)
 Headers = list[tuple[str, str]]
 
 
-async def probe(target: Target, budget: Budget) -> Answer:
-    asks = target.check.asks
-    assert isinstance(asks, Http)
-    return await session(target, budget, lambda stream: _talk(stream, asks), tls=asks.tls)
-
-
-async def _talk(stream: Stream, asks: Http) -> Answer:
+async def _check(stream: Stream, asks: Http) -> Answer:
     await stream.send(_request(asks, stream.target))
-    status, reason = await _status(stream)
-    said = f"{status} {first_line(reason)}".rstrip()
+    status, reason = await _read_status(stream)
+    text = f"{status} {first_line(reason)}".rstrip()
     if not among(status, asks.status):
-        raise stream.unexpected(f"status {codes_text(asks.status)}", said, quote=False)
+        raise stream.unexpected(f"status {codes_text(asks.status)}", text, quote=False)
     if asks.header is not None or asks.body:
-        headers = await _headers(stream)
+        headers = await _read_headers(stream)
         if asks.header is not None:
             await _check_header(stream, headers, *asks.header)
         if asks.body:
             await _check_body(stream, asks, status, headers)
-    await stream.part()
-    return Answer(up=True, detail=f"{stream.where} answers {said}")
+    return await stream.passed(f"answers {text}")
 
 
 def _request(asks: Http, target: Target) -> bytes:
     host = asks.host or _host(target, secure=asks.tls is not None)
     for text in (asks.method, asks.path, host):
         if not re.fullmatch("[!-~]+", text):
-            raise NotAsked(f"its request is no HTTP: {first_line(ascii(text))}")
+            raise ProbeImpossible(f"its request is no HTTP: {first_line(ascii(text))}")
     lines = (
         f"{asks.method} {asks.path} HTTP/1.1",
         f"Host: {host}",
@@ -76,27 +66,27 @@ def _host(target: Target, *, secure: bool) -> str:
     return host if target.port == (443 if secure else 80) else f"{host}:{target.port}"
 
 
-async def _status(stream: Stream) -> tuple[int, bytes]:
-    """The code of the answer, and the words behind it."""
+async def _read_status(stream: Stream) -> tuple[int, bytes]:
+    """Return the code and the reason phrase of the final answer."""
     line = b""
-    for _ in range(ANNOUNCED + 1):
-        line = await stream.line("answer")
+    for _ in range(INTERIM + 1):
+        line = await stream.read_line("answer")
         match = _STATUS.fullmatch(line)
         if match is None:
             break
         status = int(match[1])
         if status >= 200 or status == SWITCHES:
             return status, match[2] or b""
-        await _headers(stream)
+        await _read_headers(stream)
     raise stream.unexpected("an answer of HTTP/1", line)
 
 
-async def _headers(stream: Stream) -> Headers:
-    """Those that have come when the connection ends, too."""
+async def _read_headers(stream: Stream) -> Headers:
+    """Return the headers, also if the connection ends before the empty line."""
     headers: Headers = []
     while True:
         try:
-            line = await stream.line("headers", longest=LONGEST_HEADER)
+            line = await stream.read_line("headers", longest=LONGEST_HEADER)
         except Unexpected:
             if stream.ended:
                 return headers
@@ -104,7 +94,7 @@ async def _headers(stream: Stream) -> Headers:
         if not line:
             return headers
         text = line.decode("latin-1")
-        if text[0] in " \t" and headers:  # the header before goes on
+        if text[0] in " \t" and headers:  # a continuation of the header before
             name, value = headers.pop()
             headers.append((name, f"{value} {text.strip()}"))
         else:
@@ -127,58 +117,57 @@ def _values(headers: Headers, name: str) -> list[str]:
 
 async def _check_body(stream: Stream, asks: Http, status: int, headers: Headers) -> None:
     body = bytearray()
-    wrong: Unexpected | None = None
+    incomplete: Unexpected | None = None
     if asks.method != "HEAD" and status not in NO_BODY:
         try:
-            await _read(stream, headers, body)
+            await _read_body(stream, headers, body)
         except Unexpected as error:
-            wrong = error
+            incomplete = error
     text = body.decode("utf-8", "replace")
     if await stream.matches(asks.body, text):
         return
     got = text or "an empty one"
-    raise wrong or stream.unexpected(
+    raise incomplete or stream.unexpected(
         f'"{first_line(asks.body)}" in the body', got, quote=bool(text)
     )
 
 
-async def _read(stream: Stream, headers: Headers, body: bytearray) -> None:
-    """Into `body`, its first bytes. Raises Unexpected where it is not whole."""
+async def _read_body(stream: Stream, headers: Headers, body: bytearray) -> None:
+    """Read the first SEARCHED bytes into `body`. Raises Unexpected if it is incomplete."""
     codings = ",".join(_values(headers, "Transfer-Encoding")).lower()
-    lengths = [int(value) for value in _values(headers, "Content-Length") if _is_length(value)]
+    lengths = [v for v in _values(headers, "Content-Length") if re.fullmatch("[0-9]{1,15}", v)]
     if "chunked" in codings:
         await _read_chunks(stream, body)
     elif lengths:
-        await _take(stream, body, lengths[0])
+        await _read_part(stream, body, int(lengths[0]))
     else:
-        while len(body) < SEARCHED and (piece := await stream.piece("whole body")):
+        while len(body) < SEARCHED and (piece := await stream.read_some("whole body")):
             body += piece[: SEARCHED - len(body)]
-
-
-def _is_length(value: str) -> bool:
-    return re.fullmatch("[0-9]{1,15}", value) is not None
 
 
 async def _read_chunks(stream: Stream, body: bytearray) -> None:
     while True:
-        line = await stream.line("whole body")
+        line = await stream.read_line("whole body")
         match = _SIZE.fullmatch(line)
         if match is None:
             raise stream.unexpected("the size of a chunk of the body", line)
         size = int(match[1], 16)
         if size == 0:
             return
-        await _take(stream, body, size)
+        await _read_part(stream, body, size)
         if len(body) == SEARCHED:
             return
-        await stream.line("whole body")
+        await stream.read_line("whole body")
 
 
-async def _take(stream: Stream, body: bytearray, size: int) -> None:
-    """So many bytes more, as far as they are searched."""
+async def _read_part(stream: Stream, body: bytearray, size: int) -> None:
+    """Append `size` bytes to `body`, up to SEARCHED in all."""
     wanted = min(len(body) + size, SEARCHED)
     while len(body) < wanted:
-        piece = await stream.piece("whole body", most=wanted - len(body))
+        piece = await stream.read_some("whole body", most=wanted - len(body))
         if not piece:
             raise stream.unexpected("a whole body", bytes(body))
         body += piece
+
+
+probe = stream_probe(Http, _check)

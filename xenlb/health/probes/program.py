@@ -1,27 +1,25 @@
 """The exec check: a program with the exit status of the Nagios plugins.
 
-0 is up, 1 (WARNING) up with its words, 2 (CRITICAL) down. 3 (UNKNOWN), any other status and a
-signal say that the program could not tell: nothing is known then, which takes nobody out of service
-and lets nobody in. A program that does not end is killed with its group and its descendants
-(descendants.py) when the timeout is over, which is down.
+0 is up, 1 (WARNING) up with the program's text, 2 (CRITICAL) down. After 3 (UNKNOWN), any other
+status and a signal nothing is known, which neither removes nor adds a server. A program that
+exceeds the timeout is killed with its group and its descendants, and the server is down.
 
-It is started without a shell, in a session of its own, as `user`, with two to five variables in its
-environment: XENLB_ADDRESS, XENLB_PORT, XENLB_TYPE, PATH and LANG. Of its output the first line is
-shown, without the performance data behind a `|`; the words of a program that says OK are not, as
-they mostly have a time in them and would be news with every probe.
+The program is started without a shell, in a session of its own, as `user`, with XENLB_ADDRESS,
+XENLB_PORT, XENLB_TYPE, PATH and LANG in its environment. The detail has the first line of its
+output, without the performance data after a `|`. The text of OK is left out: it mostly contains a
+time, and would change with every probe.
 
 FACTS
 
-- The niceness of the agent (-10) and its OOM score (-500) pass to children, which must not have
-  them. From outside neither can be set back: both would need the child's user, or a capability that
-  the agent does not have. So the program is started by a thread that has set its own niceness back
-  (on Linux that is a thread's; a fork has that of its thread), and the score by two words of sh
-  before the program takes its place, as the same process.
+- Children inherit the agent's niceness (-10) and OOM score (-500), which they must not keep. To
+  reset them from outside takes the child's user, or a capability that the agent does not have. So
+  a thread resets its own niceness (on Linux it belongs to a thread, and a fork inherits its
+  thread's) and starts the program. A line of sh resets the score before it executes the program.
 - Popen waits until the program is executed, which may take long on a busy disk: not in the loop.
-- The leader of a process group that was not waited for keeps its number: killing the group by it
-  before is safe, and ends what a program left running.
-- no_new_privs and the unit's capabilities (xenlb.service) are the program's too: one that is
-  set-uid, or has file capabilities, such as ping, does not get them.
+- The leader of a process group keeps its number until it is reaped: until then it is safe to kill
+  the group by that number, which ends processes that the program left running.
+- no_new_privs and the unit's capabilities (xenlb.service) apply to the program: a set-uid program
+  or one with file capabilities, such as ping, does not get them.
 """
 
 import asyncio
@@ -32,6 +30,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -44,19 +43,19 @@ from xenlb.untrusted.budget import Budget
 from xenlb.untrusted.printable import first_line
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-MOST = 65536  # bytes of each output that are read; the rest is thrown away
+MOST = 65536  # bytes of each output that are kept
 OOM_SCORE = Path("/proc/self/oom_score_adj")
-# Status of a program that the shell of _ORDINARY could not execute.
-NOT_EXECUTED = frozenset({126, 127})
+NOT_EXECUTED = frozenset({126, 127})  # status of a shell that could not execute the program
 
-# In its own process: raising one's own score needs no capability.
-_ORDINARY = ("/bin/sh", "-c", 'echo 0 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
+# A process needs no capability to raise its own score.
+_RESET_SCORE = ("/bin/sh", "-c", 'echo 0 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
 
 _PERCENT = re.compile(r"(\d{1,5})(?:\.\d*)?%", re.ASCII)
 _WEIGHT = re.compile(r"'?weight'?=(\d{1,5})(?:\.\d*)?%", re.ASCII)
 
 
 async def probe(target: Target, budget: Budget) -> Answer:
+    """Run the check."""
     asks = target.check.asks
     assert isinstance(asks, Exec)
     environment = {
@@ -67,109 +66,107 @@ async def probe(target: Target, budget: Budget) -> Answer:
         "LANG": "C.UTF-8",
     }
     try:
-        status, said = await _run(asks.command, environment, asks.user)
+        status, output = await _run(asks.command, environment, asks.user)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return _not_told(asks, f"{first_line(reason).lower()}")
-    return judged(asks, status, said)
+        return _unknown(asks, f"{first_line(reason).lower()}")
+    return answer_for_status(asks, status, output)
 
 
-def judged(asks: Exec, status: int, said: str) -> Answer:
-    """The answer of a program that has ended with this status (negative: by that signal)."""
+def answer_for_status(asks: Exec, status: int, output: str) -> Answer:
+    """Return the answer for a program's exit status (negative: a signal) and output."""
     program = asks.command[0]
-    words = first_line(said.partition("|")[0])
-    tail = f": {words}" if words else ""
-    share = None if asks.share is None else _share(said)
-    part = "" if share is None else f", {share:.0%} of its weight"
+    text = first_line(output.partition("|")[0])
+    tail = f": {text}" if text else ""
+    share = None if asks.share is None else _share(output)
+    weight = "" if share is None else f", {share:.0%} of its weight"
     match status:
         case 0:
-            return Answer(up=True, detail=f"{program} says OK{part}", share=share)
+            return Answer(up=True, detail=f"{program} says OK{weight}", share=share)
         case 1:
-            return Answer(up=True, detail=f"{program} says WARNING{part}{tail}", share=share)
+            return Answer(up=True, detail=f"{program} says WARNING{weight}{tail}", share=share)
         case 2:
             return Answer(up=False, detail=f"{program} says CRITICAL{tail}", share=share)
         case 3:
             return Answer(up=None, detail=f"{program} cannot tell (UNKNOWN){tail}")
         case _ if status < 0:
-            return _not_told(asks, f"it was ended by {_signal(-status)}{tail}")
+            return _unknown(asks, f"it was ended by {_signal_name(-status)}{tail}")
         case _ if status in NOT_EXECUTED:
-            return _not_told(asks, f"it cannot be executed (status {status}){tail}")
+            return _unknown(asks, f"it cannot be executed (status {status}){tail}")
         case _:
-            return _not_told(asks, f"its exit status {status} is none of a plugin's (0-3){tail}")
+            return _unknown(asks, f"its exit status {status} is none of a plugin's (0-3){tail}")
 
 
-def _not_told(asks: Exec, reason: str) -> Answer:
+def _unknown(asks: Exec, reason: str) -> Answer:
     return Answer(up=None, detail=f"this host cannot check by {asks.command[0]}: {reason}")
 
 
-def _signal(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-def _share(said: str) -> float | None:
-    """As said: `weight=75%` among the performance data, or a line `75%`, the first of them."""
-    for line in said.splitlines():
-        found = _PERCENT.fullmatch(line.strip())
+def _share(output: str) -> float | None:
+    """Return the first `weight=75%` in performance data or line `75%`, as a fraction."""
+    for line in output.splitlines():
+        match = _PERCENT.fullmatch(line.strip())
         for word in line.partition("|")[2].split():
-            found = found or _WEIGHT.match(word)
-        if found:
-            return int(found[1]) / 100
+            match = match or _WEIGHT.match(word)
+        if match:
+            return int(match[1]) / 100
     return None
 
 
 async def _run(
     command: Sequence[str], environment: Mapping[str, str], user: str
 ) -> tuple[int, str]:
-    """Its exit status, and what it wrote to its output, else to its error output."""
+    """Run the program; return its exit status and its output, or error output if that is empty."""
     loop = asyncio.get_running_loop()
-    starting = asyncio.create_task(
-        asyncio.to_thread(_in_ordinary_thread, command, environment, user)
-    )
+    starting = asyncio.create_task(asyncio.to_thread(_start_in_thread, command, environment, user))
     try:
-        started = await asyncio.shield(starting)
+        program = await asyncio.shield(starting)
     except asyncio.CancelledError:
-        starting.add_done_callback(_abandoned)  # it may be there already, or be soon
+        starting.add_done_callback(_kill_started)
         await asyncio.wait([starting])
         raise
     ended = asyncio.Event()
-    loop.add_reader(started.pidfd, ended.set)
-    outputs = [_Output(pipe=pipe) for pipe in started.pipes]
+    loop.add_reader(program.pidfd, ended.set)
+    outputs = [_Output(pipe=pipe) for pipe in program.pipes]
     for output in outputs:
-        loop.add_reader(output.pipe, output.readable)
+        loop.add_reader(output.pipe, output.read_once)
     try:
         await ended.wait()
-        for output in outputs:  # what is in the pipes still
-            output.drain()
+        for output in outputs:
+            output.read_all()
     finally:
         for output in outputs:
             loop.remove_reader(output.pipe)
-        started.kill()
+        program.kill()
         try:
-            # A process that hangs in the kernel (a dead NFS server) outlives its SIGKILL. Until it
-            # has ended this probe has not, so that they do not pile up; the loop goes on.
+            # A process that hangs in the kernel (a dead NFS server) outlives its SIGKILL. The probe
+            # waits for its end, so that such processes do not accumulate; the loop goes on.
             await ended.wait()
         finally:
-            loop.remove_reader(started.pidfd)
-            started.close()
-    status = started.process.poll()
+            loop.remove_reader(program.pidfd)
+            program.close()
+    status = program.process.poll()
     assert status is not None
-    out, errors = (output.read.decode("utf-8", "replace") for output in outputs)
+    out, errors = (output.data.decode("utf-8", "replace") for output in outputs)
     return status, out if out.strip() else errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Started:
-    """A program that runs; the pipes are its output and its error output."""
+class _Program:
+    """A running program; the pipes are its output and its error output."""
 
     process: subprocess.Popen[bytes]
     pidfd: int
     pipes: tuple[IO[bytes], ...]
 
     def kill(self) -> None:
-        """Also what the program started, and left in its group."""
+        """Kill the program, its group and its descendants."""
         descendants.kill(self.process.pid)
 
     def close(self) -> None:
@@ -181,62 +178,50 @@ class _Started:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Output:
-    """One of a program's outputs, as far as it is read."""
+    """One of a program's outputs. Its end is not waited for: a child may keep the pipe open."""
 
     pipe: IO[bytes]
-    read: bytearray = field(default_factory=bytearray)
+    data: bytearray = field(default_factory=bytearray)
 
-    def readable(self) -> None:
-        """Takes some of it; the end of the pipe is not waited for: a child may keep it open."""
-        if not self._take():
+    def read_once(self) -> None:
+        if not self._read():
             asyncio.get_running_loop().remove_reader(self.pipe)
 
-    def drain(self) -> None:
-        while len(self.read) < MOST and self._take():
+    def read_all(self) -> None:
+        while len(self.data) < MOST and self._read():
             pass
 
-    def _take(self) -> bool:
+    def _read(self) -> bool:
         try:
             data = os.read(self.pipe.fileno(), MOST)
         except BlockingIOError:
             return False
-        self.read += data[: MOST - len(self.read)]
+        self.data += data[: MOST - len(self.data)]
         return bool(data)
 
 
-def _abandoned(starting: asyncio.Task[_Started]) -> None:
+def _kill_started(starting: asyncio.Task[_Program]) -> None:
     if not starting.cancelled() and starting.exception() is None:
-        started = starting.result()
-        started.kill()
-        started.close()
-        started.process.wait()
+        program = starting.result()
+        program.kill()
+        program.close()
+        program.process.wait()
 
 
-def _in_ordinary_thread(
-    command: Sequence[str], environment: Mapping[str, str], user: str
-) -> _Started:
-    """A thread's niceness can be raised, but not lowered again: so one for each program."""
-    done: list[_Started] = []
-    failed: list[Exception] = []
+def _start_in_thread(command: Sequence[str], environment: Mapping[str, str], user: str) -> _Program:
+    """Start the program in a new thread, as a thread cannot lower its niceness again."""
 
-    def start() -> None:
-        try:
-            if os.getpriority(os.PRIO_PROCESS, 0) < 0:
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 0)
-            done.append(_started(command, environment, user))
-        except Exception as error:  # it is the caller's
-            failed.append(error)
+    def start() -> _Program:
+        if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 0)
+        return _start(command, environment, user)
 
-    thread = threading.Thread(target=start, name=f"start {command[0]}")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(start).result()
 
 
-def _started(command: Sequence[str], environment: Mapping[str, str], user: str) -> _Started:
-    """Raises OSError, ValueError (no such user) or SubprocessError."""
+def _start(command: Sequence[str], environment: Mapping[str, str], user: str) -> _Program:
+    """Start the program. Raises OSError, ValueError (no such user) or SubprocessError."""
     privileges: dict[str, Any] = {}
     try:
         entry = pwd.getpwnam(user)
@@ -244,9 +229,9 @@ def _started(command: Sequence[str], environment: Mapping[str, str], user: str) 
         raise ValueError(f"there is no user {user} here") from None
     if entry.pw_uid != os.geteuid():
         privileges = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    favoured = int(OOM_SCORE.read_text()) < 0
+    reset_score = int(OOM_SCORE.read_text()) < 0
     process = subprocess.Popen(
-        [*(_ORDINARY if favoured else ()), *command],
+        [*(_RESET_SCORE if reset_score else ()), *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -261,7 +246,7 @@ def _started(command: Sequence[str], environment: Mapping[str, str], user: str) 
     try:
         for pipe in pipes:
             os.set_blocking(pipe.fileno(), False)
-        return _Started(process=process, pidfd=os.pidfd_open(process.pid), pipes=pipes)
+        return _Program(process=process, pidfd=os.pidfd_open(process.pid), pipes=pipes)
     except BaseException:
         process.kill()
         process.wait()

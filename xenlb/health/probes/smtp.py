@@ -1,80 +1,66 @@
-"""The smtp check: a whole session with a mail server that asks for nothing.
+"""The smtp check: a session with a mail server without a mail.
 
 FACTS
 
-- It waits for the banner before it says anything: Postfix's postscreen and Exim treat a client that
-  talks first as a spammer's. EHLO, then HELO where EHLO is not known (RFC 5321, 3.2), and QUIT,
-  whose answer it waits for. Postfix logs connect and disconnect of such a session, Exim nothing.
-- The name that is said is this host's as uname(2) has it: to ask for a full one would ask a name
-  server, which may hang.
+- The probe waits for the banner before it sends anything: Postfix's postscreen and Exim treat a
+  client that sends first as a spammer's. It sends EHLO, then HELO if EHLO is unknown (RFC 5321,
+  3.2), and QUIT, whose reply it waits for. Postfix logs connect and disconnect of such a session,
+  Exim nothing.
+- The client's name is this host's as uname(2) returns it: a lookup of the full name would query a
+  name server, which may hang.
 """
 
 import re
 import socket
 
 from xenlb.health.transport.result import Answer
-from xenlb.health.transport.stream import Stream, Unexpected, session
+from xenlb.health.transport.stream import Stream, Unexpected, stream_probe
 from xenlb.model.checks import Codes, Smtp, among, codes_text
-from xenlb.model.target import Target
-from xenlb.untrusted.budget import Budget
 
-# Lines of a reply, at most.
-LINES = 100
+LINES = 100  # of a reply, at most
+QUIT = b"QUIT\r\n"
 _REPLY = re.compile(rb"(\d{3})([ -]?)(.*)", re.ASCII | re.DOTALL)
 
 
-class _Refused(Unexpected):
-    """A reply of SMTP, though not the wanted one: goodbye may still be said."""
+class _UnexpectedCode(Unexpected):
+    """A reply of SMTP with an unexpected code: QUIT may still be sent."""
 
 
-async def probe(target: Target, budget: Budget) -> Answer:
-    asks = target.check.asks
-    assert isinstance(asks, Smtp)
-
-    async def talk(stream: Stream) -> Answer:
-        try:
-            said = await _talk(stream, asks)
-        except _Refused:
-            await stream.part(b"QUIT\r\n")
-            raise
-        await stream.part(b"QUIT\r\n")
-        return Answer(up=True, detail=f"{stream.where} answers {said}")
-
-    return await session(target, budget, talk, tls=asks.tls)
-
-
-async def _talk(stream: Stream, asks: Smtp) -> str:
-    """What it answers to EHLO or HELO: the command and the code."""
-    await _reply(stream, "banner", ((220, 220),))
-    said = await _hello(stream, asks)
-    if asks.starttls is None:
-        return said
-    await stream.send(b"STARTTLS\r\n")
-    await _reply(stream, "answer to STARTTLS", ((220, 220),))
-    stream.nothing_unread("STARTTLS")
-    await stream.seal(asks.starttls)
-    return await _hello(stream, asks)
+async def _check(stream: Stream, asks: Smtp) -> Answer:
+    try:
+        await _read_reply(stream, "banner", ((220, 220),))
+        answered = await _greet(stream, asks)
+        if asks.starttls is not None:
+            await stream.send(b"STARTTLS\r\n")
+            await _read_reply(stream, "answer to STARTTLS", ((220, 220),))
+            await stream.start_tls(asks.starttls, after="STARTTLS")
+            answered = await _greet(stream, asks)
+    except _UnexpectedCode:
+        await stream.hang_up(QUIT)
+        raise
+    return await stream.passed(f"answers {answered}", goodbye=QUIT)
 
 
-async def _hello(stream: Stream, asks: Smtp) -> str:
+async def _greet(stream: Stream, asks: Smtp) -> str:
+    """Send EHLO or HELO; return the command and the code of the reply."""
     name = (asks.hello or socket.gethostname()).encode("ascii", "replace")
-    await stream.send(b"EHLO " + name + b"\r\n")
-    what = "answer to EHLO"
-    code, first = await _reply(stream, what)
-    if 500 <= code <= 599 and not among(code, asks.expect):
-        await stream.send(b"HELO " + name + b"\r\n")
-        what = "answer to HELO"
-        code, first = await _reply(stream, what)
-    if not among(code, asks.expect):
-        raise _refused(stream, asks.expect, what, first)
-    return f"{what.removeprefix('answer to ')} with {code}"
+    for command in ("EHLO", "HELO"):
+        await stream.send(f"{command} ".encode() + name + b"\r\n")
+        what = f"answer to {command}"
+        code, first = await _read_reply(stream, what)
+        if among(code, asks.expect):
+            return f"{command} with {code}"
+        if not 500 <= code <= 599:
+            break
+    raise _unexpected_code(stream, asks.expect, what, first)
 
 
-async def _reply(stream: Stream, what: str, expect: Codes | None = None) -> tuple[int, bytes]:
-    """Its code and its first line. Raises Unexpected where `expect` is set and has not the code."""
+async def _read_reply(stream: Stream, what: str, expect: Codes | None = None) -> tuple[int, bytes]:
+    """Read a reply; return its code and first line. Raises Unexpected, also for a code that is not
+    in `expect`."""
     first = b""
     for _ in range(LINES):
-        line = await stream.line(what)
+        line = await stream.read_line(what)
         first = first or line
         reply = _REPLY.fullmatch(line)
         if reply is None or reply[1] != first[:3]:
@@ -82,10 +68,13 @@ async def _reply(stream: Stream, what: str, expect: Codes | None = None) -> tupl
         if reply[2] != b"-":
             code = int(reply[1])
             if expect is not None and not among(code, expect):
-                raise _refused(stream, expect, what, first)
+                raise _unexpected_code(stream, expect, what, first)
             return code, first
     raise stream.unexpected(f"at most {LINES} lines as {what}", "more", quote=False)
 
 
-def _refused(stream: Stream, expect: Codes, what: str, first: bytes) -> _Refused:
-    return _Refused(str(stream.unexpected(f"{codes_text(expect)} as {what}", first)))
+def _unexpected_code(stream: Stream, expect: Codes, what: str, first: bytes) -> _UnexpectedCode:
+    return _UnexpectedCode(str(stream.unexpected(f"{codes_text(expect)} as {what}", first)))
+
+
+probe = stream_probe(Smtp, _check)

@@ -1,18 +1,17 @@
-"""Does a pattern of the configuration occur in what a server said?
+"""Search for patterns of the configuration in texts of servers, with a limit on its time.
 
 FACTS
 
-- Whoever writes the pattern is trusted, the text is not: Python's engine tries every way to match,
-  and for `a.*b.*c` some 64 KiB of the letters a and b take it hours. It holds the interpreter's
-  lock all the while, so that a thread would not help.
-- It looks for signals every 4,096 steps of the match at one place, and a handler that raises ends
-  it; but not between places, nor within a step such as the `.*c` of `.*b.*c`, which is as long as
-  the text at most. So where a text is long enough for that to matter, the places are gone through
-  here, at some 0.2 µs each: 64 KiB take 12 ms, in slices between which the loop has its turn.
+- The pattern is trusted, the text is not: Python's engine tries every way to match, and for
+  `a.*b.*c` some 64 KiB of the letters a and b take it hours. It holds the interpreter's lock
+  meanwhile, so a thread would not help.
+- It checks for signals every 4,096 steps of the match at one position, and a handler that raises
+  ends it; but not between positions, nor within a step such as the `.*c` of `.*b.*c`, which is at
+  most as long as the text. So for a long text the positions are iterated here, at some 0.2 µs each:
+  64 KiB take 12 ms, in slices between which the loop runs other tasks.
 - Python runs signal handlers in the main thread, where the agent's loop is. Elsewhere a search is
   not limited.
-- The timer counts the time of all threads of this process; of the search it is the thread's own
-  that is limited.
+- The timer counts the time of all threads of this process; the limit is on the thread's own time.
 """
 
 import asyncio
@@ -26,27 +25,24 @@ from types import FrameType
 
 from xenlb.untrusted.budget import Budget, BudgetSpent
 
-# s of the processor, between two turns of the loop. All slices of all searches in an answer have
-# the answer's budget together.
-LONGEST = 0.01
-# Characters of a text that is short: what a step at each place costs is nothing.
-SHORT = 200
-PLACES = 2048  # of a slice
+LONGEST = 0.01  # s of the processor for a slice; the answer's budget limits their sum
+SHORT = 200  # characters of a text that is searched in one step
+POSITIONS = 2048  # of a slice
 
 _until: float | None = None  # of the search under way, by time.thread_time()
 
 
 class SearchTooLong(Exception):
-    """The search took too long: what the server said is too much for the pattern."""
+    """The search in the server's text took too long."""
 
 
 async def matches(pattern: str, *texts: str, budget: Budget) -> bool:
-    """In any of the texts. Raises Endless."""
+    """Whether the pattern occurs in any of the texts. Raises SearchTooLong."""
     slices = _slices(_compiled(pattern), texts)
     while True:
         try:
             budget.take()
-            with _Limited():
+            with _TimeLimit():
                 hit = next(slices, None)
         except (BudgetSpent, SearchTooLong):
             budget.spent = True
@@ -58,15 +54,15 @@ async def matches(pattern: str, *texts: str, budget: Budget) -> bool:
         await asyncio.sleep(0)
 
 
-class _Limited:
-    """LONGEST for what is inside; Endless is raised in it."""
+class _TimeLimit:
+    """Raises SearchTooLong in the context after LONGEST."""
 
     def __enter__(self) -> None:
-        global _until  # as there is one timer of a process, too
+        global _until  # a process has one such timer
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGVTALRM) is not _stop:
-            # For good: a signal still under way when its handler is taken off ends the process.
+            # Never removed: a pending signal without its handler would end the process.
             signal.signal(signal.SIGVTALRM, _stop)
         _until = time.thread_time() + LONGEST
         signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST, LONGEST / 4)
@@ -79,7 +75,7 @@ class _Limited:
 
 
 def _slices(compiled: re.Pattern[str], texts: tuple[str, ...]) -> Iterator[bool]:
-    """True where it is found, which ends it; False between two slices."""
+    """Yield True for a match, False between two slices."""
     whole = not set("*+?{").intersection(compiled.pattern)
     done = 0
     for text in texts:
@@ -88,19 +84,19 @@ def _slices(compiled: re.Pattern[str], texts: tuple[str, ...]) -> Iterator[bool]
                 yield True
             done += len(text) + 1
         else:
-            for first in range(0, len(text) + 1, PLACES):
-                last = min(first + PLACES, len(text) + 1)
-                if any(compiled.match(text, place) for place in range(first, last)):
+            for first in range(0, len(text) + 1, POSITIONS):
+                last = min(first + POSITIONS, len(text) + 1)
+                if any(compiled.match(text, position) for position in range(first, last)):
                     yield True
                 if last <= len(text):
                     yield False
-            done += len(text) % PLACES
-        if done >= PLACES:
+            done += len(text) % POSITIONS
+        if done >= POSITIONS:
             yield False
             done = 0
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
+def _stop(_signal: int, _frame: FrameType | None) -> None:
     if _until is not None and time.thread_time() >= _until:
         raise SearchTooLong
 

@@ -1,7 +1,7 @@
-"""What a probe brings back, and how an errno of connect(2) is said in one line.
+"""Results of probes, and one-line details for errors of connect(2).
 
-Details are stable: the same trouble gives the same words (no times, no source ports), as a
-result whose words did not change is not worth an event.
+Details are stable: the same failure has the same text (no times, no source ports), because a
+changed text is an event.
 """
 
 import errno
@@ -17,42 +17,30 @@ from xenlb.untrusted.budget import Budget, BudgetSpent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The outcome of one probe. `up` None: this host could not ask, so nothing is known.
+    """The outcome of one probe. `up` None: this host could not probe, so nothing is known.
 
-    `share`: of the configured weight, where the server says one; as it says it, health.bounded is
-    what holds. `away`: the server wants none of its weight."""
+    `share`: of the configured weight, as the server reports it, unchecked; None if it does not.
+    `declines`: the server wants no new connections.
+    """
 
     up: bool | None
     detail: str
     share: float | None = None
-    away: bool = False
+    declines: bool = False
 
 
-# A probe of one type of check, of whose class `target.check.asks` is: asks once, and leaves nothing
-# open, also when it is cancelled. How long it may take (`check.timeout`) is the runner's business.
-# What the server says is taken out of the budget; a BudgetSpent is the runner's, too.
+# The probe of one type of check. It leaves nothing open, also when it is cancelled. The runner
+# limits its time (`check.timeout`). Input is counted by the budget; the runner handles BudgetSpent.
 Probe = Callable[[Target, Budget], Awaitable[Answer]]
 
-# Of the answer to one probe. A body of 64 KiB in chunks of 40 bytes has 5,000 pieces. TLS's own
-# bytes count, too.
+# Of one answer. A body of 64 KiB in chunks of 40 bytes has 5,000 pieces. Bytes of TLS count, too.
 PIECES = 6000
 SIZE = 256 * 1024  # bytes
 TIME = 0.2  # s of the processor
 
-
-def answer_budget() -> Budget:
-    return Budget(pieces=PIECES, size=SIZE, time=TIME)
-
-
-def too_much(target: Target, spent: BudgetSpent) -> Answer:
-    """The answer for a probe whose server has said more than its budget."""
-    where = f"{target.address} port {target.port}"
-    return Answer(up=False, detail=f"expected an answer from {where}, got {spent}")
-
-
-# Trouble of this host: too many open files or ports in use, a local firewall. It says nothing
-# about the server, and taking every server out for it would turn a nuisance into an outage.
-_OURS = {
+# Errors of this host: too many open files or ports in use, a local firewall. They say nothing about
+# the server. If they counted as failures, they would remove every server.
+_LOCAL_ERRORS = {
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOBUFS,
@@ -62,50 +50,62 @@ _OURS = {
     errno.EACCES,
     errno.EPERM,
     errno.EAFNOSUPPORT,
-    errno.EAGAIN,  # a datagram for which there is no room
+    errno.EAGAIN,  # no room for a datagram
 }
-
-
-# Of these, what may come from the network as well.
+# Those that may come from the network as well.
 _PROHIBITED = {errno.EACCES, errno.EPERM}
 
 
+def answer_budget() -> Budget:
+    """Return the budget of one answer."""
+    return Budget(pieces=PIECES, size=SIZE, time=TIME)
+
+
+def where(target: Target) -> str:
+    """Return address and port of a server, for details."""
+    return f"{target.address} port {target.port}"
+
+
+def over_budget(target: Target, spent: BudgetSpent) -> Answer:
+    """Return the answer for a server that has exceeded its budget."""
+    return Answer(up=False, detail=f"expected an answer from {where(target)}, got {spent}")
+
+
 def failed(target: Target, error: OSError) -> Answer:
-    """The answer for a connection that could not be made or broke."""
-    where = f"{target.address} port {target.port}"
+    """Return the answer for a connection that failed."""
     code = error.errno
     if code in _PROHIBITED and isinstance(error, NetworkError):
-        detail = f"{where} is prohibited by a firewall, which says so by ICMP"
+        detail = f"{where(target)} is prohibited by a firewall, which says so by ICMP"
         return Answer(up=False, detail=detail)
-    if code in _OURS:
+    if code in _LOCAL_ERRORS:
         reason = os.strerror(code).lower() if code else str(error)
-        return Answer(up=None, detail=f"this host cannot probe {where}: {reason}")
-    match code:
-        case errno.ECONNREFUSED:
-            detail = f"connection refused by {where}"
-        case errno.ECONNRESET | errno.ECONNABORTED | errno.EPIPE:
-            detail = f"connection reset by {where}"
-        case errno.EHOSTUNREACH:
-            what = "ARP" if target.address.version == 4 else "neighbour discovery"
-            detail = f"no route to {target.address}: it does not answer {what}, or a router said so"
-        case errno.ENETUNREACH:
-            detail = f"no route to the network of {target.address}"
-        case errno.ETIMEDOUT:
-            detail = f"no answer from {where}"
-        case None:
-            detail = f"{where}: {error}"
-        case _:
-            detail = f"{where}: {os.strerror(code).lower()}"
-    return Answer(up=False, detail=detail)
+        return Answer(up=None, detail=f"this host cannot probe {where(target)}: {reason}")
+    protocol = "ARP" if target.address.version == 4 else "neighbour discovery"
+    reset = f"connection reset by {where(target)}"
+    details = {
+        errno.ECONNREFUSED: f"connection refused by {where(target)}",
+        errno.ECONNRESET: reset,
+        errno.ECONNABORTED: reset,
+        errno.EPIPE: reset,
+        errno.EHOSTUNREACH: f"no route to {target.address}: it does not answer {protocol},"
+        " or a router said so",
+        errno.ENETUNREACH: f"no route to the network of {target.address}",
+        errno.ETIMEDOUT: f"no answer from {where(target)}",
+        None: f"{where(target)}: {error}",
+    }
+    other = f"{where(target)}: {os.strerror(code or 0).lower()}"
+    return Answer(up=False, detail=details.get(code, other))
 
 
-def too_late(target: Target, late: TimeoutError | None = None) -> Answer:
-    """The answer for a probe that its timeout ended. What the probe was waiting for it may have
-    left as a note of the cancellation, from which the timeout came."""
-    notes: list[str] = getattr(late.__context__, "__notes__", []) if late is not None else []
+def timed_out(target: Target, timeout: TimeoutError | None = None) -> Answer:
+    """Return the answer for a probe that exceeded its timeout.
+
+    The probe may have added a note with what it was waiting for to the CancelledError from which
+    `timeout` comes.
+    """
+    notes: list[str] = getattr(timeout.__context__, "__notes__", []) if timeout is not None else []
     what = notes[0] if notes else "answer"
     within = f"within {target.check.timeout:g} s"
-    where = f"{target.address} port {target.port}"
     match target.check.asks:
         case Exec(command=(program, *_)):
             detail = f"{program} did not end {within}"
@@ -117,5 +117,5 @@ def too_late(target: Target, late: TimeoutError | None = None) -> Answer:
                 f" (does it have {target.vip}?)"
             )
         case _:
-            detail = f"no {what} {within} from {where}"
+            detail = f"no {what} {within} from {where(target)}"
     return Answer(up=False, detail=detail)

@@ -1,7 +1,4 @@
-"""The first packets of a TCP connection as bytes, for a connection that the kernel cannot make.
-
-Packing, reading and the kernel's filter only; who sends them and why: vip.py.
-"""
+"""First packets of a TCP connection as bytes, and a packet filter for the replies."""
 
 import ctypes
 import socket
@@ -10,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from xenlb.health.transport.checksum import checksum
+from xenlb.health.transport.sockets import checksum
 from xenlb.ipvs.table import IPAddress
 
 SYN, RST, ACK = 0x02, 0x04, 0x10
@@ -19,16 +16,16 @@ _TCP = struct.Struct("!HHIIBBHHH")  # ports, sequence, acknowledgement, length, 
 _MSS = {4: struct.pack("!BBH", 2, 4, 1460), 6: struct.pack("!BBH", 2, 4, 1440)}
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _IPV6 = struct.Struct("!IHBB16s16s")
-# A server that has not the address but forwards packets must not send ours on: to its gateway,
-# which may be this host, where IPVS would give it to another server, which has the address. With
-# accept_local=1 here that was seen.
+# A server without the address that forwards packets must not forward this one to its gateway. That
+# may be this host, where IPVS would send it to another server, which has the address. That was seen
+# with accept_local=1 here.
 _HOPS = 1
 _WINDOW = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints:
-    """Both ends of a connection, as its packets to the server name them."""
+    """Both ends of a connection, as in its packets to the server."""
 
     source: IPAddress
     port: int
@@ -38,34 +35,32 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A packet of the server; `refused` if it is a reset."""
+    """A packet of the server; `refused`: it is a reset."""
 
-    ends: Endpoints  # as in the packets to the server
+    ends: Endpoints
     acknowledged: int
     refused: bool
 
 
 def packet(ends: Endpoints, sequence: int, flags: int) -> bytes:
-    """With its IP header. The sequence number of a reset that the server takes is the one after
-    the SYN's."""
+    """Return a packet with its IP header. A server accepts a reset whose sequence number is the one
+    after the SYN's."""
     options = _MSS[ends.destination.version] if flags & SYN else b""
     length = _TCP.size + len(options)
     fields = (ends.port, ends.to_port, sequence & 0xFFFFFFFF, 0, length // 4 << 4, flags)
-    bare = _TCP.pack(*fields, _WINDOW, 0, 0) + options
-    addresses = ends.source.packed + ends.destination.packed
-    pseudo = addresses + struct.pack("!II", length, socket.IPPROTO_TCP)
-    segment = _TCP.pack(*fields, _WINDOW, checksum(pseudo + bare), 0) + options
+    unsigned = _TCP.pack(*fields, _WINDOW, 0, 0) + options
+    addresses = (ends.source.packed, ends.destination.packed)
+    pseudo = b"".join(addresses) + struct.pack("!II", length, socket.IPPROTO_TCP)
+    segment = _TCP.pack(*fields, _WINDOW, checksum(pseudo + unsigned), 0) + options
     if ends.destination.version == 6:
-        header = (6 << 28, length, socket.IPPROTO_TCP, _HOPS)
-        return _IPV6.pack(*header, ends.source.packed, ends.destination.packed) + segment
-    header4 = (0x45, 0, _IPV4.size + length, 0, 0, _HOPS, socket.IPPROTO_TCP)
-    own = (ends.source.packed, ends.destination.packed)
-    head = _IPV4.pack(*header4, checksum(_IPV4.pack(*header4, 0, *own)), *own)
-    return head + segment
+        return _IPV6.pack(6 << 28, length, socket.IPPROTO_TCP, _HOPS, *addresses) + segment
+    header = (0x45, 0, _IPV4.size + length, 0, 0, _HOPS, socket.IPPROTO_TCP)
+    sum_ = checksum(_IPV4.pack(*header, 0, *addresses))
+    return _IPV4.pack(*header, sum_, *addresses) + segment
 
 
-def read(data: bytes) -> Reply | None:
-    """What a packet with its IP header says; None: nothing that is an answer to a SYN."""
+def parse_reply(data: bytes) -> Reply | None:
+    """Parse a packet with its IP header; None if it is not a reply to a SYN."""
     if not data:
         return None
     source: IPAddress
@@ -89,26 +84,25 @@ def read(data: bytes) -> Reply | None:
     )
 
 
-# Of classic BPF (linux/filter.h): what these programs need of it.
+# Classic BPF (linux/filter.h).
 _INSTRUCTION = struct.Struct("=HBBI")
 _BYTE, _HALF, _HALF_X, _BYTE_X, _HEADER_X = 0x30, 0x28, 0x48, 0x50, 0xB1
 _EQUAL, _ANY_OF, _AND, _RETURN = 0x15, 0x45, 0x54, 0x06
 _SO_ATTACH_FILTER = 26
 
 
-def hear_only(listening: socket.socket, version: int, ports: Sequence[int]) -> None:
-    """Has the kernel pass on to this packet socket (SOCK_DGRAM) what may be an answer to a SYN from
-    one of these ports, and nothing else of all that arrives at this host."""
-    program = b"".join(_INSTRUCTION.pack(*each) for each in _program(version, ports))
+def attach_filter(receiver: socket.socket, version: int, ports: Sequence[int]) -> None:
+    """Have this packet socket (SOCK_DGRAM) receive only possible replies to SYNs from the ports."""
+    program = b"".join(_INSTRUCTION.pack(*line) for line in _program(version, ports))
     code = ctypes.create_string_buffer(program, len(program))
     count = len(program) // _INSTRUCTION.size
-    listening.setsockopt(
+    receiver.setsockopt(
         socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", count, ctypes.addressof(code))
     )
 
 
 def _program(version: int, ports: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Operation, how many to skip if true and if false, and the operand."""
+    """Yield operation, instructions to skip if true and if false, and operand."""
     many = len(ports)
     if version == 4:
         refuse = many + 4  # from the first jump to the first return

@@ -1,26 +1,26 @@
-"""The tcp check of a service address through one server: has that guest the address, and does its
-service listen there?
+"""The tcp check of a service address through one server: whether the guest has the address and its
+service listens there.
 
-An ordinary connection cannot ask that: the address is this host's own, and IPVS takes what this
-host sends to it (LOCAL_OUT). So a SYN of our own goes to the server, as IPVS would send it there,
-and its SYN-ACK is the answer; a reset of our own takes the half-open connection away again.
+An ordinary connection cannot check that: the address is this host's own, and IPVS takes packets
+that this host sends to it (LOCAL_OUT). So the probe sends a SYN to the server, as IPVS would. The
+SYN-ACK is the answer, and a reset closes the half-open connection.
 
 FACTS (Linux 6.1, each seen in tests/lab/test_probes_uml.py)
 
-- IPv4, gatewaying: a raw socket with IP_HDRINCL sends a packet as it is to the address that
-  sendto() names, whatever address the packet bears: route and neighbour are the server's. IPVS
-  leaves packets of raw sockets with IP_NODEFRAG alone (“do not break raw sockets” in its
-  ip_vs_core.c), and its counters with them. There is no such exception for IPv6: those packets go
-  past it by a packet socket, for which the server's hardware address has to be known
-  (neighbours.py).
+- IPv4, gatewaying: a raw socket with IP_HDRINCL sends a packet unchanged to the address given to
+  sendto(), whatever address is in the packet: route and neighbour are the server's. IPVS ignores
+  packets of raw sockets with IP_NODEFRAG (“do not break raw sockets” in its ip_vs_core.c), also in
+  its counters. IPv6 has no such exception: those packets bypass IPVS through a packet socket, which
+  takes the server's hardware address.
 - Tunnel: the same packet in IPIP, IPv6, GRE or GUE, which the kernel puts around it.
-- The answer's source is an address of this host, so the kernel drops it as a martian, unless
-  accept_local is 1; a packet socket hears it before. With accept_local the kernel answers it with
-  a reset, as nobody here has such a connection; it goes to the service address, which is here.
-- The ports are held by sockets that are bound and never listen, so that nobody else's connection
-  is taken for ours. They are few and used in turns, and one packet socket hears for all probes: the
-  kernel's filter compares its ports with every packet that arrives here.
-- A packet socket is closed only after a grace period of the kernel's, some 10 ms: in a thread.
+- The reply's source is an address of this host, so the kernel drops it as a martian unless
+  accept_local is 1; a packet socket receives it before. With accept_local the kernel answers it
+  with a reset, as this host has no such connection; that goes to the service address, which is
+  local.
+- The local ports are held by sockets that are bound and never listen, so that no other program's
+  connection uses them. They are few and used in turns, and one packet socket receives for all
+  probes: the kernel's filter compares its ports with every packet that arrives here.
+- Closing a packet socket waits for a grace period of the kernel, some 10 ms: done in a thread.
 """
 
 import asyncio
@@ -28,46 +28,46 @@ import itertools
 import secrets
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import assert_never
 
 from xenlb.health.transport.result import Answer, failed
-from xenlb.health.transport.sockets import FAMILY, shared
+from xenlb.health.transport.sockets import FAMILY, shared_receiver
 from xenlb.health.via_vip import syn
-from xenlb.health.via_vip.neighbours import forget, neighbour
+from xenlb.health.via_vip.neighbours import forget, resolve_neighbour
 from xenlb.health.via_vip.syn import Endpoints, Reply
 from xenlb.ipvs.table import IPAddress, Tunnel, TunnelType
 from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
 
 PORTS = 16  # of this host, from which SYNs are sent in turns
-AGAIN = 1.0  # seconds until a SYN without an answer is sent again, as the kernel does it
-READS = 64  # packets read in a row before everything else in the loop gets its turn
+RESEND = 1.0  # seconds until an unanswered SYN is sent again, as by the kernel
+READS = 64  # packets read in a row before the loop runs other tasks
 
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _INNER = {4: socket.IPPROTO_IPIP, 6: socket.IPPROTO_IPV6}
 _IP_NODEFRAG = 22
 IPPROTO_GRE = 47
 
-# Sends a packet to the server.
-Send = Callable[[bytes], object]
+Send = Callable[[bytes], object]  # sends a packet to the server
 
 
 async def probe(target: Target, budget: Budget) -> Answer:
+    """Run the check."""
     vip = target.vip
     assert vip is not None
-    where = f"{vip} port {target.port} via {target.address}"
+    path = f"{vip} port {target.port} via {target.address}"
     if vip.version != target.address.version:
-        detail = f"this host cannot probe {where}: they are of different IP versions"
+        detail = f"this host cannot probe {path}: they are of different IP versions"
         return Answer(up=None, detail=detail)
     try:
-        source = _source(target.address)
-        with shared(_open, vip.version, _opened) as ears:
-            async with _way(target, ears) as send:
-                reply = await ears.ask(source, vip, target.port, send)
+        source = _local_address(target.address)
+        with shared_receiver(_receivers, vip.version, _open_receiver) as receiver:
+            async with _sender(target, receiver) as send:
+                reply = await receiver.connect(source, vip, target.port, send)
     except asyncio.CancelledError:
         forget(target.address)
         raise
@@ -75,114 +75,116 @@ async def probe(target: Target, budget: Budget) -> Answer:
         forget(target.address)
         return failed(target, error)
     if reply.refused:
-        return Answer(up=False, detail=f"connection refused by {where}")
-    return Answer(up=True, detail=f"{where} accepts connections")
+        return Answer(up=False, detail=f"connection refused by {path}")
+    return Answer(up=True, detail=f"{path} accepts connections")
 
 
-def _source(server: IPAddress) -> IPAddress:
-    """The address of its own that this host uses towards the server."""
-    with socket.socket(FAMILY[server.version], socket.SOCK_DGRAM) as asking:
-        asking.connect((str(server), 9))
-        return ip_address(asking.getsockname()[0].partition("%")[0])
+def _local_address(server: IPAddress) -> IPAddress:
+    """Return the source address that this host uses towards the server."""
+    with socket.socket(FAMILY[server.version], socket.SOCK_DGRAM) as udp:
+        udp.connect((str(server), 9))
+        return ip_address(udp.getsockname()[0].partition("%")[0])
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Ears:
-    """What hears the answers of one IP version, and who waits for one: by the acknowledged
-    sequence number, which was drawn at random."""
+class _ReplyReceiver:
+    """Receives the replies of one IP version. Pending probes are found by the acknowledged sequence
+    number, which is random."""
 
-    hears: socket.socket
+    receiver: socket.socket
     ports: tuple[socket.socket, ...]
-    waiting: dict[int, tuple[Endpoints, asyncio.Future[Reply]]] = field(default_factory=dict)
-    turns: Iterator[socket.socket] = field(init=False)
+    pending: dict[int, tuple[Endpoints, asyncio.Future[Reply]]] = field(default_factory=dict)
+    next_port: Iterator[socket.socket] = field(init=False)
     users: int = 0
 
     def __post_init__(self) -> None:
-        self.turns = itertools.cycle(self.ports)
+        self.next_port = itertools.cycle(self.ports)
 
-    async def ask(self, source: IPAddress, vip: IPAddress, port: int, send: Send) -> Reply:
-        own = next(self.turns).getsockname()[1]
-        ends = Endpoints(source=source, port=own, destination=vip, to_port=port)
+    async def connect(self, source: IPAddress, vip: IPAddress, port: int, send: Send) -> Reply:
+        """Send a SYN, return the reply and send a reset. Raises OSError."""
+        local_port = next(self.next_port).getsockname()[1]
+        ends = Endpoints(source=source, port=local_port, destination=vip, to_port=port)
         sequence = secrets.randbits(32)
-        key = (sequence + 1) & 0xFFFFFFFF
+        acknowledged = (sequence + 1) & 0xFFFFFFFF
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self.waiting[key] = ends, reply
+        self.pending[acknowledged] = ends, reply
         try:
             while not reply.done():
                 send(syn.packet(ends, sequence, syn.SYN))
-                await asyncio.wait([reply], timeout=AGAIN)
+                await asyncio.wait([reply], timeout=RESEND)
             return reply.result()
         finally:
-            del self.waiting[key]
-            # Also where nothing was heard: the server may have, and its answer be lost.
+            del self.pending[acknowledged]
+            # Also without a reply: it may have been lost.
             with suppress(OSError):
-                send(syn.packet(ends, key, syn.RST))
+                send(syn.packet(ends, acknowledged, syn.RST))
 
-    def readable(self) -> None:
+    def receive(self) -> None:
         for _ in range(READS):
             try:
-                data = self.hears.recv(256)
+                data = self.receiver.recv(256)
             except OSError:
                 return
-            heard = syn.read(data)
-            if heard is not None and heard.acknowledged in self.waiting:
-                ends, reply = self.waiting[heard.acknowledged]
-                if heard.ends == ends and not reply.done():
-                    reply.set_result(heard)
+            packet = syn.parse_reply(data)
+            if packet is not None and packet.acknowledged in self.pending:
+                ends, reply = self.pending[packet.acknowledged]
+                if packet.ends == ends and not reply.done():
+                    reply.set_result(packet)
 
     def close(self) -> None:
-        """In a thread, see above."""
-        asyncio.get_running_loop().run_in_executor(None, self._close)
-
-    def _close(self) -> None:
-        for each in (self.hears, *self.ports):
-            each.close()
+        """Close the sockets in a thread."""
+        asyncio.get_running_loop().run_in_executor(None, _close, (self.receiver, *self.ports))
 
 
-_open: dict[int, _Ears] = {}
+_receivers: dict[int, _ReplyReceiver] = {}
 
 
-def _opened(version: int) -> _Ears:
-    opened: list[socket.socket] = []
+def _open_receiver(version: int) -> _ReplyReceiver:
+    sockets: list[socket.socket] = []
     try:
         for _ in range(PORTS):
-            opened.append(socket.socket(FAMILY[version], socket.SOCK_STREAM))
-            opened[-1].bind(("", 0))
-        hearing = socket.socket(
+            sockets.append(socket.socket(FAMILY[version], socket.SOCK_STREAM))
+            sockets[-1].bind(("", 0))
+        ports = tuple(sockets)
+        receiver = socket.socket(
             socket.AF_PACKET,
             socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
             socket.htons(_ETHERTYPE[version]),
         )
-        ports = tuple(opened)
-        opened.append(hearing)
-        syn.hear_only(hearing, version, [each.getsockname()[1] for each in ports])
+        sockets.append(receiver)
+        syn.attach_filter(receiver, version, [port.getsockname()[1] for port in ports])
     except BaseException:
-        for each in opened:
-            each.close()
+        _close(sockets)
         raise
-    return _Ears(hears=hearing, ports=ports)
+    return _ReplyReceiver(receiver=receiver, ports=ports)
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for each in sockets:
+        each.close()
 
 
 @asynccontextmanager
-async def _way(target: Target, ears: _Ears) -> AsyncIterator[Send]:
-    """How packets to the service address go to the server."""
+async def _sender(target: Target, receiver: _ReplyReceiver) -> AsyncIterator[Send]:
+    """Yield a function that sends packets for the service address to the server."""
     version = target.address.version
     if target.tunnel is None and version == 6:
-        found = await neighbour(target.address)
-        link = (found.interface, _ETHERTYPE[6], 0, 0, found.hardware)
-        yield lambda packet: ears.hears.sendto(packet, link)
+        neighbour = await resolve_neighbour(target.address)
+        link = (neighbour.interface, _ETHERTYPE[6], 0, 0, neighbour.hardware)
+        yield lambda packet: receiver.receiver.sendto(packet, link)
         return
     kind, protocol, header = _encapsulation(target.tunnel, version)
     port = 0 if target.tunnel is None else target.tunnel.port
-    with socket.socket(FAMILY[version], kind | socket.SOCK_NONBLOCK, protocol) as sending:
-        if target.tunnel is None:  # the packet's own header is all there is
-            sending.setsockopt(socket.IPPROTO_IP, _IP_NODEFRAG, 1)
+    with socket.socket(FAMILY[version], kind | socket.SOCK_NONBLOCK, protocol) as sender:
+        if target.tunnel is None:
+            sender.setsockopt(socket.IPPROTO_IP, _IP_NODEFRAG, 1)
         server = (str(target.address), port)
-        yield lambda packet: sending.sendto(header + packet, server)
+        yield lambda packet: sender.sendto(header + packet, server)
 
 
 def _encapsulation(tunnel: Tunnel | None, version: int) -> tuple[socket.SocketKind, int, bytes]:
-    """The socket, and what comes before the packet. No checksums: servers take them or not."""
+    """Return type and protocol of the socket, and the header before the packet. No checksums:
+    servers accept packets without."""
     if tunnel is None:
         return socket.SOCK_RAW, socket.IPPROTO_RAW, b""
     match tunnel.type:

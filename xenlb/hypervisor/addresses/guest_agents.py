@@ -1,9 +1,9 @@
-"""What guest agents (QEMU) say of their guests' addresses, asked through libvirt.
+"""Addresses reported by guest agents (QEMU), queried through libvirt.
 
-An agent answers, is not there, which libvirt tells at once, or takes the question and never
-answers. So a question has a limit, after which its place is another's; several are asked at once;
-and who ran into the limit waits ever longer for its next turn, in a lane of its own: hung agents
-hold up each other. libvirt itself waits for ever unless it is told otherwise: it is told.
+An agent answers, is not connected, which libvirt reports at once, or takes the query and never
+answers. So a query has a time limit, and several run at once. A hung agent is queried ever more
+rarely, and with separate slots, so that hung agents delay only each other. libvirt itself has no
+limit by default; it is given one.
 """
 
 import asyncio
@@ -29,93 +29,96 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-AT_ONCE, HUNG_AT_ONCE = 2, 1  # questions; each has a connection meanwhile (connections.CALLS)
+MAX_QUERIES, MAX_HUNG_QUERIES = 2, 1  # each occupies a connection to libvirt
 # Seconds. An agent answers in milliseconds, on a starved host in seconds. libvirt first sends it a
-# guest-sync, for which it waits 5 s, and then the question.
+# guest-sync, for which it waits 5 s, and then the query.
 LIMIT = 8.0
-FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # until one that hung is asked again
-# How long libvirt waits for any answer of an agent, from the first question on. It is there for
-# everybody's questions, so it is long: freezing file systems takes its time.
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # before the next query to an agent that hung
+# libvirt's limit (seconds) for all commands to an agent. It is long because it applies to the
+# commands of all programs, and freezing file systems takes its time.
 RESPONSE = 60
 
 
-class Asking(Protocol):
-    """LibvirtSource, as far as it is needed here."""
+class LibvirtCaller(Protocol):
+    """The part of LibvirtSource that is used here."""
 
-    async def ask(self, call: Callable[[Connection], T], *, limit: float | None) -> T: ...
+    async def call(self, function: Callable[[Connection], T], *, limit: float | None) -> T: ...
 
 
 @dataclass(slots=True)
-class AgentRecord:
-    """How one guest's agent has behaved: how often it has hung since it last answered, and until
-    when it is left alone; `limited`: libvirt was told how long to wait. A guest that boots begins a
-    new one."""
+class AgentHistory:
+    """State of one guest's agent in one incarnation. `limited`: libvirt has its limit; `hung`:
+    timeouts since the last answer; `paused_until`: time before which it is not queried."""
 
     limited: bool = False
     hung: int = 0
-    until: float = 0.0
+    paused_until: float = 0.0
 
 
 class GuestAgents:
-    """Used in the loop's thread."""
+    """Queries of all guests' agents. Used in the loop's thread."""
 
     def __init__(self, clock: Callable[[], float], *, limit: float = LIMIT) -> None:
         self._clock = clock
         self._limit = limit
-        self._places = asyncio.Semaphore(AT_ONCE)
-        self._places_of_hung = asyncio.Semaphore(HUNG_AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_QUERIES)
+        self._hung_slots = asyncio.Semaphore(MAX_HUNG_QUERIES)
 
-    async def addresses(self, record: AgentRecord, source: Asking, uuid: UUID) -> list[str]:
-        """Texts, unchecked; none where the agent is not there, or is left alone now."""
-        if self._clock() < record.until:
+    async def addresses(
+        self, history: AgentHistory, source: LibvirtCaller, uuid: UUID
+    ) -> list[str]:
+        """Return the agent's texts, unchecked; none if it is not connected, hangs or is paused."""
+        if self._clock() < history.paused_until:
             return []
-        async with self._places_of_hung if record.hung else self._places:
+        async with self._hung_slots if history.hung else self._slots:
             try:
-                ask = partial(_ask_agent, uuid=uuid, record=record)
-                texts = await source.ask(ask, limit=self._limit)
+                query = partial(_query_agent, uuid=uuid, history=history)
+                texts = await source.call(query, limit=self._limit)
             except CallTimeout:
-                pause = min(FIRST_PAUSE * 2**record.hung, LONGEST_PAUSE)
-                record.hung, record.until = record.hung + 1, self._clock() + pause
-                log.debug("%s: its guest agent hangs; asked again in %g s", uuid, pause)
+                pause = min(FIRST_PAUSE * 2**history.hung, LONGEST_PAUSE)
+                history.hung, history.paused_until = history.hung + 1, self._clock() + pause
+                log.debug("%s: its guest agent hangs; queried again in %g s", uuid, pause)
                 return []
             except (Unreachable, CallFailed) as error:
-                log.debug("%s: its guest agent cannot be asked: %s", uuid, error)
+                log.debug("%s: its guest agent cannot be queried: %s", uuid, error)
                 return []
-        record.hung = 0
+        history.hung = 0
         return texts
 
 
-def _ask_agent(connection: Connection, uuid: UUID, record: AgentRecord) -> list[str]:
-    """Blocks; raises CallFailed."""
+def _query_agent(connection: Connection, uuid: UUID, history: AgentHistory) -> list[str]:
+    """Query one agent. Blocks; raises CallFailed."""
     with libvirt_errors():
         domain = connection.lookupByUUIDString(str(uuid))
-    if not record.limited and hasattr(domain, "agentSetResponseTimeout"):  # libvirt 5.10
+    if not history.limited and hasattr(domain, "agentSetResponseTimeout"):  # libvirt 5.10
         try:
             with libvirt_errors():
                 domain.agentSetResponseTimeout(RESPONSE, 0)
         except CallFailed as error:
             log.debug("%s: libvirt sets no limit for its agent: %s", uuid, error)
-        record.limited = True
-    return texts_of(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+        history.limited = True
+    return interface_addresses(domain, libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
 
 
-def texts_of(domain: Domain, source: int) -> list[str]:
-    """Addresses that libvirt knows from that source; none where the driver has no such source.
-    Blocks; raises CallFailed where the domain is gone."""
+def interface_addresses(domain: Domain, source: int) -> list[str]:
+    """Return the addresses that libvirt knows from `source`; none if the driver lacks the source.
+
+    Blocks; raises CallFailed if the domain is gone.
+    """
     try:
         with libvirt_errors():
-            answer = domain.interfaceAddresses(source, 0)
+            reply = domain.interfaceAddresses(source, 0)
     except CallFailed as error:
         if error.gone:
             raise
-        return []  # unsupported by the driver, or no agent connected
+        return []  # not supported by the driver, or no agent connected
     texts: list[str] = []
-    for name, interface in (answer or {}).items():
+    for name, interface in (reply or {}).items():
         addresses = interface.get("addrs") if isinstance(interface, dict) else None
         if name == "lo" or not isinstance(addresses, list):
             continue
-        for each in addresses:
-            text = each.get("addr") if isinstance(each, dict) else None
+        for address in addresses:
+            text = address.get("addr") if isinstance(address, dict) else None
             if isinstance(text, str) and not text.lower().startswith("fe80:"):
                 texts.append(text)
     return texts

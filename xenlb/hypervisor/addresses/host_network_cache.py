@@ -1,100 +1,102 @@
-"""What this host sees of its own network, for all who look at about the same time.
+"""This host's network tables, read once for all searches at about the same time.
 
-Who has which address by the neighbour table, and which of them are no guests; the model is told of
-what it judges metadata by. How the tables are read: host_network.py.
+They give the owners of each address by the neighbour table, and tell guests from other machines.
+The part by which the model judges metadata is reported to it.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
-from xenlb.hypervisor.addresses.host_network import HostView
+from xenlb.hypervisor.addresses.host_network import HostNetworkTables
 from xenlb.hypervisor.threads import in_thread
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
 
 SHORTEST = 0.1  # seconds between two readings
 CALL = 10.0  # seconds
-MOST_ASKED = 16  # addresses of a guest in a boot
+MOST_PROBED = 16  # addresses of a guest in one incarnation
 
 
 class HostNetworkCache:
-    """`emit` is called in the loop's thread, `look` in another. `written`: the addresses that
-    metadata gives."""
+    """`emit` is called in the loop's thread, `read` in another; `probe` has the kernel resolve an
+    address. `metadata_addresses`: the addresses in the guests' metadata."""
 
     def __init__(
         self,
         emit: Callable[[HostNetworkChanged], None],
         clock: Callable[[], float],
-        look: Callable[[], HostView],
-        nudge: Callable[[IPAddress], None],
+        read: Callable[[], HostNetworkTables],
+        probe: Callable[[IPAddress], None],
     ) -> None:
         self._emit = emit
         self._clock = clock
-        self._look = look
-        self._nudge = nudge
-        self.written: frozenset[IPAddress] = frozenset()
-        self._looking = asyncio.Lock()
-        self._view: tuple[float, HostView] | None = None
-        self._having: dict[IPAddress, set[str]] = {}
-        self._judged: tuple[HostView, frozenset[str], HostNetwork] | None = None
-        self._told: HostNetwork | None = None
+        self._read = read
+        self._probe = probe
+        self.metadata_addresses: frozenset[IPAddress] = frozenset()
+        self._lock = asyncio.Lock()
+        self._tables: tuple[float, HostNetworkTables] | None = None
+        self._owners: dict[IPAddress, set[str]] = {}
+        self._network: tuple[HostNetworkTables, frozenset[str], HostNetwork] | None = None
+        self._reported: HostNetwork | None = None
 
-    async def view(self) -> HostView:
-        """The tables, now. Raises OSError, Stuck."""
-        wanted = self._clock()
-        async with self._looking:
-            if self._view is None or self._view[0] < wanted - SHORTEST:
-                begun = self._clock()
-                view = await in_thread(self._look, limit=CALL)
-                self._view = (begun, view)
-                self._having = {}
-                for mac, addresses in view.neighbours.items():
+    async def tables(self) -> HostNetworkTables:
+        """Return the tables, at most SHORTEST seconds old. Raises OSError, CallTimeout."""
+        requested_at = self._clock()
+        async with self._lock:
+            if self._tables is None or self._tables[0] < requested_at - SHORTEST:
+                read_at = self._clock()
+                tables = await in_thread(self._read, limit=CALL)
+                self._tables = (read_at, tables)
+                self._owners = {}
+                for mac, addresses in tables.neighbours.items():
                     for address in addresses:
-                        self._having.setdefault(address, set()).add(mac)
-            return self._view[1]
+                        self._owners.setdefault(address, set()).add(mac)
+            return self._tables[1]
 
     def is_elsewhere(self, address: IPAddress, macs: Collection[str]) -> bool:
-        """Is it seen, and at none of these MAC addresses?"""
-        having = self._having.get(address)
-        return having is not None and having.isdisjoint(macs)
+        """Whether the address is in the neighbour table, and with none of these MAC addresses."""
+        owners = self._owners.get(address)
+        return owners is not None and owners.isdisjoint(macs)
 
-    def judged_by(self, view: HostView, known: frozenset[str]) -> HostNetwork:
-        """`known`: the MAC addresses of guests."""
-        if self._judged is None or self._judged[0] is not view or self._judged[1] != known:
-            strangers = frozenset(each for each in self._having if self.is_elsewhere(each, known))
-            host = HostNetwork(own=view.own, gateways=view.gateways, strangers=strangers)
-            self._judged = (view, known, host)
-        return self._judged[2]
-
-    def tell(self, view: HostView, known: frozenset[str], *, complete: bool) -> None:
-        """The model, where anything has changed for it. `complete`: are the MAC addresses of all
-        guests known? Before that a guest would be taken for a stranger."""
-        host = self.judged_by(view, known)
-        if not complete:
-            host = replace(
-                host, strangers=frozenset() if self._told is None else self._told.strangers
+    def host_network(self, tables: HostNetworkTables, guests: frozenset[str]) -> HostNetwork:
+        """Return what addresses are checked against; `guests`: the guests' MAC addresses."""
+        if self._network is None or self._network[0] is not tables or self._network[1] != guests:
+            strangers = frozenset(
+                address for address in self._owners if self.is_elsewhere(address, guests)
             )
-        host = replace(host, strangers=host.strangers & self.written)
-        if host != self._told:
-            self._told = host
+            network = HostNetwork(own=tables.own, gateways=tables.gateways, strangers=strangers)
+            self._network = (tables, guests, network)
+        return self._network[2]
+
+    def report(self, tables: HostNetworkTables, guests: frozenset[str], *, complete: bool) -> None:
+        """Report changes to the model. `complete`: whether the MAC addresses of all guests are
+        known; before that a guest would count as a stranger."""
+        host = self.host_network(tables, guests)
+        if not complete:
+            strangers = frozenset() if self._reported is None else self._reported.strangers
+            host = replace(host, strangers=strangers)
+        host = replace(host, strangers=host.strangers & self.metadata_addresses)
+        if host != self._reported:
+            self._reported = host
             self._emit(HostNetworkChanged(at=self._clock(), host=host))
 
-    def find_out(self, addresses: Collection[IPAddress], asked: set[IPAddress]) -> bool:
-        """Has the kernel find out who has the addresses that a guest reports and of which nothing
-        is seen yet: each once, by what was `asked` for that guest, and not more than so many. True:
-        an answer is on its way, and a report that it contradicts is better not believed till then.
+    def probe_unknown(self, addresses: Collection[IPAddress], probed: set[IPAddress]) -> bool:
+        """Have the kernel resolve those addresses that the neighbour table does not have.
+
+        Each is probed once, and at most MOST_PROBED in all; `probed` is the guest's record of them.
+        True: replies are on their way, and until then a guest's report is better not used.
         """
-        new = [each for each in addresses if each not in self._having and each not in asked]
-        new = new[: MOST_ASKED - len(asked)]
-        asked.update(new)
+        new = [a for a in addresses if a not in self._owners and a not in probed]
+        new = new[: MOST_PROBED - len(probed)]
+        probed.update(new)
         for address in new:
-            self._nudge(address)
+            self._probe(address)
         return bool(new)
 
-    def nudge(self, addresses: Iterable[IPAddress], macs: Collection[str]) -> None:
-        """The neighbour table remembers machines that are gone: has the kernel look again where it
-        contradicts that a machine with these MAC addresses has the addresses."""
+    def probe_contradicted(self, addresses: Iterable[IPAddress], macs: Collection[str]) -> None:
+        """Have the kernel resolve again those addresses that the neighbour table gives to other MAC
+        addresses: it also contains machines that are gone."""
         for address in addresses:
             if self.is_elsewhere(address, macs):
-                self._nudge(address)
+                self._probe(address)

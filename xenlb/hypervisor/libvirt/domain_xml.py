@@ -1,15 +1,14 @@
-"""PURE. What is read of a domain's XML: its interfaces.
+"""PURE. The network interfaces in a domain's XML.
 
 MAC addresses (for the neighbour table and leases), the libvirt network of each (for its leases),
 the host's devices that carry it, and the <ip address=…> that the host's administrator wrote there.
-Metadata: metadata.py.
 """
 
 import re
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from xenlb.hypervisor.libvirt.xml_text import Malformed, parse
+from xenlb.hypervisor.libvirt.xml_text import Malformed, parse_xml
 
 MOST_INTERFACES = 64
 MOST_ADDRESSES = 16
@@ -21,8 +20,8 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 class Interface:
     """One <interface>; `mac` in lower case with colons, `addresses` as written (unchecked).
 
-    `devices`: network devices of the host: the bridge, the device of a macvtap, its own end (a tap,
-    a veth or a Xen vif).
+    `devices`: network devices of the host: the bridge, the device of a macvtap, the host's end of
+    the interface (a tap, a veth or a Xen vif).
     """
 
     mac: str | None = None
@@ -32,24 +31,22 @@ class Interface:
 
 
 def interfaces(text: str) -> tuple[Interface, ...]:
-    """The interfaces in the order of the XML; raises Malformed."""
-    root = parse(text, wanted=[("devices", "interface")])
+    """Return the interfaces in the order of the XML; raises Malformed."""
+    root = parse_xml(text, wanted=[("devices", "interface")])
     if root.tag != "domain":
         raise Malformed("it is not a domain's XML")
-    found: list[Interface] = []
+    parsed: list[Interface] = []
     for element in root.findall("./devices/interface")[:MOST_INTERFACES]:
-        mac = _attribute(element.find("mac"), "address")
-        mac = mac.lower() if mac is not None else None
-        source, target = element.find("source"), element.find("target")
+        mac = _attribute(element, "mac", "address").lower()
         devices = (
-            _attribute(source, "bridge"),
-            _attribute(source, "dev"),
-            _attribute(target, "dev"),
+            _attribute(element, "source", "bridge"),
+            _attribute(element, "source", "dev"),
+            _attribute(element, "target", "dev"),
         )
-        found.append(
+        parsed.append(
             Interface(
-                mac=mac if mac is not None and _MAC.fullmatch(mac) else None,
-                network=_attribute(source, "network"),
+                mac=mac if _MAC.fullmatch(mac) else None,
+                network=_attribute(element, "source", "network") or None,
                 devices=tuple(device for device in devices if device),
                 addresses=tuple(
                     address
@@ -58,8 +55,9 @@ def interfaces(text: str) -> tuple[Interface, ...]:
                 ),
             )
         )
-    return tuple(found)
+    return tuple(parsed)
 
 
-def _attribute(element: Element | None, name: str) -> str | None:
-    return None if element is None else element.get(name)
+def _attribute(interface: Element, tag: str, name: str) -> str:
+    element = interface.find(tag)
+    return "" if element is None else element.get(name, "")

@@ -1,19 +1,18 @@
 """libvirt's event loop on top of asyncio, safe to be called from any thread.
 
-libvirt needs somebody to watch its sockets and run its timers. libvirtaio, which ships with
-libvirt-python, does that for programs that make every libvirt call in the loop's thread. This
-agent makes none there (a call on a hung daemon blocks for good), and a libvirt call made in
-another thread changes the watched sockets and timers *from that thread*: the remote driver takes
-the socket away from the loop while it waits for its reply. libvirtaio then calls add_reader(),
-remove_reader() and ensure_future() in the wrong thread: the loop is not woken, two threads edit
-one selector, and with asyncio's debug mode on each such call raises.
+libvirt needs a program that watches its sockets and runs its timers. libvirtaio, which ships with
+libvirt-python, does that for programs that make every libvirt call in the loop's thread. This agent
+makes none there: a call on a hung daemon never returns. A call in another thread changes the
+watched sockets and timers *from that thread*, as the remote driver takes the socket away from the
+loop while it waits for its reply. libvirtaio then calls add_reader(), remove_reader() and
+ensure_future() in the wrong thread: the loop is not woken, two threads edit one selector, and in
+asyncio's debug mode each such call raises.
 
-Here the six functions that libvirt calls only note what is wanted and ask the loop, with
-call_soon_threadsafe(), to bring its selector and timers in line with the note. What is wanted is
-read when that happens, so the order in which notes arrive does not matter.
+Here the six functions that libvirt calls only record what is wanted and schedule, with
+call_soon_threadsafe(), an update of the loop's selector and timers. The update reads the record
+when it runs, so the order of the functions' calls does not matter.
 
-It also finds and ends the socket of a connection, which libvirt itself offers nobody. Nothing else
-about connections (connections.py), nothing about events of libvirt (source.py).
+The module also finds and shuts down the socket of a connection, for which libvirt has no function.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 READABLE = 1  # VIR_EVENT_HANDLE_READABLE
 WRITABLE = 2  # VIR_EVENT_HANDLE_WRITABLE
 
-# What libvirt-python hands over and wants back: (function, its data, its destructor).
+# libvirt-python passes it to each callback: (function, its data, its destructor).
 Opaque = Any
 
 
@@ -51,7 +50,7 @@ class _Handle:
 @dataclass(slots=True, kw_only=True)
 class _Timer:
     number: int
-    wanted: int  # milliseconds; 0: at once, again and again; negative: off
+    wanted: int  # milliseconds; 0: in each round of the loop; negative: off
     call: Callable[[int, Opaque], None]
     opaque: Opaque
     removed: bool = False
@@ -60,22 +59,23 @@ class _Timer:
 
 @dataclass(slots=True)
 class EventLoop:
-    """The process's one implementation; `attach` gives it the asyncio loop to run on."""
+    """The process's one implementation; `attach` sets the asyncio loop it runs on."""
 
-    _loop: asyncio.AbstractEventLoop | None = None
+    loop: asyncio.AbstractEventLoop | None = None
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _handles: dict[int, _Handle] = field(default_factory=dict)
     _timers: dict[int, _Timer] = field(default_factory=dict)
     _by_fd: dict[int, list[_Handle]] = field(default_factory=dict)
     _watched: dict[int, int] = field(default_factory=dict)
     _open: dict[int, _Handle] = field(default_factory=dict)  # descriptor not closed yet
-    _collecting: threading.local = field(default_factory=threading.local)
+    # `numbers`: a list to which the handles that libvirt adds in this thread are appended.
+    collected: threading.local = field(default_factory=threading.local)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs on `loop` from now on, with the handles and timers of an earlier one."""
-        if loop is self._loop:
+        """Run on `loop` from now on, with the handles and timers of an earlier one."""
+        if loop is self.loop:
             return
-        self._loop = loop
+        self.loop = loop
         self._by_fd.clear()
         self._watched.clear()
         for handle in tuple(self._handles.values()):
@@ -86,26 +86,17 @@ class EventLoop:
 
     @property
     def idle(self) -> bool:
-        """Is nothing watched and no timer there, as it must be without a connection?"""
+        """Whether nothing is watched and no timer set, as it must be without a connection."""
         return not (self._handles or self._timers or self._by_fd or self._watched)
 
     def _soon(self, call: Callable[..., object], *args: object) -> None:
-        # Always through the loop's queue, in the loop's thread too: libvirt forbids the destructor
-        # to run inside its own call, and one queue keeps one order.
-        assert self._loop is not None
+        # Always through the loop's queue, also in the loop's thread: libvirt forbids the destructor
+        # to run inside its own call, and one queue keeps the order.
+        assert self.loop is not None
         try:
-            self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:  # the loop is closed; an abandoned thread has come back to life
-            log.debug("libvirt asks an event loop that is closed")
-
-    @contextmanager
-    def collecting(self, numbers: list[int]) -> Iterator[None]:
-        """What libvirt wants watched in this thread meanwhile: `numbers` gets the handles."""
-        self._collecting.numbers = numbers
-        try:
-            yield
-        finally:
-            self._collecting.numbers = None
+            self.loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:  # the loop is closed; the call of an abandoned thread has returned
+            log.debug("libvirt calls an event loop that is closed")
 
     # --- called by libvirt, in any thread --------------------------------------------------------
 
@@ -114,7 +105,7 @@ class EventLoop:
     ) -> int:
         handle = _Handle(number=next(self._numbers), fd=fd, wanted=events, call=call, opaque=opaque)
         self._handles[handle.number] = self._open[handle.number] = handle
-        numbers: list[int] | None = getattr(self._collecting, "numbers", None)
+        numbers: list[int] | None = getattr(self.collected, "numbers", None)
         if numbers is not None:
             numbers.append(handle.number)
         self._soon(self._adopt, handle)
@@ -124,7 +115,7 @@ class EventLoop:
         handle = self._handles.get(number)
         if handle is not None:
             handle.wanted = events
-            self._soon(self._settle, handle.fd)
+            self._soon(self._update_selector, handle.fd)
 
     def remove_handle(self, number: int) -> int:
         handle = self._handles.pop(number, None)
@@ -160,7 +151,7 @@ class EventLoop:
 
     def _adopt(self, handle: _Handle) -> None:
         self._by_fd.setdefault(handle.fd, []).append(handle)
-        self._settle(handle.fd)
+        self._update_selector(handle.fd)
 
     def _drop(self, handle: _Handle) -> None:
         handles = self._by_fd.get(handle.fd, [])
@@ -168,23 +159,23 @@ class EventLoop:
             handles.remove(handle)
         if not handles:
             self._by_fd.pop(handle.fd, None)
-        self._settle(handle.fd)
+        self._update_selector(handle.fd)
         # Only now may libvirt close the descriptor: the destructor gives up its reference.
         self._open.pop(handle.number, None)
         libvirt.virEventInvokeFreeCallback(handle.opaque)
 
     def hang_up(self, number: int) -> None:
-        """Ends the stream of a socket, for whoever reads or writes it in whatever thread."""
+        """Shut a socket down: reads and writes of all threads end."""
         handle = self._open.get(number)
         if handle is None:
             return
-        # A descriptor of our own: that of libvirt stays libvirt's to close.
+        # Of a duplicate: libvirt closes its own descriptor itself.
         with suppress(OSError), socket.socket(fileno=os.dup(handle.fd)) as own:
             own.shutdown(socket.SHUT_RDWR)
 
-    def _settle(self, fd: int) -> None:
-        """Makes the selector watch `fd` for what its handles want."""
-        assert self._loop is not None
+    def _update_selector(self, fd: int) -> None:
+        """Have the selector watch `fd` for what its handles want."""
+        assert self.loop is not None
         wanted = 0
         for handle in self._by_fd.get(fd, ()):
             if not handle.removed:
@@ -192,13 +183,13 @@ class EventLoop:
         wanted &= READABLE | WRITABLE
         watched = self._watched.get(fd, 0)
         if wanted & READABLE and not watched & READABLE:
-            self._loop.add_reader(fd, self._ready, fd, READABLE)
+            self.loop.add_reader(fd, self._ready, fd, READABLE)
         elif watched & READABLE and not wanted & READABLE:
-            self._loop.remove_reader(fd)
+            self.loop.remove_reader(fd)
         if wanted & WRITABLE and not watched & WRITABLE:
-            self._loop.add_writer(fd, self._ready, fd, WRITABLE)
+            self.loop.add_writer(fd, self._ready, fd, WRITABLE)
         elif watched & WRITABLE and not wanted & WRITABLE:
-            self._loop.remove_writer(fd)
+            self.loop.remove_writer(fd)
         if wanted:
             self._watched[fd] = wanted
         else:
@@ -210,16 +201,16 @@ class EventLoop:
                 handle.call(handle.number, fd, event, handle.opaque)
 
     def _arm(self, timer: _Timer) -> None:
-        assert self._loop is not None
+        assert self.loop is not None
         if timer.armed is not None:
             timer.armed.cancel()
             timer.armed = None
         if timer.removed or timer.wanted < 0:
             return
         if timer.wanted == 0:
-            timer.armed = self._loop.call_soon(self._expired, timer)
+            timer.armed = self.loop.call_soon(self._expired, timer)
         else:
-            timer.armed = self._loop.call_later(timer.wanted / 1000, self._expired, timer)
+            timer.armed = self.loop.call_later(timer.wanted / 1000, self._expired, timer)
 
     def _disarm(self, timer: _Timer) -> None:
         self._arm(timer)
@@ -229,39 +220,35 @@ class EventLoop:
         timer.armed = None
         if timer.removed or timer.wanted < 0:
             return
-        self._arm(timer)  # libvirt's timers repeat until they are switched off
+        self._arm(timer)  # libvirt's timers repeat
         timer.call(timer.number, timer.opaque)
 
 
-_installed: EventLoop | None = None
+IMPLEMENTATION = EventLoop()
 
 
-def install(loop: asyncio.AbstractEventLoop) -> EventLoop:
-    """Gives libvirt the loop; must be called before the first connection is opened.
+def install(loop: asyncio.AbstractEventLoop) -> None:
+    """Give libvirt this event loop. Call it before the first connection is opened.
 
-    libvirt takes an implementation once in a process's life and keeps it.
+    libvirt accepts one implementation in a process's life.
     """
-    global _installed
-    if _installed is None:
-        made = EventLoop()
+    if IMPLEMENTATION.loop is None:
         libvirt.virEventRegisterImpl(
-            made.add_handle,
-            made.update_handle,
-            made.remove_handle,
-            made.add_timer,
-            made.update_timer,
-            made.remove_timer,
+            IMPLEMENTATION.add_handle,
+            IMPLEMENTATION.update_handle,
+            IMPLEMENTATION.remove_handle,
+            IMPLEMENTATION.add_timer,
+            IMPLEMENTATION.update_timer,
+            IMPLEMENTATION.remove_timer,
         )
-        _installed = made
-    _installed.attach(loop)
-    return _installed
+    IMPLEMENTATION.attach(loop)
 
 
 class Sockets:
-    """The sockets of one connection, none where its driver runs in this process.
+    """The sockets of one connection; none if its driver runs in this process.
 
-    libvirt tells nobody the descriptor of a connection; but it wants it watched, from the thread
-    that opens the connection, before it first asks the daemon.
+    libvirt has no function that returns a connection's descriptor. But it has the descriptor
+    watched, from the thread that opens the connection, before its first call to the daemon.
     """
 
     def __init__(self) -> None:
@@ -272,19 +259,16 @@ class Sockets:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Around the opening of the connection, in its thread; install() was called before."""
-        if _installed is None:
+        """Context for the opening of the connection, in its thread, after install()."""
+        if IMPLEMENTATION.loop is None:
             raise RuntimeError("libvirt has no event loop")
-        with _installed.collecting(self._numbers):
+        IMPLEMENTATION.collected.numbers = self._numbers
+        try:
             yield
+        finally:
+            IMPLEMENTATION.collected.numbers = None
 
     def hang_up(self) -> None:
-        """In the loop's thread: ends the connection's stream, as if the daemon had."""
+        """Shut the sockets down, as if the daemon had ended. In the loop's thread."""
         for number in tuple(self._numbers):
-            if _installed is not None:
-                _installed.hang_up(number)
-
-
-def installed() -> EventLoop | None:
-    """The process's event loop for libvirt, once there is one."""
-    return _installed
+            IMPLEMENTATION.hang_up(number)

@@ -1,8 +1,8 @@
-"""What libvirt's hook script (hooks/xenlb) tells of the guests of the local drivers.
+"""Calls of libvirt's hook script (hooks/xenlb) for the guests of the local drivers.
 
 libvirt calls hooks one after another, before it goes on; its events come later. Seen with libvirt
-9.0, Xen 4.17: which domain's id the XML has (it has none for «-»), and the seconds between a call
-and the event that tells the same, on labs idle and busy.
+9.0, Xen 4.17: which domain's id the XML has (none for «-»), and the seconds between a call and the
+event for the same change, on idle and busy labs.
 
     operation    libxl       QEMU        LXC         before the event
     prepare      -           new one's   -           STARTED: Xen 2.5-9, QEMU 7, LXC 1-1.5
@@ -14,12 +14,12 @@ and the event that tells the same, on labs idle and busy.
     restore      not called  -           not called  (prepare, start, started follow)
     migrate      no XML      -           not called  (a guest comes in, or tries to)
 
-All of them are begin, but stopped and release: end. A reboot on Xen is stopped, release, prepare,
-start, started, and only then come the events STARTED and STOPPED; on QEMU and LXC it calls none.
-No request to shut down calls any. Xen's deaths are seen in xenstore 0.5 to 7 s before `stopped`.
-The script's call and its line here may change places with libvirt's event where it is close.
+The suboperation is `begin`, for stopped and release `end`. A reboot on Xen is stopped, release,
+prepare, start, started, and only then come the events STARTED and STOPPED; on QEMU and LXC it calls
+no hook. No shutdown request calls one. xenstore shows the end of a Xen domain 0.5 to 7 s before
+`stopped`. A line in the file may arrive before or after libvirt's event if the two are close.
 
-libxl's migrate comes without XML (9.0 fails to format it), so without a UUID: it is not told.
+libxl calls migrate without XML (9.0 fails to format it), so without a UUID: it is not reported.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ from xenlb.untrusted.printable import printable
 
 log = logging.getLogger(__name__)
 
-POLL: Final = 5.0  # seconds until a line is read of which inotify has told nothing
-LARGEST: Final = 64 * 1024  # bytes of lines that were read, after which the file is emptied
+POLL: Final = 5.0  # seconds between two reads without an inotify event
+LARGEST: Final = 64 * 1024  # bytes that were read, after which the file is emptied
 LONGEST: Final = 1024  # bytes of a line; the script writes 400 at most
 
 LINE: Final = re.compile(
@@ -54,129 +54,122 @@ LINE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookCall:
-    """One call of the script. `driver` is libxl, qemu or lxc; operations are libvirt's words
+    """One call of the script. `driver` is libxl, qemu or lxc; operations are libvirt's
     (prepare, start, started, stopped, release, reconnect, migrate, restore; begin, end)."""
 
     driver: str
     operation: str
     suboperation: str
     uuid: UUID
-    domid: int | None  # None where the XML has none: the table above
-    name: str  # for a reader; cut at 255 bytes, made printable
+    domid: int | None  # None if the XML has none
+    name: str  # at most 255 bytes, made printable
 
 
-def parse(line: bytes) -> HookCall | None:
-    """A line without its end; None unless it is exactly what the script writes."""
-    found = LINE.fullmatch(line)
-    if found is None:
+def parse_line(line: bytes) -> HookCall | None:
+    """Parse a line without its end; None for a line that the script does not write."""
+    match = LINE.fullmatch(line)
+    if match is None:
         return None
     return HookCall(
-        driver=found["driver"].decode(),
-        operation=found["operation"].decode(),
-        suboperation=found["suboperation"].decode(),
-        uuid=UUID(found["uuid"].decode()),
-        domid=None if found["domid"] == b"-" else int(found["domid"]),
-        name=printable(found["name"]),
+        driver=match["driver"].decode(),
+        operation=match["operation"].decode(),
+        suboperation=match["suboperation"].decode(),
+        uuid=UUID(match["uuid"].decode()),
+        domid=None if match["domid"] == b"-" else int(match["domid"]),
+        name=printable(match["name"]),
     )
 
 
-class _Inotify(FileSystemEventHandler):
-    """Calls `wake`, in a thread of its own, after each write to the file."""
+class HookSource(FileSystemEventHandler):
+    """Creates the file at `path`, to which the script appends, and reports each line.
 
-    def __init__(self, path: Path, wake: Callable[[], None]) -> None:
-        self._path = path
-        self._wake = wake
+    `on_call` is called in the loop's thread, milliseconds after the script has run. It must not
+    raise.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], on_call: Callable[[HookCall], None]) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._on_call = on_call
+        self._file: int | None = None
+        self._partial_line = b""
+        self._last_error = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
         self._observer: BaseObserver | None = None
 
-    def start(self) -> None:
-        """Unless it has. Raises OSError where the system cannot watch (out of watches, say)."""
+    async def run(self) -> None:
+        """Report until cancelled, then remove the file: without it the script does nothing."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    self._poll()
+                    self._last_error = ""
+                except OSError as error:
+                    if str(error) != self._last_error:
+                        self._last_error = str(error)
+                        log.warning("calls of libvirt's hook script are late or lost: %s", error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL):
+                        await self._changed.wait()
+        finally:
+            with suppress(OSError):
+                if self._is_in_place():
+                    self.path.unlink()
+            self._close()
+            self._stop_observer()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Wake run() after a write. Called by watchdog in a thread."""
+        if isinstance(event, FileModifiedEvent) and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _start_observer(self) -> None:
+        """Watch the file, unless it is watched. Raises OSError, such as for too many watches."""
         if self._observer is not None:
             return
         self._observer = Observer()
         self._observer.start()
         try:
-            # The file alone: others in its folder are written all the time.
-            self._observer.schedule(self, str(self._path))
+            # The file only: others in its folder are written all the time.
+            self._observer.schedule(self, str(self.path))
         except OSError:
-            self.stop()
+            self._stop_observer()
             raise
 
-    def stop(self) -> None:
+    def _stop_observer(self) -> None:
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.stop()
             observer.join()
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if isinstance(event, FileModifiedEvent):
-            self._wake()
-
-
-class HookSource:
-    """Makes the file at `path`, to which the script writes, and calls `heard` in the loop's thread
-    with each call, milliseconds after it was made. `heard` must not raise."""
-
-    def __init__(self, path: str | os.PathLike[str], heard: Callable[[HookCall], None]) -> None:
-        self.path = Path(os.path.abspath(path))
-        self._heard = heard
-        self._file: int | None = None
-        self._rest = b""
-        self._failed = ""
-
-    async def run(self) -> None:
-        """Until cancelled; then the file is gone, and the script has nothing to do."""
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(changed.set)
-
-        inotify = _Inotify(self.path, wake)
+    def _poll(self) -> None:
+        if not self._is_in_place():
+            self._stop_observer()
+            self._create()
         try:
-            while True:
-                changed.clear()
-                try:
-                    self._look(inotify)
-                    self._failed = ""
-                except OSError as error:
-                    self._fail(error)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL):
-                        await changed.wait()
+            self._start_observer()
         finally:
-            self._remove()
-            inotify.stop()
+            self._read_lines()  # without inotify this still happens every POLL seconds
 
-    def _look(self, inotify: _Inotify) -> None:
-        if not self._is_ours():
-            inotify.stop()
-            self._make()
-        try:
-            inotify.start()
-        finally:
-            self._read()  # without inotify it is read all the same, now and then
-
-    def _fail(self, error: OSError) -> None:
-        if str(error) != self._failed:
-            self._failed = str(error)
-            log.warning("hooks of libvirt are not heard, or late: %s", error)
-
-    def _is_ours(self) -> bool:
-        """Somebody may have removed or replaced the file."""
+    def _is_in_place(self) -> bool:
+        """Whether the path still is the open file: it may have been removed or replaced."""
         if self._file is None:
             return False
-        mine = os.fstat(self._file)
         try:
-            there = self.path.stat(follow_symlinks=False)
+            current = self.path.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return os.path.samestat(mine, there)
+        return os.path.samestat(os.fstat(self._file), current)
 
-    def _make(self) -> None:
-        """In place of whatever is there. What an agent that was killed has not read is not told:
-        a listing of all guests begins with the connection to libvirt, and says what became of it;
-        and a «stopped» of long ago must not be taken for one of now."""
+    def _create(self) -> None:
+        """Replace whatever is at the path by an empty file.
+
+        Lines that a killed agent has not read are dropped: an old «stopped» must not count as a new
+        one, and the listing of libvirt shows the present state.
+        """
         self._close()
         new = self.path.with_name(f".{self.path.name}.new")
         new.unlink(missing_ok=True)
@@ -189,28 +182,28 @@ class HookSource:
             raise
         self._file = file
 
-    def _read(self) -> None:
+    def _read_lines(self) -> None:
         assert self._file is not None
         while data := os.read(self._file, LARGEST):
-            *lines, self._rest = (self._rest + data).split(b"\n")
+            *lines, self._partial_line = (self._partial_line + data).split(b"\n")
             for line in lines:
-                self._tell(line)
-            if len(self._rest) > LONGEST:
-                self._tell(self._rest)
-                self._rest = b""
-        # A line that is written right here, between the last read and this, is lost: microseconds,
-        # once in some six hundred calls. It costs a head start, no more: libvirt's event follows.
+                self._report(line)
+            if len(self._partial_line) > LONGEST:
+                self._report(self._partial_line)
+                self._partial_line = b""
+        # A line written between the last read and the truncation, within microseconds, is lost:
+        # once in some six hundred calls. libvirt's event still reports the change, only later.
         if os.lseek(self._file, 0, os.SEEK_CUR) > LARGEST:
             os.ftruncate(self._file, 0)
-        # The script appends: after a truncation, by whomever, at the new end.
+        # The script appends: after a truncation, also by another program, at the new end.
         if os.fstat(self._file).st_size < os.lseek(self._file, 0, os.SEEK_CUR):
             os.lseek(self._file, 0, os.SEEK_SET)
-            self._rest = b""
+            self._partial_line = b""
 
-    def _tell(self, line: bytes) -> None:
-        call = parse(line)
+    def _report(self, line: bytes) -> None:
+        call = parse_line(line)
         if call is None:
-            log.debug("no line of the hook script: %r", line[:LONGEST])
+            log.debug("not a line of the hook script: %r", line[:LONGEST])
             return
         log.debug(
             "hook of %s: %s %s, %s (%s), domain id %s",
@@ -221,15 +214,9 @@ class HookSource:
             call.uuid,
             call.domid,
         )
-        self._heard(call)
-
-    def _remove(self) -> None:
-        with suppress(OSError):
-            if self._is_ours():
-                self.path.unlink()
-        self._close()
+        self._on_call(call)
 
     def _close(self) -> None:
         if self._file is not None:
             os.close(self._file)
-        self._file, self._rest = None, b""
+        self._file, self._partial_line = None, b""

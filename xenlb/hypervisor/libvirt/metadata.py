@@ -1,18 +1,16 @@
-"""PURE. The services a guest joins by its domain's <metadata>.
+"""PURE. The services that a guest joins by its domain's <metadata>.
 
     <services xmlns="urn:xenlb:1"><service name="mail" weight="2" address="10.0.0.11"/></services>
 
-It is written on the host (virsh metadata), but by whoever may define domains: everything is
-checked and bounded, one wrong service does not spoil the others, and nothing raises. How it is
-read from libvirt: queries.py.
+It is written on the host (virsh metadata), by any user who may define domains. So its size and
+values are checked, an invalid service does not affect the others, and nothing raises.
 """
 
 import re
 from xml.etree.ElementTree import Element
 
-from xenlb.hypervisor.address_policy import NoAddress, parse
-from xenlb.hypervisor.libvirt.xml_text import Malformed, local_name
-from xenlb.hypervisor.libvirt.xml_text import parse as parse_xml
+from xenlb.hypervisor.address_policy import UnusableAddress, parse_address
+from xenlb.hypervisor.libvirt.xml_text import Malformed, local_name, parse_xml
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.domain import MetadataService
 from xenlb.untrusted.printable import quoted
@@ -31,12 +29,12 @@ Metadata = tuple[tuple[MetadataService, ...], tuple[str, ...]]
 NOTHING: Metadata = ((), ())
 
 
-class _Wrong(ValueError):
+class _InvalidService(ValueError):
     pass
 
 
 def read_metadata(text: str) -> Metadata:
-    """Services and problems (one line each) of the element that has our namespace.
+    """Return services and problems (one line each) of the element in NAMESPACE.
 
     libvirt gives the element with or without its namespace, depending on the call.
     """
@@ -50,35 +48,34 @@ def read_metadata(text: str) -> Metadata:
     problems: list[str] = []
     if root.attrib:
         problems.append(f"metadata: <services> has no attribute {quoted(_name(min(root.attrib)))}")
-    for place, element in enumerate(root, start=1):
-        if place > MOST_SERVICES:
+    for number, element in enumerate(root, start=1):
+        if number > MOST_SERVICES:
             problems.append(f"metadata: more than {MOST_SERVICES} services; the rest is left out")
             break
         try:
             service = _service(element)
             if service.name in services:
-                raise _Wrong(f"service {quoted(service.name)} stands there twice")
-        except _Wrong as error:
-            problems.append(f"metadata: entry {place}: {error}")
+                raise _InvalidService(f"service {quoted(service.name)} is listed twice")
+        except _InvalidService as error:
+            problems.append(f"metadata: entry {number}: {error}")
         else:
             services[service.name] = service
     if len(problems) > MOST_PROBLEMS:
-        rest = len(problems) - MOST_PROBLEMS
-        problems[MOST_PROBLEMS:] = [f"metadata: and {rest} more problems"]
+        problems[MOST_PROBLEMS:] = [f"metadata: and {len(problems) - MOST_PROBLEMS} more problems"]
     return tuple(services.values()), tuple(problems)
 
 
 def _service(element: Element) -> MetadataService:
     if not _is(element, "service"):
-        raise _Wrong(f"expected <service>, found <{_bare(element)}>")
+        raise _InvalidService(f"expected <service>, found <{_bare(element)}>")
     if len(element):
-        raise _Wrong("<service> has no elements inside")
+        raise _InvalidService("<service> has no elements inside")
     unknown = sorted(set(element.attrib) - _KEYS)
     if unknown:
-        raise _Wrong(f"<service> has no attribute {quoted(_name(unknown[0]))}")
+        raise _InvalidService(f"<service> has no attribute {quoted(_name(unknown[0]))}")
     name = element.get("name", "")
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise _Wrong(f"name is missing or not a service's name: {quoted(name)}")
+        raise _InvalidService(f"name is missing or not a service's name: {quoted(name)}")
     return MetadataService(
         name=name, weight=_weight(element.get("weight")), address=_address(element.get("address"))
     )
@@ -88,7 +85,7 @@ def _weight(text: str | None) -> int | None:
     if text is None:
         return None
     if not _WEIGHT.fullmatch(text) or int(text) > HEAVIEST:
-        raise _Wrong(f"weight is not a whole number from 0 to {HEAVIEST}: {quoted(text)}")
+        raise _InvalidService(f"weight is not a whole number from 0 to {HEAVIEST}: {quoted(text)}")
     return int(text)
 
 
@@ -96,9 +93,9 @@ def _address(text: str | None) -> IPAddress | None:
     if text is None:
         return None
     try:
-        return parse(text)
-    except NoAddress as error:
-        raise _Wrong(f"address {quoted(text)}: {error}") from None
+        return parse_address(text)
+    except UnusableAddress as error:
+        raise _InvalidService(f"address {quoted(text)}: {error}") from None
 
 
 def _is(element: Element, name: str) -> bool:

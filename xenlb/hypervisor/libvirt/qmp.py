@@ -1,25 +1,24 @@
-"""What QEMU itself reports through libvirt's monitor events, where libvirt's own come too late.
+"""Events of QEMU's monitor, for what libvirt's own events report too late or not at all.
 
 POWERDOWN
-    A guest is asked to go; 17 ms after the command, and not told apart from a reboot.
+    A shutdown or reboot of the guest was requested, 17 ms after the command. The event does not
+    distinguish the two.
 VSERPORT_CHANGE
-    The guest has opened or closed a virtio port. The hold in a guest (guestside/) opens the port
-    with the alias ua-xenlb when it is stopped, at the beginning of the guest's shutdown: then the
-    guest goes. Nothing is ever read from it. It is closed when the hold is started again, but also
-    by the end of the guest, 15 ms and more before SHUTDOWN tells of that (seen with QEMU 7.2): so
-    the guest stays only if it is still there CLOSED seconds later.
+    The guest has opened or closed a virtio port. The hold in a guest opens the port with the alias
+    ua-xenlb when it is stopped, at the beginning of the guest's shutdown. No data is read from it.
+    The port is closed when the hold is started again, but also by the end of the guest, 15 ms and
+    more before its event SHUTDOWN (seen with QEMU 7.2). So a closed port counts as a cancelled
+    shutdown only if the guest still runs CLOSED seconds later.
 MIGRATION
-    A migration, or a save, begins (setup, active), is over (completed) or has come to nothing
-    (failed, cancelled). libvirt tells of the first not at all, and of the last only where the guest
-    stood still meanwhile. The host that a guest comes to hears the same words while the guest is
-    paused there.
+    A migration or a save begins (setup, active), ends (completed) or fails (failed, cancelled).
+    libvirt has no event for its beginning, and one for its failure only if the guest was paused.
+    The destination host gets the same events while the guest is paused there.
 
-QEMU's others are libvirt's events already, at the same moment, and better there: SHUTDOWN as the
-life cycle event SHUTDOWN, which libvirt leaves out where the SHUTDOWN is half of a `virsh reboot`
-(its «fake reboot»: shutdown, reset, go on), and RESET as the event REBOOT. source.py's connection
-carries these callbacks; session.py registers and ends them.
+QEMU's other events are libvirt's at the same moment, and better there. Its SHUTDOWN is the life
+cycle event SHUTDOWN, which libvirt omits for the first half of a `virsh reboot` (its «fake reboot»:
+shutdown, reset, continue). RESET is the event REBOOT.
 
-The read-only connection does not get monitor events.
+A read-only connection gets no monitor events.
 """
 
 from collections.abc import Callable
@@ -35,19 +34,21 @@ from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.json_text import json_value
 
 EVENTS = ("POWERDOWN", "VSERPORT_CHANGE", "MIGRATION")
-PORT = "ua-xenlb"  # libvirt takes aliases of its users that begin with ua-
-CLOSED = 5.0
-# Of the details of an event, which have a handful of values.
-VALUES, LONGEST = 100, 1 << 16
+PORT = "ua-xenlb"  # libvirt accepts a user's alias if it begins with ua-
+CLOSED = 5.0  # seconds
+VALUES, LONGEST = 100, 1 << 16  # of an event's details, which have a handful of values
 
 # domain, name of the event, its details as JSON
-Tell = Callable[[Domain, str, str | None], None]
+OnEvent = Callable[[Domain, str, str | None], None]
 
 
-def register(connection: Connection, tell: Tell) -> tuple[int, ...]:
-    """Blocks. `tell` is called in the loop's thread. Raises CallFailed."""
+def register(connection: Connection, on_event: OnEvent) -> tuple[int, ...]:
+    """Register callbacks; `on_event` is called in the loop's thread. Blocks; raises CallFailed.
 
-    def heard(
+    Returns their numbers, for deregister().
+    """
+
+    def callback(
         _connection: object,
         domain: Domain,
         event: str,
@@ -56,28 +57,27 @@ def register(connection: Connection, tell: Tell) -> tuple[int, ...]:
         details: str | None,
         _opaque: object,
     ) -> None:
-        tell(domain, event, details)
+        on_event(domain, event, details)
 
     with libvirt_errors():
         return tuple(
-            libvirt_qemu.qemuMonitorEventRegister(connection, None, name, heard, None)
+            libvirt_qemu.qemuMonitorEventRegister(connection, None, name, callback, None)
             for name in EVENTS
         )
 
 
 def deregister(connection: Connection, numbers: tuple[int, ...]) -> None:
-    """Blocks. Errors are of no use: the connection is being closed."""
+    """Remove callbacks. Blocks; ignores errors, as the connection is being closed."""
     for number in numbers:
         with suppress(libvirt.libvirtError):
             libvirt_qemu.qemuMonitorEventDeregister(connection, number)
 
 
-def read(
-    event: str, details: str | None, *, guest: GuestId, incarnation: int | None, at: float
+def hypervisor_event(
+    name: str, details: str | None, *, guest: GuestId, incarnation: int | None, at: float
 ) -> HypervisorEvent | None:
-    """What a monitor event says of a guest; None: nothing of interest."""
-    told = _details(details)
-    match event, told:
+    """Translate a monitor event; None for one without meaning here."""
+    match name, _details(details):
         case "POWERDOWN", _:
             return ShutdownRequested(
                 at=at, guest=guest, incarnation=incarnation, kind=RequestKind.POWERDOWN
@@ -99,7 +99,7 @@ def read(
 
 def _details(text: str | None) -> dict[str, object]:
     try:
-        told = json_value(text or "{}", Budget(pieces=VALUES, size=LONGEST))
+        value = json_value(text or "{}", Budget(pieces=VALUES, size=LONGEST))
     except (ValueError, BudgetSpent):
         return {}
-    return told if isinstance(told, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -1,13 +1,10 @@
-"""What is read from libvirt by calls: the list of domains, one domain, its metadata.
+"""Blocking calls of libvirt: the list of domains, one domain, shutdown and reboot.
 
-Every function here blocks and is made in a thread (threads.py). The protocols name what is used
-of libvirt-python, which has no types of its own. Events and connections: source.py.
+They run in threads. libvirt-python has no types; the protocols declare the part of it that is used.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -18,17 +15,15 @@ from xenlb.hypervisor.libvirt.metadata import NAMESPACE, NOTHING, Metadata, read
 from xenlb.model.domain import DomainDescription, DomainState, GuestId
 from xenlb.untrusted.printable import printable
 
-log = logging.getLogger(__name__)
-
-LONGEST_ERROR = 500  # characters; what a guest agent says comes in errors, too
-LONGEST_NAME = 255  # characters; libvirt's drivers take no longer one
+LONGEST_ERROR = 500  # characters; errors may contain text of a guest agent
+LONGEST_NAME = 255  # characters; the limit of libvirt's drivers
 
 # Without a handler of its own libvirt prints every error to stderr, caught or not.
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
 class Domain(Protocol):
-    """libvirt.virDomain. ID, name and UUIDString are local; all else asks the daemon."""
+    """libvirt.virDomain. ID, name and UUIDString are local; the others call the daemon."""
 
     def ID(self) -> int: ...  # -1: off
     def name(self) -> str: ...
@@ -42,8 +37,8 @@ class Domain(Protocol):
     def agentSetResponseTimeout(self, timeout: int, flags: int = 0) -> int: ...
 
 
-def name_of(domain: Domain) -> str:
-    """Its name, printable: whoever may define domains writes it."""
+def domain_name(domain: Domain) -> str:
+    """Return the domain's name, made printable: any user who may define domains chooses it."""
     return printable(domain.name(), LONGEST_NAME)
 
 
@@ -72,11 +67,11 @@ class Connection(Protocol):
 
 
 class Unreachable(Exception):
-    """There is no connection to this libvirt now."""
+    """There is no connection to this libvirt."""
 
 
 class CallFailed(Exception):
-    """libvirt refused a call or could not make it; the message is one sentence of libvirt's."""
+    """libvirt returned an error; the message is libvirt's, in one line."""
 
     def __init__(self, error: "libvirt.libvirtError") -> None:
         super().__init__(printable(" ".join(str(error).split()), LONGEST_ERROR))
@@ -84,7 +79,7 @@ class CallFailed(Exception):
 
     @property
     def gone(self) -> bool:
-        """Is it only that the domain is not there (any more)?"""
+        """Whether the domain does not exist (any more)."""
         return bool(self.code == libvirt.VIR_ERR_NO_DOMAIN)
 
     @property
@@ -99,87 +94,61 @@ class CallFailed(Exception):
 
 @contextmanager
 def libvirt_errors() -> Iterator[None]:
-    """libvirt's errors as CallFailed."""
+    """Raise libvirt's errors as CallFailed."""
     try:
         yield
     except libvirt.libvirtError as error:
         raise CallFailed(error) from None
 
 
-_POWER = {
-    # libxl: between two other states; it has an id.
+_DOMAIN_STATES = {
+    # libxl: between two other states; the domain has an id.
     libvirt.VIR_DOMAIN_NOSTATE: DomainState.RUNNING,
     libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
     libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
     libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
-    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.OFF,  # QEMU: the guest is gone, its process is not
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.OFF,  # QEMU: the guest has ended, its process has not
     libvirt.VIR_DOMAIN_SHUTOFF: DomainState.OFF,
     libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
     libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """What one domain was like when it was asked."""
-
-    power: DomainState
-    incarnation: int | None
-    metadata: Metadata
-
-
-def is_alive(connection: Connection) -> bool:
-    """Asks nobody. A connection that another thread has closed meanwhile raises in libvirt."""
-    try:
-        return bool(connection.isAlive())
-    except libvirt.libvirtError:
-        return False
-
-
 DOM0 = UUID(int=0)  # as Xen gives it; no other domain can have it
 
 
 def list_domains(connection: Connection, uri: str) -> tuple[DomainDescription, ...]:
-    """Every domain, running or not. One that goes away meanwhile is left out, and so is Dom0, which
-    libxl lists as one more: a pattern like "*" must not make the director its own server."""
+    """Return every domain, running or not; raises CallFailed.
+
+    A domain that goes away meanwhile is left out. So is Dom0, which libxl lists as a domain: a
+    pattern like "*" must not make the director its own server.
+    """
     with libvirt_errors():
         domains = connection.listAllDomains(0)
-    described = []
+    descriptions = []
     for domain in domains:
         if UUID(domain.UUIDString()) == DOM0:
             continue
         try:
-            snapshot = _snapshot(domain)
+            descriptions.append(_describe(domain, uri))
         except CallFailed as error:
             if not error.gone:
                 raise
-            continue
-        services, problems = snapshot.metadata
-        described.append(
-            DomainDescription(
-                guest=GuestId(uri=uri, uuid=UUID(domain.UUIDString())),
-                name=name_of(domain),
-                domain_state=snapshot.power,
-                incarnation=snapshot.incarnation,
-                metadata=services,
-                metadata_problems=problems,
-            )
-        )
-    return tuple(described)
+    return tuple(descriptions)
 
 
-def describe_domain(connection: Connection, uuid: UUID) -> Snapshot:
-    """One domain, now; raises CallFailed."""
+def describe_domain(connection: Connection, guest: GuestId) -> DomainDescription:
+    """Return one domain; raises CallFailed."""
     with libvirt_errors():
-        domain = connection.lookupByUUIDString(str(uuid))
-    return _snapshot(domain)
+        domain = connection.lookupByUUIDString(str(guest.uuid))
+    return _describe(domain, guest.uri)
 
 
 def live_ids(connection: Connection) -> frozenset[int]:
-    """Ids of the domains that libvirt takes for running or paused; one call, raises CallFailed.
+    """Return the ids of running and paused domains, in one call; raises CallFailed.
 
-    On Xen a domain that has shut down keeps its id for seconds, until libvirt has cleaned up
-    behind it, but is «shut off» at once: so the state is asked for, not the list of ids.
+    On Xen a domain that has shut down keeps its id for seconds, until libvirt has cleaned up, but
+    is «shut off» at once. So domains are selected by state.
     """
     flags = (
         libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
@@ -190,59 +159,52 @@ def live_ids(connection: Connection) -> frozenset[int]:
         return frozenset(domain.ID() for domain in connection.listAllDomains(flags))
 
 
-def request_shutdown(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
-    """Asks the guest to power off, unless that was `given_up`; raises CallFailed."""
+def request_shutdown(
+    connection: Connection, uuid: UUID, *, reboot: bool, cancelled: Callable[[], bool]
+) -> None:
+    """Request a power-off or reboot, unless `cancelled()` by then; raises CallFailed."""
     with libvirt_errors():
         domain = connection.lookupByUUIDString(str(uuid))
         flags = 0
         if connection.getType() == "LXC":
-            initctl = listens_to_initctl(domain.ID())
+            # The flags of reboots have the same values.
+            initctl = has_initctl(domain.ID())
             signal = libvirt.VIR_DOMAIN_SHUTDOWN_SIGNAL
             flags = libvirt.VIR_DOMAIN_SHUTDOWN_INITCTL if initctl else signal
-        if not given_up():
-            domain.shutdownFlags(flags)
+        if not cancelled():
+            (domain.reboot if reboot else domain.shutdownFlags)(flags)
 
 
-def request_reboot(connection: Connection, uuid: UUID, given_up: Callable[[], bool]) -> None:
-    """Asks the guest to reboot, unless that was `given_up`; raises CallFailed."""
-    with libvirt_errors():
-        domain = connection.lookupByUUIDString(str(uuid))
-        flags = 0
-        if connection.getType() == "LXC":
-            initctl = listens_to_initctl(domain.ID())
-            signal = libvirt.VIR_DOMAIN_REBOOT_SIGNAL
-            flags = libvirt.VIR_DOMAIN_REBOOT_INITCTL if initctl else signal
-        if not given_up():
-            domain.reboot(flags)
+def has_initctl(controller: int) -> bool:
+    """Whether a container is stopped by its initctl fifo, rather than by SIGTERM to its init.
 
-
-def listens_to_initctl(controller: int) -> bool:
-    """How is a container asked to go, by its initctl fifo or by SIGTERM to its init?
-
-    libvirt cannot tell: it says that the first was done though there is no fifo, and the second
-    makes systemd execute itself anew. So the init decides; it is the child of libvirt's controller,
-    whose process id is the domain's.
+    libvirt cannot tell: it reports success for the fifo even if there is none, and SIGTERM makes
+    systemd re-execute itself. The name of the init decides. It is the child of libvirt's
+    controller, whose process id is the domain's id.
     """
     try:
         children = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
         init = Path(f"/proc/{children[0]}/comm").read_text().strip()
     except (OSError, IndexError):
-        return False  # another host's, or gone: SIGTERM is what most containers expect
+        return False  # another host's, or ended; most containers expect SIGTERM
     return init in {"systemd", "init"}
 
 
-def _snapshot(domain: Domain) -> Snapshot:
+def _describe(domain: Domain, uri: str) -> DomainDescription:
     with libvirt_errors():
-        state = domain.state(0)[0]
-        power = _POWER.get(state, DomainState.RUNNING)
-        number = domain.ID()
-    if number < 0 and power in {DomainState.RUNNING, DomainState.PAUSED}:
-        # It was off when it was listed and has been started since: its STARTED is on the way.
-        power = DomainState.OFF
-    return Snapshot(
-        power=power,
-        incarnation=number if number >= 0 and power is not DomainState.OFF else None,
-        metadata=_metadata(domain),
+        state = _DOMAIN_STATES.get(domain.state(0)[0], DomainState.RUNNING)
+        domid = domain.ID()
+    if domid < 0 and state in {DomainState.RUNNING, DomainState.PAUSED}:
+        # It was off when it was listed and has been started since: an event STARTED follows.
+        state = DomainState.OFF
+    services, problems = _metadata(domain)
+    return DomainDescription(
+        guest=GuestId(uri=uri, uuid=UUID(domain.UUIDString())),
+        name=domain_name(domain),
+        domain_state=state,
+        incarnation=domid if domid >= 0 and state is not DomainState.OFF else None,
+        metadata=services,
+        metadata_problems=problems,
     )
 
 

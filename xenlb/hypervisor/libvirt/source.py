@@ -1,22 +1,17 @@
-"""One libvirt: listing, life cycle events, reconnecting, and the two requests to a guest.
+"""One libvirt: listing, life cycle events, reconnecting, shutdown and reboot.
 
-No call that can block is made in the loop's thread: a daemon that hangs would hold the agent up
-for good.
+No blocking call is made in the loop's thread: a daemon that hangs would block the agent for good.
 
-Nothing is lost between listing and events. Callbacks are registered before the listing begins,
-and libvirtd answers and reports on one stream, so whatever happens after the listing was asked
-for is told as an event. An event may tell what the listing contains already (the listing is many
-calls long): events of one guest keep their order, the last one describes the guest's state, and
-`Listed.asked` lets the model prefer what it has heard later. An event for a guest that has not
-been named yet waits until the listing has named it. What happened while the connection was away
-is never told by libvirt; the listing after it tells the result.
+No event is lost between listing and events. Callbacks are registered before the listing begins, and
+libvirtd answers and reports on one stream, so everything that happens after the listing was
+requested arrives as an event. An event may repeat what the listing contains already, as the listing
+is many calls long. Events of one guest keep their order, so the last one describes its state, and
+`GuestsListed.requested_at` lets the model prefer events that arrived later. An event for a guest
+that is not listed yet waits for the listing. libvirt never reports what happened while the
+connection was away; the next listing shows the result.
 
-That stream is one connection's; the other calls are made on connections of their own, in no order
-with the events (connections.py, which says why). What is made of their answers bears that: it
-compares with what was told before the question.
-
-What the events mean for a guest is decided in model/guest.py. The time between connecting and
-losing the connection: session.py.
+That stream belongs to one connection. Other calls run on connections of their own, in no order with
+the events; code that uses their results compares them with what was known before the call.
 """
 
 import asyncio
@@ -29,9 +24,16 @@ from functools import partial
 from typing import TypeVar
 
 from xenlb.hypervisor.libvirt import event_loop, queries
-from xenlb.hypervisor.libvirt.connections import CALL, CLOSE, Connections, Opened, open_main
+from xenlb.hypervisor.libvirt.connections import (
+    CALL,
+    CLOSE,
+    Connections,
+    ExclusiveConnection,
+    close_all,
+    open_initial,
+)
 from xenlb.hypervisor.libvirt.queries import CallFailed, Connection, Unreachable
-from xenlb.hypervisor.libvirt.session import Known, Session
+from xenlb.hypervisor.libvirt.session import DomainMemory, Session
 from xenlb.hypervisor.threads import CallTimeout, in_thread
 from xenlb.model.domain import GuestId
 from xenlb.model.events import Disconnected, HypervisorEvent
@@ -47,11 +49,11 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 
 class LibvirtSource:
-    """`uri`: as in the configuration, which its guests bear; or OWN_CHOICE. A daemon that is
-    silent for `keepalive` seconds counts as lost; a change counts from the next connection on
-    (libvirt sets it once for each).
+    """Source of events of one libvirt.
 
-    `emit` is called in the loop's thread.
+    `uri`: as in the configuration and in its guests' ids, or OWN_CHOICE. A daemon that is silent
+    for `keepalive` seconds counts as lost; a change takes effect with the next connection, as
+    libvirt sets it once for each. `emit` is called in the loop's thread.
     """
 
     def __init__(
@@ -66,25 +68,25 @@ class LibvirtSource:
         self._emit = emit
         self._clock = clock
         self.keepalive = keepalive
-        self._known = Known()
+        self._memory = DomainMemory()
         self._session: Session | None = None
-        self._opening: asyncio.Task[Opened] | None = None
+        self._opening: asyncio.Task[list[ExclusiveConnection]] | None = None
         self._pause = SHORTEST_PAUSE
-        self._told = False
-        self._hurry = asyncio.Event()
+        self._loss_reported = False
+        self._retry = asyncio.Event()
 
     @property
     def connected(self) -> bool:
-        """Connected, and everything listed once since."""
+        """Whether libvirt is connected and has been listed since."""
         return self._session is not None and self._session.listed
 
     @property
     def hypervisor_type(self) -> str:
-        """As libvirt says: Xen, QEMU, LXC, TEST; empty until it was connected."""
-        return self._known.hypervisor_type
+        """libvirt's name of it: Xen, QEMU, LXC, TEST; empty before the first connection."""
+        return self._memory.hypervisor_type
 
     async def run(self) -> None:
-        """Connects, reports, reconnects; until cancelled."""
+        """Connect, report and reconnect until cancelled."""
         event_loop.install(asyncio.get_running_loop())
         try:
             while True:
@@ -92,75 +94,75 @@ class LibvirtSource:
                     reason = await self._serve(await self._open())
                 except (Unreachable, CallFailed, CallTimeout) as error:
                     reason = str(error)
-                self._tell_lost(reason)
-                self._hurry.clear()
+                self._report_loss(reason)
+                self._retry.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause * random.uniform(0.8, 1.2)):
-                        await self._hurry.wait()
+                        await self._retry.wait()
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
         finally:
-            await self._forget_opening()
+            await self._cancel_opening()
 
-    def hurry(self) -> None:
-        """libvirtd is known to be there: it need not be waited for any longer."""
-        self._hurry.set()
+    def reconnect_now(self) -> None:
+        """End the pause before the next attempt: libvirtd is known to run."""
+        self._retry.set()
 
     async def relist(self) -> None:
-        """Lists again (a resync). Nothing while there is no connection, or while it still lists."""
+        """List again (a resync), unless there is no connection or a listing is running."""
         session = self._session
         if session is None or not session.listed or session.listing:
             return
         try:
             await session.list()
         except Unreachable:
-            return  # lost meanwhile, which is told where it is noticed
+            return  # the loss of the connection is reported by run()
         except (CallFailed, CallTimeout) as error:
             log.warning("libvirt %s cannot be listed now: %s", self.uri, error)
 
     async def shutdown(self, guest: GuestId) -> None:
-        """Asks the guest to power off; raises Unreachable, CallFailed or Stuck."""
-        await self._order(queries.request_shutdown, guest)
+        """Request a power-off; raises Unreachable, CallFailed or CallTimeout."""
+        await self._request(guest, reboot=False)
 
     async def reboot(self, guest: GuestId) -> None:
-        """Asks the guest to reboot; raises Unreachable, CallFailed or Stuck."""
-        await self._order(queries.request_reboot, guest)
+        """Request a reboot; raises Unreachable, CallFailed or CallTimeout."""
+        await self._request(guest, reboot=True)
 
-    async def _order(self, ask: Callable[..., None], guest: GuestId) -> None:
-        """A thread that is stuck, in another call or while its connection is made, may go on when
-        this has long been given up: it must not ask the guest then."""
-        given_up = threading.Event()
+    async def _request(self, guest: GuestId, *, reboot: bool) -> None:
+        # A thread that hangs may go on long after the caller has given up: it must not send the
+        # request then.
+        cancelled = threading.Event()
+        request = partial(
+            queries.request_shutdown, uuid=guest.uuid, reboot=reboot, cancelled=cancelled.is_set
+        )
         try:
-            await self.ask(partial(ask, uuid=guest.uuid, given_up=given_up.is_set))
+            await self.call(request)
         finally:
-            given_up.set()
-
-    async def live_ids(self) -> frozenset[int]:
-        """Ids of the domains that run or are paused; raises Unreachable, CallFailed or Stuck."""
-        return await self.ask(queries.live_ids)
+            cancelled.set()
 
     async def find_dead(self) -> frozenset[int]:
-        """Ids of domains that were told as running and are not alive any more, though their end
-        has not been told yet; raises what live_ids raises."""
-        told = set(self._known.running)
-        alive = await self.ask(queries.live_ids, limit=None)
-        return frozenset(told & self._known.running - alive)
+        """Return the ids of domains that were reported as running and whose end was not reported,
+        but which are not alive; raises Unreachable, CallFailed or CallTimeout."""
+        before = set(self._memory.running)
+        alive = await self.call(queries.live_ids, limit=None)
+        return frozenset(before & self._memory.running - alive)
 
-    async def ask(self, call: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
-        """A blocking call; raises Unreachable, CallFailed or Stuck."""
+    async def call(self, function: Callable[[Connection], T], *, limit: float | None = CALL) -> T:
+        """Run a blocking call; raises Unreachable, CallFailed or CallTimeout."""
         session = self._session
         if session is None:
             raise Unreachable(f"libvirt {self.uri} is not connected")
-        return await session.ask(call, limit=limit)
+        return await session.connections.call(function, limit=limit)
 
-    async def _open(self) -> Opened:
-        """Raises CallFailed, or Stuck; then the attempt goes on and the next call waits for it.
+    async def _open(self) -> list[ExclusiveConnection]:
+        """Connect; raises CallFailed or CallTimeout.
 
-        A daemon that hangs takes connections and never answers: a new attempt every few seconds
-        would leave a thread behind each time.
+        After CallTimeout the attempt goes on, and the next call waits for it. A daemon that hangs
+        accepts connections and never answers: a new attempt every few seconds would leave a thread
+        behind each time.
         """
         if self._opening is None:
             opening = in_thread(
-                partial(open_main, to_open(self.uri)), limit=None, late=Opened.close
+                partial(open_initial, to_open(self.uri)), limit=None, late=close_all
             )
             self._opening = asyncio.create_task(opening, name=f"connect to libvirt {self.uri}")
         done, _ = await asyncio.wait({self._opening}, timeout=CONNECT)
@@ -169,39 +171,39 @@ class LibvirtSource:
         opened, self._opening = self._opening, None
         return opened.result()
 
-    async def _forget_opening(self) -> None:
+    async def _cancel_opening(self) -> None:
         opening, self._opening = self._opening, None
         if opening is None:
             return
-        opening.cancel()  # its thread closes what it may still open
+        opening.cancel()  # its thread closes a connection that is opened too late
         await asyncio.wait({opening})
         if not opening.cancelled() and opening.exception() is None:
             with suppress(CallTimeout):
-                await in_thread(opening.result().close, limit=CLOSE)
+                await in_thread(partial(close_all, opening.result()), limit=CLOSE)
 
-    async def _serve(self, opened: Opened) -> str:
-        """Until the connection is lost; why. Raises CallFailed or Stuck."""
+    async def _serve(self, initial: list[ExclusiveConnection]) -> str:
+        """Report until the connection is lost and return the reason. Raises as Session.start()."""
         session = Session(
-            Connections(to_open(self.uri), opened, keepalive=self.keepalive),
+            Connections(to_open(self.uri), initial, keepalive=self.keepalive),
             uri=self.uri,
             emit=self._emit,
             clock=self._clock,
-            known=self._known,
+            memory=self._memory,
         )
         try:
             self._session = session
-            await session.begin()
+            await session.start()
             log.info("libvirt %s: connected (%s)", self.uri, self.hypervisor_type)
-            self._pause, self._told = SHORTEST_PAUSE, False
+            self._pause, self._loss_reported = SHORTEST_PAUSE, False
             return await session.lost
         finally:
             self._session = None
             await session.close()
 
-    def _tell_lost(self, reason: str) -> None:
-        if self._told:  # once for each time it goes away, not for each attempt
+    def _report_loss(self, reason: str) -> None:
+        if self._loss_reported:  # one event for a loss, none for the attempts after it
             log.debug("libvirt %s: %s", self.uri, reason)
             return
-        self._told = True
+        self._loss_reported = True
         log.debug("libvirt %s cannot be reached: %s", self.uri, reason)
         self._emit(Disconnected(at=self._clock(), uri=self.uri, reason=reason))

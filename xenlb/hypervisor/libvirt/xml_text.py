@@ -1,9 +1,8 @@
-"""XML text of a bounded size to the elements that are wanted of it, without a document type.
+"""Parser for XML of a bounded size, which builds only the wanted elements.
 
-A DOCTYPE declares entities that swell or read files. libvirt writes none, so it is refused before
-anything is parsed. One long call of the parser would hold Python's lock, and the agent's loop with
-it: the text is fed in pieces, and elements that are not wanted are not built. What the elements
-mean: metadata.py, domain_xml.py.
+A DOCTYPE can declare entities that expand without end or read files. libvirt writes none, so it is
+refused before parsing. One long call of the parser would hold Python's lock, and so the agent's
+loop: the text is fed in pieces, and unwanted elements are not built.
 """
 
 import time
@@ -18,17 +17,17 @@ Path = tuple[str, ...]  # of tags, below the root
 
 
 class Malformed(ValueError):
-    """Not XML that is read here; the message says why in one line."""
+    """The XML is not accepted; the message gives the reason in one line."""
 
 
 class _Builder:
-    """The target of a parser: builds the root, and what lies on one of the paths or below it."""
+    """Target of a parser: builds the root and the elements on or below one of the paths."""
 
     def __init__(self, wanted: Collection[Path]) -> None:
         self._wanted = wanted
         self._builder = ElementTree.TreeBuilder()
         self._path: list[str] = []
-        self._skipped = 0  # how deep inside an element that is not built
+        self._skipped = 0  # depth inside an element that is not built
         self._built = 0
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
@@ -61,14 +60,13 @@ class _Builder:
         return any(all(map(str.__eq__, path, wanted)) for wanted in self._wanted)
 
 
-EVERYTHING: tuple[Path, ...] = ((),)
-
-
-def parse(
-    text: str, *, wanted: Collection[Path] = EVERYTHING, longest: int = LONGEST
+def parse_xml(
+    text: str, *, wanted: Collection[Path] = ((),), longest: int = LONGEST
 ) -> ElementTree.Element:
-    """The root element, with those below that lie on one of the `wanted` paths; text between tags
-    is left out. Raises Malformed. `longest` is in characters."""
+    """Return the root element with the elements on or below the `wanted` paths, by default all.
+
+    Text between tags is left out. `longest`: in characters. Raises Malformed.
+    """
     if len(text) > longest:
         raise Malformed(f"it is longer than {longest} characters")
     if "<!DOCTYPE" in text:
@@ -77,7 +75,7 @@ def parse(
     try:
         for start in range(0, len(text), PIECE):
             parser.feed(text[start : start + PIECE])
-            time.sleep(0)  # other threads, the loop's among them, go first
+            time.sleep(0)  # lets other threads run, such as the loop's
         root = parser.close()
     except ElementTree.ParseError as error:
         raise Malformed(f"it is not well-formed XML: {error}") from None
@@ -91,7 +89,7 @@ def parse(
 
 
 def local_name(tag: str) -> tuple[str, str]:
-    """Namespace and name of a tag as ElementTree writes it: `{namespace}name`."""
+    """Split a tag as ElementTree writes it, `{namespace}name`, into namespace and name."""
     if tag.startswith("{"):
         namespace, _, name = tag[1:].partition("}")
         return namespace, name

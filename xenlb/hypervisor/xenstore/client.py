@@ -1,21 +1,19 @@
-"""A small asyncio client of xenstored: reads, directories, watches.
+"""Asyncio client of xenstored: reads, directories, watches.
 
-Why not pyxs (0.4.1 was tried): its reader is a thread; when xenstored goes away that thread dies
-of an exception, and whoever waits for an answer or in Monitor.wait() waits for ever, in threads
-that nothing can end; there is no reconnecting; a value can only be read by another round trip
-through a second thread, where a guest clears its shutdown request within 8 ms. Here a watch is
-handed over in the loop's thread from the very read that brought it, and a request made there is
-written before anything else happens.
+pyxs (0.4.1 was tried) reads in a thread. When xenstored ends, that thread dies of an exception, and
+threads that wait for a reply or in Monitor.wait() wait for ever. It does not reconnect. A value can
+only be read by a round trip through a second thread, while a guest clears its shutdown request
+within 8 ms. Here the callback of a watch runs in the loop's thread right after the read of its
+message, and a request made in it is written at once.
 
-The socket of xenstored is used where there is one, else the kernel's /dev/xen/xenbus (xenstored
-in a domain of its own); XENSTORED_PATH in the environment names another, as to Xen's own programs
-(libxenstore, tools/libs/store/xs.c). What the paths mean: source.py. Bytes: wire.py.
+The client uses xenstored's socket if there is one, else the kernel's /dev/xen/xenbus (xenstored in
+a domain of its own). The environment variable XENSTORED_PATH names another, as for Xen's programs
+(libxenstore, tools/libs/store/xs.c).
 """
 
 import asyncio
 import errno
 import itertools
-import logging
 import os
 import socket
 import stat
@@ -24,17 +22,15 @@ from contextlib import suppress
 
 from xenlb.hypervisor.xenstore.wire import Decoder, Garbled, Message, Type, encode, strings
 
-log = logging.getLogger(__name__)
-
 SOCKETS = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 DEVICE = "/dev/xen/xenbus"
-# Seconds. xenstored answers in milliseconds, and where it ends, so does its socket; but a Dom0 may
-# stand still for ten. What a guest is asked while there is no connection is never heard.
+# Seconds. xenstored answers in milliseconds, and its socket ends with it; but a Dom0 may hang for
+# ten seconds. Requests to guests are missed while there is no connection, so it is given up late.
 ANSWER = 30.0
 
 
 class XenstoreUnavailable(Exception):
-    """There is no xenstored, or the connection to it is lost. `code`: an errno, 0 for none."""
+    """There is no xenstored, or the connection is lost. `code`: an errno, 0 for none."""
 
     def __init__(self, reason: str, *, code: int = 0) -> None:
         super().__init__(reason)
@@ -50,13 +46,13 @@ class XenstoreError(Exception):
 
 
 class XenstoreClient:
-    """One connection. `watched(path, token)` is called in the loop's thread.
+    """One connection. `on_watch(path, token)` is called in the loop's thread.
 
-    `lost` is done, with the reason, when the connection has ended.
+    `lost` is done, with the reason, once the connection has ended.
     """
 
-    def __init__(self, watched: Callable[[str, str], None]) -> None:
-        self._watched = watched
+    def __init__(self, on_watch: Callable[[str, str], None]) -> None:
+        self._on_watch = on_watch
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self._fd = -1
@@ -64,21 +60,20 @@ class XenstoreClient:
         self._device = False
         self._decoder = Decoder()
         self._requests = itertools.count(1)
-        self._waiting: dict[int, tuple[Type, asyncio.Future[bytes]]] = {}
+        self._pending: dict[int, tuple[Type, asyncio.Future[bytes]]] = {}
         self._unsent = bytearray()
 
     def connect(self, path: str | None = None) -> None:
-        """To `path`, or to where xenstored is usually found. Raises Unavailable."""
+        """Connect to `path`, by default to xenstored's usual paths. Raises XenstoreUnavailable."""
         path = path or os.environ.get("XENSTORED_PATH")
-        tried = (path,) if path is not None else (*SOCKETS, DEVICE)
         reason, code = "there is no xenstored", 0
-        for each in tried:
+        for candidate in (path,) if path is not None else (*SOCKETS, DEVICE):
             try:
-                self._connect(each)
+                self._connect(candidate)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                reason, code = f"{each}: {error.strerror or error}", error.errno or 0
+                reason, code = f"{candidate}: {error.strerror or error}", error.errno or 0
                 continue
             self._loop.add_reader(self._fd, self._readable)
             return
@@ -92,7 +87,7 @@ class XenstoreClient:
         owner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             owner.setblocking(False)
-            # A Unix socket connects at once; EAGAIN means that its queue is full.
+            # A Unix socket connects at once; EAGAIN means that the listener's queue is full.
             owner.connect(path)
         except OSError:
             owner.close()
@@ -100,7 +95,7 @@ class XenstoreClient:
         self._owner, self._fd = owner, owner.fileno()
 
     def close(self, reason: str = "closed here") -> None:
-        """Ends the connection and every request that waits; may be called again."""
+        """End the connection and fail every pending request; may be repeated."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
@@ -110,32 +105,33 @@ class XenstoreClient:
                 else:
                     os.close(self._fd)
             self._fd, self._owner = -1, None
-        waiting, self._waiting = self._waiting, {}
-        for _, future in waiting.values():
+        pending, self._pending = self._pending, {}
+        for _, future in pending.values():
             if not future.done():
                 future.set_exception(XenstoreUnavailable(reason))
-                future.exception()  # nobody may be waiting any more: that is no error
+                future.exception()  # marks it as retrieved: its caller may be gone
         if not self.lost.done():
             self.lost.set_result(reason)
 
     # --- requests --------------------------------------------------------------------------------
 
     def request(self, type_: Type, *parts: str) -> "asyncio.Future[bytes]":
-        """Sends at once; the answer comes as the future's result. Raises Unavailable.
+        """Send at once and return a future of the reply. Raises XenstoreUnavailable.
 
-        The future raises Refused or Unavailable.
+        The future raises XenstoreError or XenstoreUnavailable.
         """
         if self._fd < 0:
             raise XenstoreUnavailable("not connected")
         number = next(self._requests) & 0xFFFFFFFF
         future: asyncio.Future[bytes] = self._loop.create_future()
-        self._waiting[number] = (type_, future)
+        self._pending[number] = (type_, future)
         self._unsent += encode(type_, number, *parts)
         self._send()
         return future
 
-    async def ask(self, type_: Type, *parts: str) -> bytes:
-        """Raises Refused or Unavailable, also when no answer comes within ANSWER seconds."""
+    async def call(self, type_: Type, *parts: str) -> bytes:
+        """Send a request and return the reply. Raises XenstoreError or XenstoreUnavailable, which
+        includes no reply within ANSWER seconds."""
         try:
             async with asyncio.timeout(ANSWER):
                 return await self.request(type_, *parts)
@@ -144,31 +140,31 @@ class XenstoreClient:
             raise XenstoreUnavailable("xenstored does not answer") from None
 
     async def read(self, path: str) -> str | None:
-        """The value, None where there is no such path."""
+        """Return the value of a path, None if it does not exist."""
         try:
-            payload = await self.ask(Type.READ, path)
-        except XenstoreError as refused:
-            if refused.code == errno.ENOENT:
+            payload = await self.call(Type.READ, path)
+        except XenstoreError as error:
+            if error.code == errno.ENOENT:
                 return None
             raise
         return payload.decode("ascii", errors="replace")
 
     async def directory(self, path: str) -> tuple[str, ...]:
-        """The names below a path; none where there is no such path."""
+        """Return the names below a path, none if it does not exist."""
         try:
-            return strings(await self.ask(Type.DIRECTORY, path))
-        except XenstoreError as refused:
-            if refused.code == errno.ENOENT:
+            return strings(await self.call(Type.DIRECTORY, path))
+        except XenstoreError as error:
+            if error.code == errno.ENOENT:
                 return ()
             raise
 
     async def watch(self, path: str, token: str) -> None:
-        """`watched` is called once at once, then at every change at or below the path."""
-        await self.ask(Type.WATCH, path, token)
+        """Have `on_watch` called now and after every change at or below the path."""
+        await self.call(Type.WATCH, path, token)
 
-    async def introduced(self, domid: int) -> bool:
-        """Does xenstored talk to that domain?"""
-        return (await self.ask(Type.IS_DOMAIN_INTRODUCED, str(domid))).startswith(b"T")
+    async def is_introduced(self, domid: int) -> bool:
+        """Whether xenstored is connected to the domain."""
+        return (await self.call(Type.IS_DOMAIN_INTRODUCED, str(domid))).startswith(b"T")
 
     # --- the connection --------------------------------------------------------------------------
 
@@ -203,21 +199,21 @@ class XenstoreClient:
             for message in self._decoder.feed(data):
                 self._handle(message)
         except Garbled as error:
-            self.close(f"what xenstored says is not understood: {error}")
+            self.close(f"the stream of xenstored is malformed: {error}")
 
     def _handle(self, message: Message) -> None:
         if message.type == Type.WATCH_EVENT:
             path, token, *_ = (*strings(message.payload), "", "")
-            self._watched(path, token)
+            self._on_watch(path, token)
             return
         request = message.request
-        if request not in self._waiting and self._device:
+        if request not in self._pending and self._device:
             # The kernel answers WATCH and UNWATCH itself, with request id 0, in order.
-            same = (n for n, (type_, _) in self._waiting.items() if type_ == message.type)
-            request = next(same, request)
-        _, future = self._waiting.pop(request, (None, None))
+            same_type = (n for n, (type_, _) in self._pending.items() if type_ == message.type)
+            request = next(same_type, request)
+        _, future = self._pending.pop(request, (None, None))
         if future is None or future.done():
-            return  # its caller has gone
+            return  # its caller is gone
         if message.type == Type.ERROR:
             future.set_exception(
                 XenstoreError(message.payload.rstrip(b"\0").decode("ascii", "replace"))

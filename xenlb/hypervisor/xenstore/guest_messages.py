@@ -1,15 +1,13 @@
-"""Nodes of xenstore that a Xen guest may write, and how they are watched and read.
+"""Nodes of xenstore that a Xen guest may write: watches and reads.
 
-control/shutdown is where a guest is asked to go, and which it clears (source.py).
-The hold in a guest (guestside/) writes `leaving` to data/xenlb when it is stopped, which is at the
-beginning of the guest's shutdown, and `staying` when it is started; a guest that configures itself
-writes to data/xenlb-guest what came of it (guest_settings.py). Read when it is written, and once
-when the domain is first seen: what was said while the agent was away still stands there.
+Toolstacks write shutdown requests to control/shutdown, which the guest clears. The hold in a guest
+writes `leaving` to data/xenlb when it is stopped, at the beginning of the guest's shutdown, and
+`staying` when it is started. A node is read when it is written, and once when the domain is first
+seen: a value written while the agent was away still counts.
 
-A guest may write what it likes, as often as it likes, and only below its own path, so it can speak
-of nobody but itself. What is no word is passed over. One that writes a node without end would keep
-the agent busy: after BURST firings, with RATE a second in between, the node is not watched for DEAF
-seconds, and then read once. How often what it says is an event: guest_limiter.py.
+A guest may write anything at any rate, but only below its own path. Unknown values are ignored. To
+limit the agent's work, a node is not watched for MUTED seconds after BURST firings, with RATE more
+a second, and then read once.
 """
 
 import asyncio
@@ -21,145 +19,140 @@ from functools import partial
 
 from xenlb.hypervisor.xenstore.client import XenstoreClient, XenstoreError, XenstoreUnavailable
 from xenlb.hypervisor.xenstore.wire import Type
-from xenlb.model.domain import GuestId, RequestKind
-from xenlb.model.events import HypervisorEvent, ShutdownCancelled, ShutdownRequested
+from xenlb.model.domain import GuestId
 from xenlb.untrusted.rate import TokenBucket
 
 log = logging.getLogger(__name__)
 
-LONGEST = 64  # bytes of a word that are looked at
-BURST, RATE = 50, 5.0  # firings of a node that are read at once, then in a second
-DEAF = 10.0  # seconds
+LONGEST = 64  # bytes of a value that are used
+BURST, RATE = 50, 5.0  # firings of a node that are read at once, then per second
+MUTED = 10.0  # seconds
 
 
 @dataclass(slots=True, kw_only=True)
-class _Speaker:
+class _WatchedDomain:
     domid: int
     guest: GuestId
-    word: str = ""
+    value: str = ""
     rate: TokenBucket = field(default_factory=lambda: TokenBucket(BURST, RATE))
-    deaf: bool = False
-    told: bool = False  # the log knows that it writes without end
+    muted: bool = False
+    warned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Topic:
-    """What guests speak of. `node`: below the domain's path; `token`: of its watches; `known`: the
-    words that mean something, all others are passed over, as is a word that stands already; None:
-    whatever is read is heard, at each firing."""
+class GuestNode:
+    """A node of every domain.
 
-    node: str
+    `name`: path below the domain's; `token`: prefix of its watches' tokens; `pattern`: of values
+    that are reported if they have changed; without one each value is reported at each firing.
+    """
+
+    name: str
     token: str
-    known: re.Pattern[str] | None = None
+    pattern: re.Pattern[str] | None = None
 
     def path(self, domid: int) -> str:
-        return f"/local/domain/{domid}/{self.node}"
+        return f"/local/domain/{domid}/{self.name}"
 
 
-LEAVING, STAYING = "leaving", "staying"
-SHUTDOWN = Topic(node="control/shutdown", token="shutdown-")
-HOLD = Topic(node="data/xenlb", token="says-", known=re.compile(f"{LEAVING}|{STAYING}"))
-
-
-def of_hold(domid: int, guest: GuestId, word: str, at: float) -> HypervisorEvent:
-    """What a word of the hold means."""
-    if word == LEAVING:
-        return ShutdownRequested(at=at, guest=guest, incarnation=domid, kind=RequestKind.INSIDE)
-    return ShutdownCancelled(at=at, guest=guest, incarnation=domid)
+SHUTDOWN = GuestNode(name="control/shutdown", token="shutdown-")
+HOLD = GuestNode(name="data/xenlb", token="says-", pattern=re.compile("leaving|staying"))
 
 
 class GuestNodeWatch:
-    """The words of all domains of one connection on one topic. `heard(domid, guest, word)` is
-    called in the loop's thread."""
+    """Watches one node of all domains over one connection.
+
+    `on_value(domid, guest, value)` is called in the loop's thread. `values`, by domain id: those
+    reported over earlier connections; updated here.
+    """
 
     def __init__(
         self,
         client: XenstoreClient,
-        topic: Topic,
-        heard: Callable[[int, GuestId, str], None],
+        node: GuestNode,
+        on_value: Callable[[int, GuestId, str], None],
         clock: Callable[[], float],
-        words: dict[int, str],
+        values: dict[int, str],
     ) -> None:
-        """`words`, by domain id: what was heard over the connection before this one; kept here."""
         self._client = client
-        self.topic = topic
-        self._heard = heard
+        self.node = node
+        self._on_value = on_value
         self._clock = clock
-        self._words = words
-        self._speakers: dict[int, _Speaker] = {}
+        self._values = values
+        self._domains: dict[int, _WatchedDomain] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """The connection has ended."""
+        """Stop, after the connection has ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def listen(self, domid: int, guest: GuestId) -> None:
-        """From now on. Raises Unavailable or Refused."""
-        word = self._words.get(domid, "")
-        self._speakers[domid] = _Speaker(domid=domid, guest=guest, word=word)
+    async def add(self, domid: int, guest: GuestId) -> None:
+        """Watch the node of a domain. Raises XenstoreUnavailable or XenstoreError."""
+        value = self._values.get(domid, "")
+        self._domains[domid] = _WatchedDomain(domid=domid, guest=guest, value=value)
         await self._watch(domid)
 
-    async def forget(self, domid: int) -> None:
-        """The domain is gone. Raises Unavailable."""
-        self._words.pop(domid, None)
-        speaker = self._speakers.pop(domid, None)
-        if speaker is not None and not speaker.deaf:
+    async def remove(self, domid: int) -> None:
+        """Forget a domain that has ended. Raises XenstoreUnavailable."""
+        self._values.pop(domid, None)
+        domain = self._domains.pop(domid, None)
+        if domain is not None and not domain.muted:
             await self._unwatch(domid)
+
+    async def _watch(self, domid: int) -> None:
+        await self._client.watch(self.node.path(domid), f"{self.node.token}{domid}")
 
     async def _unwatch(self, domid: int) -> None:
         try:
-            path = self.topic.path(domid)
-            await self._client.ask(Type.UNWATCH, path, f"{self.topic.token}{domid}")
-        except XenstoreError as refused:
-            log.debug("xenstore: unwatch of the word of domain %d: %s", domid, refused)
+            path = self.node.path(domid)
+            await self._client.call(Type.UNWATCH, path, f"{self.node.token}{domid}")
+        except XenstoreError as error:
+            log.debug("xenstore: unwatch of %s: %s", path, error)
 
     def fired(self, token: str) -> None:
-        """A watch has fired: what is there is read."""
-        number = token.removeprefix(self.topic.token)
-        speaker = self._speakers.get(int(number)) if number.isdecimal() else None
-        if speaker is None or speaker.deaf:
+        """Read the node whose watch has fired."""
+        number = token.removeprefix(self.node.token)
+        domain = self._domains.get(int(number)) if number.isdecimal() else None
+        if domain is None or domain.muted:
             return
-        if not speaker.rate.take(self._clock()):
-            speaker.deaf = True
+        if not domain.rate.take(self._clock()):
+            domain.muted = True
             log.log(
-                logging.DEBUG if speaker.told else logging.WARNING,
-                "xenstore: domain %d writes %s without end; it is not heard for %g s",
-                speaker.domid,
-                self.topic.path(speaker.domid),
-                DEAF,
+                logging.DEBUG if domain.warned else logging.WARNING,
+                "xenstore: domain %d writes %s too often; it is not watched for %g s",
+                domain.domid,
+                self.node.path(domain.domid),
+                MUTED,
             )
-            speaker.told = True
-            task = asyncio.get_running_loop().create_task(self._turn_away(speaker))
+            domain.warned = True
+            task = asyncio.get_running_loop().create_task(self._mute(domain))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
         try:
-            answer = self._client.request(Type.READ, self.topic.path(speaker.domid))
+            reply = self._client.request(Type.READ, self.node.path(domain.domid))
         except XenstoreUnavailable:
-            return  # read again when it is back
-        answer.add_done_callback(partial(self._read, speaker))
+            return  # read again after the next connection
+        reply.add_done_callback(partial(self._on_reply, domain))
 
-    async def _turn_away(self, speaker: _Speaker) -> None:
+    async def _mute(self, domain: _WatchedDomain) -> None:
         try:
-            await self._unwatch(speaker.domid)
-            await asyncio.sleep(DEAF)
-            if self._speakers.get(speaker.domid) is speaker:
-                speaker.deaf, speaker.rate = False, TokenBucket(BURST, RATE)
-                await self._watch(speaker.domid)
+            await self._unwatch(domain.domid)
+            await asyncio.sleep(MUTED)
+            if self._domains.get(domain.domid) is domain:
+                domain.muted, domain.rate = False, TokenBucket(BURST, RATE)
+                await self._watch(domain.domid)
         except (XenstoreUnavailable, XenstoreError) as error:
-            log.debug("xenstore: the word of domain %d: %s", speaker.domid, error)
+            log.debug("xenstore: %s: %s", self.node.path(domain.domid), error)
 
-    async def _watch(self, domid: int) -> None:
-        await self._client.watch(self.topic.path(domid), f"{self.topic.token}{domid}")
-
-    def _read(self, speaker: _Speaker, answer: "asyncio.Future[bytes]") -> None:
-        if answer.cancelled() or answer.exception() is not None:
-            return  # nothing there, which is no word either
-        said = answer.result()[:LONGEST].decode("ascii", errors="replace")
-        if self.topic.known is not None:
-            if not self.topic.known.fullmatch(said) or said == speaker.word:
+    def _on_reply(self, domain: _WatchedDomain, reply: "asyncio.Future[bytes]") -> None:
+        if reply.cancelled() or reply.exception() is not None:
+            return  # the node does not exist
+        value = reply.result()[:LONGEST].decode("ascii", errors="replace")
+        if self.node.pattern is not None:
+            if not self.node.pattern.fullmatch(value) or value == domain.value:
                 return
-            speaker.word = self._words[speaker.domid] = said
-        self._heard(speaker.domid, speaker.guest, said)
+            domain.value = self._values[domain.domid] = value
+        self._on_value(domain.domid, domain.guest, value)

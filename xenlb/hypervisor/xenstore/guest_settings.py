@@ -1,10 +1,10 @@
-"""What a Xen guest that configures itself is given: settings in vm-data/xenlb of its xenstore.
+"""Settings of a Xen guest that configures itself, in vm-data/xenlb of its xenstore.
 
-The guest may read there and write nothing: what Dom0 makes below a domain's path has that path's
-rights, which are the domain's to read. A node holds little (a message has 4096 bytes), so the text
-is cut at the ends of lines into the nodes 0, 1, …; `parts` says how many, and `serial`, written
-last, which text it is. In the guest templates/guest.sh reads serial, parts and serial again, and
-answers in data/xenlb-guest with the serial and `ok` or `failed`.
+The guest may read there but not write: nodes that Dom0 creates below a domain's path have that
+path's permissions, by which the domain may only read. A node holds little (a message has 4096
+bytes), so the text is cut at ends of lines into the nodes 0, 1, …. `parts` is their number, and
+`serial`, written last, identifies the text. In the guest, templates/guest.sh reads serial, parts
+and serial again, and answers in data/xenlb-guest with the serial and `ok` or `failed`.
 """
 
 import asyncio
@@ -15,115 +15,110 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from xenlb.hypervisor.xenstore.client import XenstoreClient
-from xenlb.hypervisor.xenstore.guest_messages import LONGEST, Topic
 from xenlb.hypervisor.xenstore.wire import Type
 
 _ANSWER = re.compile("[0-9a-f]{16} (ok|failed)")
-ANSWERS = Topic(node="data/xenlb-guest", token="inside-", known=_ANSWER)
+LONGEST_ANSWER = 64  # characters
 LONGEST_PART = 3000  # characters
 MOST_PARTS = 64
 POLL = 0.3  # seconds
 
 
-def serial(text: str) -> str:
-    """Which text it is, in 16 hexadecimal digits."""
+def settings_serial(text: str) -> str:
+    """Return the serial of a text: 16 hexadecimal digits."""
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
-def parts(text: str) -> Iterator[str]:
-    """The text in whole lines, in pieces that a node can hold."""
-    piece = ""
+def split_parts(text: str) -> Iterator[str]:
+    """Split the text at ends of lines into parts of at most LONGEST_PART characters."""
+    part = ""
     for line in text.splitlines(keepends=True):
-        if len(piece) + len(line) > LONGEST_PART and piece:
-            yield piece
-            piece = ""
-        piece += line
-    if piece:
-        yield piece
+        if len(part) + len(line) > LONGEST_PART and part:
+            yield part
+            part = ""
+        part += line
+    if part:
+        yield part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What stands in a domain's xenstore. `serial` "": nothing was given to it, or somebody was
-    stopped in the middle of it."""
+class StoredSettings:
+    """Settings in a domain's xenstore. An empty `serial`: never written, or not completely."""
 
     serial: str
     text: str
 
     @property
     def whole(self) -> bool:
-        """Does the serial belong to the text? Without one the guest takes nothing up."""
-        return self.text.isascii() and self.serial == serial(self.text)
+        """Whether the serial matches the text; if not, the guest ignores the text."""
+        return self.text.isascii() and self.serial == settings_serial(self.text)
 
 
-def place(domid: int) -> str:
-    """Where it is, in xenstore."""
+def settings_path(domid: int) -> str:
+    """Return the xenstore path of a domain's settings."""
     return f"/local/domain/{domid}/vm-data/xenlb"
 
 
-async def offer(client: XenstoreClient, domid: int, text: str) -> str:
-    """Writes the text, unless it stands there; returns its serial. Raises Unavailable or Refused.
-    Nobody else may do the same for this domain meanwhile."""
-    base, number = place(domid), serial(text)
-    if await given(client, domid) == Given(serial=number, text=text):
-        return number
-    # No serial while the parts are of two texts; the guest waits for one.
-    await client.ask(Type.WRITE, f"{base}/serial", "")
-    pieces = tuple(parts(text))
-    for index, piece in enumerate(pieces):
-        await client.ask(Type.WRITE, f"{base}/{index}", piece)
-    await client.ask(Type.WRITE, f"{base}/parts", str(len(pieces)))
-    await client.ask(Type.WRITE, f"{base}/serial", number)
-    return number
-
-
-async def given(client: XenstoreClient, domid: int) -> Given:
-    """What a domain was given last. Raises Unavailable or Refused."""
-    base = place(domid)
-    number = await client.read(f"{base}/serial") or ""
-    count = await client.read(f"{base}/parts") or ""
-    most = min(int(count), MOST_PARTS) if count.isdecimal() else 0
-    pieces = [await client.read(f"{base}/{index}") for index in range(most)]
-    return Given(serial=number, text="".join(piece or "" for piece in pieces))
-
-
-def understood(word: str) -> tuple[str, str]:
-    """Of a guest's word: which settings it has taken up, by their serial, and what came of it;
-    two empty ones where it is none."""
-    said, _, came = word.partition(" ") if _ANSWER.fullmatch(word) else ("", "", "")
-    return said, came
+def parse_answer(value: str) -> tuple[str, str]:
+    """Split a guest's answer into the serial of the settings and the result (`ok`, `failed`); both
+    are empty for a malformed one."""
+    serial, _, result = value.partition(" ") if _ANSWER.fullmatch(value) else ("", "", "")
+    return serial, result
 
 
 class Connection:
-    """xenstore for the questions of a command. Raises Unavailable where there is none."""
+    """Settings of guests over a connection to xenstored, by default a new one.
 
-    def __init__(self) -> None:
-        self._client = XenstoreClient(lambda _path, _token: None)
-        self._client.connect()
+    All methods raise XenstoreUnavailable and XenstoreError.
+    """
+
+    def __init__(self, client: XenstoreClient | None = None) -> None:
+        self._client = client or XenstoreClient(lambda _path, _token: None)
+        if client is None:
+            self._client.connect()
 
     def close(self) -> None:
         self._client.close()
 
-    async def holds(self, domid: int, uuid: UUID) -> bool:
-        """Is this domain that guest? Numbers are of one host, and given out anew."""
+    async def is_guest(self, domid: int, uuid: UUID) -> bool:
+        """Whether the domain is that guest: ids are reused, and belong to one host."""
         return await self._client.read(f"/local/domain/{domid}/vm") == f"/vm/{uuid}"
 
-    async def given(self, domid: int) -> Given:
-        return await given(self._client, domid)
+    async def write_settings(self, domid: int, text: str) -> str:
+        """Write the text, unless it is there already, and return its serial.
 
-    async def offer(self, domid: int, text: str) -> str:
-        return await offer(self._client, domid, text)
+        There must be one writer for a domain.
+        """
+        base, serial = settings_path(domid), settings_serial(text)
+        if await self.read_settings(domid) == StoredSettings(serial=serial, text=text):
+            return serial
+        parts = tuple(split_parts(text))
+        # No serial while the parts belong to two texts: the guest waits for one.
+        await self._client.call(Type.WRITE, f"{base}/serial", "")
+        for index, part in enumerate(parts):
+            await self._client.call(Type.WRITE, f"{base}/{index}", part)
+        await self._client.call(Type.WRITE, f"{base}/parts", str(len(parts)))
+        await self._client.call(Type.WRITE, f"{base}/serial", serial)
+        return serial
 
-    async def said(self, domid: int) -> str | None:
-        """What the guest has written of itself, unchecked, no more than is looked at; None: it has
-        written nothing."""
-        word = await self._client.read(ANSWERS.path(domid))
-        return None if word is None else word[: LONGEST + 1]
+    async def read_settings(self, domid: int) -> StoredSettings:
+        """Read a domain's settings."""
+        base = settings_path(domid)
+        serial = await self._client.read(f"{base}/serial") or ""
+        count = await self._client.read(f"{base}/parts") or ""
+        most = min(int(count), MOST_PARTS) if count.isdecimal() else 0
+        parts = [await self._client.read(f"{base}/{index}") for index in range(most)]
+        return StoredSettings(serial=serial, text="".join(part or "" for part in parts))
 
-    async def answer(self, domid: int, serial: str) -> str:
-        """As XenstoreSource.answer, by looking now and then."""
+    async def read_answer(self, domid: int) -> str | None:
+        """Return the guest's answer, unchecked and cut; None if there is none."""
+        value = await self._client.read(f"/local/domain/{domid}/data/xenlb-guest")
+        return None if value is None else value[: LONGEST_ANSWER + 1]
+
+    async def wait_for_answer(self, domid: int, serial: str) -> str:
+        """Wait for the result of these settings and return it: `ok` or `failed`."""
         while True:
-            said, came = understood(await self.said(domid) or "")
-            if said == serial:
-                return came
+            answered, result = parse_answer(await self.read_answer(domid) or "")
+            if answered == serial:
+                return result
             await asyncio.sleep(POLL)

@@ -1,7 +1,7 @@
 """PURE. xenstore's messages as bytes (xen/include/public/io/xs_wire.h).
 
 A message is a header of four 32-bit numbers (type, request id, transaction id, length) in the
-host's byte order, and at most 4096 bytes. Sockets and futures: client.py.
+host's byte order, and at most 4096 bytes.
 """
 
 import struct
@@ -14,6 +14,8 @@ LONGEST = 4096
 
 
 class Type(IntEnum):
+    """Types of messages."""
+
     DIRECTORY = 1
     READ = 2
     WATCH = 4
@@ -26,7 +28,7 @@ class Type(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """`type` is a plain number: a newer xenstored may have more of them."""
+    """A message of xenstored. `type` is a plain number: a newer xenstored may have new types."""
 
     type: int
     request: int
@@ -34,12 +36,15 @@ class Message:
 
 
 class Garbled(ValueError):
-    """The stream is not xenstore's; there is no way to find the next message in it."""
+    """The stream is not xenstore's, so the next message cannot be found."""
 
 
 def encode(type_: Type, request: int, *parts: str) -> bytes:
-    """A request outside any transaction; each part ends with a zero byte, but for the value that is
-    written, which has none."""
+    """Encode a request outside any transaction.
+
+    Each part ends with a zero byte, except for a written value. Raises ValueError if the parts are
+    too long.
+    """
     payload = b"".join(part.encode("ascii") + b"\0" for part in parts)
     if type_ is Type.WRITE:
         payload = payload[:-1]
@@ -49,27 +54,28 @@ def encode(type_: Type, request: int, *parts: str) -> bytes:
 
 
 class Decoder:
-    """Bytes in, as they come; whole messages out."""
+    """Splits a stream into messages."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Raises Garbled."""
-        self._rest += data
-        while len(self._rest) >= _HEADER.size:
-            type_, request, _, length = _HEADER.unpack_from(self._rest)
+        """Add bytes of the stream and yield the messages that are complete. Raises Garbled."""
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            type_, request, _, length = _HEADER.unpack_from(self._buffer)
             if length > LONGEST:
                 raise Garbled(f"a message of {length} bytes")
             end = _HEADER.size + length
-            if len(self._rest) < end:
+            if len(self._buffer) < end:
                 return
-            payload = bytes(self._rest[_HEADER.size : end])
-            del self._rest[:end]
+            payload = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
             yield Message(type_, request, payload)
 
 
 def strings(payload: bytes) -> tuple[str, ...]:
-    """Zero-terminated strings; what is not ASCII (a guest may write anything) shows as U+FFFD."""
+    """Split zero-terminated strings; bytes that are not ASCII become U+FFFD, as guests may write
+    any."""
     text = payload.decode("ascii", errors="replace")
     return tuple(text.removesuffix("\0").split("\0")) if text else ()

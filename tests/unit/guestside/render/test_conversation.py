@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from tests.unit.guestside.shells import PLAIN_TOOLS, SCRIPT, SHELLS, Root
-from xenlb.control.guest_listener import GuestListener
+from xenlb.control.guest_report_server import GuestReportServer
 from xenlb.control.guest_secrets import guest_secret
 from xenlb.guestside.requirements.hold import NotifyVia, compile_hold, settings_text
 from xenlb.ipvs.table import IPAddress
@@ -44,7 +44,7 @@ async def agent(where: tuple[IPAddress, int]) -> AsyncIterator[list[tuple[UUID, 
         words.append((uuid, word))
         return True
 
-    listener = GuestListener(secret_of, heard)
+    listener = GuestReportServer(secret_of, heard)
     listener.listen(where)
     task = asyncio.create_task(listener.run())
     await asyncio.sleep(0.05)

@@ -1,11 +1,9 @@
-"""The IPVS table in ipvsadm's syntax: reading. Pure; text.py writes.
+"""Parse the IPVS table in ipvsadm's syntax. Pure.
 
-Reads what `ipvsadm -S` and `-Sn` print, files that people keep for `ipvsadm -R`, and single
-operations (options.py says in which spellings).
+Accepts the output of `ipvsadm -S` and `-Sn`, files for `ipvsadm -R`, and single operations.
 
-A port that is written is kept, though ipvsadm silently replaces the port of a gatewaying or
-tunnel server by that of its service: the kernel stores any, and so a table that has one reads
-back as it is.
+The port of a gatewaying or tunnel server is kept as written. ipvsadm silently replaces it by the
+port of the service; the kernel stores any, and a table that has one must be read back as it is.
 """
 
 import re
@@ -13,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-from xenlb.ipvs import options, table
+from tests.ipvsadm import options
+from tests.ipvsadm.options import IDENTITY, ParseError, option_name
+from xenlb.ipvs import table
 from xenlb.ipvs.op import (
     AddServer,
     AddService,
@@ -23,7 +23,6 @@ from xenlb.ipvs.op import (
     SetServer,
     SetService,
 )
-from xenlb.ipvs.options import IDENTITY, ParseError, shown
 from xenlb.ipvs.table import (
     AddressKey,
     Entry,
@@ -44,10 +43,11 @@ from xenlb.ipvs.table import (
     family_of,
     prefix_of,
 )
+from xenlb.ipvs.text import split_endpoint
 
 __all__ = ["NO_NAMES", "Names", "ParseError", "parse", "parse_op"]
 
-# What ipvsadm 1.31 takes for `-p` alone; its manual page says 300.
+# The value of `-p` alone in ipvsadm 1.31; its manual page says 300.
 DEFAULT_PERSISTENCE = 360
 MAX_PERSISTENCE = 31 * 86400
 MAX_WEIGHT = 2**31 - 1
@@ -63,7 +63,7 @@ def _no_host(name: str) -> IPAddress | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """How to look up the names that `ipvsadm -S` without -n prints; None: not known."""
+    """Look-ups for the names that `ipvsadm -S` without -n prints; None: unknown."""
 
     port: Callable[[str, Protocol], int | None] = _no_port
     host: Callable[[str], IPAddress | None] = _no_host
@@ -90,18 +90,18 @@ _FLAGS = {
 
 
 def parse(text: str, *, names: Names = NO_NAMES) -> Table:
-    """The table that `ipvsadm -R` makes from the lines of `text`; raises ParseError.
+    """The table that `ipvsadm -R` would create from the lines of `text`. Raises ParseError.
 
-    `names` is only asked for what is not a number.
+    `names` looks up what is not a number.
     """
     draft: dict[ServiceKey, tuple[Service, dict[ServerKey, Server]]] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        letter, given = options.read(line, number)
+        letter, values = options.parse_line(line, number)
         if letter == "C":
             draft.clear()
         elif letter:
-            command = _Command(number=number, names=names, letter=letter, options=given)
-            _enter(draft, command.op(), number)
+            command = _Command(number=number, names=names, letter=letter, options=values)
+            _apply(draft, command.op(), number)
     entries = {
         key: Entry(service=service, servers=servers) for key, (service, servers) in draft.items()
     }
@@ -110,16 +110,16 @@ def parse(text: str, *, names: Names = NO_NAMES) -> Table:
 
 def parse_op(line: str, *, names: Names = NO_NAMES) -> Op:
     """The operation of one line, such as `-e -t 192.0.2.10:25 -r 10.0.0.11:25 -g -w 0`."""
-    letter, given = options.read(line, 1)
+    letter, values = options.parse_line(line, 1)
     if letter in {"", "C"}:
         raise ParseError(1, "an operation on a service or a server was expected")
-    return _Command(number=1, names=names, letter=letter, options=given).op()
+    return _Command(number=1, names=names, letter=letter, options=values).op()
 
 
-def _enter(
+def _apply(
     draft: dict[ServiceKey, tuple[Service, dict[ServerKey, Server]]], op: Op, number: int
 ) -> None:
-    """Do `op` to the table that is being made, as strict as the kernel."""
+    """Apply `op` to the draft, as strictly as the kernel."""
     key = op.service if isinstance(op, AddServer | SetServer | DeleteServer) else None
     if key is not None and key not in draft:
         raise ParseError(number, "the service of this server has not been added by a line before")
@@ -150,7 +150,7 @@ def _enter(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Command:
-    """One line: the command's letter and its options by long name."""
+    """One line: the letter of the command, and the options by long name."""
 
     number: int
     names: Names
@@ -179,9 +179,11 @@ class _Command:
     def service_key(self) -> ServiceKey:
         named = sorted(self.options.keys() & (IDENTITY - {"ipv6"}))
         if not named:
-            raise self.error("which service? -t, -u, --sctp-service or -f is missing")
+            raise self.error("no service: -t, -u, --sctp-service or -f is missing")
         if len(named) > 1:
-            raise self.error(f"{shown(named[0])} and {shown(named[1])} name two services")
+            raise self.error(
+                f"{option_name(named[0])} and {option_name(named[1])} name two services"
+            )
         if named[0] == "fwmark-service":
             family = Family.INET6 if "ipv6" in self.options else Family.INET
             # ipvsadm -S prints marks from 2**31 on as negative numbers.
@@ -190,7 +192,7 @@ class _Command:
                 raise self.error("-f 0: packets without a mark cannot make a service")
             return MarkKey(family=family, mark=mark % 2**32)
         if "ipv6" in self.options:
-            raise self.error("-6 goes with -f only: an address tells its family itself")
+            raise self.error("-6 goes with -f only: an address has its own family")
         protocol = _PROTOCOLS[named[0]]
         address, port = self.endpoint(named[0], protocol)
         return AddressKey(protocol=protocol, address=address, port=port or 0)
@@ -222,7 +224,7 @@ class _Command:
         flags = SchedulerFlags.NONE
         for name in filter(None, self.options.get("sched-flags", "").split(",")):
             if name not in _FLAGS:
-                raise self.error(f"{name} is no scheduler flag; there are {', '.join(_FLAGS)}")
+                raise self.error(f"{name} is no scheduler flag; known are {', '.join(_FLAGS)}")
             if not name.startswith("flag-") and not name.startswith(f"{scheduler}-"):
                 raise self.error(f"{name} is not a flag of the scheduler {scheduler}")
             flags |= _FLAGS[name]
@@ -241,7 +243,7 @@ class _Command:
 
     def server_key(self, key: ServiceKey) -> ServerKey:
         if "real-server" not in self.options:
-            raise self.error("which server? -r is missing")
+            raise self.error("no server: -r is missing")
         protocol = key.protocol if isinstance(key, AddressKey) else Protocol.TCP
         address, port = self.endpoint("real-server", protocol)
         if port is None:
@@ -252,7 +254,9 @@ class _Command:
         server_key = self.server_key(key)
         methods = [name for name in _METHODS if name in self.options]
         if len(methods) > 1:
-            raise self.error(f"{shown(methods[0])} and {shown(methods[1])} exclude each other")
+            raise self.error(
+                f"{option_name(methods[0])} and {option_name(methods[1])} exclude each other"
+            )
         forwarding = _METHODS[methods[0]] if methods else Forwarding.GATEWAYING
         tunnel = self.tunnel(forwarding)
         if family_of(server_key.address) is not key.family and tunnel is None:
@@ -273,11 +277,11 @@ class _Command:
         given = [name for name in self.options if name.startswith("tun-")]
         if forwarding is not Forwarding.TUNNEL:
             if given:
-                raise self.error(f"{shown(given[0])} goes with -i (tunnel) only")
+                raise self.error(f"{option_name(given[0])} goes with -i (tunnel) only")
             return None
         name = self.options.get("tun-type", "ipip")
         if name not in list(TunnelType):
-            raise self.error(f"--tun-type {name}: there are ipip, gue and gre")
+            raise self.error(f"--tun-type {name}: write ipip, gue or gre")
         kind = TunnelType(name)
         checksums = [name for name in given if name in _CHECKSUMS]
         if len(checksums) > 1:
@@ -297,41 +301,37 @@ class _Command:
         return Tunnel(type=kind, port=port, checksum=checksum)
 
     def whole(self, name: str, *, maximum: int, minimum: int = 0, default: int = 0) -> int:
-        """The number of an option, within its limits; `default` where it is not given."""
+        """The number of an option, within its limits; `default` without the option."""
         value = self.options.get(name)
         if value is None:
             return default
         if not re.fullmatch(r"-?[0-9]{1,10}", value) or not minimum <= int(value) <= maximum:
-            raise self.error(f"{shown(name)} {value}: not a number from {minimum} to {maximum}")
+            raise self.error(
+                f"{option_name(name)} {value}: not a number from {minimum} to {maximum}"
+            )
         return int(value)
 
     def endpoint(self, option: str, protocol: Protocol) -> tuple[IPAddress, int | None]:
         """Address and port of `host`, `host:port`, `[v6]:port`, `[v6]` or a bare `v6`."""
         value = self.options[option]
-        port: str | None = None
-        if value.startswith("["):
-            host, closed, rest = value[1:].partition("]")
-            if not closed or (rest and not rest.startswith(":")):
-                raise self.error(f"{shown(option)} {value}: not of the form [ADDRESS]:PORT")
-            port = rest[1:] if rest else None
-        elif value.count(":") > 1:
-            host = value
-        else:
-            host, has_port, port = value.partition(":")
-            port = port if has_port else None
+        try:
+            host, port = split_endpoint(value)
+        except ValueError:
+            message = f"{option_name(option)} {value}: not of the form [ADDRESS]:PORT"
+            raise self.error(message) from None
         return self.host(option, host), None if port is None else self.port(option, port, protocol)
 
     def host(self, option: str, host: str) -> IPAddress:
         try:
             return table.address((IPv6Address if ":" in host else IPv4Address)(host).packed)
         except AddressValueError:
-            found = None if ":" in host else self.names.host(host)
-        if found is None:
-            raise self.error(f"{shown(option)} {host}: not an IP address (print with -n)")
-        return found
+            address = None if ":" in host else self.names.host(host)
+        if address is None:
+            raise self.error(f"{option_name(option)} {host}: not an IP address (print with -n)")
+        return address
 
     def port(self, option: str, port: str, protocol: Protocol) -> int:
-        found = int(port) if re.fullmatch("[0-9]{1,5}", port) else self.names.port(port, protocol)
-        if found is None or found > 65535:
-            raise self.error(f"{shown(option)}: {port} is not a port number (print with -n)")
-        return found
+        number = int(port) if re.fullmatch("[0-9]{1,5}", port) else self.names.port(port, protocol)
+        if number is None or number > 65535:
+            raise self.error(f"{option_name(option)}: {port} is not a port number (print with -n)")
+        return number

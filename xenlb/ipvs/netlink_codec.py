@@ -1,18 +1,28 @@
-"""Generic netlink messages of IPVS: operations to bytes, bytes to a table. Pure.
+"""Encode operations as generic netlink messages of IPVS, and decode the kernel's answers. Pure.
 
-Netlink itself is wire.py's, the socket kernel.py's. Numbers are those of <linux/ip_vs.h>.
-Everything is in host byte order but addresses, ports and IPv4 netmasks.
+Numbers are those of <linux/ip_vs.h>. Everything is in host byte order except addresses, ports and
+IPv4 netmasks.
 
-A table of 10,000 servers is packed and read in one go, so a message is one `struct` call with
-its attribute headers as constants, and what repeats (a service's identity, a server with the
-same settings) is made once. A server whose attributes do not stand where Linux puts them since
-5.3 is read attribute by attribute.
+For tables of 10,000 servers, a message is one `struct` call with constant attribute headers, and
+repeated parts (a service's identity, equal servers) are cached. A server whose attributes are not
+in the order of Linux since 5.3 is decoded attribute by attribute.
 """
 
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
+from xenlb.ipvs.netlink import (
+    MESSAGE,
+    NLATTR,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    PAYLOAD,
+    attributes,
+    header,
+    number,
+    padded,
+)
 from xenlb.ipvs.op import (
     AddServer,
     AddService,
@@ -42,22 +52,10 @@ from xenlb.ipvs.table import (
     mask_of,
     prefix_of,
 )
-from xenlb.ipvs.wire import (
-    MESSAGE,
-    NLATTR,
-    NLM_F_ACK,
-    NLM_F_REQUEST,
-    PAYLOAD,
-    attribute,
-    attributes,
-    number,
-    padded,
-)
 
 _VERSION = 1
 _CMD_NEW_SERVICE, _CMD_SET_SERVICE, _CMD_DEL_SERVICE, CMD_GET_SERVICE = 1, 2, 3, 4
 _CMD_NEW_DEST, _CMD_SET_DEST, _CMD_DEL_DEST, CMD_GET_DEST = 5, 6, 7, 8
-CMD_GET_INFO = 15
 _COMMANDS: dict[type[Op], int] = {
     AddService: _CMD_NEW_SERVICE,
     SetService: _CMD_SET_SERVICE,
@@ -86,38 +84,37 @@ _CHECKSUMS = {TunnelChecksum.NONE: 0, TunnelChecksum.CHECKSUM: 1, TunnelChecksum
 _F_PERSISTENT = 0x1
 _F_ONE_PACKET = 0x4
 _F_SCHEDULER = int(SchedulerFlags.ONE | SchedulerFlags.TWO | SchedulerFlags.THREE)
-# The bits that are ours to set. Not among them: HASHED (0x2), the kernel's own, which must
-# not be seen by a comparison either.
+# The flags that xenlb sets. HASHED (0x2) is the kernel's own, so it is not compared either.
 _F_MASK = _F_PERSISTENT | _F_ONE_PACKET | _F_SCHEDULER
-
 
 _NETWORK16 = struct.Struct("!H")
 _NETWORK32 = struct.Struct("!I")
-# ---- writing ----
+
+# Encoding
 
 _SERVICE_AT_ADDRESS = struct.Struct("=I IHxx IHxx I16s I2sxx")
 _SERVICE_AT_MARK = struct.Struct("=I IHxx II")
 _ADDRESS_HEADERS = (
-    attribute(1, _SERVICE_AT_ADDRESS.size - 4),
-    *(attribute(1, 2), attribute(2, 2), attribute(3, 16), attribute(4, 2)),
+    header(1, _SERVICE_AT_ADDRESS.size - 4),
+    *(header(1, 2), header(2, 2), header(3, 16), header(4, 2)),
 )
-_MARK_HEADERS = (attribute(1, _SERVICE_AT_MARK.size - 4), attribute(1, 2), attribute(5, 4))
+_MARK_HEADERS = (header(1, _SERVICE_AT_MARK.size - 4), header(1, 2), header(5, 4))
 
 _DEST_KEY = struct.Struct("=I I16s I2sxx IHxx")
 _DEST = struct.Struct("=I I16s I2sxx IHxx II Ii II II")
 _DEST_TUNNEL = struct.Struct("=I I16s I2sxx IHxx II Ii II II IBxxx I2sxx IHxx")
-_A_ADDR, _A_PORT, _A_FAMILY = attribute(1, 16), attribute(2, 2), attribute(11, 2)
-_A_FORWARD, _A_WEIGHT, _A_UPPER, _A_LOWER = (attribute(kind, 4) for kind in (3, 4, 5, 6))
-_A_TUN_TYPE, _A_TUN_PORT, _A_TUN_FLAGS = attribute(13, 1), attribute(14, 2), attribute(15, 2)
-_DEST_KEY_HEADER = attribute(2, _DEST_KEY.size - 4)
-_DEST_HEADER = attribute(2, _DEST.size - 4)
-_DEST_TUNNEL_HEADER = attribute(2, _DEST_TUNNEL.size - 4)
+_A_ADDR, _A_PORT, _A_FAMILY = header(1, 16), header(2, 2), header(11, 2)
+_A_FORWARD, _A_WEIGHT, _A_UPPER, _A_LOWER = (header(kind, 4) for kind in (3, 4, 5, 6))
+_A_TUN_TYPE, _A_TUN_PORT, _A_TUN_FLAGS = header(13, 1), header(14, 2), header(15, 2)
+_DEST_KEY_HEADER = header(2, _DEST_KEY.size - 4)
+_DEST_HEADER = header(2, _DEST.size - 4)
+_DEST_TUNNEL_HEADER = header(2, _DEST_TUNNEL.size - 4)
 
 
 def request(
     command: int, *, family: int, sequence: int, flags: int, key: ServiceKey | None = None
 ) -> bytes:
-    """A question: CMD_GET_SERVICE or CMD_GET_DEST, of one service or (dump) of all."""
+    """A request: CMD_GET_SERVICE or CMD_GET_DEST, for one service or (dump) for all."""
     body = b"" if key is None else _identity(key)
     length = PAYLOAD + len(body)
     flags |= NLM_F_REQUEST
@@ -125,9 +122,9 @@ def request(
 
 
 def encode(ops: Sequence[Op], *, family: int, sequence: int) -> bytes:
-    """The messages of `ops` in one piece; op N has sequence number `sequence` + N.
+    """The messages of `ops`, joined; op N has sequence number `sequence` + N.
 
-    The last one asks for an answer; of the others only failures are answered.
+    The last requests an acknowledgement. Of the others, the kernel answers failures only.
     """
     parts: list[bytes] = []
     last = sequence + len(ops) - 1
@@ -159,14 +156,14 @@ def encode(ops: Sequence[Op], *, family: int, sequence: int) -> bytes:
 
 @lru_cache(maxsize=16384)
 def _identity(key: ServiceKey) -> bytes:
-    """The attribute that says which service is meant."""
+    """The attribute that identifies a service."""
     if isinstance(key, MarkKey):
         outer, family, mark = _MARK_HEADERS
         return _SERVICE_AT_MARK.pack(outer, family, _FAMILIES[key.family], mark, key.mark)
-    outer, family, protocol, at, port = _ADDRESS_HEADERS
+    outer, family, protocol, address_header, port = _ADDRESS_HEADERS
     return _SERVICE_AT_ADDRESS.pack(
         *(outer, family, _FAMILIES[key.family], protocol, key.protocol.number),
-        *(at, key.address.packed, port, _NETWORK16.pack(key.port)),
+        *(address_header, key.address.packed, port, _NETWORK16.pack(key.port)),
     )
 
 
@@ -180,7 +177,7 @@ def _service_body(op: AddService | SetService | DeleteService) -> bytes:
     if service.one_packet:
         flags |= _F_ONE_PACKET
     scheduler = service.scheduler.encode() + b"\0"
-    # The kernel keeps a netmask without persistence too; so that it is always the same one:
+    # The kernel keeps a netmask without persistence too, so send the same one always.
     prefix = service.key.family.bits if service.persistence is None else service.prefix
     netmask = (
         _NETWORK32.pack(mask_of(prefix))
@@ -213,19 +210,19 @@ def _server_key(key: ServerKey) -> bytes:
 
 
 def _server(server: Server) -> bytes:
-    """Every field, for a `set` too: what is not sent, the kernel sets to zero."""
+    """All fields, for SetServer too: the kernel sets a missing field to zero."""
     key = server.key
-    where = key.address
+    address = key.address
     tunnel = server.tunnel
     if tunnel is None or server.forwarding is not Forwarding.TUNNEL:
         return _DEST.pack(
             _DEST_HEADER,
             _A_ADDR,
-            where.packed,
+            address.packed,
             _A_PORT,
             _NETWORK16.pack(key.port),
             _A_FAMILY,
-            2 if where.version == 4 else _AF_INET6,
+            2 if address.version == 4 else _AF_INET6,
             _A_FORWARD,
             _FORWARDINGS[server.forwarding],
             _A_WEIGHT,
@@ -236,8 +233,8 @@ def _server(server: Server) -> bytes:
             server.lower_threshold,
         )
     return _DEST_TUNNEL.pack(
-        *(_DEST_TUNNEL_HEADER, _A_ADDR, where.packed, _A_PORT, _NETWORK16.pack(key.port)),
-        *(_A_FAMILY, _family_number(where), _A_FORWARD, _FORWARDINGS[server.forwarding]),
+        *(_DEST_TUNNEL_HEADER, _A_ADDR, address.packed, _A_PORT, _NETWORK16.pack(key.port)),
+        *(_A_FAMILY, _family_number(address), _A_FORWARD, _FORWARDINGS[server.forwarding]),
         *(_A_WEIGHT, server.weight),
         *(_A_UPPER, server.upper_threshold, _A_LOWER, server.lower_threshold),
         *(_A_TUN_TYPE, _TUNNEL_TYPES[tunnel.type], _A_TUN_PORT, _NETWORK16.pack(tunnel.port)),
@@ -245,7 +242,7 @@ def _server(server: Server) -> bytes:
     )
 
 
-# ---- reading ----
+# Decoding
 
 
 def _port_number(value: bytes | None) -> int:
@@ -257,46 +254,46 @@ def _address_of(value: bytes, family: int) -> IPAddress:
 
 
 def decode_service(data: bytes, start: int, end: int) -> Service | None:
-    """A service, from the body of a CMD_NEW_SERVICE that answers CMD_GET_SERVICE.
+    """The service in the body of an answer to CMD_GET_SERVICE.
 
-    None for a protocol that IPVS does not balance, though it takes any number for one.
+    None for a protocol that IPVS does not balance; the kernel accepts any number.
     """
     outer = attributes(data, start, end)[1]
-    found = attributes(outer, 0, len(outer))
-    family_number = number(found[1])
+    values = attributes(outer, 0, len(outer))
+    family_number = number(values[1])
     family = Family.INET6 if family_number == _AF_INET6 else Family.INET
-    flags = number(found[7][:4])
+    flags = number(values[7][:4])
     prefix = family.bits
     if not flags & _F_PERSISTENT:
         persistence = None
     else:
-        persistence = number(found[8])
-        netmask = found[9]
+        persistence = number(values[8])
+        netmask = values[9]
         prefix = (
             number(netmask)
             if family is Family.INET6
             else prefix_of(int(_NETWORK32.unpack(netmask)[0]))
         )
     key: ServiceKey
-    if 5 in found:
-        key = MarkKey(family=family, mark=number(found[5]))
+    if 5 in values:
+        key = MarkKey(family=family, mark=number(values[5]))
     else:
-        protocol = _PROTOCOLS.get(number(found[2]))
+        protocol = _PROTOCOLS.get(number(values[2]))
         if protocol is None:
             return None
         key = AddressKey(
             protocol=protocol,
-            address=_address_of(found[3], family_number),
-            port=_port_number(found[4]),
+            address=_address_of(values[3], family_number),
+            port=_port_number(values[4]),
         )
     return Service(
         key=key,
-        scheduler=_text(found[6]),
+        scheduler=_text(values[6]),
         flags=SchedulerFlags(flags & _F_SCHEDULER),
         one_packet=bool(flags & _F_ONE_PACKET),
         persistence=persistence,
         prefix=prefix,
-        persistence_engine=_text(found.get(11, b"")),
+        persistence_engine=_text(values.get(11, b"")),
     )
 
 
@@ -304,23 +301,23 @@ def _text(value: bytes) -> str:
     return value.partition(b"\0")[0].decode("ascii", "replace")
 
 
-# What Linux sends for a server since 5.3: attribute headers and values in turn, up to the
-# family; then the statistics in 32 bits (passed over) and in 64.
+# A server as Linux sends it since 5.3: attribute headers and values in turn, up to the family;
+# then the statistics in 32 bits (ignored) and in 64.
 _DUMPED = struct.Struct("=II16s I2sxx II Ii IBxxx I2sxx IHxx II II II II II IHxx I88x I IQIQIQIQIQ")
 _DUMPED_HEADERS = (
     *(_A_ADDR, _A_PORT, _A_FORWARD, _A_WEIGHT, _A_TUN_TYPE, _A_TUN_PORT, _A_TUN_FLAGS),
-    *(_A_UPPER, _A_LOWER, *(attribute(kind, 4) for kind in (7, 8, 9)), _A_FAMILY),
+    *(_A_UPPER, _A_LOWER, *(header(kind, 4) for kind in (7, 8, 9)), _A_FAMILY),
 )
-_DUMPED_STATS = (attribute(10, 88), attribute(12, 120), *(attribute(n, 8) for n in range(1, 6)))
+_DUMPED_STATS = (header(10, 88), header(12, 120), *(header(n, 8) for n in range(1, 6)))
 
 
 def decode_server(
     data: bytes, start: int, end: int, *, family: Family, counters: bool = True
 ) -> tuple[Server, Counters | None]:
-    """A server and its counters, from the body of a CMD_NEW_DEST that answers CMD_GET_DEST.
+    """The server and its counters in the body of an answer to CMD_GET_DEST.
 
-    `family` is the service's, which is also the server's where a kernel before 3.18 says none.
-    Without `counters` they are not looked at.
+    `family`: the service's; it is the server's too if a kernel before 3.18 sends none. `counters`:
+    whether to decode the counters.
     """
     if end - start >= _DUMPED.size:
         fields = _DUMPED.unpack_from(data, start)
@@ -340,9 +337,9 @@ def decode_server(
                     bytes_out=fields[38],
                 )
     outer = attributes(data, start, end)[2]
-    found = attributes(outer, 0, len(outer))
-    server = _server_of(found, number(found.get(11)) or _FAMILIES[family])
-    return server, _counters(found) if counters else None
+    values = attributes(outer, 0, len(outer))
+    server = _server_of(values, number(values.get(11)) or _FAMILIES[family])
+    return server, _counters(values) if counters else None
 
 
 @lru_cache(maxsize=32768)
@@ -350,38 +347,38 @@ def _dumped_server(settings: bytes, family: int) -> Server:
     return _server_of(attributes(settings, 0, len(settings)), family)
 
 
-def _server_of(found: dict[int, bytes], family: int) -> Server:
-    forwarding = _FORWARDING_OF.get(number(found[3]) & _FORWARDING_MASK, Forwarding.BYPASS)
+def _server_of(values: dict[int, bytes], family: int) -> Server:
+    forwarding = _FORWARDING_OF.get(number(values[3]) & _FORWARDING_MASK, Forwarding.BYPASS)
     return Server(
-        key=ServerKey(address=_address_of(found[1], family), port=_port_number(found[2])),
+        key=ServerKey(address=_address_of(values[1], family), port=_port_number(values[2])),
         forwarding=forwarding,
-        weight=number(found[4]),
-        upper_threshold=number(found.get(5)),
-        lower_threshold=number(found.get(6)),
-        tunnel=_tunnel(found) if forwarding is Forwarding.TUNNEL else None,
+        weight=number(values[4]),
+        upper_threshold=number(values.get(5)),
+        lower_threshold=number(values.get(6)),
+        tunnel=_tunnel(values) if forwarding is Forwarding.TUNNEL else None,
     )
 
 
-def _tunnel(found: dict[int, bytes]) -> Tunnel:
-    kind = _TUNNEL_TYPE_OF.get(number(found.get(13)), TunnelType.IPIP)
+def _tunnel(values: dict[int, bytes]) -> Tunnel:
+    kind = _TUNNEL_TYPE_OF.get(number(values.get(13)), TunnelType.IPIP)
     if kind is TunnelType.IPIP:
         return Tunnel()
-    flags = number(found.get(15))
+    flags = number(values.get(15))
     checksum = TunnelChecksum.CHECKSUM if flags & 1 else TunnelChecksum.NONE
     return Tunnel(
         type=kind,
-        port=_port_number(found.get(14)) if kind is TunnelType.GUE else 0,
+        port=_port_number(values.get(14)) if kind is TunnelType.GUE else 0,
         checksum=TunnelChecksum.REMOTE if flags & 2 else checksum,
     )
 
 
-def _counters(found: dict[int, bytes]) -> Counters:
-    stats = found.get(12) or found.get(10, b"")
+def _counters(values: dict[int, bytes]) -> Counters:
+    stats = values.get(12) or values.get(10, b"")
     sums = attributes(stats, 0, len(stats))
     return Counters(
-        active_connections=number(found.get(7)),
-        inactive_connections=number(found.get(8)),
-        persistent_connections=number(found.get(9)),
+        active_connections=number(values.get(7)),
+        inactive_connections=number(values.get(8)),
+        persistent_connections=number(values.get(9)),
         connections=number(sums.get(1)),
         packets_in=number(sums.get(2)),
         packets_out=number(sums.get(3)),

@@ -1,8 +1,8 @@
-"""The options of one line in ipvsadm's syntax, by their long names. Pure; parse.py reads on.
+"""Split one line in ipvsadm's syntax into options with their long names. Pure.
 
-Takes every spelling that popt, and so ipvsadm(8), takes: long options, `--option=value`, `-At`,
-`-p300`, options in any order, a leading `ipvsadm`; besides, `#` comments, which ipvsadm 1.31
-stumbles over.
+Accepts what popt, and so ipvsadm(8), accepts: long options, `--option=value`, `-At`, `-p300`,
+options in any order, a leading `ipvsadm`. `#` comments are accepted too, although
+ipvsadm 1.31 fails on them.
 """
 
 import shlex
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class ParseError(Exception):
-    """A line that is not ipvsadm's; `line` counts from 1, `reason` is a sentence."""
+    """A line that ipvsadm would refuse; `line` counts from 1, `reason` is a sentence."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
@@ -45,7 +45,7 @@ _LONG_VALUED = {*_VALUED.values(), "sctp-service", "pe", "tun-type", "tun-port"}
 _PLAIN = {"6": "ipv6", "o": "ops", "g": "gatewaying", "i": "ipip", "m": "masquerading"}
 _LONG_PLAIN = {*_PLAIN.values(), "tun-nocsum", "tun-csum", "tun-remcsum"}
 _SHORT = _VALUED | _PLAIN | {"p": "persistent"}
-_SHOWN = {long: f"-{short}" for short, long in (_SHORT | _COMMANDS).items()}
+_TYPED = {long: f"-{short}" for short, long in (_SHORT | _COMMANDS).items()}
 
 IDENTITY = {"tcp-service", "udp-service", "sctp-service", "fwmark-service", "ipv6"}
 _SERVICE = {"scheduler", "persistent", "netmask", "sched-flags", "pe", "ops"}
@@ -64,7 +64,7 @@ _ALLOWED = {
 }
 
 
-def read(line: str, number: int) -> tuple[str, dict[str, str]]:
+def parse_line(line: str, number: int) -> tuple[str, dict[str, str]]:
     """The command's letter and its options; the letter is empty for a line without words."""
     command = ""
     options: dict[str, str] = {}
@@ -77,9 +77,9 @@ def read(line: str, number: int) -> tuple[str, dict[str, str]]:
         elif not command:
             raise ParseError(number, "a line begins with its command: -A, -E, -D, -a, -e or -d")
         elif name in options:
-            raise ParseError(number, f"{shown(name)} stands twice")
+            raise ParseError(number, f"{option_name(name)} appears twice")
         elif name not in _ALLOWED[command]:
-            raise ParseError(number, f"{shown(name)} does not go with -{command}")
+            raise ParseError(number, f"{option_name(name)} does not go with -{command}")
         else:
             options[name] = value
     return command, options
@@ -100,14 +100,14 @@ def _split(words: list[str], number: int) -> Iterator[tuple[str, str]]:
     """Pairs of long name and value, from popt's spellings of options."""
     position = 0
 
-    def following(name: str) -> str:
+    def required_value(name: str) -> str:
         nonlocal position
         if position == len(words):
-            raise ParseError(number, f"{shown(name)} needs a value")
+            raise ParseError(number, f"{option_name(name)} needs a value")
         position += 1
         return words[position - 1]
 
-    def optional() -> str:
+    def optional_value() -> str:
         nonlocal position
         if position == len(words) or words[position].startswith("-"):
             return ""
@@ -120,9 +120,9 @@ def _split(words: list[str], number: int) -> Iterator[tuple[str, str]]:
         if word.startswith("--") and len(word) > 2:
             name, has_value, value = word[2:].partition("=")
             if name == "persistent":
-                yield name, value if has_value else optional()
+                yield name, value if has_value else optional_value()
             elif name in _LONG_VALUED:
-                yield name, value if has_value else following(name)
+                yield name, value if has_value else required_value(name)
             elif name not in _LONG_PLAIN and name not in _LETTERS:
                 raise ParseError(number, f"--{name} is not an option of a service or a server")
             elif has_value:
@@ -130,12 +130,15 @@ def _split(words: list[str], number: int) -> Iterator[tuple[str, str]]:
             else:
                 yield name, ""
         elif word.startswith("-") and len(word) > 1:
-            rest = word[1:]
-            while rest:
-                letter, rest = rest[0], rest[1:]
+            letters = word[1:]
+            while letters:
+                letter, letters = letters[0], letters[1:]
                 if letter == "p" or letter in _VALUED:
-                    name, attached, rest = _SHORT[letter], rest.removeprefix("="), ""
-                    yield name, attached or (optional() if letter == "p" else following(name))
+                    name, attached, letters = _SHORT[letter], letters.removeprefix("="), ""
+                    yield (
+                        name,
+                        attached or (optional_value() if letter == "p" else required_value(name)),
+                    )
                 elif letter in _PLAIN or letter in _COMMANDS:
                     yield _PLAIN.get(letter) or _COMMANDS[letter], ""
                 else:
@@ -144,6 +147,6 @@ def _split(words: list[str], number: int) -> Iterator[tuple[str, str]]:
             raise ParseError(number, f"{word} belongs to no option")
 
 
-def shown(name: str) -> str:
-    """An option as people type it: the short one where there is one."""
-    return _SHOWN.get(name, f"--{name}")
+def option_name(name: str) -> str:
+    """An option as it is typed: the short form if there is one."""
+    return _TYPED.get(name, f"--{name}")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
 from tests.unit.ipvs.strategies import addresses, keys, ports, servers, services, tables
-from xenlb.ipvs import codec, wire
+from xenlb.ipvs import netlink, netlink_codec
 from xenlb.ipvs.diff import Owned, diff
 from xenlb.ipvs.op import (
     AddServer,
@@ -66,9 +66,9 @@ def server_values(draw: st.DrawFn) -> tuple[ServiceKey, Server]:
 
 
 def message_of(op: Op) -> tuple[bytes, int, int]:
-    data = codec.encode([op], family=30, sequence=9)
-    [(kind, flags, sequence, start, end)] = wire.messages(data)
-    assert (kind, flags, sequence) == (30, wire.NLM_F_REQUEST | wire.NLM_F_ACK, 9)
+    data = netlink_codec.encode([op], family=30, sequence=9)
+    [(kind, flags, sequence, start, end)] = netlink.messages(data)
+    assert (kind, flags, sequence) == (30, netlink.NLM_F_REQUEST | netlink.NLM_F_ACK, 9)
     assert end == len(data)
     return data, start, end
 
@@ -142,7 +142,7 @@ def test_a_service_is_read_back(service: Service) -> None:
     for op in (AddService(service=service), SetService(service=service)):
         data, start, end = message_of(op)
         assert data[start - 4] == {AddService: ADD_SERVICE, SetService: SET_SERVICE}[type(op)]
-        assert codec.decode_service(data, start, end) == service
+        assert netlink_codec.decode_service(data, start, end) == service
 
 
 @given(server_values())
@@ -151,7 +151,10 @@ def test_a_server_is_read_back(pair: tuple[ServiceKey, Server]) -> None:
     for op in (AddServer(service=key, server=server), SetServer(service=key, server=server)):
         data, start, end = message_of(op)
         assert data[start - 4] == {AddServer: ADD_SERVER, SetServer: SET_SERVER}[type(op)]
-        assert codec.decode_server(data, start, end, family=key.family) == (server, Counters())
+        assert netlink_codec.decode_server(data, start, end, family=key.family) == (
+            server,
+            Counters(),
+        )
 
 
 @given(server_values())
@@ -165,21 +168,24 @@ def test_servers_of_every_age_of_the_kernel(pair: tuple[ServiceKey, Server]) -> 
         dumped_server(server) + attribute(77, b"from the future"),
     ):
         data = b"head" + body
-        assert codec.decode_server(data, 4, len(data), family=key.family) == (server, COUNTERS)
-        without = codec.decode_server(data, 4, len(data), family=key.family, counters=False)
+        assert netlink_codec.decode_server(data, 4, len(data), family=key.family) == (
+            server,
+            COUNTERS,
+        )
+        without = netlink_codec.decode_server(data, 4, len(data), family=key.family, counters=False)
         assert without == (server, None)
     if server.forwarding is not Forwarding.TUNNEL:
         # Before Linux 3.18 there was no family of a server, before 5.3 no kind of tunnel.
         own = Family.INET if server.key.address.version == 4 else Family.INET6
         body = dumped_server(server, family=False, tunnels=False, wide=False)
-        assert codec.decode_server(body, 0, len(body), family=own) == (server, COUNTERS)
+        assert netlink_codec.decode_server(body, 0, len(body), family=own) == (server, COUNTERS)
 
 
 def test_a_tunnel_of_a_kernel_that_knows_ipip_only() -> None:
     key = ServerKey(address=IPv4Address("10.0.0.11"), port=25)
     server = Server(key=key, forwarding=Forwarding.TUNNEL, weight=1, tunnel=Tunnel())
     body = dumped_server(server, tunnels=False)
-    assert codec.decode_server(body, 0, len(body), family=Family.INET)[0] == server
+    assert netlink_codec.decode_server(body, 0, len(body), family=Family.INET)[0] == server
 
 
 def test_the_kernels_own_flag_is_not_read() -> None:
@@ -189,7 +195,7 @@ def test_the_kernels_own_flag_is_not_read() -> None:
         struct.pack("=HHI", 12, 7, 0), struct.pack("=HHI", 12, 7, 2), 1
     )  # fmt: skip
     assert hashed != data
-    assert codec.decode_service(hashed, start, end) == service
+    assert netlink_codec.decode_service(hashed, start, end) == service
 
 
 def test_a_protocol_that_ipvs_cannot_balance() -> None:
@@ -197,7 +203,7 @@ def test_a_protocol_that_ipvs_cannot_balance() -> None:
     data, start, end = message_of(AddService(service=Service(key=key, prefix=32)))
     other = data.replace(attribute(2, u16(6)), attribute(2, u16(50)), 1)
     assert other != data
-    assert codec.decode_service(other, start, end) is None
+    assert netlink_codec.decode_service(other, start, end) is None
 
 
 # ---- by an independent reader ----
@@ -211,7 +217,9 @@ def by_pyroute2(data: bytes) -> Any:
 
 @given(service_values())
 def test_pyroute2_reads_a_service(service: Service) -> None:
-    message = by_pyroute2(codec.encode([AddService(service=service)], family=30, sequence=9))
+    message = by_pyroute2(
+        netlink_codec.encode([AddService(service=service)], family=30, sequence=9)
+    )
     assert message["cmd"] == ADD_SERVICE
     check_service_key(message, service.key)
     found = message.get_attr("IPVS_CMD_ATTR_SERVICE")
@@ -233,7 +241,7 @@ def test_pyroute2_reads_a_service(service: Service) -> None:
 @given(server_values())
 def test_pyroute2_reads_a_server(pair: tuple[ServiceKey, Server]) -> None:
     key, server = pair
-    data = codec.encode([SetServer(service=key, server=server)], family=30, sequence=9)
+    data = netlink_codec.encode([SetServer(service=key, server=server)], family=30, sequence=9)
     message = by_pyroute2(data)
     assert message["cmd"] == SET_SERVER
     check_service_key(message, key)
@@ -249,12 +257,12 @@ def test_pyroute2_reads_a_server(pair: tuple[ServiceKey, Server]) -> None:
 
 @given(keys(), addresses, ports)
 def test_pyroute2_reads_deletions(key: ServiceKey, address: Any, port: int) -> None:
-    message = by_pyroute2(codec.encode([DeleteService(key=key)], family=30, sequence=9))
+    message = by_pyroute2(netlink_codec.encode([DeleteService(key=key)], family=30, sequence=9))
     assert message["cmd"] == DELETE_SERVICE
     check_service_key(message, key)
     server = ServerKey(address=address, port=port)
     op = DeleteServer(service=key, key=server)
-    message = by_pyroute2(codec.encode([op], family=30, sequence=9))
+    message = by_pyroute2(netlink_codec.encode([op], family=30, sequence=9))
     assert message["cmd"] == DELETE_SERVER
     check_service_key(message, key)
     check_server_key(message.get_attr("IPVS_CMD_ATTR_DEST"), server)
@@ -290,10 +298,10 @@ def plain(address: Any) -> Any:
 @given(tables())
 def test_many_operations_in_one_piece(table: Table) -> None:
     ops = diff(table, Table(), Owned())
-    data = codec.encode(ops, family=30, sequence=1000)
-    found = list(wire.messages(data))
+    data = netlink_codec.encode(ops, family=30, sequence=1000)
+    found = list(netlink.messages(data))
     assert [sequence for _, _, sequence, _, _ in found] == list(range(1000, 1000 + len(ops)))
-    acknowledged = [flags & wire.NLM_F_ACK for _, flags, _, _, _ in found]
+    acknowledged = [flags & netlink.NLM_F_ACK for _, flags, _, _, _ in found]
     assert acknowledged == [0] * (len(ops) - 1) + [4] * bool(ops)
     for op, (_, _, _, start, end) in zip(ops, found, strict=True):
         assert data[start - 20 : end] == alone(op, start - 20, data)
@@ -301,24 +309,24 @@ def test_many_operations_in_one_piece(table: Table) -> None:
 
 def alone(op: Op, start: int, data: bytes) -> bytes:
     """The same operation by itself, with flags and sequence number of its place in `data`."""
-    single = codec.encode([op], family=30, sequence=1)
+    single = netlink_codec.encode([op], family=30, sequence=1)
     return single[:6] + data[start + 6 : start + 12] + single[12:]
 
 
 @pytest.mark.parametrize("cut", [1, 4, 15, 40])
 def test_a_message_that_is_cut_off(cut: int) -> None:
-    data = codec.encode(
+    data = netlink_codec.encode(
         [DeleteService(key=MarkKey(family=Family.INET, mark=7))], family=1, sequence=1
     )
     with pytest.raises(ValueError, match="netlink message"):
-        list(wire.messages(data + struct.pack("=IHHII", 60, 0, 0, 0, 0) + bytes(cut)))
+        list(netlink.messages(data + struct.pack("=IHHII", 60, 0, 0, 0, 0) + bytes(cut)))
 
 
 def test_the_answer_of_the_family_look_up() -> None:
     body = attribute(2, b"IPVS\0") + attribute(1, u16(33)) + attribute(3, u32(1))
-    assert wire.family_of_answer(body, 0, len(body)) == 33
-    request = wire.family_request(5)
-    [(kind, flags, sequence, start, end)] = wire.messages(request)
+    assert netlink.family_number(body, 0, len(body)) == 33
+    request = netlink.family_request(5)
+    [(kind, flags, sequence, start, end)] = netlink.messages(request)
     assert (kind, flags, sequence, request[start:end]) == (16, 1, 5, attribute(2, b"IPVS\0"))
 
 

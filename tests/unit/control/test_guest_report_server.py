@@ -11,9 +11,9 @@ from uuid import UUID
 
 import pytest
 
-from xenlb.control import listener_limits
-from xenlb.control.guest_listener import GuestListener, shown
-from xenlb.control.guest_secrets import HostKey, answer_to, guest_secret
+from xenlb.control import guest_limits
+from xenlb.control.guest_report_server import GuestReportServer
+from xenlb.control.guest_secrets import HostKey, guest_secret, report_checksum
 
 ONE = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f1")
 OTHER = UUID("3a0f4a8e-5f05-4c8e-9df8-3dd9d9a3d0f2")
@@ -47,8 +47,8 @@ def free_port(host: str = "127.0.0.1") -> int:
 @asynccontextmanager
 async def listening(
     heard: Heard, port: int, *, host: str = "127.0.0.1", patience: float = 5.0
-) -> AsyncIterator[GuestListener]:
-    it = GuestListener(secret_of, heard, patience=patience, retry=(0.05, 0.1))
+) -> AsyncIterator[GuestReportServer]:
+    it = GuestReportServer(secret_of, heard, timeout=patience, retry=(0.05, 0.1))
     it.listen((ip_address(host), port))
     task = asyncio.create_task(it.run())
     try:
@@ -77,7 +77,7 @@ async def say(port: int, line: str | None, *, host: str = "127.0.0.1") -> str:
         name, version, nonce = greeting.split()
         assert (name, version, len(nonce)) == ("xenlb", "1", 32)
         if line is None:
-            mac = answer_to(nonce, secret=secret_of(ONE), word="leaving")
+            mac = report_checksum(nonce, secret=secret_of(ONE), word="leaving")
             line = f"{ONE} leaving {mac}\n"
         writer.write(line.replace("{nonce}", nonce).encode("utf-8", "surrogateescape"))
         await writer.drain()
@@ -90,13 +90,13 @@ async def say(port: int, line: str | None, *, host: str = "127.0.0.1") -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("word", ["leaving", "staying"])
-def test_a_guest_is_heard(host: str, word: str) -> None:
+def test_a_report_is_received(host: str, word: str) -> None:
     async def run() -> None:
         heard, port = Heard(), free_port(host)
         async with listening(heard, port, host=host):
             reader, writer = await asyncio.open_connection(host, port)
             nonce = (await reader.readline()).decode().split()[2]
-            mac = answer_to(nonce, secret=secret_of(ONE), word=word)
+            mac = report_checksum(nonce, secret=secret_of(ONE), word=word)
             writer.write(f"{ONE} {word} {mac}\n".encode())
             assert await reader.read() == b"ok\n"
             writer.close()
@@ -106,7 +106,7 @@ def test_a_guest_is_heard(host: str, word: str) -> None:
     asyncio.run(run())
 
 
-def test_a_guest_that_is_not_known_gets_no_ok(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_guest_gets_no_ok(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         heard.answer = False
@@ -121,7 +121,7 @@ def test_a_guest_that_is_not_known_gets_no_ok(caplog: pytest.LogCaptureFixture) 
 
 def wrong_lines() -> list[str]:
     mac = "a" * 64
-    other = answer_to("{nonce}", secret=secret_of(ONE), word="leaving")
+    other = report_checksum("{nonce}", secret=secret_of(ONE), word="leaving")
     return [
         f"{ONE} leaving {mac}\n",  # no secret
         f"{OTHER} leaving {other}\n",
@@ -144,7 +144,7 @@ def wrong_lines() -> list[str]:
 
 
 @pytest.mark.parametrize("line", wrong_lines(), ids=range(len(wrong_lines())))
-def test_whoever_proves_nothing_is_not_heard(line: str) -> None:
+def test_a_report_without_proof_is_refused(line: str) -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         async with listening(heard, port, patience=0.3):
@@ -155,7 +155,7 @@ def test_whoever_proves_nothing_is_not_heard(line: str) -> None:
     asyncio.run(run())
 
 
-def test_nothing_of_a_conversation_can_be_used_again() -> None:
+def test_a_report_cannot_be_replayed() -> None:
     """Not for another conversation, not for another word, not for another guest."""
 
     async def run() -> None:
@@ -163,7 +163,7 @@ def test_nothing_of_a_conversation_can_be_used_again() -> None:
         async with listening(heard, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             nonce = (await reader.readline()).decode().split()[2]
-            mac = answer_to(nonce, secret=secret_of(ONE), word="leaving")
+            mac = report_checksum(nonce, secret=secret_of(ONE), word="leaving")
             writer.write(f"{ONE} leaving {mac}\n".encode())
             assert await reader.read() == b"ok\n"
             writer.close()
@@ -209,7 +209,7 @@ class Silent:
         await asyncio.sleep(0)
 
 
-def test_the_silent_are_hung_up_on() -> None:
+def test_a_silent_connection_is_closed() -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         async with listening(heard, port, patience=0.2), Silent(port) as silent:
@@ -222,37 +222,36 @@ def test_the_silent_are_hung_up_on() -> None:
     asyncio.run(run())
 
 
-def test_of_one_address_the_longest_silent_makes_room() -> None:
+def test_the_longest_silent_connection_of_an_address_makes_room() -> None:
     async def run() -> None:
         heard, port = Heard(), free_port()
         async with listening(heard, port, patience=30), Silent(port) as silent:
             await silent.more(1, "127.0.0.3")
-            await silent.more(listener_limits.PLACES_OF_ADDRESS + 2, "127.0.0.2")
+            await silent.more(guest_limits.SLOTS_OF_ADDRESS + 2, "127.0.0.2")
             assert (
-                await silent.over()
-                == [False, True, True] + [False] * listener_limits.PLACES_OF_ADDRESS
+                await silent.over() == [False, True, True] + [False] * guest_limits.SLOTS_OF_ADDRESS
             )
             assert await say(port, None) == "ok\n"
 
     asyncio.run(run())
 
 
-def test_silent_addresses_do_not_keep_all_places(caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_addresses_do_not_keep_all_slots(caplog: pytest.LogCaptureFixture) -> None:
     """Sixteen addresses that hold all places for as long as they may: the others are heard."""
 
     async def run() -> None:
         heard, port = Heard(), free_port()
         async with listening(heard, port, patience=30), Silent(port) as silent:
-            for last in range(listener_limits.PLACES // listener_limits.PLACES_OF_ADDRESS):
-                await silent.more(listener_limits.PLACES_OF_ADDRESS, f"127.0.1.{last + 1}")
+            for last in range(guest_limits.SLOTS // guest_limits.SLOTS_OF_ADDRESS):
+                await silent.more(guest_limits.SLOTS_OF_ADDRESS, f"127.0.1.{last + 1}")
             assert await say(port, None) == "ok\n"
-            assert await silent.over() == [True] + [False] * (listener_limits.PLACES - 1)
+            assert await silent.over() == [True] + [False] * (guest_limits.SLOTS - 1)
         assert heard.words == [(ONE, "leaving")]
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(run())
     assert about(caplog, "127.0.1.1 ") == [
-        "the guest at 127.0.1.1 was refused: it made room for another, as the longest silent"
+        "the guest at 127.0.1.1 was refused: it was silent longest when another guest needed room"
     ]
 
 
@@ -285,7 +284,7 @@ def test_a_flood_of_one_address_costs_the_others_nothing(
     assert len(about(caplog, "127.0.0.2")) == 1, "a line a minute"
 
 
-def test_a_key_that_cannot_be_used_is_read_and_said_once(
+def test_an_unusable_key_is_read_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -294,7 +293,7 @@ def test_a_key_that_cannot_be_used_is_read_and_said_once(
         path.write_bytes(KEY)
         path.chmod(0o644)
         key = HostKey(path)
-        it = GuestListener(lambda uuid: guest_secret(key.key(), uuid), Heard())
+        it = GuestReportServer(lambda uuid: guest_secret(key.key(), uuid), Heard())
         it.listen((ip_address("127.0.0.1"), port))
         task = asyncio.create_task(it.run())
         await asyncio.sleep(0.05)
@@ -309,12 +308,14 @@ def test_a_key_that_cannot_be_used_is_read_and_said_once(
         asyncio.run(run())
     said = [record.message for record in caplog.records]
     assert len(said) == 2, "of the key, and of the guest that is not heard"
-    assert said[0].startswith(f"no guest is heard by TCP: others than root may read {tmp_path}")
+    assert said[0].startswith(
+        f"guests cannot report by TCP: other users than root may read {tmp_path}"
+    )
     assert "this host's key cannot be used" in said[1]
     assert not any(record.exc_info for record in caplog.records), "no traceback"
 
 
-def test_it_moves_and_stops(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_endpoint_changes_and_the_server_stops(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         heard, first, second = Heard(), free_port(), free_port()
         async with listening(heard, first) as it:
@@ -324,7 +325,7 @@ def test_it_moves_and_stops(caplog: pytest.LogCaptureFixture) -> None:
             it.listen((ip_address("127.0.0.1"), second))
             await asyncio.sleep(0.05)
             assert await say(second, None) == "ok\n"
-            mac = answer_to(nonce, secret=secret_of(OTHER), word="staying")
+            mac = report_checksum(nonce, secret=secret_of(OTHER), word="staying")
             writer.write(f"{OTHER} staying {mac}\n".encode())
             assert await reader.read() == b"ok\n"
             writer.transport.abort()
@@ -343,10 +344,10 @@ def test_it_moves_and_stops(caplog: pytest.LogCaptureFixture) -> None:
     assert "cannot listen" not in caplog.text
 
 
-def test_a_port_that_is_taken_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_in_use_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         heard = Heard()
-        it = GuestListener(secret_of, heard, retry=(0.02, 0.05))
+        it = GuestReportServer(secret_of, heard, retry=(0.02, 0.05))
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))
             other.listen()
@@ -367,14 +368,14 @@ def test_a_port_that_is_taken_is_waited_for(caplog: pytest.LogCaptureFixture) ->
     said = [(record.levelname, record.message.split(" at ")[0]) for record in caplog.records]
     assert said == [
         ("WARNING", "cannot listen for guests"),
-        ("INFO", "guests are heard"),
+        ("INFO", "listening for guests"),
     ]
 
 
 @pytest.mark.parametrize("text", ["203.0.113.77", "2001:db8:77::1"])
-def test_an_address_that_is_not_there_yet_is_no_problem(text: str) -> None:
+def test_the_server_listens_at_an_address_that_does_not_exist_yet(text: str) -> None:
     async def run() -> None:
-        it = GuestListener(secret_of, Heard())
+        it = GuestReportServer(secret_of, Heard())
         it.listen((ip_address(text), free_port()))
         task = asyncio.create_task(it.run())
         await asyncio.sleep(0.1)
@@ -385,17 +386,19 @@ def test_an_address_that_is_not_there_yet_is_no_problem(text: str) -> None:
     asyncio.run(run())
 
 
-def test_a_fault_with_one_guest_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_with_one_guest_does_not_end_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def run() -> None:
         port = free_port()
-        it = GuestListener(secret_of, lambda _uuid, word: bool(1 / (word == "staying")))
+        it = GuestReportServer(secret_of, lambda _uuid, word: bool(1 / (word == "staying")))
         it.listen((ip_address("127.0.0.1"), port))
         task = asyncio.create_task(it.run())
         await asyncio.sleep(0.05)
         assert await say(port, None) == ""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         nonce = (await reader.readline()).decode().split()[2]
-        mac = answer_to(nonce, secret=secret_of(ONE), word="staying")
+        mac = report_checksum(nonce, secret=secret_of(ONE), word="staying")
         writer.write(f"{ONE} staying {mac}\n".encode())
         assert await reader.read() == b"ok\n"
         writer.transport.abort()
@@ -404,8 +407,3 @@ def test_a_fault_with_one_guest_does_not_end_the_others(caplog: pytest.LogCaptur
 
     asyncio.run(run())
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_shown_as_it_is_configured() -> None:
-    assert shown((ip_address("10.0.0.1"), 7371)) == "10.0.0.1:7371"
-    assert shown((ip_address("2001:db8::1"), 7371)) == "[2001:db8::1]:7371"

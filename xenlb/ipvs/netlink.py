@@ -1,13 +1,12 @@
-"""Netlink as such: messages, attributes and the controller of generic netlink. Pure.
+"""Netlink messages, attributes, and the controller of generic netlink. Pure.
 
-What the attributes of IPVS mean is codec.py's. Numbers are those of <linux/netlink.h> and
-<linux/genetlink.h>; everything is in host byte order.
+Numbers are those of <linux/netlink.h> and <linux/genetlink.h>. Everything is in host byte order.
 """
 
 import struct
 from collections.abc import Iterator
 
-# struct nlmsghdr, that with struct genlmsghdr, struct nlattr; message types and flags.
+# struct nlmsghdr, the same followed by struct genlmsghdr, struct nlattr; types and flags.
 _NLMSG = struct.Struct("=IHHII")
 MESSAGE = struct.Struct("=IHHIIBBH")
 PAYLOAD = MESSAGE.size
@@ -19,20 +18,20 @@ NLM_F_ACK = 0x4
 NLM_F_DUMP_INTR = 0x10
 NLM_F_DUMP = 0x300
 
-# The controller of generic netlink, which knows the families' numbers.
+# The controller of generic netlink, which assigns numbers to families.
 _GENL_ID_CTRL = 0x10
 _CTRL_CMD_GETFAMILY = 3
 _CTRL_ATTR_FAMILY_ID = 1
 _CTRL_ATTR_FAMILY_NAME = 2
 
 
-def attribute(kind: int, size: int) -> int:
+def header(kind: int, size: int) -> int:
     """struct nlattr as one 32-bit number, for a payload of `size` bytes."""
     return int(struct.unpack("=I", struct.pack("=HH", size + 4, kind))[0])
 
 
 def family_request(sequence: int) -> bytes:
-    """Asks generic netlink for the number of the family IPVS (see `family_of_answer`)."""
+    """The request for the number of the generic netlink family IPVS."""
     name = b"IPVS\0"
     body = NLATTR.pack(len(name) + 4, _CTRL_ATTR_FAMILY_NAME) + padded(name)
     head = MESSAGE.pack(
@@ -42,19 +41,20 @@ def family_request(sequence: int) -> bytes:
     return head + body
 
 
-def family_of_answer(data: bytes, start: int, end: int) -> int:
-    """The family's number, from the body of the answer to `family_request`."""
+def family_number(data: bytes, start: int, end: int) -> int:
+    """The family's number, from the body of the answer to family_request()."""
     return number(attributes(data, start, end)[_CTRL_ATTR_FAMILY_ID])
 
 
 def padded(value: bytes) -> bytes:
+    """The payload with its padding to a multiple of 4 bytes."""
     return value + bytes(-len(value) % 4)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """(type, flags, sequence, start of the body, end) of each message in one datagram.
+    """Type, flags, sequence, start of the body and end of each message in one datagram.
 
-    The body of NLMSG_ERROR and NLMSG_DONE begins with minus an errno (`error_number`).
+    Raises ValueError for a message that is longer than the datagram.
     """
     offset = 0
     size = len(data)
@@ -62,8 +62,8 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         length, kind, flags, sequence, _port = _NLMSG.unpack_from(data, offset)
         if length < 16 or offset + length > size:
             raise ValueError(f"a netlink message of {length} bytes in {size - offset}")
-        head = 16 if kind in (NLMSG_ERROR, NLMSG_DONE) else PAYLOAD
-        yield kind, flags, sequence, offset + head, offset + length
+        header = 16 if kind in (NLMSG_ERROR, NLMSG_DONE) else PAYLOAD
+        yield kind, flags, sequence, offset + header, offset + length
         offset += length + 3 & ~3
 
 
@@ -74,18 +74,18 @@ def error_number(data: bytes, start: int) -> int:
 
 def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:
     """The attributes between two offsets, by their type."""
-    found: dict[int, bytes] = {}
+    values: dict[int, bytes] = {}
     while start + 4 <= end:
         length, kind = NLATTR.unpack_from(data, start)
         if length < 4:
             break
-        found[kind & 0x3FFF] = data[start + 4 : start + length]
+        values[kind & 0x3FFF] = data[start + 4 : start + length]
         start += length + 3 & ~3
-    return found
+    return values
 
 
 def number(value: bytes | None) -> int:
-    """A number of 1, 2, 4 or 8 bytes in host order; 0 where there is none."""
+    """A number of 1, 2, 4 or 8 bytes in host order; 0 for no bytes."""
     if not value:
         return 0
     formats = {1: "=B", 2: "=H", 4: "=I", 8: "=Q"}

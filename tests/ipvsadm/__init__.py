@@ -1,0 +1,1 @@
+"""A parser of ipvsadm's syntax, for tables and operations in tests."""
