@@ -13,8 +13,9 @@ from uuid import UUID
 import libvirt
 
 from xenlb.guestside.install.operations import GuestFile, GuestSymlink, Wanted
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import DeliveryError
-from xenlb.guestside.transport.open import GuestLocation, open_transport
+from xenlb.guestside.transport.open import open_access
 from xenlb.guestside.transport.survey import survey_files
 from xenlb.model.guest_side import Delivery, GuestSide
 
@@ -27,9 +28,9 @@ def wanted(value: dict[str, str | int]) -> Wanted:
     return GuestFile(path=str(value["path"]), text=str(value["text"]), mode=mode, block=block)
 
 
-async def deliver(where: GuestLocation, files: tuple[Wanted, ...]) -> dict[str, object]:
+async def deliver(where: GuestTarget, files: tuple[Wanted, ...]) -> dict[str, object]:
     try:
-        executor = (await open_transport(where)).executor
+        executor = (await open_access(where)).executor
         plan = (await survey_files(executor, files)).plan
         await executor.perform(plan.operations)
         again = (await survey_files(executor, files)).plan
@@ -44,7 +45,7 @@ async def deliver(where: GuestLocation, files: tuple[Wanted, ...]) -> dict[str, 
 
 def main(uri: str, uuid: str, name: str, delivery: str, address: str) -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    where = GuestLocation(
+    where = GuestTarget(
         uri=uri,
         uuid=UUID(uuid),
         name=name,

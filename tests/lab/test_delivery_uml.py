@@ -65,7 +65,8 @@ def test_a_container_that_is_off_by_its_files(guest: DebianGuest) -> None:
             lambda: guest.run("test -e /run/delivered", check=False).rc == 0, 30, "the unit to run"
         )
         refused = deliver(guest, "rootfs", [])
-        assert refused["error"].startswith("deb1 runs; its files can be changed from outside only")
+        message = "deb1 is running; its files can be changed from the host only"
+        assert refused["error"].startswith(message)
         assert "shut it down first" in refused["hint"]
     finally:
         guest.destroy()
@@ -154,7 +155,7 @@ def test_a_guest_that_runs_by_its_guest_agent(uml: UmlLab, guest: DebianGuest) -
         name="qemu-ga", path=program("qemu-guest-agent", "/usr/sbin/qemu-ga")
     )
     machine = uml.define_qemu_guest("q1", "10.0.0.41", programs=[agent])
-    assert deliver(machine, "agent", FILES)["error"] == "q1 does not run"
+    assert deliver(machine, "agent", FILES)["error"] == "q1 is not running"
     machine.start()
     machine.wait_serving(SLOW)
     listing = "cd /; find etc var usr/local 2>/dev/null | sort; cat etc/hosts etc/issue; "

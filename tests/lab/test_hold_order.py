@@ -13,7 +13,7 @@ import pytest
 from tests.lab.host import cache_directory
 from tests.lab.service import nest
 from xenlb.guestside.render.export import write_tree
-from xenlb.guestside.render.hold_files import hold_files
+from xenlb.guestside.render.systems import hold_files
 from xenlb.guestside.requirements.hold import NotifyVia, compile_hold
 from xenlb.model.guest_side import Init
 from xenlb.model.settings import DrainPolicy, Port, ServiceSettings
@@ -56,9 +56,9 @@ def test_systemd_stops_nothing_before_it(tmp_path: Path, how: str) -> None:
     lines = [line.removeprefix("xenlb-hold: ") for line in said]
     assert [re.sub(r"\d+ s$", "N s", line) for line in lines[:4]] == [
         "mail starts",
-        "this guest serves, the host knows (virtio)",
+        "this guest serves; the host is notified (virtio)",
         "0 connections to port 25; waiting until none is left, at most N s",
-        "empty after N s",
+        "no connections left after N s",
     ], console[-3000:]
     later = sorted({*lines[4:]})
     assert later == ["mail stops, the port is open", "socket stops"], console[-3000:]

@@ -125,7 +125,7 @@ def test_a_bare_guest_serves_in_all_methods(
     assert answers(client, *everywhere) == everywhere
     if name == "in2":
         refused = agent.xenlb(*off, check=False)
-        assert (refused.rc, "in2 runs; its files can be changed" in refused.err) == (1, True)
+        assert (refused.rc, "in2 is running; its files can be changed" in refused.err) == (1, True)
         # Now that it shows which file networkd takes for eth0, routes go beside that.
         agent.xenlb("guest", "apply", name)
     plan = agent.xenlb("guest", "plan", name, check=False)
@@ -168,7 +168,7 @@ BROKEN = {
     "ip addr del 192.0.2.11/32 dev lo; ip addr add 192.0.2.11/24 dev lo": (
         "192.0.2.11 is on lo with prefix length 24, not 32"
     ),
-    "ip addr add 192.0.2.12/32 dev eth0": "192.0.2.12 is on eth0, too",
+    "ip addr add 192.0.2.12/32 dev eth0": "192.0.2.12 is on eth0, as well as on",
     "sysctl -qw net.ipv4.conf.all.arp_ignore=0": "arp_ignore",
     "sysctl -qw net.ipv4.conf.tunl0.rp_filter=1": "rp_filter",
     "ip rule del from 10.0.0.161": "packets from 10.0.0.161 are not routed by table 731",

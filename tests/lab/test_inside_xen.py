@@ -268,7 +268,7 @@ def test_what_is_broken_is_named_and_mended(dom0: Dom0) -> None:
     assert verified.rc == 1
     expected = (
         "arp_ignore of eth0 is 0 (all: 0, eth0: 0), wanted 1: the guest answers ARP requests",
-        "rp_filter of tunl0 is 1 (all: 0, tunl0: 1), wanted 0: packets that come out of the tunnel",
+        "rp_filter of tunl0 is 1 (all: 0, tunl0: 1), wanted 0: packets from the tunnel",
         f"{DIRECT} is on lo with prefix length 24, not 32: the guest answers ARP for all of that",
         f"packets from {BARE}",
         "xenlb-guest is not active",
@@ -277,7 +277,7 @@ def test_what_is_broken_is_named_and_mended(dom0: Dom0) -> None:
         assert sentence in verified.err, verified.err
     assert "bare: 5 differences found" in verified.err
     # An address that xenlb has not given is not xenlb's to take; it says how.
-    (cure,) = re.findall(rf"take it off: (ip addr del {DIRECT}/24 dev lo)", verified.err)
+    (cure,) = re.findall(rf"remove it: (ip addr del {DIRECT}/24 dev lo)", verified.err)
     dom0.bare.run(cure)
     assert dom0.guest("apply", "bare").out == "bare has all that it needs\n"
     for vip in (DIRECT, WRAPPED, TRANSLATED):
@@ -375,8 +375,8 @@ def test_an_operator_commands_a_guest_that_configures_itself(dom0: Dom0) -> None
     assert (verified.rc, found["report"]) == (1, {"state": "broken", "settings": None})
     messages = [each["message"] for each in found["differences"]]
     assert messages == [
-        "it was given other settings than it needs now",
-        "its report is not understood: 'nonsense'",
+        "its settings in xenstore differ from what it needs now",
+        "its report has an unknown form: 'nonsense'",
     ]
     planned = dom0.guest("plan", "made", "--json", check=False)
     settings = json.loads(planned.out)["settings"]
@@ -444,7 +444,7 @@ def test_its_files_come_while_it_is_off(dom0: Dom0) -> None:
     """By its disk, mounted in Dom0. Nobody asks the agent to look inside: WITHOUT_BOOT."""
     off = ("bare", "--delivery", "rootfs")
     refused = dom0.guest("apply", *off, check=False)
-    assert (refused.rc, "bare runs; its files can be changed" in refused.err) == (1, True)
+    assert (refused.rc, "bare is running; its files can be changed" in refused.err) == (1, True)
     dom0.bare.shutdown()
     dom0.bare.wait_gone()
     with dom0.bare.mounted() as root:

@@ -78,11 +78,11 @@ def test_a_hold(agent: LabAgent, guest: QemuGuest) -> None:
 
     said = guest.run("sh /usr/local/lib/xenlb/hold.sh stop").out
     assert "waiting until none is left" in said
-    assert "could not be told" not in said
+    assert "could not be notified" not in said
     held = agent.wait_server("q1", lambda s: s["weight"] == 0, SLOW)
     assert held["reason"].startswith("shuts down from inside")
     said = guest.run("sh /usr/local/lib/xenlb/hold.sh start").out
-    assert "the host knows (virtio)" in said
+    assert "the host is notified (virtio)" in said
     agent.wait_serving("q1", timeout=SLOW)
 
 

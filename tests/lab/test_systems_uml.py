@@ -21,7 +21,7 @@ from tests.lab.uml import UmlLab
 from tests.lab.uml.debian import DebianGuest
 from xenlb.guestside.install.operations import GuestFile, GuestSymlink
 from xenlb.guestside.render.facts import Facts, NetworkLink
-from xenlb.guestside.render.systems import commands, is_left, side_files
+from xenlb.guestside.render.systems import apply_commands, guest_files, needs_guest_script
 from xenlb.guestside.requirements.compile import ServiceBinding, compile_needs
 from xenlb.guestside.requirements.needs import Needs
 from xenlb.ipvs.table import Family, Forwarding, family_of
@@ -49,7 +49,7 @@ COMPLAINTS = re.compile(r"RTNETLINK|error|invalid|ignoring|unknown|cannot|fail|w
 # same time, one of them comes second.
 USUAL = re.compile(
     r"tunl0: .*(IPv6|ignoring)|/run/network/ifstate|Read-only file system"
-    r"|xenlb-guest: cannot be done: address .*: File exists"
+    r"|xenlb-guest: failed: address .*: File exists"
 )
 
 
@@ -233,7 +233,7 @@ def started(lab: UmlLab, case: Case) -> DebianGuest:
         if case.script
         else {"/etc/systemd/system/systemd-sysctl.service.d/lab.conf": APPLIES},
     )
-    put(guest, side_files(needs, system=case.system, init=case.init, facts=case.facts))
+    put(guest, guest_files(needs, system=case.system, init=case.init, facts=case.facts))
     guest.start()
     return guest
 
@@ -249,7 +249,7 @@ def test_a_guest_is_what_its_services_need(
     lab: UmlLab, guests: dict[Case, DebianGuest], case: Case
 ) -> None:
     needs = case.needs
-    assert is_left(needs, system=case.system, facts=case.facts) == case.script
+    assert needs_guest_script(needs, system=case.system, facts=case.facts) == case.script
     guest = guests[case] if case in guests else started(lab, case)
     expected = wanted(case)
 
@@ -270,7 +270,9 @@ def test_a_guest_is_what_its_services_need(
     try:
         check("after a start")
         with nothing_lost(guest):
-            for line in commands(needs, system=case.system, init=case.init, facts=case.facts) * 2:
+            for line in (
+                apply_commands(needs, system=case.system, init=case.init, facts=case.facts) * 2
+            ):
                 guest.run(line)
         again = f"{{ {AGAIN[case.network]}; }} >/root/again 2>&1 </dev/null; echo $? >/root/status"
         # The way to the guest's shell goes by eth0.

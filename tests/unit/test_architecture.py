@@ -28,7 +28,12 @@ FLOORS = (
 )
 # The floors inside a room, by the names of its rooms and modules; "" is every module not named.
 INNER_FLOORS = {
-    "guestside": ({""}, {"render", "transport"}, {"inspect", "install"}, {"requirements"}),
+    "guestside": (
+        {""},
+        {"render", "transport"},
+        {"inspect", "install", "target"},
+        {"requirements"},
+    ),
     "health": ({"runner"}, {"registry", "pacing"}, {"probes"}, {"via_vip"}, {"transport"}),
     "hypervisor": (
         {"addresses", "uri"},

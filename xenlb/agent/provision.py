@@ -13,6 +13,7 @@ from xenlb.guestside.requirements.compile import NeedsError
 from xenlb.guestside.requirements.hold import NotifyVia, compile_hold, reachable_notify_via
 from xenlb.guestside.target import GuestTarget, guest_target
 from xenlb.guestside.transport.channel import DeliveryError
+from xenlb.guestside.transport.open import open_access
 from xenlb.hypervisor.uri import real_uri
 from xenlb.hypervisor.xenstore.source import XenstoreSource
 from xenlb.model.domain import GuestId
@@ -60,7 +61,7 @@ class Inspector:
             raise InspectionFailed(str(error)) from None
 
     async def _reached(self, target: GuestTarget, request: ProvisionRequest) -> tuple[Verdict, ...]:
-        access = await provision.open_access(target)
+        access = await open_access(target)
         if access.channel is None:
             raise InspectionFailed(f"{target.name} can be reached only while it is off")
         observed = None
@@ -68,7 +69,7 @@ class Inspector:
             async with self._lock(target):
                 survey = await provision.survey(target, access, overrides=self.templates)
                 applied = await provision.apply(survey, access, overrides=self.templates)
-                observed = applied.seen
+                observed = applied.observed
         if observed is None:
             observed = await provision.inspect(target, access.channel)
         return await asyncio.to_thread(provision.verdicts, target, observed)

@@ -102,7 +102,7 @@ def locked_guest(options: Options, target: GuestTarget) -> AbstractAsyncContextM
         target.uuid,
         name=target.name,
         patience=PATIENCE,
-        waits=lambda sentence: click.echo(f"xenlb: {sentence}", err=True),
+        on_wait=lambda sentence: click.echo(f"xenlb: {sentence}", err=True),
     )
 
 

@@ -17,7 +17,7 @@ from xenlb.guestside.install.planner import ChangedFiles
 from xenlb.guestside.install.preview import differences
 from xenlb.guestside.provision import Applied, Survey
 from xenlb.guestside.target import GuestTarget
-from xenlb.guestside.transport.open import Access
+from xenlb.guestside.transport.open import Access, open_access
 from xenlb.model.guest_side import Delivery
 
 
@@ -88,7 +88,7 @@ def apply(options: Options, name: str, access: AccessOptions) -> None:
         return conclude(target, left=guest_selfconfig.apply(options, target).differences)
     survey, applied = guest_common.run(_change(options, target, access, provision.apply))
     _print_operations(survey)
-    return conclude(target, applied.said, applied.left)
+    return conclude(target, applied.failures, applied.remaining)
 
 
 def remove(options: Options, name: str, access: AccessOptions, *, force: bool) -> None:
@@ -105,9 +105,9 @@ def remove(options: Options, name: str, access: AccessOptions, *, force: bool) -
         raise Failure(
             f"not everything was removed from {target.name}",
             hint="to remove the changed files too: xenlb guest remove --force",
-            details=applied.said,
+            details=applied.failures,
         )
-    return conclude(target, applied.said, text="has nothing of xenlb")
+    return conclude(target, applied.failures, text="has nothing of xenlb")
 
 
 def conclude(
@@ -148,7 +148,7 @@ async def _survey(
     access: AccessOptions,
     removing: ChangedFiles | None = None,
 ) -> tuple[Survey, Access]:
-    opened = await provision.open_access(target, root=access.root)
+    opened = await open_access(target, root=access.root)
     survey = await provision.survey(target, opened, overrides=options.templates, removing=removing)
     return survey, opened
 

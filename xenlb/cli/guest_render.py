@@ -62,7 +62,7 @@ def render(
     from xenlb.cli import guest_common
     from xenlb.config import load
     from xenlb.guestside.render.facts import Facts
-    from xenlb.guestside.render.systems import side_files
+    from xenlb.guestside.render.systems import guest_files
     from xenlb.guestside.requirements.compile import compile_needs
     from xenlb.guestside.requirements.hold import NotifyVia
     from xenlb.model.guest_side import Init, System
@@ -79,8 +79,8 @@ def render(
     hold = guest_common.shutdown_hold(identity, settings, key=key, notify=notify, must_notify=True)
     target = guest_common.run(guest_common.target_of(identity, hold))
     with guest_common.template_errors():
-        files = side_files(
-            compile_needs(target.places, hold=target.hold),
+        files = guest_files(
+            compile_needs(target.bindings, hold=target.hold),
             system=System(system) if system else target.side.system or System.SHELL,
             init=Init(init) if init else target.side.init or Init.SYSTEMD,
             facts=Facts(),

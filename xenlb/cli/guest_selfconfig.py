@@ -9,7 +9,7 @@ import click
 from xenlb.cli import guest_common
 from xenlb.cli.options import Failure, Options
 from xenlb.guestside import self_config
-from xenlb.guestside.self_config_status import SelfConfigStatus
+from xenlb.guestside.self_config import SelfConfigStatus
 from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.hypervisor.xenstore import guest_settings
@@ -37,7 +37,7 @@ def remove(options: Options, target: GuestTarget) -> None:
         # The kernel's part went with the guest's kernel, its settings with its domain.
         click.echo(f"{target.name} is not running, so it has {left}")
         return
-    status = guest_common.run(_deliver(options, self_config.in_no_service(target)))
+    status = guest_common.run(_deliver(options, self_config.without_services(target)))
     if status.differences:
         raise Failure(
             f"{target.name} has not confirmed that it has undone what it made",
@@ -55,27 +55,27 @@ async def _inspect(target: GuestTarget) -> SelfConfigStatus:
 async def _deliver(options: Options, target: GuestTarget) -> SelfConfigStatus:
     async with guest_common.locked_guest(options, target), _connection(target) as xenstore:
         before = await _read_status(target, xenstore)
-        if not before.in_step:
-            click.echo(f"write {before.place}")
+        if not before.up_to_date:
+            click.echo(f"write {before.path}")
         with suppress(self_config.NotConfigured):  # the status below shows what the guest reports
             await self_config.deliver_settings(target, xenstore)
         return await _read_status(target, xenstore)
 
 
 async def _read_status(target: GuestTarget, xenstore: Connection) -> SelfConfigStatus:
-    domid = self_config.running(target)
+    domid = self_config.domid_of(target)
     return SelfConfigStatus(
-        place=guest_settings.settings_path(domid),
+        path=guest_settings.settings_path(domid),
         wanted=self_config.settings_text_for(target),
         given=await xenstore.read_settings(domid),
-        word=await xenstore.read_answer(domid),
+        report_text=await xenstore.read_answer(domid),
     )
 
 
 @asynccontextmanager
 async def _connection(target: GuestTarget) -> AsyncIterator[Connection]:
     """Open a connection to xenstore, where the domain is the target's. Raises DeliveryError."""
-    domid = self_config.running(target)
+    domid = self_config.domid_of(target)
     try:
         with closing(Connection()) as xenstore:
             if not await xenstore.is_guest(domid, target.uuid):

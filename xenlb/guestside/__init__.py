@@ -1,6 +1,5 @@
-"""The inside of guests: what they need, what they have, and the difference applied.
+"""The inside of guests: their needs, their state, and the changes between the two.
 
-Imports point down: `render` makes files from `requirements`; `transport` executes the operations of
-`install`; `inspect` compares what a guest has with its requirements. The modules beside this one
-put them together.
+`requirements` are the needs of a guest. `render` makes files from them, `install` plans the changes
+of files, and `transport` performs these. `inspect` compares the state of a guest with its needs.
 """

@@ -1,5 +1,7 @@
-"""The director's own files, where not the agent puts the service addresses on its interface
-(`director: {addresses: leave}`): as its network configuration has them, and the sysctls for it."""
+"""Files of the director for `director: {addresses: leave}`.
+
+They set the service addresses in its network configuration, and the sysctls.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,28 +32,30 @@ def director_files(
     kernel: tuple[int, int] | None = None,
     overrides: Path = OVERRIDES,
 ) -> tuple[GuestFile, ...]:
-    """`kernel`: major and minor, by default of the one that runs. Raises TemplateError, and
-    NeedsError where it is not known what to write."""
-    files = native_files.Renderer(overrides=overrides)
+    """The files of the director. Raises TemplateError, and NeedsError for missing settings.
+
+    `kernel`: major and minor version, by default of the running one.
+    """
+    renderer = native_files.Renderer(overrides=overrides)
     sysctls = required_sysctls(
         settings,
         kernel or kernel_version(),
         advertised_interfaces=router_advertisement_interfaces(),
     )
-    every: list[GuestFile] = []
+    files: list[GuestFile] = []
     if sysctls:
         text = sysctl_file_text(sysctls, by="director: {addresses: leave}")
-        every.append(GuestFile(path=str(SYSCTL_FILE.relative_to("/")), text=text))
-    addresses = sorted(settings.service_addresses(), key=lambda each: (each.version, int(each)))
+        files.append(GuestFile(path=str(SYSCTL_FILE.relative_to("/")), text=text))
+    addresses = sorted(settings.service_addresses(), key=lambda a: (a.version, int(a)))
     if addresses:
         interface = settings.director.interface
         if interface is None:
             raise NeedsError(
-                "the interface for the service addresses is not known",
-                hint="write it: director: {interface: eth0, addresses: leave}",
+                "the interface for the service addresses is unknown",
+                hint="set  director: {interface: eth0, addresses: leave}",
             )
-        every += _addresses(addresses, interface, system, facts or Facts(), files)
-    return tuple(every)
+        files += _addresses(addresses, interface, system, facts or Facts(), renderer)
+    return tuple(files)
 
 
 def _addresses(
@@ -59,41 +63,43 @@ def _addresses(
     interface: str,
     system: System,
     facts: Facts,
-    files: native_files.Renderer,
+    renderer: native_files.Renderer,
 ) -> Iterator[GuestFile]:
     name = native_files.file_name(interface, of="an interface")
     values: dict[str, object] = {"interface": name, "addresses": addresses}
-    four = [each for each in addresses if each.version == 4]
-    six = [each for each in addresses if each.version == 6]
+    four = [address for address in addresses if address.version == 4]
+    six = [address for address in addresses if address.version == 6]
     if system is System.NETPLAN and facts.netplan_by_manager:
         system = System.NETWORK_MANAGER
     match system:
         case System.IFUPDOWN:
-            yield files.file("etc/network/if-up.d/xenlb", "director/if-up", values, mode=0o755)
+            yield renderer.file("etc/network/if-up.d/xenlb", "director/if-up", values, mode=0o755)
         case System.NETWORKD | System.NETPLAN:
-            # netplan cannot say "without duplicate address detection", which would find the other
-            # director; so it is said to networkd, beside what netplan makes for it.
+            # netplan cannot turn off duplicate address detection, which would find the other
+            # director. networkd can, in a drop-in for the file that netplan generates.
             network_file = facts.link(interface).network_file
             if network_file is None:
                 raise NeedsError(
-                    f"the .network file of {interface} is not known",
-                    hint=f"networkctl status {interface} names it; give it by --network-file",
+                    f"the .network file of {interface} is unknown",
+                    hint=f"give the file that `networkctl status {interface}` names as "
+                    "--network-file",
                 )
             name = native_files.file_name(network_file, of="a .network file")
             path = f"{native_files.NETWORKD}/{name}.d/xenlb.conf"
-            yield files.file(path, "networkd/addresses.conf", {"addresses": addresses})
+            yield renderer.file(path, "networkd/addresses.conf", {"addresses": addresses})
         case System.NETWORK_MANAGER:
             path = "etc/NetworkManager/dispatcher.d/60-xenlb"
-            yield files.file(path, "director/dispatcher", values, mode=0o755)
+            yield renderer.file(path, "director/dispatcher", values, mode=0o755)
         case System.NETWORK_SCRIPTS:
-            yield from native_files.aliases(name, four, files)
+            yield from native_files.aliases(name, four, renderer)
             if six:
                 values["addresses"] = six
-                yield files.block("usr/sbin/ifup-local", "director/ifup-local", values, mode=0o755)
+                path = "usr/sbin/ifup-local"
+                yield renderer.block(path, "director/ifup-local", values, mode=0o755)
         case System.SHELL:
             raise NeedsError(
-                "it is not known what configures the network of this host",
-                hint="let the agent do it: director: {addresses: manage}",
+                "the network software of this host is unknown",
+                hint="let the agent set the addresses: director: {addresses: manage}",
             )
         case _:
             assert_never(system)

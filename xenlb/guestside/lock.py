@@ -1,13 +1,12 @@
-"""Whose turn it is to change a guest: of all xenlb on this host, agent and commands, one at a time.
+"""A lock per guest: on one host, one xenlb process at a time changes a guest.
 
-An apply reads files of the guest, decides, and writes; two of them at once would each write what
-the other has just read. The lock is on the host and not in the guest: one host delivers to a guest,
-every delivery has a host and not all of them a guest that runs, and the kernel gives flock(2) back
-when its holder dies, however it dies, so that nobody has to guess who is dead. Of one that was
-killed in the middle the guest has whole operations, the last of which may still run in there; who
-comes next looks and goes on from what there is.
+An apply reads files of the guest, decides, and writes; two at once would each overwrite what the
+other has just read. The lock is on the host: only one host delivers to a guest, and a powered-off
+guest cannot hold a lock. The kernel releases flock(2) when its holder dies. A killed apply leaves
+whole operations only, and the next apply goes on from there.
 
-The files stay: were one removed, who waits for it and who makes it anew would both have a lock.
+Lock files are never removed: a process that waits for a removed file and one that makes it anew
+would both get a lock.
 """
 
 import asyncio
@@ -21,11 +20,11 @@ from uuid import UUID
 
 from xenlb.guestside.transport.channel import DeliveryError
 
-LOOK = 0.2  # seconds; flock(2) itself would block a thread, which nobody can interrupt
+POLL = 0.2  # seconds; a blocking flock(2) would need a thread that cannot be interrupted
 
 
 def lock_folder(socket: Path) -> Path:
-    """Where the locks are: agent and commands know the same socket."""
+    """The folder of the locks; agent and commands derive it from the same socket."""
     return socket.parent / "guests"
 
 
@@ -36,50 +35,52 @@ async def guest_lock(
     *,
     name: str,
     patience: float,
-    waits: Callable[[str], None] = lambda _sentence: None,
+    on_wait: Callable[[str], None] = lambda _sentence: None,
 ) -> AsyncIterator[None]:
-    """Nobody else changes this guest meanwhile. `patience`: seconds to wait for one who does;
-    `waits` is told once that it has to. Raises DeliveryError."""
-    file = _opened(folder, uuid)
+    """Hold the lock of a guest. Raises DeliveryError.
+
+    `patience`: seconds to wait for another holder. `on_wait`: called once if there is one.
+    """
+    file = _open(folder, uuid)
     try:
-        await _take(file, name, patience, waits)
+        await _acquire(file, name, patience, on_wait)
         yield
     finally:
         os.close(file)
 
 
-def _opened(folder: Path, uuid: UUID) -> int:
+def _open(folder: Path, uuid: UUID) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Nobody but root may read it: who can open it can lock it.
+        # For root only: a process that can open the file can lock it.
         return os.open(folder / f"{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         permitted = error.errno not in {errno.EPERM, errno.EACCES}
         raise DeliveryError(
             f"{error.filename}: {error.strerror}",
-            hint="see what is there" if permitted else "run it as root",
+            hint="check what is at that path" if permitted else "run it as root",
             permitted=permitted,
         ) from None
 
 
-async def _take(file: int, name: str, patience: float, waits: Callable[[str], None]) -> None:
+async def _acquire(file: int, name: str, patience: float, on_wait: Callable[[str], None]) -> None:
     loop = asyncio.get_running_loop()
-    until, told = loop.time() + patience, False
-    while not _taken(file):
-        if not told:
-            told = True
-            waits(f"{_holder(file)} is at work in {name}; waiting for its end")
+    until, waiting = loop.time() + patience, False
+    while not _try_lock(file):
+        locked = f"{name} is locked by {_holder(file)}"
+        if not waiting:
+            waiting = True
+            on_wait(f"{locked}; waiting")
         if loop.time() >= until:
             raise DeliveryError(
-                f"{_holder(file)} is at work in {name}, for more than {patience:g} s",
-                hint="wait for its end, or end it",
+                f"{locked} for more than {patience:g} s", hint="wait until it ends, or end it"
             )
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(POLL)
     os.ftruncate(file, 0)
     os.pwrite(file, str(os.getpid()).encode(), 0)
 
 
-def _taken(file: int) -> bool:
+def _try_lock(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -89,4 +90,4 @@ def _taken(file: int) -> bool:
 
 def _holder(file: int) -> str:
     number = os.pread(file, 16, 0).decode("ascii", "replace")
-    return f"process {number} of xenlb" if number.isdecimal() else "another xenlb"
+    return f"xenlb (pid {number})" if number.isdecimal() else "another xenlb"

@@ -1,4 +1,4 @@
-"""What a guest's files are written for: as the configuration says, else as the guest shows."""
+"""The platform of a guest: its init system and network software, configured or detected."""
 
 from dataclasses import dataclass
 
@@ -19,49 +19,57 @@ _SYSVINIT = "etc/inittab"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
+    """The network software, the init system, and facts that its files depend on."""
+
     system: System
     init: Init
     facts: Facts
 
 
-def of_observed(side: GuestSide, seen: Observed, *, name: str, container: bool) -> Platform:
-    """Of a guest that runs. Raises DeliveryError where it does not show what starts its services,
-    and nobody has said it."""
-    init = side.init or seen.init
+def platform_of_running(
+    side: GuestSide, observed: Observed, *, name: str, container: bool
+) -> Platform:
+    """The platform of a running guest. Raises DeliveryError for an unknown init system."""
+    init = side.init or observed.init
     if init is None:
         raise _unknown_init(name)
-    system = side.system or seen.system_of(side.interface)
-    return Platform(system=system, init=init, facts=facts_of(seen, container=container))
+    system = side.system or observed.system_of(side.interface)
+    return Platform(system=system, init=init, facts=facts_of(observed, container=container))
 
 
 def facts_of(observed: Observed, *, container: bool = False) -> Facts:
-    """As the guest shows them; that it is a container its host knows better."""
+    """The facts that a running guest shows; `container` is known from its libvirt URI."""
     systems = observed.systems
     loopback = systems.get("lo")
     return Facts(
         links=tuple(
             NetworkLink(
                 interface=interface,
-                network_file=each.network_file,
-                address_routes=each.address_routes,
+                network_file=system.network_file,
+                address_routes=system.address_routes,
             )
-            for interface, each in systems.items()
+            for interface, system in systems.items()
             if interface != "lo"
         ),
         sources_interfaces_d=observed.interfaces_d,
-        # xenlb's own file says nothing of the guest's.
+        # xenlb's own file does not count.
         loopback_file=None
         if loopback is None or loopback.network_file == LOOPBACK_FILE
         else loopback.network_file,
-        netplan_by_manager=any(each.by_manager for each in systems.values()),
+        netplan_by_manager=any(system.by_manager for system in systems.values()),
         manager_version=observed.network_manager or MANAGES_LOOPBACK,
         applies_sysctls=not container,
     )
 
 
-async def of_files(side: GuestSide, executor: Executor, *, name: str, container: bool) -> Platform:
-    """Of a guest that is off, by files that are there. Of networkd's files none says which is taken
-    for an interface, so what would go beside it is left to guest.sh. Raises DeliveryError."""
+async def platform_of_files(
+    side: GuestSide, executor: Executor, *, name: str, container: bool
+) -> Platform:
+    """The platform of a powered-off guest, by its files. Raises DeliveryError.
+
+    No file shows which .network file networkd uses for an interface, so routes are left to
+    guest.sh.
+    """
     files = (_INTERFACES, _NETWORKD, _MANAGER, *_SYSTEMD, _SYSVINIT)
     present = await executor.read(files=files, folders=(_NETPLAN, _SCRIPTS))
     stanzas = _text(present, _INTERFACES)
@@ -108,6 +116,6 @@ def _text(present: Present, path: str) -> str:
 
 def _unknown_init(name: str) -> DeliveryError:
     return DeliveryError(
-        f"what starts services in {name} is not to be seen",
-        hint="say it: guest-side: {init: systemd} or {init: sysvinit}",
+        f"the init system of {name} is unknown",
+        hint="set  guest-side: {init: systemd}  or {init: sysvinit}",
     )

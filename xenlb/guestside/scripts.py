@@ -1,14 +1,14 @@
-"""The scripts that make true in a running guest what its files say: guest.sh, brought along.
+"""Scripts that bring the state of a running guest in line with its settings.
 
-It is the host's guest.sh that runs, not the guest's: one that is not installed, or an old one, need
-not know what is wanted now. xenlb-guest is stopped meanwhile, since it keeps the same record.
+They bring the host's guest.sh along: the guest may have none, or an old one. xenlb-guest is stopped
+meanwhile, because it keeps the same record.
 """
 
 from collections.abc import Sequence
 
-_END = "END OF WHAT XENLB BRINGS ALONG"
+_END = "END OF A FILE OF XENLB"
 
-# Stopped, xenlb-guest leaves everything in place.
+# xenlb-guest leaves everything in place when it stops.
 _HEAD = """\
 umask 077
 run=/run
@@ -27,53 +27,55 @@ stop_guest() {
 """
 
 
-def applied_script(guest_script: str, *, former: str, settings: str, after: Sequence[str]) -> str:
-    """Takes away what is of the former settings and no longer wanted, makes the rest so, and runs
-    the commands after it. Status 1: something failed, the output says what."""
+def applied_script(guest_script: str, *, last: str, settings: str, after: Sequence[str]) -> str:
+    """A script that replaces the last settings by new ones, and then runs commands.
+
+    It exits with 1 if something failed, and prints what.
+    """
     return "\n".join(
         (
-            _HEAD,
-            _file("guest.sh", guest_script),
-            _file("former", former),
+            _adopting(guest_script, last),
             _file("settings", settings),
             "failed=0",
-            "stop_guest",
-            'sh "$here/guest.sh" adopt "$here/former" >/dev/null',
             'sh "$here/guest.sh" up "$here/settings" || failed=1',
-            *(_tried(command) for command in after),
+            *(_try(command) for command in after),
             "exit $failed",
         )
     )
 
 
-def removed_script(guest_script: str, *, former: str) -> str:
-    """Takes away all that is of the former settings."""
+def removed_script(guest_script: str, *, last: str) -> str:
+    """A script that removes all that belongs to the last settings."""
+    return _adopting(guest_script, last) + '\nsh "$here/guest.sh" down'
+
+
+def _adopting(guest_script: str, last: str) -> str:
     return "\n".join(
         (
             _HEAD,
             _file("guest.sh", guest_script),
-            _file("former", former),
+            _file("last", last),
             "stop_guest",
-            'sh "$here/guest.sh" adopt "$here/former" >/dev/null',
-            'sh "$here/guest.sh" down',
+            'sh "$here/guest.sh" adopt "$here/last" >/dev/null',
         )
     )
 
 
 def after_script(commands: Sequence[str]) -> str:
-    return "\n".join(("failed=0", *(_tried(command) for command in commands), "exit $failed"))
+    """A script that runs commands, and exits with 1 if one failed."""
+    return "\n".join(("failed=0", *(_try(command) for command in commands), "exit $failed"))
 
 
-def _tried(command: str) -> str:
-    """Its words are told only if it fails: systemctl has much to say."""
+def _try(command: str) -> str:
+    """The command; its output is shown only if it fails, since systemctl prints much."""
     return (
-        f"said=$({{ {command}; }} 2>&1) || {{ failed=1; "
-        "printf 'xenlb-guest: %s\\n' \"$said\" | head -n 3; }"
+        f"output=$({{ {command}; }} 2>&1) || {{ failed=1; "
+        "printf 'xenlb-guest: %s\\n' \"$output\" | head -n 3; }"
     )
 
 
 def _file(name: str, text: str) -> str:
     if _END in text:
-        raise ValueError(f"{name} has the line that ends it")
+        raise ValueError(f"{name} contains the line that ends it")
     end = "" if text.endswith("\n") or not text else "\n"
     return f"cat >\"$here/{name}\" <<'{_END}' || exit 1\n{text}{end}{_END}"

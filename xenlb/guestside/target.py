@@ -1,8 +1,4 @@
-"""Which guest, in which of its services, at which addresses: what its needs are compiled from.
-
-Made by the command line for one guest that an operator names, and by the agent for those that it
-lets in.
-"""
+"""A guest with its services and addresses: the input of access and of the compiler of needs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,27 +14,26 @@ from xenlb.model.settings import ServiceSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestTarget:
-    """A guest and its places. `uri`: of its libvirt, a real one. `side`: how it is reached and what
-    it is, the same in all places. `hold` None: it is in no service. `domid` None: it is off."""
+    """A guest to work on.
+
+    `uri`: the real one of its libvirt. `side`: the access and the platform, the same in all
+    bindings. `address`: for ssh without a configured destination. `hold` None: the guest is in no
+    service. `domid` None: it is off.
+    """
 
     name: str
     uuid: UUID
     uri: str
-    places: tuple[ServiceBinding, ...]
     side: GuestSide
-    hold: Hold | None
-    domid: int | None
+    address: IPAddress | None = None
+    bindings: tuple[ServiceBinding, ...] = ()
+    hold: Hold | None = None
+    domid: int | None = None
 
     @property
     def container(self) -> bool:
-        """Does it share the host's kernel?"""
+        """Whether the guest shares the host's kernel."""
         return self.uri.startswith(("lxc:", "lxc+", "openvz", "vz"))
-
-    @property
-    def address(self) -> IPAddress | None:
-        """An address of its own at which it can be reached; IPv4 where there is one."""
-        known = [place.address for place in self.places if place.address is not None]
-        return min(known, key=lambda address: address.version, default=None)
 
 
 async def guest_target(
@@ -51,43 +46,43 @@ async def guest_target(
     hold: Hold | None,
     domid: int | None,
 ) -> GuestTarget:
-    """`addresses`: of the guest's servers, by the names of services. Raises NeedsError where its
-    services contradict each other."""
+    """The target for a guest; `addresses`: of its servers, by name of the service.
+
+    The gateway is the address from which the director sends to the guest, unless one is configured.
+    Raises NeedsError where services contradict each other.
+    """
     from xenlb.director.interface import source_addresses  # noqa: PLC0415  (loads pyroute2)
 
-    ways = await source_addresses(set(addresses.values())) if addresses else {}
-    places = tuple(
-        _place(service, side_of(service, name, uuid), addresses.get(service.name), ways)
-        for service in services
-    )
-    _agree(name, places)
-    side = places[0].side if places else GuestSide()
+    director_addresses = await source_addresses(set(addresses.values())) if addresses else {}
+    bindings = []
+    for service in services:
+        side, address = side_of(service, name, uuid), addresses.get(service.name)
+        routed = [director_addresses[address]] if address in director_addresses else []
+        gateways = {family_of(gateway): gateway for gateway in (*routed, *side.gateways)}
+        bindings.append(
+            ServiceBinding(service=service, side=side, address=address, gateways=gateways)
+        )
+    _check_same_side(name, bindings)
     return GuestTarget(
-        name=name, uuid=uuid, uri=uri, places=places, side=side, hold=hold, domid=domid
+        name=name,
+        uuid=uuid,
+        uri=uri,
+        side=bindings[0].side if bindings else GuestSide(),
+        address=min(addresses.values(), key=lambda address: address.version, default=None),
+        bindings=tuple(bindings),
+        hold=hold,
+        domid=domid,
     )
 
 
-def _place(
-    service: ServiceSettings,
-    side: GuestSide,
-    address: IPAddress | None,
-    ways: Mapping[IPAddress, IPAddress],
-) -> ServiceBinding:
-    """The director is reached at the address from which it sends to the guest, unless another is
-    configured."""
-    found = [ways[address]] if address is not None and address in ways else []
-    gateways = {family_of(each): each for each in (*found, *side.gateways)}
-    return ServiceBinding(service=service, side=side, address=address, gateways=gateways)
-
-
-def _agree(name: str, places: tuple[ServiceBinding, ...]) -> None:
-    """One guest has one system and is reached in one way."""
+def _check_same_side(name: str, bindings: Iterable[ServiceBinding]) -> None:
+    """A guest has one platform and one access."""
     for key in ("delivery", "system", "init", "ssh", "table"):
-        said = {getattr(place.side, key): place.service.name for place in places}
-        if len(said) > 1:
-            one, other, *_ = said.values()
+        values = {getattr(binding.side, key): binding.service.name for binding in bindings}
+        if len(values) > 1:
+            one, other, *_ = values.values()
             raise NeedsError(
-                f"services {one} and {other} say different things of guest {name}: "
-                f"guest-side.{key} is " + " and ".join(str(each or "left out") for each in said),
-                hint="say the same in both, or once under defaults",
+                f"services {one} and {other} differ in guest-side.{key} of guest {name}: "
+                + " and ".join("default" if value is None else str(value) for value in values),
+                hint="set the same value in both, or set it once under defaults",
             )

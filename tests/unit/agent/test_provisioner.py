@@ -27,6 +27,7 @@ from xenlb import clock
 from xenlb.agent import provision, provisioner
 from xenlb.agent.provisioner import Provisioner
 from xenlb.guestside import lock, self_config
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport import open
 from xenlb.guestside.transport.identity import Identity
 from xenlb.hypervisor.xenstore import guest_settings
@@ -107,7 +108,7 @@ class Bench:
         return "; ".join(each.problem for each in self.desk.agent.state.guests[guest(1)].readiness)
 
 
-async def identity_of(where: open.GuestLocation) -> Identity:
+async def identity_of(where: GuestTarget) -> Identity:
     return Identity(uuid=where.uuid)
 
 
@@ -129,9 +130,9 @@ def test_weight_comes_with_the_guests_answer(tmp_path: Path, quick: None) -> Non
         assert text.startswith("xenlb 1\n")
         assert "address 192.0.2.10 lo\n" in text
         assert "hold tell=xenstore\n" in text
-        await until(lambda: "has not taken up" in bench.reason())
+        await until(lambda: "has not confirmed" in bench.reason())
         bench.xenstore.say(5, "failed")
-        await until(lambda: "could not do all" in bench.reason())
+        await until(lambda: "could not apply all" in bench.reason())
         assert "10.0.0.11" not in bench.desk.weights()
         bench.xenstore.say(5, "ok")
         await until(lambda: "10.0.0.11" in bench.desk.weights())
@@ -152,7 +153,7 @@ def test_it_comes_after_an_operator_who_is_at_work(
         async with lock.guest_lock(folder, guest(1).uuid, name="mail1", patience=0):
             await bench.desk.say(listed(mail1=5))
             await bench.desk.pass_checks()
-            await until(lambda: "of xenlb is at work in mail1" in bench.reason())
+            await until(lambda: "mail1 is locked by xenlb" in bench.reason())
             assert bench.xenstore.texts == {}
         if by_ssh:
             await until(lambda: "ssh to nobody@ssh.invalid" in bench.reason())

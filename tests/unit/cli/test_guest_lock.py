@@ -14,9 +14,9 @@ from tests.unit.cli.test_guest_selfconfig import CONFIG, UUID
 # The error of each delivery once it has the lock: no guest can be reached here. Before anything
 # runs in a guest, libvirt is asked how to recognize it.
 ERRORS = {
-    "--ssh=root@g": "libvirt was asked about mail2",
-    "--delivery=agent": "libvirt was asked about mail2",
-    "--root=HERE": "is the guest's file system mounted there?",
+    "--ssh=root@g": "the libvirt call about mail2 failed",
+    "--delivery=agent": "the libvirt call about mail2 failed",
+    "--root=HERE": "check that the guest's file system is mounted there",
     "--delivery=xenstore": "xenstore: there is no xenstored",
 }
 
@@ -49,7 +49,7 @@ def test_a_locked_guest_is_waited_for(
         ):
             os.close(err[1])
             waiting = stderr.readline()
-            assert waiting == "xenlb: process 7 of xenlb is at work in mail2; waiting for its end\n"
+            assert waiting == "xenlb: mail2 is locked by xenlb (pid 7); waiting\n"
             assert not (tmp_path / "called").exists()
             lock.close()
             assert ERRORS[option] in stderr.read()

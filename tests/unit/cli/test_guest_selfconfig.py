@@ -148,7 +148,7 @@ def test_plan_apply_and_verify(guest: Run, dom0: Dom0) -> None:
     assert lines[:2] == [f"--- {SETTINGS}", f"+++ {SETTINGS}"]
     assert "+address 192.0.2.10 lo" in lines
     assert "+hold watch=192.0.2.10 25" in lines
-    assert lines[-1] == "it was given no settings (xenlb guest apply puts it right)"
+    assert lines[-1] == "xenstore has no settings for it (xenlb guest apply corrects it)"
     assert dom0.text == "", "a plan changes nothing"
 
     applied = guest("apply", "mail2")
@@ -174,15 +174,18 @@ def test_remove_leaves_the_settings_of_the_image(guest: Run, dom0: Dom0) -> None
         assert dom0.text == NOTHING
     verified = guest("verify", "mail2")
     assert verified.returncode == 1
-    assert "it was given other settings than it needs now (xenlb guest apply" in verified.stderr
+    assert (
+        "its settings in xenstore differ from what it needs now (xenlb guest apply"
+        in verified.stderr
+    )
     assert "-hold timeout=3600" in guest("plan", "mail2").stdout.splitlines()
 
 
 REPORTS: dict[str, tuple[Callable[[str], str | None], str]] = {
-    "failed": (lambda number: f"{number} failed", "it could not do all that it was given"),
-    "missing": (lambda _: None, "it has reported nothing of itself"),
-    "old": (lambda _: "0123456789abcdef ok", "it has not taken up what it was given last"),
-    "broken": (lambda n: f"{n} ok\n\x1b[2J" * 99, "its report is not understood: '"),
+    "failed": (lambda number: f"{number} failed", "it could not apply all of its settings"),
+    "missing": (lambda _: None, "it has not reported on its settings"),
+    "old": (lambda _: "0123456789abcdef ok", "its report is about earlier settings"),
+    "broken": (lambda n: f"{n} ok\n\x1b[2J" * 99, "its report has an unknown form: '"),
 }
 
 
@@ -219,7 +222,7 @@ def test_the_output_as_json(guest: Run, dom0: Dom0) -> None:
     wanted = before["settings"]["wanted"]
     assert before["settings"]["given"] is None
     assert "+address 192.0.2.10 lo" in before["settings"]["changes"]
-    assert [d["message"] for d in before["differences"]] == ["it was given no settings"]
+    assert [d["message"] for d in before["differences"]] == ["xenstore has no settings for it"]
     guest("apply", "mail2")
     for verb in ("plan", "verify"):
         done = guest(verb, "mail2", "--json")
@@ -244,7 +247,7 @@ def test_the_output_as_json(guest: Run, dom0: Dom0) -> None:
     assert done.returncode == 1
     assert answer["report"] == {"state": "ok", "settings": answer["settings"]["given"]}
     assert [d["message"] for d in answer["differences"]] == [
-        "it was given other settings than it needs now"
+        "its settings in xenstore differ from what it needs now"
     ]
 
 
@@ -256,7 +259,7 @@ def test_damaged_settings_are_written_again(guest: Run, dom0: Dom0, damage: str)
     dom0.values[f"{SETTINGS}/{damage}"] = {"serial": "", "0": "é\x1b[2J", "parts": "x"}[damage]
     verified = guest("verify", "mail2")
     assert verified.returncode == 1
-    assert "its settings in xenstore are not whole: it takes up none of them" in verified.stderr
+    assert "its settings in xenstore are incomplete, so it applies none of them" in verified.stderr
     planned = guest("plan", "mail2", "--json")
     assert json.loads(planned.stdout)["settings"]["given"] is None
     if damage == "0":
@@ -294,7 +297,7 @@ def test_a_guest_that_is_off(guest: Run, agent: SmallAgent, verb: str) -> None:
         )
     else:
         assert (done.returncode, done.stdout) == (1, "")
-        assert "mail2 does not run; it configures itself when it does\n" in done.stderr
+        assert "mail2 is not running; it configures itself at boot\n" in done.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)

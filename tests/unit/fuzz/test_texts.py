@@ -19,12 +19,12 @@ from tests.ipvsadm.parse import parse as read_ipvsadm
 from tests.unit.fuzz.mutations import LIMIT, MANY, damaged
 from tests.unit.guestside.inspect.test_parse import REAL
 from tests.unit.store.test_state_file import recorded, saved
-from xenlb.guestside.inspect.parse import ObserveError, observed, output_budget
+from xenlb.guestside.inspect.parse import ObserveError, output_budget, parse_observed
 from xenlb.guestside.install.manifest import BadManifest
 from xenlb.guestside.install.manifest import parse as read_manifest
 from xenlb.guestside.transport.channel import DeliveryError, Output, last_line, unwrapped
 from xenlb.guestside.transport.guest_agent import GuestAgent
-from xenlb.guestside.transport.remote_files import read_frames
+from xenlb.guestside.transport.remote_files import parse_frames
 from xenlb.health.probes import agent, program
 from xenlb.hypervisor.libvirt import hooks, qmp
 from xenlb.hypervisor.libvirt.domain_xml import interfaces
@@ -197,12 +197,12 @@ PARSERS = {
         read=script, corpus=(b"hi\n=xenlb: the script begins\nout\n", b"Permission denied\n")
     ),
     "what is seen in a guest": Parser(
-        read=lambda data: observed(data, output_budget()),
+        read=lambda data: parse_observed(data, output_budget()),
         corpus=tuple(REAL.values()),
         errors=(ObserveError,),
     ),
     "files of a guest": Parser(
-        read=lambda data: read_frames(data, FILES, FOLDERS),
+        read=lambda data: parse_frames(data, FILES, FOLDERS),
         corpus=(
             b"=owner 0 0\n=0 file -rw-r--r-- 0 0\n 61 62\n=1 link\n 61 0a\n=2 folder\n=end\n",
             b"=owner 0 0\n=2 full\n=end\n",

@@ -31,7 +31,7 @@ def say(sentence):
 
 async def main(folder, uuid, root, path):
     guest = RemoteFiles(LocalChannel("dash"), name="g1", root=root)
-    async with guest_lock(Path(folder), UUID(uuid), name="g1", patience=60, waits=say):
+    async with guest_lock(Path(folder), UUID(uuid), name="g1", patience=60, on_wait=say):
         found = await survey_files(guest, (GuestFile(path=path, text="mine"),))
         say("looked")
         sys.stdin.readline()
@@ -87,7 +87,7 @@ def test_the_second_sees_what_the_first_has_done(bench: Bench) -> None:
     first = bench.start("etc/first")
     assert line(first) == "looked"
     second = bench.start("etc/second")
-    assert line(second) == f"process {first.pid} of xenlb is at work in g1; waiting for its end"
+    assert line(second) == f"g1 is locked by xenlb (pid {first.pid}); waiting"
     go_on(first)
     assert bench.files() == ["first"]
     assert line(second) == "looked"
@@ -124,7 +124,7 @@ def test_patience_ends(tmp_path: Path) -> None:
 
     with pytest.raises(DeliveryError) as failed:
         asyncio.run(both())
-    said = f"process {os.getpid()} of xenlb is at work in g1, for more than 0 s"
+    said = f"g1 is locked by xenlb (pid {os.getpid()}) for more than 0 s"
     assert (failed.value.message, failed.value.permitted) == (said, True)
     assert (folder / f"{ONE}.lock").stat().st_mode & 0o777 == 0o600
 

@@ -21,7 +21,7 @@ from xenlb.model.settings import Port, ServiceSettings
 HOPS = ("default" + " nexthop via 10.0.0.1 dev eth0" * 900 + "\n") * (PIECES // 1000)
 
 
-def subject() -> GuestTarget:
+def target() -> GuestTarget:
     place = ServiceBinding(
         service=ServiceSettings(
             name="web",
@@ -36,7 +36,7 @@ def subject() -> GuestTarget:
         name="web1",
         uuid=UUID(int=1),
         uri="qemu:///system",
-        places=(place,),
+        bindings=(place,),
         side=GuestSide(),
         hold=None,
         domid=1,
@@ -56,8 +56,8 @@ class Channel:
 def test_a_large_answer_does_not_hold_the_loop() -> None:
     async def main() -> tuple[float, int]:
         before = time.thread_time()
-        seen = await provision.inspect(subject(), Channel(framed(routes4=HOPS)))
-        await asyncio.to_thread(provision.verdicts, subject(), seen)
+        seen = await provision.inspect(target(), Channel(framed(routes4=HOPS)))
+        await asyncio.to_thread(provision.verdicts, target(), seen)
         return time.thread_time() - before, len(seen.default_routes)
 
     seconds, routes = asyncio.run(main())
@@ -66,5 +66,5 @@ def test_a_large_answer_does_not_hold_the_loop() -> None:
 
 
 def test_an_answer_that_is_too_large_is_one_sentence() -> None:
-    with pytest.raises(DeliveryError, match=r"web1: .* more than a guest's network can be"):
-        asyncio.run(provision.inspect(subject(), Channel(framed(routes4=HOPS + HOPS))))
+    with pytest.raises(DeliveryError, match=r"web1: .* larger than xenlb reads"):
+        asyncio.run(provision.inspect(target(), Channel(framed(routes4=HOPS + HOPS))))

@@ -1,1 +1,1 @@
-"""PURE. What a guest has, in its own words, and how that differs from what it needs."""
+"""The network state of a guest, and its differences from what the guest needs: pure."""

@@ -1,6 +1,6 @@
-"""What a guest shows of its distribution: which init it has, what configures its network. Pure.
+"""The init system of a guest, and the software that configures its network: pure.
 
-The best evidence comes first: who says that he has the interface in hand, then whose files name it.
+A running program that reports the interface as its own comes first, then a file that names it.
 """
 
 import re
@@ -10,19 +10,18 @@ from xenlb.guestside.inspect.observed import NetworkSystem
 from xenlb.model.guest_side import Init, System
 
 _FILE = re.compile(r"/(?:etc|run|usr/lib|lib)/systemd/network/([A-Za-z0-9@._-]{1,100}\.network)")
-_NETPLAN_FILE = re.compile(r"10-netplan-([A-Za-z0-9._-]{1,40})\.network")
-_NETPLAN_CONNECTION = re.compile(r"netplan-([A-Za-z0-9._-]{1,40})")
 _LINK = re.compile(r"link ([A-Za-z0-9_.:+-]{1,15}) (.+)")
 _STANZA = re.compile(r"\s*iface\s+([A-Za-z0-9_.:+-]{1,15})\s")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# What networkd calls an interface that it has in hand (networkctl(1)).
-_IN_HAND = frozenset({"pending", "initialized", "configuring", "configured", "failed", "linger"})
-# NetworkManager's states of a device: 10 is unmanaged, 20 unavailable, 30 disconnected.
+# The states of an interface that networkd manages (networkctl(1)).
+_NETWORKD_MANAGES = frozenset(
+    {"pending", "initialized", "configuring", "configured", "failed", "linger"}
+)
+# NetworkManager's device states: 10 is unmanaged, 20 unavailable, 30 disconnected.
 _MANAGED = 30
 
 
 def init_of(about: Sequence[tuple[str, str]]) -> Init | None:
-    """None for one that xenlb does not know: OpenRC's scripts, for one, are of another form."""
+    """The init system; None for one that xenlb does not support, such as OpenRC."""
     names = {value for key, value in about if key == "init"}
     if "systemd" in names:
         return Init.SYSTEMD
@@ -32,17 +31,17 @@ def init_of(about: Sequence[tuple[str, str]]) -> Init | None:
 
 
 def network_manager_of(network: Sequence[str]) -> tuple[int, int] | None:
-    """Its version, if it runs."""
+    """Major and minor version of a running NetworkManager."""
     if "nm-running running" not in network:
         return None
     for line in network:
-        if found := re.match(r"nm-version nmcli tool, version ([0-9]{1,3})\.([0-9]{1,3})", line):
-            return int(found[1]), int(found[2])
+        if match := re.match(r"nm-version nmcli tool, version ([0-9]{1,3})\.([0-9]{1,3})", line):
+            return int(match[1]), int(match[2])
     return None
 
 
 def sources_folder(stanzas: Sequence[str]) -> bool:
-    """Does /etc/network/interfaces read /etc/network/interfaces.d/?"""
+    """Whether /etc/network/interfaces reads /etc/network/interfaces.d/."""
     return any(
         words[0] in ("source", "source-directory")
         and re.fullmatch(r"(?:/etc/network/)?interfaces\.d(?:/\*)?", words[1])
@@ -54,66 +53,59 @@ def sources_folder(stanzas: Sequence[str]) -> bool:
 def systems_of(
     network: Sequence[str], stanzas: Sequence[str], *, programs: frozenset[str]
 ) -> Mapping[str, NetworkSystem]:
-    """By interface, for those that the guest was asked about and has something to say of."""
-    says: dict[str, list[str]] = {}
+    """The software that configures each interface, where the output shows it."""
+    facts: dict[str, list[str]] = {}
     for line in network:
         if match := _LINK.fullmatch(line):
-            says.setdefault(match[1], []).append(match[2])
+            facts.setdefault(match[1], []).append(match[2])
     named = {match[1] for line in stanzas if (match := _STANZA.match(line))}
     for name in sorted(named):
-        says.setdefault(name, [])
+        facts.setdefault(name, [])
     known = frozenset(network)
-    found = {
+    systems = {
         name: _system(lines, known, programs=programs, stanza=name in named)
-        for name, lines in says.items()
+        for name, lines in facts.items()
     }
-    return {name: system for name, system in found.items() if system is not None}
+    return {name: system for name, system in systems.items() if system is not None}
 
 
 def _system(
-    says: Sequence[str], network: Set[str], *, programs: frozenset[str], stanza: bool
+    facts: Sequence[str], network: Set[str], *, programs: frozenset[str], stanza: bool
 ) -> NetworkSystem | None:
     ifupdown = "ifup" in programs and "ifupdown-file" in network
-    if "networkd active" in network and (system := _networkd(says)):
+    if "networkd active" in network and (system := _networkd(facts)):
         return system
-    if ifupdown and "ifup" in says:
+    if ifupdown and "ifup" in facts:
         return NetworkSystem(system=System.IFUPDOWN)
-    if "nm-running running" in network and (system := _network_manager(says)):
+    if "nm-running running" in network and (system := _network_manager(facts)):
         return system
     if ifupdown and stanza:
         return NetworkSystem(system=System.IFUPDOWN)
-    if "ifcfg" in says and "network-scripts" in network:
-        return NetworkSystem(system=System.NETWORK_SCRIPTS, address_routes="address-routes" in says)
+    if "ifcfg" in facts and "network-scripts" in network:
+        address_routes = "address-routes" in facts
+        return NetworkSystem(system=System.NETWORK_SCRIPTS, address_routes=address_routes)
     return None
 
 
-def _value(says: Sequence[str], key: str, *, between: str) -> str:
-    return next(
-        (line.removeprefix(key + between) for line in says if line.startswith(key + between)), ""
-    )
+def _value(facts: Sequence[str], key: str) -> str:
+    """The rest of the first line that begins with the key, which has its separator."""
+    return next((line.removeprefix(key) for line in facts if line.startswith(key)), "")
 
 
-def _networkd(says: Sequence[str]) -> NetworkSystem | None:
-    file = _FILE.fullmatch(_value(says, "NETWORK_FILE", between="="))
-    if file is None or _value(says, "ADMIN_STATE", between="=") not in _IN_HAND:
+def _networkd(facts: Sequence[str]) -> NetworkSystem | None:
+    file = _FILE.fullmatch(_value(facts, "NETWORK_FILE="))
+    if file is None or _value(facts, "ADMIN_STATE=") not in _NETWORKD_MANAGES:
         return None
-    if netplan := _NETPLAN_FILE.fullmatch(file[1]):
-        return NetworkSystem(system=System.NETPLAN, network_file=file[1], netplan_id=netplan[1])
-    return NetworkSystem(system=System.NETWORKD, network_file=file[1])
+    system = System.NETPLAN if file[1].startswith("10-netplan-") else System.NETWORKD
+    return NetworkSystem(system=system, network_file=file[1])
 
 
-def _network_manager(says: Sequence[str]) -> NetworkSystem | None:
-    """A device that it only shows, because somebody else has configured it, is said to be
-    connected "externally"."""
-    state = _value(says, "GENERAL.STATE", between=":")
+def _network_manager(facts: Sequence[str]) -> NetworkSystem | None:
+    """A device that other software has configured has the state connected "externally"."""
+    state = _value(facts, "GENERAL.STATE:")
     number = re.match(r"([0-9]{1,3}) ", state)
     if not number or int(number[1]) < _MANAGED or "externally" in state:
         return None
-    name = _NETPLAN_CONNECTION.fullmatch(_value(says, "GENERAL.CONNECTION", between=":"))
-    uuid = _UUID.fullmatch(_value(says, "GENERAL.CON-UUID", between=":"))
-    return NetworkSystem(
-        system=System.NETPLAN if name else System.NETWORK_MANAGER,
-        netplan_id=name[1] if name else None,
-        connection=uuid[0] if uuid else None,
-        by_manager=True,
-    )
+    netplan = _value(facts, "GENERAL.CONNECTION:").startswith("netplan-")
+    system = System.NETPLAN if netplan else System.NETWORK_MANAGER
+    return NetworkSystem(system=system, by_manager=True)

@@ -1,13 +1,13 @@
-"""What is not as a guest needs it, as the operator reads it. Who finds it: verify.py."""
+"""A difference between what a guest has and what it needs, as the operator reads it."""
 
 from dataclasses import dataclass
 
-APPLY = "xenlb guest apply puts it right"
+APPLY = "xenlb guest apply corrects it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """`message`: what was found, what is wanted, and what it does; `hint`: what to do."""
+    """`message`: the state, the wanted state and the consequence; `hint`: what to do."""
 
     message: str
     hint: str

@@ -1,6 +1,6 @@
-"""The lines of ip(8), and of ifconfig, route and /sys for guests without it, as values: pure.
+"""Parser of the output of ip(8), and of ifconfig, route and /sys for guests without it: pure.
 
-A line that is not understood says nothing; every value is read strictly.
+Values are checked strictly, and unknown lines are skipped.
 """
 
 import re
@@ -19,12 +19,12 @@ from xenlb.ipvs.table import Family, IPAddress
 from xenlb.untrusted.budget import Budget
 
 INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,14}")
-_RULE = re.compile(r"[A-Za-z0-9./:_\[\] -]{1,80}")  # what is shown to an operator
+_RULE = re.compile(r"[A-Za-z0-9./:_\[\] -]{1,80}")  # shown to an operator
 _FLAGS = frozenset({"nodad", "tentative", "dadfailed", "deprecated"})
 
 
-def _read_address(text: str) -> IPAddress | None:
-    """None if it is none; a zone (%eth0) is none either: it could be anything."""
+def _parse_address(text: str) -> IPAddress | None:
+    """The address; None for other text, and for a zone (%eth0), which may be any text."""
     try:
         return None if "%" in text else ip_address(text)
     except ValueError:
@@ -32,7 +32,7 @@ def _read_address(text: str) -> IPAddress | None:
 
 
 def _after(words: Sequence[str], key: str) -> str:
-    """The word behind this one, or an empty one."""
+    """The word after this one, or an empty one."""
     return words[words.index(key) + 1] if key in words[:-1] else ""
 
 
@@ -41,7 +41,7 @@ def _number(text: str) -> int | None:
 
 
 def _name(text: str) -> str:
-    """eth0 of eth0@if5: and of eth0:1, which is an address of eth0 by an older name."""
+    """`eth0` of `eth0@if5:` and of `eth0:1`, which is an alias of eth0."""
     name = text.rstrip(":").split("@")[0].split(":")[0]
     return name if INTERFACE.fullmatch(name) else ""
 
@@ -56,12 +56,12 @@ def addresses(lines: Sequence[str]) -> Iterator[Address]:
         if not words:
             continue
         if re.fullmatch(r"[0-9]+:", words[0]) and len(words) > 3 and words[2] in ("inet", "inet6"):
-            # A peer's address stands for the network: `inet 10.0.0.1 peer 10.0.0.2/32`.
+            # The peer has the prefix length: `inet 10.0.0.1 peer 10.0.0.2/32`.
             prefix = words[5] if words[4:5] == ["peer"] and len(words) > 5 else words[3]
             address = _address(words[1], words[3].split("/")[0], prefix.partition("/")[2])
             flags = frozenset(line.split("\\")[0].split()[4:]) & _FLAGS
         else:
-            # ifconfig: the interface alone stands at the beginning of a line.
+            # ifconfig: only the line of an interface begins without a blank.
             if not line[0].isspace():
                 interface = words[0]
             address, flags = _of_ifconfig(interface, words), frozenset()
@@ -91,7 +91,7 @@ def _of_ifconfig(interface: str, words: Sequence[str]) -> Address | None:
 
 
 def _address(interface: str, address: str, mask: str) -> Address | None:
-    name, value = _name(interface), _read_address(address)
+    name, value = _name(interface), _parse_address(address)
     if not name or value is None:
         return None
     try:
@@ -102,19 +102,18 @@ def _address(interface: str, address: str, mask: str) -> Address | None:
 
 
 def links(lines: Sequence[str], devices: Sequence[str]) -> tuple[ObservedLink, ...]:
-    """By ip(8), or by /sys where the guest has none."""
-    found = tuple(link for line in lines if (link := _link(line)))
-    return found or tuple(_of_sys(devices))
+    """The links by ip(8), or by /sys where the guest has none."""
+    return tuple(link for line in lines if (link := _link(line))) or tuple(_of_sys(devices))
 
 
 def _link(line: str) -> ObservedLink | None:
-    found = re.match(r"[0-9]+: (\S+) <([A-Z0-9_,-]*)> (.*)", line)
-    if not found or not (name := _name(found[1])):
+    match = re.match(r"[0-9]+: (\S+) <([A-Z0-9_,-]*)> (.*)", line)
+    if not match or not (name := _name(match[1])):
         return None
-    words = found[3].replace("\\", " ").split()
-    flags = found[2].split(",")
+    words = match[3].replace("\\", " ").split()
+    flags = match[2].split(",")
     medium = next((word for word in words if word.startswith("link/")), "")
-    # The words of a device's kind stand behind the medium's and the numbers that all have.
+    # The words of the device's kind come after those that all devices have.
     kinds = [word for word in words if word in _KINDS]
     mode = _after(words, kinds[0]) if kinds else ""
     return ObservedLink(
@@ -133,7 +132,7 @@ _KINDS = frozenset({"ipip", "sit", "gre", "ip6tnl", "ip6gre", "gretap", "ip6gret
 
 
 def _local(text: str) -> IPAddress | None:
-    address = _read_address(text)
+    address = _parse_address(text)
     return None if address is None or address.is_unspecified else address
 
 
@@ -162,7 +161,7 @@ def _hexadecimal(text: str) -> int | None:
 
 
 def routing_tables(lines: Sequence[str]) -> Mapping[str, int]:
-    """The numbers of the routing tables that ip(8) calls by names."""
+    """The numbers of the routing tables that have names in ip(8)."""
     tables = {"main": MAIN, "local": LOCAL, "default": 253}
     for line in lines:
         match line.split():
@@ -184,11 +183,11 @@ _REFUSING = frozenset({"unreachable", "blackhole", "prohibit", "throw"})
 def default_routes(
     lines: Sequence[str], tables: Mapping[str, int], budget: Budget, *, family: Family
 ) -> Iterator[DefaultRoute]:
-    """A piece of the budget for each hop. Raises BudgetSpent."""
+    """The default routes; each hop takes a piece of the budget. Raises BudgetSpent."""
     for line in lines:
         words = line.replace("\\", " ").split()
         if words[:1] == ["0.0.0.0"] and words[2:3] == ["0.0.0.0"] and len(words) == 8:
-            gateway, metric = _read_address(words[1]), _number(words[4])  # route -n
+            gateway, metric = _parse_address(words[1]), _number(words[4])  # route -n
             yield DefaultRoute(
                 family=family,
                 table=MAIN,
@@ -210,7 +209,7 @@ def default_routes(
             yield DefaultRoute(
                 family=family,
                 table=table,
-                gateway=_read_address(_after(hop, via) if via in ("inet", "inet6") else via),
+                gateway=_parse_address(_after(hop, via) if via in ("inet", "inet6") else via),
                 interface=_name(_after(hop, "dev")) or None,
                 metric=metric,
                 usable=not refused and not {"dead", "linkdown"} & set(hop),
@@ -234,25 +233,25 @@ def policy_rules(
         words = text.split()
         source = prefix = mark = table = None
         narrower = refuses = False
-        rest = iter(words)
-        for word in rest:
+        remaining = iter(words)
+        for word in remaining:
             match word:
-                case "from" if (value := next(rest, "")) != "all":
+                case "from" if (value := next(remaining, "")) != "all":
                     source, prefix = _source(value)
                     narrower |= source is None
                 case "fwmark":
-                    mark = _mark(next(rest, ""))
+                    mark = _mark(next(remaining, ""))
                     narrower |= mark is None
                 case "lookup" | "table":
-                    table = _table(next(rest, ""), tables)
+                    table = _table(next(remaining, ""), tables)
                 case "proto" | "protocol":
-                    next(rest, "")  # who made it
+                    next(remaining, "")  # the program that made the rule
                 case "unreachable" | "blackhole" | "prohibit":
                     refuses = True
                 case "from" | "unicast":
                     pass
                 case _:
-                    narrower = True  # iif, suppress_prefixlength, not, goto, and what is to come
+                    narrower = True  # iif, suppress_prefixlength, not, goto, unknown words
         if table is not None or refuses:
             yield PolicyRule(
                 family=family,
@@ -275,5 +274,5 @@ def _source(text: str) -> tuple[IPAddress | None, int | None]:
 
 
 def _mark(text: str) -> int | None:
-    """A mark with a mask is something else."""
+    """The mark; None for one with another mask than all bits."""
     return _hexadecimal(text.removesuffix("/0xffffffff"))

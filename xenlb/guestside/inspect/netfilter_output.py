@@ -1,12 +1,14 @@
-"""Rules of nftables and iptables, as far as they are of the kind that guest.sh makes: pure.
+"""Rules of nftables and iptables that mark connections or clamp TCP segments: pure.
 
-They are read word by word and not compared as texts: programs of different versions print the same
-rule differently, and an operator may have written one of his own that does the same.
+nft lists xenlb's own table only, so its rules have the form that guest.sh writes; names are numbers
+in some versions. iptables-save lists the whole mangle table, and a rule of an administrator that
+does the same counts as well.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
+from itertools import pairwise
 
 from xenlb.guestside.inspect.observed import FilterAction, FilterRule
 from xenlb.ipvs.table import Family, IPAddress, Protocol
@@ -17,7 +19,6 @@ _PROTOCOLS = {
     "17": Protocol.UDP,
     "132": Protocol.SCTP,
 }
-_ALL_BUT_SSH = (range(1, 22), range(23, 65536))
 
 
 def _number(text: str) -> int | None:
@@ -26,15 +27,14 @@ def _number(text: str) -> int | None:
     return int(text, 16 if text.startswith("0x") else 10)
 
 
-def _ports(text: str) -> tuple[range, ...] | None:
-    """`25`, `25, 80-90`, `25,80:90`; None if it is anything else."""
-    ranges = []
-    for part in re.split(r"[\s,]+", text.strip()):
-        found = re.fullmatch(r"([0-9]{1,5})(?:[-:]([0-9]{1,5}))?", part)
-        if not found:
-            return None
-        ranges.append(range(int(found[1]), int(found[2] or found[1]) + 1))
-    return tuple(ranges)
+def _ports(text: str, *, negated: bool) -> tuple[range, ...]:
+    """The ports of `25` or `25,80:90`; empty for other texts, and for negations but that of 22."""
+    if negated:
+        return (range(1, 22), range(23, 65536)) if text == "22" else ()
+    if not re.fullmatch(r"[0-9]{1,5}(:[0-9]{1,5})?(,[0-9]{1,5}(:[0-9]{1,5})?)*", text):
+        return ()
+    bounds = [part.split(":") for part in text.split(",")]
+    return tuple(range(int(bound[0]), int(bound[-1]) + 1) for bound in bounds)
 
 
 def _address(text: str) -> IPAddress | None:
@@ -46,75 +46,46 @@ def _address(text: str) -> IPAddress | None:
 
 # ---- nft list table inet xenlb ----
 
-_CHAIN_HOOK = re.compile(r"type (?:filter|route) hook ([a-z]+) ")
-_NFT_PORTS = re.compile(r"\b(tcp|udp|sctp|th) dport (!= )?(\{[0-9, -]{1,2000}\}|[0-9-]{1,11})")
-_ORIGINAL = re.compile(r"\bct direction (?:original|0)\b")  # not of replies
-_NFT_PROTOCOL = re.compile(r"\b(?:meta l4proto|ip protocol|ip6 nexthdr) (\w{1,5})\b")
+_HOOK = re.compile(r"type \w+ hook ([a-z]+) ")
+_MARK = re.compile(
+    r'iifname "(?P<interface>[A-Za-z0-9_.-]{1,15})" .*'
+    r"(?:(?P<of_port>tcp|udp|sctp) dport (?P<negated>!= )?(?P<port>[0-9]{1,5})"
+    r"|meta l4proto (?P<any_port>\w{1,5})) ct mark set (?P<value>\w{1,10})"
+)
+_RESTORE = re.compile(r"ct direction (?:reply|1) ct mark (?P<value>\w{1,10}) meta mark set \1")
+_CLAMP = re.compile(r"(ip6?) saddr (\S{2,39}) .* maxseg size set ([0-9]{1,5})")
 
 
 def nft_rules(lines: Sequence[str]) -> Iterator[FilterRule]:
-    """Of both families where a rule does not say."""
+    """The rules of the table; marks are of both families."""
     hook = ""
-    for line in (each.strip() for each in lines):
-        if line.startswith("chain "):
-            hook = ""
-        elif found := _CHAIN_HOOK.match(line):
-            hook = found[1]
-        elif hook:
-            yield from _nft_rule(line, hook)
-
-
-def _nft_rule(line: str, hook: str) -> Iterator[FilterRule]:
-    does, value = _nft_does(line)
-    if does is None:
-        return
-    source = re.search(r"\bip6? saddr (\S{2,39})", line)
-    interface = re.search(r'\biif(?:name)? "([A-Za-z0-9_.+-]{1,15})"', line)
-    protocol, ports = _nft_ports(line)
-    if protocol is None and (named := _NFT_PROTOCOL.search(line)):
-        protocol = _PROTOCOLS.get(named[1])
-    only6 = re.search(r"\bip6 |\bnfproto (?:ipv6|10)\b", line)
-    only4 = re.search(r"\bip |\bnfproto (?:ipv4|2)\b", line)
-    for family in (Family.INET, Family.INET6):
-        if (only4 and family is Family.INET6) or (only6 and family is Family.INET):
-            continue
-        yield FilterRule(
-            family=family,
-            hook=hook,
-            does=does,
-            value=value,
-            interface=interface[1] if interface else None,
-            protocol=protocol,
-            ports=ports,
-            source=_address(source[1]) if source else None,
-        )
-
-
-def _nft_does(line: str) -> tuple[FilterAction | None, int | None]:
-    if found := re.search(r"\bct mark set (\w{1,10})\b", line):
-        return (
-            (FilterAction.MARK, number)
-            if (number := _number(found[1])) is not None
-            else (None, None)
-        )
-    if found := re.search(r"\bmeta mark set (ct mark|\w{1,10})\b", line):
-        only = re.search(r"\bct mark (0x[0-9a-f]{1,8}|[0-9]{1,10})\b", line)
-        of = _number(only[1]) if only else None
-        same = found[1] == "ct mark" or (of is not None and of == _number(found[1]))
-        return (FilterAction.RESTORE, of) if same and not _ORIGINAL.search(line) else (None, None)
-    if found := re.search(r"\bmaxseg size set ([0-9]{1,5})\b", line):
-        return FilterAction.CLAMP, int(found[1])
-    return None, None
-
-
-def _nft_ports(line: str) -> tuple[Protocol | None, tuple[range, ...] | None]:
-    found = _NFT_PORTS.search(line)
-    if not found:
-        return None, None
-    ports = _ports(found[3].strip("{}"))
-    if found[2]:  # all but these
-        ports = _ALL_BUT_SSH if ports == (range(22, 23),) else ()
-    return _PROTOCOLS.get(found[1]), () if ports is None else ports
+    for line in map(str.strip, lines):
+        if match := _HOOK.match(line):
+            hook = match[1]
+        elif match := _CLAMP.fullmatch(line):
+            yield FilterRule(
+                family=Family.INET6 if match[1] == "ip6" else Family.INET,
+                hook=hook,
+                action=FilterAction.CLAMP,
+                value=int(match[3]),
+                source=_address(match[2]),
+            )
+        elif match := _RESTORE.fullmatch(line):
+            for family in (Family.INET, Family.INET6):
+                action, value = FilterAction.RESTORE, _number(match["value"])
+                yield FilterRule(family=family, hook=hook, action=action, value=value)
+        elif match := _MARK.fullmatch(line):
+            port = match["port"]
+            for family in (Family.INET, Family.INET6):
+                yield FilterRule(
+                    family=family,
+                    hook=hook,
+                    action=FilterAction.MARK,
+                    value=_number(match["value"]),
+                    interface=match["interface"],
+                    protocol=_PROTOCOLS.get(match["of_port"] or match["any_port"]),
+                    ports=_ports(port, negated=bool(match["negated"])) if port else None,
+                )
 
 
 # ---- iptables-save -t mangle ----
@@ -123,13 +94,15 @@ _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"
 
 
 def iptables_rules(lines: Sequence[str], *, family: Family) -> Iterator[FilterRule]:
-    """Chains of a user's own are taken for where they are jumped to from, with what the jump asks
-    for left out: guest.sh asks for nothing there."""
+    """The rules of built-in chains and of chains that these jump to.
+
+    Conditions of the jump itself are left out: guest.sh jumps without any.
+    """
     hooks = {name: name.lower() for name in _BUILT_IN}
     for line in lines:
-        found = re.match(r"-A ([A-Z]+) (?:.* )?-[jg] ([\w-]{1,28})$", line)
-        if found and found[1] in _BUILT_IN:
-            hooks.setdefault(found[2], found[1].lower())
+        match = re.match(r"-A ([A-Z]+) (?:.* )?-[jg] ([\w-]{1,28})$", line)
+        if match and match[1] in _BUILT_IN:
+            hooks.setdefault(match[2], match[1].lower())
     for line in lines:
         words = line.split()
         if words[:1] == ["-A"] and len(words) > 2 and words[1] in hooks:
@@ -137,43 +110,38 @@ def iptables_rules(lines: Sequence[str], *, family: Family) -> Iterator[FilterRu
 
 
 def _iptables_rule(words: Sequence[str], hook: str, family: Family) -> Iterator[FilterRule]:
-    def after(*keys: str) -> str:
-        return next((words[words.index(key) + 1] for key in keys if key in words[:-1]), "")
-
-    does, value = _iptables_does(after("-j"), after, restores="--restore-mark" in words)
-    if does is None:
+    options = dict(pairwise(words))
+    action, value = _iptables_action(options, restores="--restore-mark" in words)
+    if action is None:
         return
-    ports: tuple[range, ...] | None = None
-    if text := after("--dport", "--dports"):
-        ports = _ports(text) or ()
-        if any(words[at - 1] == "!" for at, word in enumerate(words) if word.startswith("--dport")):
-            ports = _ALL_BUT_SSH if ports == (range(22, 23),) else ()
+    key = next((key for key in ("--dport", "--dports") if key in options), None)
     yield FilterRule(
         family=family,
         hook=hook,
-        does=does,
+        action=action,
         value=value,
-        interface=after("-i") or None,
-        protocol=_PROTOCOLS.get(after("-p")),
-        ports=ports,
-        source=_address(after("-s")),
+        interface=options.get("-i"),
+        protocol=_PROTOCOLS.get(options.get("-p", "")),
+        ports=_ports(options[key], negated=("!", key) in pairwise(words)) if key else None,
+        source=_address(options.get("-s", "")),
     )
 
 
-def _iptables_does(
-    target: str, after: Callable[..., str], *, restores: bool
+def _iptables_action(
+    options: Mapping[str, str], *, restores: bool
 ) -> tuple[FilterAction | None, int | None]:
-    mark = _number(after("--set-xmark", "--set-mark").removesuffix("/0xffffffff"))
-    of = _number(after("--mark").removesuffix("/0xffffffff"))
-    reply = after("--ctdir") != "ORIGINAL"
-    match target:
+    set_mark = options.get("--set-xmark") or options.get("--set-mark", "")
+    mark = _number(set_mark.removesuffix("/0xffffffff"))
+    matched = _number(options.get("--mark", "").removesuffix("/0xffffffff"))
+    replies = options.get("--ctdir") != "ORIGINAL"
+    match options.get("-j"):
         case "CONNMARK" if mark is not None:
             return FilterAction.MARK, mark
-        case "CONNMARK" if reply and restores:
-            return FilterAction.RESTORE, of
-        case "MARK" if reply and mark is not None and mark == of:
-            return FilterAction.RESTORE, of
+        case "CONNMARK" if replies and restores:
+            return FilterAction.RESTORE, matched
+        case "MARK" if replies and mark is not None and mark == matched:
+            return FilterAction.RESTORE, matched
         case "TCPMSS":
-            return FilterAction.CLAMP, _number(after("--set-mss"))
+            return FilterAction.CLAMP, _number(options.get("--set-mss", ""))
         case _:
             return None, None

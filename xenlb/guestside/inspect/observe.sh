@@ -1,14 +1,14 @@
 #!/bin/sh
-# Prints what this guest's network is like, for xenlb on its host, which holds it against what the
-# guest's services need. Changes nothing. Runs in dash, busybox sh and bash, with what programs
-# there are; most of it needs no root.
+# Prints the network state of this guest; xenlb on the host compares it with the needs of the
+# guest's services. Changes nothing. Runs in dash, busybox sh and bash, with the programs that the
+# guest has; most of it needs no root.
 #
-# The output is framed: a line `section NAME LENGTH`, then exactly so many bytes. So nothing that a
-# program prints can pass for a section. The host puts two lines in front: `sysctls`, paths below
-# /proc/sys, and `interfaces`, about whose configuration it asks.
+# The output is framed: a line `section NAME LENGTH`, then that many bytes, so no output of a
+# program can pass for a section. The host puts two lines in front: `sysctls`, paths below
+# /proc/sys, and `interfaces`, whose configuration is printed.
 
 export LC_ALL=C
-# Where sbin is missing: the shells that sshd and the guest agent start.
+# The shells that sshd and the guest agent start have no sbin in their PATH.
 PATH=${XENLB_GUEST_PATH:-$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin}
 export PATH
 root=${XENLB_GUEST_ROOT:-}
@@ -16,12 +16,12 @@ root=${XENLB_GUEST_ROOT:-}
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# Nothing here may wait for a bus that does not answer. Old busybox knows another form.
+# No command may wait for a bus that does not answer. Old busybox has another syntax.
 soon=''
 ! timeout 10 true 2>/dev/null || soon='timeout 10'
 
-# Nothing but plain ASCII, so every shell counts the same; and no program reads the script itself,
-# which may be standard input.
+# Plain ASCII only, so that all shells count the same length. Standard input may be this script, so
+# no program reads it.
 section() { # NAME COMMAND...
     name=$1
     shift
@@ -31,21 +31,17 @@ section() { # NAME COMMAND...
 
 about() {
     echo "uid $(id -u)"
-    for each in ip ifconfig nft iptables-save ip6tables-save ethtool nmcli ifup; do
-        ! has $each || echo "program $each"
+    for program in ip ifconfig nft iptables-save ip6tables-save ethtool nmcli ifup; do
+        ! has $program || echo "program $program"
     done
-    case $(ip -V) in *iproute2*) echo 'program iproute2' ;; esac # busybox's ip tells less
+    case $(ip -V) in *iproute2*) echo 'program iproute2' ;; esac # busybox's ip shows less
     [ ! -d "$root/run/systemd/system" ] || echo 'init systemd'
-    for each in /run/openrc /run/runit /run/s6; do
-        [ ! -d "$root$each" ] || echo "init ${each##*/}"
+    for folder in /run/openrc /run/runit /run/s6; do
+        [ ! -d "$root$folder" ] || echo "init ${folder##*/}"
     done
-    for each in "$root"/etc/rc2.d "$root"/etc/rc.d/rc3.d; do
-        [ ! -d "$each" ] || echo 'init rc-links'
+    for folder in "$root"/etc/rc2.d "$root"/etc/rc.d/rc3.d; do
+        [ ! -d "$folder" ] || echo 'init rc-links'
     done
-}
-
-os_release() {
-    cat "$root/etc/os-release" || cat "$root/usr/lib/os-release"
 }
 
 # ---- the kernel's state ----
@@ -58,13 +54,13 @@ links() { # busybox has no -d
     has ip && { ip -o -d link show || ip -o link show; }
 }
 
-devices() { # for want of `ip`: from sysfs
+devices() { # from sysfs, for guests without ip
     ! has ip || return
-    for each in /sys/class/net/*; do
+    for device in /sys/class/net/*; do
         flags='' mac=''
-        read -r flags <"$each/flags"
-        read -r mac <"$each/address"
-        [ ! "$flags" ] || echo "${each##*/} $flags $mac"
+        read -r flags <"$device/flags"
+        read -r mac <"$device/address"
+        [ ! "$flags" ] || echo "${device##*/} $flags $mac"
     done
 }
 
@@ -76,14 +72,13 @@ routes4() {
     if has ip; then ip -o -4 route show table all; else route -n; fi
 }
 
-tables() { # by what names `ip` calls them
+tables() { # the names that ip uses
     sed -n '/^[[:blank:]]*[0-9]/p' /usr/share/iproute2/rt_tables \
         "$root"/etc/iproute2/rt_tables "$root"/etc/iproute2/rt_tables.d/*.conf
 }
 
-# Of an interface the kernel takes its own value together with that of "all"; which receives, the
-# host finds out. Not by `read`: dash's takes a letter at a time, and the kernel gives a sysctl's
-# first one only.
+# The kernel combines an interface's own value with that of "all", so all are printed. Not by
+# `read`: dash's reads a byte at a time, and the kernel gives only the first byte of a sysctl.
 show_sysctls() {
     cd /proc/sys || return
     # shellcheck disable=SC2086 # words
@@ -92,16 +87,15 @@ show_sysctls() {
         net/ipv6/conf/*/accept_dad $sysctls /dev/null
 }
 
-# The guest's nftables table and its iptables chains are those of guest.sh.
 nft_table() { has nft && nft -nn list table inet xenlb; }
 save4() { saved iptables; }
 save6() { saved ip6tables; }
 
-# The rules may be in either of the two kinds of tables; each shows its own only. Without -t: with
-# it, the older kind makes a table that is not there yet.
+# The kernel has two kinds of iptables tables, and each program shows one of them. Without -t: with
+# it, the legacy program would make a missing table.
 saved() {
-    for each in "$1-save" "$1-legacy-save" "$1-nft-save"; do
-        ! has "$each" || "$each" | sed -n '/^\*mangle/,/^COMMIT/p'
+    for program in "$1-save" "$1-legacy-save" "$1-nft-save"; do
+        ! has "$program" || "$program" | sed -n '/^\*mangle/,/^COMMIT/p'
     done
 }
 
@@ -109,23 +103,23 @@ ports() { has ip && { ip fou show; ip -6 fou show; }; }
 
 offloads() {
     has ethtool || return
-    for each in $interfaces; do
-        ethtool -k "$each" | sed -n "s/^[[:blank:]]*\(tx-checksum.*\)/$each \1/p"
+    for interface in $interfaces; do
+        ethtool -k "$interface" | sed -n "s/^[[:blank:]]*\(tx-checksum.*\)/$interface \1/p"
     done
 }
 
-# ---- what starts things, what configures the network ----
+# ---- the init system and the network configuration ----
 
 units() {
-    for each in xenlb-hold xenlb-guest; do
+    for unit in xenlb-hold xenlb-guest; do
         if [ -d "$root/run/systemd/system" ]; then
-            $soon systemctl show -p LoadState -p ActiveState -p UnitFileState "$each.service" |
-                sed "s/^/$each /"
-        elif [ -x "$root/etc/init.d/$each" ]; then
-            echo "$each LoadState=loaded"
-            "$root/etc/init.d/$each" status >/dev/null && echo "$each ActiveState=active"
-            for link in "$root"/etc/rc[2-5].d/S??"$each" "$root"/etc/rc.d/rc[2-5].d/S??"$each"; do
-                [ ! -e "$link" ] || echo "$each UnitFileState=enabled"
+            $soon systemctl show -p LoadState -p ActiveState -p UnitFileState "$unit.service" |
+                sed "s/^/$unit /"
+        elif [ -x "$root/etc/init.d/$unit" ]; then
+            echo "$unit LoadState=loaded"
+            "$root/etc/init.d/$unit" status >/dev/null && echo "$unit ActiveState=active"
+            for link in "$root"/etc/rc[2-5].d/S??"$unit" "$root"/etc/rc.d/rc[2-5].d/S??"$unit"; do
+                [ ! -e "$link" ] || echo "$unit UnitFileState=enabled"
             done
         fi
     done
@@ -153,28 +147,27 @@ of_interface() {
             sed "s/^/link $interface /"
     fi
     if has nmcli; then
-        $soon nmcli -t -f GENERAL.STATE,GENERAL.CONNECTION,GENERAL.CON-UUID device show \
-            "$interface" | sed "s/^/link $interface /"
+        $soon nmcli -t -f GENERAL.STATE,GENERAL.CONNECTION device show "$interface" |
+            sed "s/^/link $interface /"
     fi
     [ ! -e "$root/etc/sysconfig/network-scripts/ifcfg-$interface" ] ||
         echo "link $interface ifcfg"
     ! grep -q '^ADDRESS0=' "$root/etc/sysconfig/network-scripts/route-$interface" ||
         echo "link $interface address-routes"
-    # Newer ifupdown has a file for each interface, older one for all.
+    # Newer ifupdown has one file per interface, older one for all.
     for state in "$root/run/network/ifstate.$interface" "$root/run/network/ifstate" \
         "$root/etc/network/run/ifstate"; do
         ! grep -q "^$interface=" "$state" || echo "link $interface ifup"
     done
 }
 
-interfaces_file() { # ifupdown: which interfaces are in it, and what else it reads
+interfaces_file() { # ifupdown: the interfaces, and the other files that it reads
     sed -n -e '/^[[:blank:]]*iface[[:blank:]]/p' -e '/^[[:blank:]]*source/p' \
         "$root/etc/network/interfaces" "$root"/etc/network/interfaces.d/*
 }
 
 echo 'xenlb-observed 1'
 section about about
-section os os_release
 section addresses addresses
 section links links
 section devices devices

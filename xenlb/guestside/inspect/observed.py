@@ -1,7 +1,4 @@
-"""The state of a guest's network, as values: what it has, not what it should have (needed/).
-
-It is read from the guest's own words by parse.py, and held against the needs by verify.py. Pure.
-"""
+"""The network state of a guest, as values: what it has, not what it needs. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +13,7 @@ LOCAL = 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """`flags`: what ip-address(8) says of it behind its scope: nodad, tentative, dadfailed."""
+    """`flags`: of ip-address(8): nodad, tentative, dadfailed."""
 
     interface: str
     address: IPAddress
@@ -26,8 +23,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedLink:
-    """`ethernet`: it speaks ARP. `kind` as ip-link(8) names it, where that is known; of a tunnel,
-    `mode`: what it takes (any, ip6ip6 and so on), and `local`."""
+    """A network interface.
+
+    `ethernet`: it uses ARP. `kind`: as in ip-link(8), where known. `mode`: the packets that a
+    tunnel accepts (any, ip6ip6, …). `local`: the address at which a tunnel ends.
+    """
 
     name: str
     up: bool
@@ -40,8 +40,10 @@ class ObservedLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultRoute:
-    """One next hop of a default route. `usable`: it is not refused (unreachable, blackhole), nor is
-    its link down."""
+    """One next hop of a default route.
+
+    `usable`: the route has no refusing type (unreachable, blackhole), and its link is up.
+    """
 
     family: Family
     table: int
@@ -53,8 +55,11 @@ class DefaultRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRule:
-    """A rule of ip-rule(8). `source` None: from all. `table` None: it refuses. `narrower`: there is
-    more in it that a packet must be, which is not told here."""
+    """A rule of ip-rule(8).
+
+    `source` None: any source. `table` None: the rule refuses packets. `narrower`: it has conditions
+    that are not kept here.
+    """
 
     family: Family
     priority: int
@@ -67,21 +72,23 @@ class PolicyRule:
 
 
 class FilterAction(StrEnum):
-    """What a packet filter's rule does."""
+    """The effect of a packet filter rule."""
 
-    MARK = "mark"  # it gives the connection a mark
-    RESTORE = "restore"  # it gives the packet the mark of its connection
-    CLAMP = "clamp"  # it lowers the segment size that TCP asks for
+    MARK = "mark"  # sets the mark of the connection
+    RESTORE = "restore"  # sets the packet's mark to that of its connection
+    CLAMP = "clamp"  # lowers the maximum segment size of TCP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterRule:
-    """A rule of nftables or iptables, as far as it is of the kind that guest.sh makes. `hook`:
-    prerouting, output and so on. `ports` None: of any; `protocol` None: of every one."""
+    """A rule of nftables or iptables that marks or clamps.
+
+    `hook`: prerouting, output and so on. None in `ports`, `protocol`, `interface`, `source`: any.
+    """
 
     family: Family
     hook: str
-    does: FilterAction
+    action: FilterAction
     value: int | None = None
     interface: str | None = None
     protocol: Protocol | None = None
@@ -91,7 +98,7 @@ class FilterRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A service of the guest's init; `enabled`: it starts with the guest."""
+    """A service of the guest's init system; `enabled`: it starts at boot."""
 
     name: str
     active: bool
@@ -100,23 +107,27 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSystem:
-    """What configures an interface, and what is to be known for writing its files: networkd's file
-    of it, netplan's id of it, NetworkManager's connection (also behind netplan), where there is
-    one. `address_routes`: its route- file of network-scripts is written as ADDRESS0=."""
+    """The software that configures an interface, and facts needed to write files for it.
+
+    `network_file`: the .network file that networkd uses, also behind netplan. `by_manager`:
+    NetworkManager configures it, also behind netplan. `address_routes`: the route- file of
+    network-scripts has the form ADDRESS0=.
+    """
 
     system: System
     network_file: str | None = None
-    netplan_id: str | None = None
-    connection: str | None = None
     by_manager: bool = False
     address_routes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """`sysctls` by their paths below /proc/sys; `checksums`: of each interface that was asked for,
-    is any completed by the card; `systems`: by interface. `programs`: those of observe.sh's list
-    that the guest has: without them there is nothing to be seen."""
+    """The network state of a guest.
+
+    `sysctls`: by path below /proc/sys. `checksums`: by interface, whether the card completes any.
+    `systems`: by interface. `programs`: the ones of observe.sh's list that the guest has; the state
+    that only a missing program shows is unknown.
+    """
 
     root: bool = False
     programs: frozenset[str] = frozenset()
@@ -133,20 +144,14 @@ class Observed:
     systems: Mapping[str, NetworkSystem] = field(default_factory=dict)
     network_manager: tuple[int, int] | None = None
     interfaces_d: bool = False
-    distribution: str | None = None
-    version: str | None = None
 
     def system_of(self, interface: str) -> System:
-        """By the best evidence there is; `shell` where there is none."""
-        found = self.systems.get(interface)
-        return System.SHELL if found is None else found.system
+        """The software that configures an interface; `shell` where it is unknown."""
+        known = self.systems.get(interface)
+        return System.SHELL if known is None else known.system
 
     def link(self, name: str) -> ObservedLink | None:
         return next((link for link in self.links if link.name == name), None)
 
     def unit(self, name: str) -> Unit | None:
         return next((unit for unit in self.units if unit.name == name), None)
-
-    def interface_of(self, address: IPAddress) -> str | None:
-        """The interface that has the address, the first if several do."""
-        return next((each.interface for each in self.addresses if each.address == address), None)

@@ -1,8 +1,6 @@
-"""From what observe.sh printed in a guest to Observed: pure, and it believes nothing.
+"""Parser of the output of observe.sh: pure.
 
-The guest may print whatever it likes: the frames are checked, every value is read strictly, and a
-line that is not understood says nothing. The lines of ip(8) are read in ip_output.py, the rules of
-the packet filter in netfilter_output.py, and what configures the network in distro_output.py.
+The output is untrusted: frames and values are checked strictly, and unknown lines are skipped.
 """
 
 import re
@@ -28,13 +26,13 @@ from xenlb.ipvs.table import Family
 from xenlb.untrusted.budget import Budget, BudgetSpent
 from xenlb.untrusted.printable import printable
 
-# A guest with a thousand containers prints a third of that, in some 6,000 lines. A line, and a hop
-# of a route, is a piece of some 15 µs.
+# A guest with a thousand containers prints a third of that, in some 6,000 lines. A line or a hop of
+# a route is one piece, and takes some 15 µs.
 LONGEST = 1 << 20  # bytes
 PIECES = 30_000
 LONGEST_LINE = 1 << 15
 MOST_SECTIONS = 40
-GREETING = 1 << 14  # bytes that a login script may have printed in front
+GREETING = 1 << 14  # bytes that a login script may print before the output
 FIRST = b"xenlb-observed 1\n"
 _SECTION = re.compile(rb"section ([a-z][a-z0-9-]{0,19}) ([0-9]{1,7})\n")
 _SYSCTL = re.compile(r"(net/[A-Za-z0-9_./:+-]{1,100}):(-?[0-9]{1,10})")
@@ -42,7 +40,7 @@ _WORD = re.compile(r"[A-Za-z0-9._~+-]{1,40}")
 
 
 class ObserveError(Exception):
-    """What the guest printed is not what observe.sh prints; one sentence, and what to do."""
+    """The output is not that of observe.sh: a sentence, and a hint what to do."""
 
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
@@ -54,10 +52,10 @@ def output_budget() -> Budget:
     return Budget(pieces=PIECES, size=LONGEST)
 
 
-def observed(output: bytes, budget: Budget) -> Observed:
-    """The state of the guest that printed this. Raises ObserveError, and nothing else.
+def parse_observed(output: bytes, budget: Budget) -> Observed:
+    """The state of the guest that printed this. Raises ObserveError only.
 
-    With all of its budget it takes some 0.5 s: not for a loop.
+    A whole budget takes some 0.5 s: run it in a thread.
     """
     try:
         budget.take(0, size=len(output))
@@ -72,12 +70,13 @@ def _observed(sections: Mapping[str, str], budget: Budget) -> Observed:
 
     about = _pairs(lines("about"))
     tables = routing_tables(lines("tables"))
-    release = _pairs(lines("os"), between="=")
     network = lines("network")
-    has = frozenset(value for key, value in about if key == "program" and _WORD.fullmatch(value))
+    programs = frozenset(
+        value for key, value in about if key == "program" and _WORD.fullmatch(value)
+    )
     return Observed(
         root=("uid", "0") in about,
-        programs=has,
+        programs=programs,
         addresses=tuple(addresses(lines("addresses"))),
         links=links(lines("links"), lines("devices")),
         default_routes=(
@@ -89,9 +88,9 @@ def _observed(sections: Mapping[str, str], budget: Budget) -> Observed:
             *policy_rules(lines("rules6"), tables, family=Family.INET6),
         ),
         sysctls={
-            found[1]: int(found[2])
+            match[1]: int(match[2])
             for line in lines("sysctls")
-            if (found := _SYSCTL.fullmatch(line))
+            if (match := _SYSCTL.fullmatch(line))
         },
         filters=(
             *nft_rules(lines("nft")),
@@ -102,75 +101,64 @@ def _observed(sections: Mapping[str, str], budget: Budget) -> Observed:
         checksums=_checksums(lines("offloads")),
         units=tuple(_units(lines("units"))),
         init=init_of(about),
-        systems=systems_of(network, lines("interfaces-file"), programs=has),
+        systems=systems_of(network, lines("interfaces-file"), programs=programs),
         network_manager=network_manager_of(network),
         interfaces_d=sources_folder(lines("interfaces-file")),
-        distribution=_of_release(release, "ID"),
-        version=_of_release(release, "VERSION_ID"),
     )
 
 
 def _sections(output: bytes, budget: Budget) -> Mapping[str, str]:
     start = 0 if output.startswith(FIRST) else output.find(b"\n" + FIRST, 0, GREETING) + 1
     if not output.startswith(FIRST, start):
-        raise _broken("not what xenlb's script prints", hint="is its shell one of POSIX?")
+        raise _broken("not that of xenlb's script", hint="check that /bin/sh is a POSIX shell")
     at = start + len(FIRST)
     sections: dict[str, str] = {}
-    while found := _SECTION.match(output, at):
-        name, length = found[1].decode(), int(found[2])
-        at = found.end() + length
+    while match := _SECTION.match(output, at):
+        name, length = match[1].decode(), int(match[2])
+        at = match.end() + length
         if name == "end" and length == 0:
             return sections
         if name in sections or len(sections) == MOST_SECTIONS or at > len(output):
             break
-        text = output[found.end() : at].decode("ascii", errors="replace")
+        text = output[match.end() : at].decode("ascii", errors="replace")
         text = printable(text, keep="\n\t")
         budget.take(text.count("\n"))
         if max(map(len, text.split("\n"))) > LONGEST_LINE:
             raise _too_much()
         sections[name] = text
-    raise _broken("broken off, or mixed with something else", hint="try again")
+    raise _broken("incomplete, or mixed with other output", hint="try again")
 
 
 def _too_much() -> ObserveError:
-    return _broken("more than a guest's network can be", hint="look at `ip route show table all`")
+    return _broken("larger than xenlb reads", hint="check `ip route show table all` in the guest")
 
 
-def _broken(what: str, *, hint: str) -> ObserveError:
-    return ObserveError(f"what the guest says of its network is {what}", hint=hint)
+def _broken(problem: str, *, hint: str) -> ObserveError:
+    return ObserveError(f"the guest's report of its network is {problem}", hint=hint)
 
 
-def _pairs(lines: Sequence[str], *, between: str = " ") -> list[tuple[str, str]]:
-    return [
-        (key, value)
-        for key, is_pair, value in (line.partition(between) for line in lines)
-        if is_pair
-    ]
-
-
-def _of_release(pairs: Sequence[tuple[str, str]], key: str) -> str | None:
-    value = next((value.strip("\"'") for name, value in pairs if name == key), "")
-    return value if _WORD.fullmatch(value) else None
+def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
+    return [(key, value) for key, blank, value in (line.partition(" ") for line in lines) if blank]
 
 
 def _decapsulated(lines: Sequence[str]) -> Iterator[tuple[Family, int]]:
-    """`port 6080 gue`, of IPv6 with -6 behind it."""
+    """The ports of lines like `port 6080 gue`; IPv6 has -6 after it."""
     for line in lines:
-        found = re.match(r"port ([0-9]{1,5})\b", line)
+        match = re.match(r"port ([0-9]{1,5})\b", line)
         words = line.split()
-        if found and "gue" in words:
-            yield (Family.INET6 if "-6" in words else Family.INET), int(found[1])
+        if match and "gue" in words:
+            yield (Family.INET6 if "-6" in words else Family.INET), int(match[1])
 
 
 def _checksums(lines: Sequence[str]) -> Mapping[str, bool]:
-    found: dict[str, bool] = {}
+    checksums: dict[str, bool] = {}
     for line in lines:
         match line.split():
             case [interface, "tx-checksumming:", state, *_] if INTERFACE.fullmatch(interface):
-                found[interface] = state != "off"
+                checksums[interface] = state != "off"
             case _:
                 pass
-    return found
+    return checksums
 
 
 def _units(lines: Sequence[str]) -> Iterator[Unit]:

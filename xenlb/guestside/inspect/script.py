@@ -1,4 +1,4 @@
-"""The script that shows a guest's state, with what is asked of it: no answers here (parse.py)."""
+"""The script that prints the network state of a guest, with its parameters in front."""
 
 import re
 from collections.abc import Iterable
@@ -10,9 +10,12 @@ _WORD = re.compile(r"[A-Za-z0-9._:/-]+")
 
 
 def observe_script(needs: Needs, *, interfaces: Iterable[str] = ()) -> str:
-    """observe.sh, to be run by the guest's shell. `interfaces`: by which its services come in; what
-    configures them is asked, too. Raises ValueError for what is no word."""
-    asked = dict.fromkeys(
+    """observe.sh with its parameters, for the guest's shell.
+
+    `interfaces`: those that receive packets of services; the script also prints the software that
+    configures them. Raises ValueError for a name that the shell would not read as one word.
+    """
+    all_interfaces = dict.fromkeys(
         (
             *interfaces,
             *(route.interface for route in needs.routes),
@@ -22,13 +25,13 @@ def observe_script(needs: Needs, *, interfaces: Iterable[str] = ()) -> str:
     )
     script = resources.files("xenlb.guestside.inspect").joinpath("observe.sh").read_text()
     sysctls = _words(sysctl.name for sysctl in needs.sysctls)
-    return f"sysctls='{sysctls}'\ninterfaces='{_words(asked)}'\n{script}"
+    return f"sysctls='{sysctls}'\ninterfaces='{_words(all_interfaces)}'\n{script}"
 
 
 def _words(values: Iterable[str]) -> str:
-    """For between quotes, and for the shell to part at blanks."""
+    """The values with blanks between, to stand in quotes."""
     values = tuple(values)
     for value in values:
         if not _WORD.fullmatch(value) or ".." in value:
-            raise ValueError(f"a guest cannot be asked for {value!r:.60}")
+            raise ValueError(f"{value!r:.60} cannot be a parameter of observe.sh")
     return " ".join(values)

@@ -1,7 +1,7 @@
-"""What a guest needs held against what it has: pure, every difference named, a rule a function.
+"""Differences between what a guest needs and what it has: pure, one function a kind of need.
 
-The rules ask what the kernel would do, not whether it was done as guest.sh does it: an operator who
-has configured the guest by other means is not told to do it again.
+The checks follow what the kernel does, not how guest.sh does it: a guest that is configured by
+other means passes as well.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -21,13 +21,12 @@ from xenlb.guestside.inspect.sysctl_checks import sysctls
 from xenlb.guestside.requirements.needs import Needs, Route, Rule, ServiceAddress, TunnelDevice
 from xenlb.ipvs.table import Family, family_of
 
-MOST_OTHERS = 5  # places that are named where a service address is on a hundred
+MOST_OTHERS = 5  # interfaces that are named where many have the service address
 
 
 def differences(needs: Needs, observed: Observed) -> tuple[Difference, ...]:
-    """In the order in which the guest's state is made; nothing when all is in place. For one
-    service alone, give the needs of that service alone."""
-    return tuple(each for check in _CHECKS for each in check(needs, observed))
+    """The differences, in the order in which the guest's state is made."""
+    return tuple(difference for check in _CHECKS for difference in check(needs, observed))
 
 
 def _shown(names: Iterable[str]) -> str:
@@ -44,22 +43,22 @@ def _tunnels(needs: Needs, observed: Observed) -> Iterator[Difference]:
             yield Difference(message=message, hint=APPLY)
 
 
-# What an ip6tnl device takes that is of one family alone, as the kernel's own ip6tnl0.
+# Modes in which an ip6tnl device accepts one family only, as the kernel's own ip6tnl0.
 _ONLY = {"ip6ip6": 6, "ipip6": 4}
 
 
 def _tunnel(need: TunnelDevice, carried: Set[int], observed: Observed) -> str | None:
     link = observed.link(need.name)
     if link is None:
-        return f"there is no tunnel device {need.name} ({need.kind}, of the module {need.module})"
+        return f"there is no tunnel device {need.name} ({need.kind}, module {need.module})"
     if link.kind not in (None, need.kind):
         return f"{need.name} is a {link.kind} device, wanted {need.kind}"
     if link.kind is not None and need.local not in (None, link.local):
         return f"{need.name} ends tunnels at {link.local or 'any address'}, wanted {need.local}"
     if link.mode in _ONLY and carried - {_ONLY[link.mode]}:
-        return f"{need.name} takes IPv{_ONLY[link.mode]} only (mode {link.mode}), wanted mode any"
+        return f"{need.name} accepts IPv{_ONLY[link.mode]} only (mode {link.mode}), wanted mode any"
     if not link.up:
-        return f"{need.name} is down: what comes in by the tunnel is dropped"
+        return f"{need.name} is down: packets from the tunnel are dropped"
     return None
 
 
@@ -70,14 +69,14 @@ def _decapsulations(needs: Needs, observed: Observed) -> Iterator[Difference]:
             continue
         if "iproute2" in observed.programs:
             yield Difference(
-                message=f"UDP port {need.port} is not unpacked "
+                message=f"packets to UDP port {need.port} are not unpacked "
                 f"(ip fou add port {need.port} gue{six})",
                 hint=APPLY,
             )
         else:
             yield Difference(
-                message=f"whether UDP port {need.port} is unpacked is not seen: the guest has no "
-                "iproute2, which alone knows of it",
+                message=f"it is unknown whether packets to UDP port {need.port} are unpacked: only "
+                "iproute2 shows it, which the guest does not have",
                 hint="install iproute2 in the guest",
             )
 
@@ -91,23 +90,22 @@ def _routes(needs: Needs, observed: Observed) -> Iterator[Difference]:
             yield Difference(message=message, hint=_makes_table(need.table, observed))
 
 
-# The highest number of a table that busybox's ip(8) takes (1.35).
+# The highest table number that busybox's ip(8) accepts (1.35).
 BUSYBOX_TABLES = 1023
 
 
 def _makes_table(table: int, observed: Observed) -> str:
     if table > BUSYBOX_TABLES and {"ip", "iproute2"} & observed.programs == {"ip"}:
         return (
-            f"the guest's ip(8) is busybox's and knows no table above {BUSYBOX_TABLES}: install "
-            "iproute2 in the guest, or write guest-side: {table: 371}"
+            f"the guest's ip(8) is busybox's, which accepts no table above {BUSYBOX_TABLES}: "
+            "install iproute2 in the guest, or set  guest-side: {table: 371}"
         )
     return APPLY
 
 
 def _route(need: Route, observed: Observed) -> str | None:
-    """Of several default routes of a table that with the lowest metric is taken."""
     wanted = f"{need.gateway} on {need.interface}"
-    found = _default_route(observed, family=family_of(need.gateway), table=need.table)
+    current = _default_route(observed, family=family_of(need.gateway), table=need.table)
     link = observed.link(need.interface)
     if link is None:
         state = f": there is no interface {need.interface}"
@@ -115,27 +113,29 @@ def _route(need: Route, observed: Observed) -> str | None:
         state = f": {need.interface} is down"
     else:
         state = ""
-    if found is None:
-        return f"table {need.table} has no default route, wanted by {wanted}{state}"
-    if (found.gateway, found.interface) != (need.gateway, need.interface):
+    if current is None:
+        return f"table {need.table} has no default route, wanted via {wanted}{state}"
+    if (current.gateway, current.interface) != (need.gateway, need.interface):
         return (
-            f"the default route of table {need.table} goes {_way(found)}, wanted by {wanted}{state}"
+            f"the default route of table {need.table} goes {_next_hop(current)}, "
+            f"wanted via {wanted}{state}"
         )
-    if not found.usable:
-        return f"the default route of table {need.table} by {wanted} cannot be used{state}"
+    if not current.usable:
+        return f"the default route of table {need.table} via {wanted} cannot be used{state}"
     return None
 
 
 def _default_route(observed: Observed, *, family: Family, table: int) -> DefaultRoute | None:
+    """The default route that the kernel uses: the one with the lowest metric."""
     routes = (r for r in observed.default_routes if r.family is family and r.table == table)
     return min(routes, key=lambda route: route.metric, default=None)
 
 
-def _way(route: DefaultRoute) -> str:
+def _next_hop(route: DefaultRoute) -> str:
     if route.gateway is None and route.interface is None:
         return "nowhere"
-    by = f"by {route.gateway}" if route.gateway is not None else "by no gateway"
-    return f"{by} on {route.interface}" if route.interface is not None else by
+    via = f"via {route.gateway}" if route.gateway is not None else "without a gateway"
+    return f"{via} on {route.interface}" if route.interface is not None else via
 
 
 def _rules(needs: Needs, observed: Observed) -> Iterator[Difference]:
@@ -147,8 +147,8 @@ def _rules(needs: Needs, observed: Observed) -> Iterator[Difference]:
         ours = [rule.priority for rule in same if rule.table == need.table]
         if not observed.rules and "ip" not in observed.programs:
             yield Difference(
-                message=f"{what} must be routed by table {need.table}, which cannot be seen: "
-                "the guest has no ip(8)",
+                message=f"it is unknown whether {what} are routed by table {need.table}: the guest "
+                "has no ip(8)",
                 hint="install iproute2 in the guest",
             )
         elif not ours:
@@ -162,7 +162,7 @@ def _rules(needs: Needs, observed: Observed) -> Iterator[Difference]:
             yield Difference(
                 message=f"{what} do not reach table {need.table}: the rule `{ahead.text}` with "
                 f"priority {ahead.priority} comes before priority {min(ours)} and decides",
-                hint=f"take that rule away, or give it a priority above {min(ours)}",
+                hint=f"remove that rule, or give it a priority above {min(ours)}",
             )
 
 
@@ -176,20 +176,22 @@ def _is_for(rule: PolicyRule, need: Rule) -> bool:
 
 
 def _ahead(need: Rule, priority: int, observed: Observed) -> PolicyRule | None:
-    """The first rule before this priority that takes the same packets and finds them a way (or
-    refuses them one); a table without a default route lets most of them pass on."""
-    ways = {route.table for route in observed.default_routes if route.family is need.family}
+    """The first rule before this priority that decides about the same packets.
+
+    A rule for a table without a default route lets most of them pass on.
+    """
+    tables = {route.table for route in observed.default_routes if route.family is need.family}
     for rule in sorted(observed.rules, key=lambda rule: rule.priority):
         if rule.family is not need.family or rule.priority >= priority or rule.narrower:
             continue
-        if rule.table in (LOCAL, need.table) or not _takes(rule, need):
+        if rule.table in (LOCAL, need.table) or not _matches(rule, need):
             continue
-        if rule.table is None or rule.table in ways:
+        if rule.table is None or rule.table in tables:
             return rule
     return None
 
 
-def _takes(rule: PolicyRule, need: Rule) -> bool:
+def _matches(rule: PolicyRule, need: Rule) -> bool:
     if rule.mark not in (None, need.mark):
         return False
     if rule.source is None:
@@ -199,23 +201,23 @@ def _takes(rule: PolicyRule, need: Rule) -> bool:
 
 def _default_gateways(needs: Needs, observed: Observed) -> Iterator[Difference]:
     for wanted in needs.default_gateways:
-        found = _default_route(observed, family=family_of(wanted), table=MAIN)
-        if found is not None and found.gateway == wanted and found.usable:
+        current = _default_route(observed, family=family_of(wanted), table=MAIN)
+        if current is not None and current.gateway == wanted and current.usable:
             continue
-        goes = "there is none" if found is None else f"it goes {_way(found)}"
-        if found is not None and found.gateway is not None and found.gateway.is_link_local:
-            # By router advertisements; this may well be the director, but nothing here tells.
+        goes = "there is none" if current is None else f"it goes {_next_hop(current)}"
+        if current is not None and current.gateway is not None and current.gateway.is_link_local:
+            # Set by router advertisements: it may be an address of the director.
             yield Difference(
-                message=f"whether the default gateway {found.gateway} is the director ({wanted}) "
-                "is not seen",
-                hint=f"if it is, write guest-side: {{gateway: {found.gateway}}}",
+                message=f"it is unknown whether the default gateway {current.gateway} is the "
+                f"director ({wanted})",
+                hint=f"if it is, set  guest-side: {{gateway: {current.gateway}}}",
             )
             continue
         yield Difference(
             message=f"the default gateway is not {wanted}, the director: {goes}; replies do not "
-            "come back through it",
-            hint="make it the guest's gateway, or write guest-side: {return-path: rule} where the "
-            "guest has an address for the balanced services alone, else {return-path: mark}",
+            "go back through the director",
+            hint="make the director the guest's gateway, or set  guest-side: {return-path: rule}  "
+            "if the guest has an address for balanced services only, else {return-path: mark}",
         )
 
 
@@ -224,78 +226,75 @@ def _default_gateways(needs: Needs, observed: Observed) -> Iterator[Difference]:
 
 def _addresses(needs: Needs, observed: Observed) -> Iterator[Difference]:
     for need in needs.addresses:
-        found = [each for each in observed.addresses if each.address == need.address]
-        wanted = [each for each in found if each.interface == need.device]
-        if not found:
+        present = [entry for entry in observed.addresses if entry.address == need.address]
+        wanted = [entry for entry in present if entry.interface == need.device]
+        if not present:
             yield Difference(
                 message=f"{need.address} is missing, wanted on {need.device}: the guest does not "
-                "take packets to it",
+                "accept packets to it",
                 hint=APPLY,
             )
-        others = [each for each in found if each.interface != need.device]
-        for each in others[:MOST_OTHERS]:
-            yield _elsewhere(need, each, observed, also=bool(wanted))
-        for each in wanted:
-            yield from _as_wanted(each, observed)
+        others = [entry for entry in present if entry.interface != need.device]
+        for address in others[:MOST_OTHERS]:
+            yield _on_other_interface(need, address, observed, also=bool(wanted))
+        for address in wanted:
+            yield from _on_wanted_interface(address, observed)
 
 
-def _elsewhere(
-    need: ServiceAddress, each: Address, observed: Observed, *, also: bool
+def _on_other_interface(
+    need: ServiceAddress, entry: Address, observed: Observed, *, also: bool
 ) -> Difference:
-    link = observed.link(each.interface)
-    known = "ARP" if each.address.version == 4 else "neighbour discovery"
-    harm = f": the guest answers {known} for it" if link is not None and link.ethernet else ""
-    where = (
-        f"{each.interface}, too, wanted on {need.device} alone"
-        if also
-        else (f"{each.interface}, not on {need.device}")
-    )
+    link = observed.link(entry.interface)
+    protocol = "ARP" if entry.address.version == 4 else "neighbour discovery"
+    harm = f": the guest answers {protocol} for it" if link is not None and link.ethernet else ""
+    where = f"{'as well as' if also else 'not'} on {need.device}"
     return Difference(
-        message=f"{need.address} is on {where}{harm}",
-        hint=f"take it off: ip addr del {each.address}/{each.prefix} dev {each.interface}, and "
-        "where the guest's configuration has it",
+        message=f"{need.address} is on {entry.interface}, {where}{harm}",
+        hint=f"remove it: {_removal(entry)}, and from the guest's configuration",
     )
 
 
-def _as_wanted(each: Address, observed: Observed) -> Iterator[Difference]:
-    whole = each.address.max_prefixlen
-    at = f"{each.address} is on {each.interface}"
-    if each.prefix != whole:
-        takes = (
+def _removal(entry: Address) -> str:
+    return f"ip addr del {entry.address}/{entry.prefix} dev {entry.interface}"
+
+
+def _on_wanted_interface(entry: Address, observed: Observed) -> Iterator[Difference]:
+    whole = entry.address.max_prefixlen
+    place = f"{entry.address} is on {entry.interface}"
+    if entry.prefix != whole:
+        effect = (
             "the guest answers ARP for all of that network"
-            if each.address.version == 4
-            else "the guest takes all of that network for its own"
+            if entry.address.version == 4
+            else "the guest accepts packets to all of that network"
         )
         yield Difference(
-            message=f"{at} with prefix length {each.prefix}, not {whole}: {takes}",
-            hint=f"take it off: ip addr del {each.address}/{each.prefix} dev {each.interface}, "
-            f"and write /{whole} where the guest's configuration has it",
+            message=f"{place} with prefix length {entry.prefix}, not {whole}: {effect}",
+            hint=f"remove it: {_removal(entry)}, and set /{whole} in the guest's configuration",
         )
-    if each.address.version == 4:
+    if entry.address.version == 4:
         return
-    if "dadfailed" in each.flags:
+    if "dadfailed" in entry.flags:
         yield Difference(
-            message=f"{at} and cannot be used: duplicate address detection has found it elsewhere",
-            hint="take it off and add it again with nodad",
+            message=f"{place} and cannot be used: duplicate address detection failed",
+            hint="remove it and add it again with nodad",
         )
-    elif "tentative" in each.flags:
+    elif "tentative" in entry.flags:
         yield Difference(
-            message=f"{at} and cannot be used yet: duplicate address detection goes on",
+            message=f"{place} and cannot be used yet: duplicate address detection is running",
             hint="add it with nodad",
         )
-    elif "nodad" not in each.flags and _detects(each.interface, observed):
+    # The kernel sets -1 for loopback and for devices without neighbours: no detection there.
+    elif (
+        "nodad" not in entry.flags
+        and observed.sysctls.get(f"net/ipv6/conf/{entry.interface}/accept_dad", 1) > 0
+    ):
         yield Difference(
-            message=f"{at} without nodad: duplicate address detection finds the director's",
+            message=f"{place} without nodad: duplicate address detection finds the director's",
             hint="add it with nodad",
         )
 
 
-def _detects(interface: str, observed: Observed) -> bool:
-    """The kernel sets -1 for loopback and for devices without neighbours, and never looks there."""
-    return observed.sysctls.get(f"net/ipv6/conf/{interface}/accept_dad", 1) > 0
-
-
-# ---- the rest ----
+# ---- checksums and units ----
 
 
 def _checksums(needs: Needs, observed: Observed) -> Iterator[Difference]:
@@ -305,24 +304,20 @@ def _checksums(needs: Needs, observed: Observed) -> Iterator[Difference]:
                 pass
             case True:
                 yield Difference(
-                    message=f"{interface} leaves checksums to the card (tx-checksumming: on), "
-                    "wanted off",
+                    message=f"tx-checksumming of {interface} is on, wanted off",
                     hint=APPLY,
                 )
             case None:
-                why = (
-                    "ethtool does not tell"
-                    if "ethtool" in observed.programs
-                    else "the guest has no ethtool"
-                )
+                known = "ethtool" in observed.programs
+                why = "ethtool does not show it" if known else "the guest has no ethtool"
                 yield Difference(
-                    message=f"whether {interface} leaves checksums to its card is not seen: {why}",
+                    message=f"tx-checksumming of {interface} is unknown: {why}",
                     hint="install ethtool in the guest",
                 )
 
 
 def _units(needs: Needs, observed: Observed) -> Iterator[Difference]:
-    """xenlb-guest is there only for what the guest's own configuration cannot say."""
+    """Units that are wanted, or installed: xenlb-guest is optional."""
     names = {"xenlb-hold": needs.hold is not None, "xenlb-guest": False}
     for name, wanted in names.items():
         unit = observed.unit(name)
@@ -336,7 +331,7 @@ def _units(needs: Needs, observed: Observed) -> Iterator[Difference]:
             yield Difference(message=f"{name} is not active", hint=f"start it, or {APPLY}")
         if not unit.enabled:
             yield Difference(
-                message=f"{name} is not enabled: it does not start with the guest",
+                message=f"{name} is not enabled: it does not start at boot",
                 hint=f"enable it, or {APPLY}",
             )
 

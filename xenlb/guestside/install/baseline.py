@@ -1,7 +1,4 @@
-"""PURE. What would be at a guest's path without xenlb, and what should be there with it.
-
-One path at a time; the whole, and the order of things, is planner.py.
-"""
+"""The node at a guest's path without xenlb (the baseline), and with it (the goal): pure."""
 
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -32,39 +29,42 @@ from xenlb.guestside.install.operations import (
 
 
 class CannotInstall(Exception):
-    """The files cannot be brought into this guest; one sentence."""
+    """The files cannot be installed in this guest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What would be at a path without xenlb. `strange`: why what is there is not as xenlb left it;
-    `node` is then what a discard leaves. `lost`: what was there before is not kept any more."""
+    """The node at a path without xenlb.
+
+    `changed`: how the present node differs from what xenlb left; `node` is then the one after a
+    discard. `lost`: the former content is not kept any more.
+    """
 
     node: Node
-    strange: str | None = None
+    changed: str | None = None
     lost: bool = False
 
 
 def baseline_of(
-    path: str, entry: ManifestEntry | None, wish: Wanted | None, present: Present
+    path: str, entry: ManifestEntry | None, wanted: Wanted | None, present: Present
 ) -> Baseline:
-    """What would be at the path. Raises CannotInstall."""
+    """The baseline of a path. Raises CannotInstall."""
     node = present.get(path, MISSING)
     if entry is None:
-        return _under_unknown(path, wish, node)
+        return _without_entry(path, wanted, node)
     match entry.kind:
         case EntryKind.WHOLE | EntryKind.LINK:
             before, lost = _previous(entry.previous, present.get(saved(path), MISSING))
-            return _under_whole(entry, node, before, lost=lost)
+            return _of_whole_file(entry, node, before, lost=lost)
         case EntryKind.BLOCK:
-            return _under_block(entry, node)
+            return _of_block(entry, node)
         case _:
             assert_never(entry.kind)
 
 
-def _under_unknown(path: str, wish: Wanted | None, node: Node) -> Baseline:
-    """Without a manifest (it was lost) there may be a block of ours all the same."""
-    if not (isinstance(wish, GuestFile) and wish.block and isinstance(node, File)):
+def _without_entry(path: str, wanted: Wanted | None, node: Node) -> Baseline:
+    """The file may have a block all the same, if the manifest was lost."""
+    if not (isinstance(wanted, GuestFile) and wanted.block and isinstance(node, File)):
         return Baseline(node=node)
     try:
         return Baseline(node=replace(node, content=blocks.split(node.content)[0]))
@@ -72,12 +72,10 @@ def _under_unknown(path: str, wish: Wanted | None, node: Node) -> Baseline:
         raise CannotInstall(f"/{path} cannot be given a block: {error}") from None
 
 
-def _under_whole(entry: ManifestEntry, node: Node, before: Node, *, lost: bool) -> Baseline:
+def _of_whole_file(entry: ManifestEntry, node: Node, before: Node, *, lost: bool) -> Baseline:
     match entry.previous, node:
-        case WasFile(mode=mode, owner=owner, digest=was), File(content=content) if (
-            digest(content) == was
-        ):
-            return Baseline(node=File(content=content, mode=mode, owner=owner))
+        case WasFile(digest=was) as previous, File(content=content) if digest(content) == was:
+            return Baseline(node=_file(previous, content))
         case WasLink(target=target), Symlink(target=now) if now == target:
             return Baseline(node=node)
         case _:
@@ -91,37 +89,39 @@ def _under_whole(entry: ManifestEntry, node: Node, before: Node, *, lost: bool) 
             ours = entry.kind is EntryKind.LINK and digest(as_bytes(target)) in entry.digests
         case _:
             ours = False
-    strange = None if ours else "it was changed since xenlb wrote it"
-    return Baseline(node=before, strange=strange, lost=lost)
+    changed = None if ours else "it was changed since xenlb wrote it"
+    return Baseline(node=before, changed=changed, lost=lost)
+
+
+def _file(previous: WasFile, content: bytes) -> File:
+    return File(content=content, mode=previous.mode, owner=previous.owner)
 
 
 def _previous(previous: Previous, kept: Node) -> tuple[Node, bool]:
-    """What was there before, and whether it is lost."""
+    """The former node, and whether its content is lost."""
     match previous, kept:
         case None, _:
             return MISSING, False
         case WasLink(target=target), _:
             return Symlink(target=target), False
-        case WasFile(mode=mode, owner=owner, digest=was), File(content=content) if (
-            digest(content) == was
-        ):
-            return File(content=content, mode=mode, owner=owner), False
+        case WasFile(digest=was) as file, File(content=content) if digest(content) == was:
+            return _file(file, content), False
         case _:
             return MISSING, True
 
 
-def _under_block(entry: ManifestEntry, node: Node) -> Baseline:
+def _of_block(entry: ManifestEntry, node: Node) -> Baseline:
     match node:
         case Missing():
             return Baseline(node=node)
         case File(content=content, mode=mode):
             pass
         case _:
-            return Baseline(node=node, strange="it is no longer a file")
+            return Baseline(node=node, changed="it is no longer a file")
     try:
         rest, inside = blocks.split(content)
     except BadBlock as error:
-        return Baseline(node=node, strange=str(error))
+        return Baseline(node=node, changed=str(error))
     if inside is None:
         return Baseline(node=node)
     if isinstance(entry.previous, WasFile) and mode == entry.previous.mode | runnable(entry.mode):
@@ -130,40 +130,36 @@ def _under_block(entry: ManifestEntry, node: Node) -> Baseline:
     if entry.previous is None and rest in (b"", blocks.SHEBANG):
         left = MISSING
     ours = digest(inside) in entry.digests
-    return Baseline(node=left, strange=None if ours else "xenlb's block in it was changed")
+    return Baseline(node=left, changed=None if ours else "xenlb's block in it was changed")
 
 
 def goal_of(
-    path: str, wish: Wanted, baseline_of: Node, entry: ManifestEntry | None
+    path: str, wanted: Wanted, baseline: Node, entry: ManifestEntry | None
 ) -> tuple[Node, ManifestEntry]:
-    """What should be at the path, and what the manifest says of it."""
-    match wish, baseline_of:
+    """The node that should be at the path, and its entry. Raises CannotInstall."""
+    kind = kind_of(wanted)
+    match wanted, baseline:
         case GuestSymlink(target=target), _:
-            new = ManifestEntry(
-                kind=EntryKind.LINK,
-                mode=0o777,
-                digests=(digest(as_bytes(target)),),
-                previous=_was(baseline_of),
-            )
+            sha256 = digest(as_bytes(target))
+            previous = _was(baseline)
+            new = ManifestEntry(kind=kind, mode=0o777, digests=(sha256,), previous=previous)
             return Symlink(target=target), new
-        case GuestFile(block=False, text=content, mode=mode), _:
-            data = content.encode()
-            new = ManifestEntry(
-                kind=EntryKind.WHOLE, mode=mode, digests=(digest(data),), previous=_was(baseline_of)
-            )
+        case GuestFile(block=False, text=text, mode=mode), _:
+            data = text.encode()
+            previous = _was(baseline)
+            new = ManifestEntry(kind=kind, mode=mode, digests=(digest(data),), previous=previous)
             return File(content=data, mode=mode), new
-        case GuestFile(text=content, mode=mode), File(content=rest, mode=old):
-            # The rest is not ours: that it changes is nothing to be written down.
+        case GuestFile(text=text, mode=mode), File(content=rest, mode=old):
+            # Changes of the rest, which is not xenlb's, are not recorded.
             was = entry.previous.digest if entry and isinstance(entry.previous, WasFile) else None
-            was = was or digest(rest)
-            previous: Previous = WasFile(mode=old, owner=baseline_of.owner, digest=was)
-            goal = replace(baseline_of, mode=old | runnable(mode))
-        case GuestFile(text=content, mode=mode), Missing():
+            previous = WasFile(mode=old, owner=baseline.owner, digest=was or digest(rest))
+            goal = replace(baseline, mode=old | runnable(mode))
+        case GuestFile(text=text, mode=mode), Missing():
             rest, previous = blocks.SHEBANG if runnable(mode) else b"", None
             goal = File(content=b"", mode=mode)
         case _:
             raise CannotInstall(f"/{path} is a symbolic link; xenlb writes no block through it")
-    inside = content.encode()
+    inside = text.encode()
     if inside and not inside.endswith(b"\n"):
         inside += b"\n"
     try:
@@ -171,20 +167,14 @@ def goal_of(
         blocks.split(data)
     except BadBlock as error:
         raise CannotInstall(f"/{path} cannot be given a block: {error}") from None
-    new = ManifestEntry(
-        kind=EntryKind.BLOCK, mode=mode, digests=(digest(inside),), previous=previous
-    )
+    new = ManifestEntry(kind=kind, mode=mode, digests=(digest(inside),), previous=previous)
     return replace(goal, content=data), new
 
 
-def kind_of(wish: Wanted) -> EntryKind:
-    match wish:
-        case GuestSymlink():
-            return EntryKind.LINK
-        case GuestFile(block=block):
-            return EntryKind.BLOCK if block else EntryKind.WHOLE
-        case _:
-            assert_never(wish)
+def kind_of(wanted: Wanted) -> EntryKind:
+    if isinstance(wanted, GuestSymlink):
+        return EntryKind.LINK
+    return EntryKind.BLOCK if wanted.block else EntryKind.WHOLE
 
 
 def _was(node: Node) -> Previous:
@@ -202,5 +192,5 @@ def runnable(mode: int) -> int:
 
 
 def saved(path: str) -> str:
-    """Where the earlier content of a file is kept."""
+    """The path that keeps the former content of a file."""
     return f"{SAVED}/{path}"

@@ -1,20 +1,20 @@
-"""PURE. A block of ours in a file that is somebody else's: into it, and out again to the byte.
+"""A block of xenlb in a file of the guest: inserted, and removed again to the byte. Pure.
 
-The block is at the top, after a first line #! if there is one: what follows it, an `exit 0` at the
-end of rc.local for one, cannot keep it from being read.
+The block is at the top, after a first line #!: an `exit 0` further down, as in rc.local, cannot
+skip it.
 """
 
 BEGIN = b"# BEGIN xenlb\n"
 END = b"# END xenlb\n"
-SHEBANG = b"#!/bin/sh\n"  # of a script that there was not: the system would not run it without
+SHEBANG = b"#!/bin/sh\n"  # for a new script: without it the system would not run the script
 
 
 class BadBlock(Exception):
-    """The marks in the file are not as xenlb sets them; one sentence."""
+    """The marks in the file are not as xenlb writes them."""
 
 
 def insert(rest: bytes, inside: bytes) -> bytes:
-    """`rest`, which has no block, with one. Raises BadBlock where `inside` has marks."""
+    """The file with a block. Raises BadBlock if `inside` has marks."""
     if inside and not inside.endswith(b"\n"):
         inside += b"\n"
     block = BEGIN + inside + END
@@ -24,20 +24,20 @@ def insert(rest: bytes, inside: bytes) -> bytes:
         return block + rest
     first, newline, below = rest.partition(b"\n")
     if not newline:
-        # The mark without an end of line tells `split` that the first line had none either.
+        # A mark without an end of line shows `split` that the first line had none either.
         return first + b"\n" + block.removesuffix(b"\n")
     return first + newline + block + below
 
 
 def split(data: bytes) -> tuple[bytes, bytes | None]:
-    """The rest of a file, and what is in its block; None: there is none. Raises BadBlock."""
+    """The file without its block, and the content of the block or None. Raises BadBlock."""
     lines = _lines(data)
     begins = [n for n, line in enumerate(lines) if line == BEGIN]
     ends = [n for n, line in enumerate(lines) if line in (END, END.removesuffix(b"\n"))]
     if not begins and not ends:
         return data, None
     if len(begins) != 1 or len(ends) != 1 or ends[0] < begins[0]:
-        raise BadBlock("its lines '# BEGIN xenlb' and '# END xenlb' are not one of each, in order")
+        raise BadBlock("its lines '# BEGIN xenlb' and '# END xenlb' are not one of each in order")
     (begin,), (end,) = begins, ends
     before, inside = b"".join(lines[:begin]), b"".join(lines[begin + 1 : end])
     if lines[end] != END:
@@ -46,7 +46,7 @@ def split(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    """By line feeds alone: others are part of a line."""
+    """The lines with their ends; line feeds are the only ends."""
     lines = [line + b"\n" for line in data.split(b"\n")]
     lines[-1] = lines[-1].removesuffix(b"\n")
     return lines if lines[-1] else lines[:-1]

@@ -1,27 +1,25 @@
-"""PURE. The manifest: what xenlb keeps in a guest to know what it did there, and how to undo it.
+"""The manifest: xenlb's record in a guest of its changes there, to undo them. Pure.
 
-It lies in the guest and is the guest's to change. So it is read as a stranger's: its size, its form
-and every path in it are checked, and it can name nothing but files of that same guest. What is
-done with it: planner.py.
+The guest can change it, so it is untrusted: its size, its form and every path are checked. It can
+name files of the same guest only.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 VERSION = 1
 STATE = "var/lib/xenlb"
 MANIFEST = f"{STATE}/manifest.json"
-# What was there before xenlb came, and what others made of xenlb's files since.
-SAVED = f"{STATE}/saved"
-CHANGED = f"{STATE}/changed"
+SAVED = f"{STATE}/saved"  # the files that xenlb replaced
+CHANGED = f"{STATE}/changed"  # xenlb's files with changes of others
 
 LONGEST = 256 * 1024  # bytes, of the manifest
 MOST = 512  # paths
-MOST_TEXTS = 8  # contents of one path that count as ours
+MOST_TEXTS = 8  # contents of one path that count as xenlb's
 LONGEST_PATH, LONGEST_NAME, DEEPEST = 1024, 200, 32
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -31,7 +29,7 @@ class BadManifest(Exception):
 
 
 class EntryKind(StrEnum):
-    """What of a path is xenlb's."""
+    """The part of a path that is xenlb's."""
 
     WHOLE = "whole"
     BLOCK = "block"
@@ -40,8 +38,10 @@ class EntryKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WasFile:
-    """A file that was there before. `digest`: of its content, which is kept below SAVED; `owner` as
-    in operations.py."""
+    """A file that was there before.
+
+    `digest`: of its content, which is kept below SAVED. `owner`: user and group, None for root.
+    """
 
     mode: int
     digest: str
@@ -60,10 +60,12 @@ Previous = WasFile | WasLink | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestEntry:
-    """One path. `digests`: of what is ours there (of a block, of its text; of a link, of its
-    target): several while one is being replaced by another, so that an apply which was killed
-    between the two takes neither for somebody else's. `previous` None: xenlb made it. A block has
-    the previous rights of its file, and no content: the rest of the file is that."""
+    """One path.
+
+    `digests`: of xenlb's content there: of a file, the text of a block, or the target of a link.
+    There are several while one replaces another, so both count as xenlb's after a killed apply.
+    `previous` None: xenlb made it. Of the file around a block only the mode is kept.
+    """
 
     kind: EntryKind
     mode: int
@@ -73,7 +75,7 @@ class ManifestEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """`folders`: those that xenlb made."""
+    """Entries by path; `folders`: those that xenlb made."""
 
     entries: Mapping[str, ManifestEntry]
     folders: tuple[str, ...] = ()
@@ -87,7 +89,7 @@ def digest(data: bytes) -> str:
 
 
 def fault(path: str) -> str | None:
-    """Why it is no path of a file below a guest's root that xenlb would touch; None: it is one."""
+    """The reason why xenlb does not touch this path of a guest; None: it does."""
     if not path or len(path) > LONGEST_PATH:
         return "is empty" if not path else f"is longer than {LONGEST_PATH} characters"
     if not (path.isascii() and path.isprintable()):
@@ -113,7 +115,7 @@ def parents(path: str) -> tuple[str, ...]:
 
 
 def text(manifest: Manifest) -> bytes:
-    """The manifest as it is written."""
+    """The manifest as a file."""
     files = {path: _entry_value(entry) for path, entry in sorted(manifest.entries.items())}
     value = {"version": VERSION, "folders": sorted(manifest.folders), "files": files}
     return (json.dumps(value, indent=1) + "\n").encode()
@@ -137,25 +139,27 @@ def _entry_value(entry: ManifestEntry) -> dict[str, object]:
 
 
 def parse(data: bytes) -> Manifest:
-    """Raises BadManifest."""
+    """The manifest in these bytes. Raises BadManifest."""
     if len(data) > LONGEST:
         raise BadManifest(f"it is longer than {LONGEST} bytes")
     try:
         value = json.loads(data.decode("ascii"), parse_int=_number)
     except (ValueError, RecursionError):
         raise BadManifest("it is not JSON") from None
-    top = _mapping(value, "it")
-    if top.get("version") != VERSION:
-        raise BadManifest(f"its version is not {VERSION}, the only one known here")
-    files, folders = _mapping(top.get("files"), "files"), _sequence(top.get("folders"), "folders")
+    match value:
+        case {"version": 1, "files": dict(files), "folders": list(folders)}:
+            pass
+        case {"version": 1}:
+            raise BadManifest("it has no files or no folders")
+        case _:
+            raise BadManifest(f"its version is not {VERSION}, the only known one")
     if len(files) + len(folders) > MOST:
         raise BadManifest(f"it has more than {MOST} paths")
     return Manifest(
         entries={_path(path): _entry(entry) for path, entry in files.items()},
-        # The folders above the manifest itself may be xenlb's making, too.
+        # xenlb may have made the folders above the manifest, too.
         folders=tuple(
-            folder if folder in parents(MANIFEST) else _path(folder)
-            for folder in (_string(each, "a folder") for each in folders)
+            folder if folder in parents(MANIFEST) else _path(folder) for folder in folders
         ),
     )
 
@@ -167,48 +171,46 @@ def _number(digits: str) -> int:
 
 
 def _entry(value: object) -> ManifestEntry:
-    fields = _mapping(value, "an entry")
-    kind = fields.get("kind")
+    match value:
+        case {"kind": str(kind), "mode": mode, "sha256": list(digests), "made": bool(made), **rest}:
+            previous = rest.get("previous")
+        case _:
+            raise BadManifest("an entry lacks kind, mode, sha256 or made")
     if kind not in tuple(EntryKind):
         raise BadManifest("an entry has an unknown kind")
-    digests = tuple(_digest(each) for each in _sequence(fields.get("sha256"), "sha256"))
     if not 1 <= len(digests) <= MOST_TEXTS:
         raise BadManifest(f"an entry has no sha256, or more than {MOST_TEXTS}")
-    previous = fields.get("previous")
-    if fields.get("made") is not (previous is None):
+    if made is not (previous is None):
         raise BadManifest("an entry says both that xenlb made the file and that it did not")
     return ManifestEntry(
-        kind=EntryKind(str(kind)),
-        mode=_mode(fields.get("mode")),
-        digests=digests,
-        previous=None if previous is None else _previous(_mapping(previous, "previous")),
+        kind=EntryKind(kind),
+        mode=_mode(mode),
+        digests=tuple(map(_digest, digests)),
+        previous=_previous(previous),
     )
 
 
-def _previous(fields: Mapping[str, object]) -> Previous:
-    if "target" in fields:
-        target = _string(fields["target"], "a target")
-        if not target or len(target) > LONGEST_PATH or "\0" in target:
-            raise BadManifest("a link's previous target cannot be one")
-        return WasLink(target=target)
-    return WasFile(
-        mode=_mode(fields.get("mode")),
-        digest=_digest(fields.get("sha256")),
-        owner=_owner(fields.get("owner")),
-    )
-
-
-def _owner(value: object) -> tuple[int, int] | None:
+def _previous(value: object) -> Previous:
     match value:
         case None:
             return None
-        case [int(uid), int(gid)] if 0 <= uid < 2**32 and 0 <= gid < 2**32:
-            return int(uid), int(gid)
+        case {"target": str(target)} if 0 < len(target) <= LONGEST_PATH and "\0" not in target:
+            return WasLink(target=target)
+        case {"target": _}:
+            raise BadManifest("the target of a previous link cannot be one")
+        case {"mode": mode, "sha256": sha256, "owner": None}:
+            return WasFile(mode=_mode(mode), digest=_digest(sha256))
+        case {"mode": mode, "sha256": sha256, "owner": [int(uid), int(gid)]} if (
+            0 <= uid < 2**32 and 0 <= gid < 2**32
+        ):
+            return WasFile(mode=_mode(mode), digest=_digest(sha256), owner=(uid, gid))
         case _:
-            raise BadManifest("a previous owner is not two numbers")
+            raise BadManifest("the mode, sha256 or owner of a previous file is invalid")
 
 
-def _path(path: str) -> str:
+def _path(path: object) -> str:
+    if not isinstance(path, str):
+        raise BadManifest("a folder is not a string")
     if (wrong := fault(path)) is not None:
         raise BadManifest(f"a path in it {wrong}")
     return path
@@ -223,22 +225,4 @@ def _mode(value: object) -> int:
 def _digest(value: object) -> str:
     if not (isinstance(value, str) and _DIGEST.fullmatch(value)):
         raise BadManifest("a sha256 is not one")
-    return value
-
-
-def _string(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        raise BadManifest(f"{what} is not a string")
-    return value
-
-
-def _mapping(value: object, what: str) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise BadManifest(f"{what} is not a JSON object")
-    return value
-
-
-def _sequence(value: object, what: str) -> Sequence[object]:
-    if not isinstance(value, list):
-        raise BadManifest(f"{what} is not a list")
     return value

@@ -1,8 +1,7 @@
-"""PURE. What a guest should have, what is at its paths, and the operations between the two.
+"""Wanted files, nodes of a guest's file system, and operations on them: pure.
 
-Who reads and who performs them: transport/remote_files.py and transport/image.py. An operation is
-whole or not at all, and finding it done already is no error: after any number of them an apply can
-be broken off.
+An operation is done as a whole or not at all, and may be repeated: an apply can be interrupted
+after any of them.
 """
 
 from collections.abc import Mapping
@@ -11,14 +10,16 @@ from typing import Protocol
 
 from xenlb.untrusted.printable import printable
 
-LARGEST = 256 * 1024  # bytes of a file that is read or written
+LARGEST = 256 * 1024  # bytes of a file to read or write
 ROOT_ONLY = 0o600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestFile:
-    """A file of the guest; `path` is below its root, without a leading slash. `block`: only a part
-    of it, between marks, after a first line #! if there is one: the rest is somebody else's."""
+    """A wanted file; `path` is below the guest's root, without a leading slash.
+
+    `block`: only a part between marks, after a first line #!; the rest is not xenlb's.
+    """
 
     path: str
     text: str
@@ -28,8 +29,7 @@ class GuestFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestSymlink:
-    """A symbolic link of the guest, as `systemctl enable` makes them; `target` as it is written
-    into it."""
+    """A wanted symbolic link, with the literal target."""
 
     path: str
     target: str
@@ -40,8 +40,10 @@ Wanted = GuestFile | GuestSymlink
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """`owner`: user and group; None: those of the guest's root folder, so root. In a container
-    with mapped users these are others for the host than for the guest."""
+    """A file. `owner`: user and group; None: those of the guest's root folder.
+
+    In a container with mapped users the host sees other numbers than the guest.
+    """
 
     content: bytes
     mode: int
@@ -57,7 +59,7 @@ class Symlink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """A folder, or, where a folder was asked for, a link to one."""
+    """A folder, or a link to one where a folder was requested."""
 
     empty: bool
 
@@ -69,13 +71,13 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Other:
-    """What xenlb does not touch: a device, a socket, a file that is too large."""
+    """A node that xenlb does not touch: a device, a socket, a file that is too large."""
 
     what: str
 
 
 def as_bytes(target: str) -> bytes:
-    """A link's target as the file system has it: it need not be text."""
+    """A link's target as the file system has it, which may be no text."""
     return target.encode("utf-8", "surrogateescape")
 
 
@@ -113,7 +115,7 @@ class MakeSymlink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """A file or a link."""
+    """Delete a file or a link."""
 
     path: str
 
@@ -123,7 +125,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveFolder:
-    """Only if it is empty; that it is not is no error."""
+    """Remove a folder if it is empty."""
 
     path: str
 
@@ -135,10 +137,10 @@ Operation = MakeFolder | Write | MakeSymlink | Delete | RemoveFolder
 
 
 class Executor(Protocol):
-    """Reads and changes a guest's files. Both raise DeliveryError (ways/channel.py); when `perform`
-    does, the operations before the one that failed are done."""
+    """Reads and changes the files of a guest. Methods raise DeliveryError."""
 
     async def read(self, *, files: tuple[str, ...], folders: tuple[str, ...]) -> Present:
-        """Of a path in `files` a link is told as a link; one in `folders` is followed."""
+        """Read the nodes at these paths; a link is followed in `folders`, not in `files`."""
 
-    async def perform(self, operations: tuple[Operation, ...]) -> None: ...
+    async def perform(self, operations: tuple[Operation, ...]) -> None:
+        """Perform operations; after an error those before the failed one are done."""

@@ -1,16 +1,16 @@
-"""PURE. From the files that a guest should have to the operations that bring them in, or out.
+"""The planner: operations that install wanted files in a guest, or remove them. Pure.
 
-Theory of operation. For each path it is first reckoned what would be there without xenlb
-(baseline.py): what was there before, kept below SAVED; a file without our block; nothing. That, or
-the wanted file made from it, is the goal, and an operation follows where the goal is not what is
-there. So applying twice does nothing the second time, and removal is an apply of nothing.
+The baseline of a path is its node without xenlb: the former file, which is kept below SAVED; the
+file without xenlb's block; or nothing. The goal is the wanted file made from the baseline, or the
+baseline itself. A path gets an operation if its node is not the goal. So a second apply does
+nothing, and a removal is an apply of no files.
 
-An apply may be broken off after any operation. Therefore the manifest is written first, with what
-is about to be done; then what was there is kept; then the files are written; and at the end the
-manifest loses what is no longer true. Its entries claim nothing: present files are compared always.
+An apply may be interrupted after any operation. So the manifest with the intended changes is
+written first, then former files are saved, then files are written. At the end entries that no
+longer hold leave the manifest. Present files are always compared; an entry proves nothing.
 
-What somebody changed since is not lost: an apply keeps it below CHANGED, a removal leaves it where
-it is unless told to discard it.
+Changes of others since are not lost: an apply keeps them below CHANGED, and a removal leaves such a
+file in place unless it is to discard it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,7 +64,7 @@ from xenlb.guestside.install.operations import (
 
 
 class ChangedFiles(StrEnum):
-    """What becomes of files that somebody changed since xenlb wrote them, when they have to go."""
+    """How a removal treats files that others changed since xenlb wrote them."""
 
     KEEP = "keep"
     DISCARD = "discard"
@@ -72,8 +72,11 @@ class ChangedFiles(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`notes`: sentences for people. `kept`: paths that should have gone and were left, because
-    they were changed. `manifest`: what it will say."""
+    """The planned operations.
+
+    `notes`: sentences for operators. `kept`: changed files that a removal leaves. `manifest`: the
+    manifest afterwards.
+    """
 
     operations: tuple[Operation, ...]
     notes: tuple[str, ...]
@@ -81,19 +84,16 @@ class Plan:
     manifest: Manifest
 
     @property
-    def changes_guest(self) -> bool:
-        """Is there more to do than to keep the books?"""
-        return bool(self.paths)
-
-    @property
     def paths(self) -> tuple[str, ...]:
-        """What changes, without the books."""
-        return tuple(each.path for each in self.operations if not _is_state(each.path))
+        """The paths that change, without those of xenlb's own state."""
+        return tuple(
+            operation.path for operation in self.operations if not _is_state(operation.path)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathsToRead:
-    """What a plan has to know of the guest."""
+    """The paths whose nodes a plan depends on."""
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
@@ -101,7 +101,7 @@ class PathsToRead:
 
 def paths_to_read(wanted: Iterable[Wanted], manifest: Manifest) -> PathsToRead:
     """The paths that `plan` needs in `present`."""
-    paths = sorted({each.path for each in wanted} | set(manifest.entries))
+    paths = sorted({file.path for file in wanted} | set(manifest.entries))
     files = [MANIFEST, *paths, *(saved(path) for path in paths)]
     folders = {folder for path in files for folder in parents(path)} | set(manifest.folders)
     folders |= {folder for path in paths for folder in parents(f"{CHANGED}/{path}")}
@@ -115,30 +115,30 @@ def plan(
     *,
     changed: ChangedFiles = ChangedFiles.KEEP,
 ) -> Plan:
-    """Raises CannotInstall."""
-    return _Planner(_checked(wanted), manifest, present, changed).plan()
+    """Plan the operations; no wanted files: a removal. Raises CannotInstall."""
+    return _Planner(_by_path(wanted), manifest, present, changed).plan()
 
 
-def _checked(wanted: Sequence[Wanted]) -> Mapping[str, Wanted]:
-    found: dict[str, Wanted] = {}
-    for each in wanted:
-        if (wrong := fault(each.path)) is not None:
-            raise CannotInstall(f"the path {each.path!a} {wrong}")
-        if each.path in found:
-            raise CannotInstall(f"/{each.path} is wanted twice")
-        match each:
+def _by_path(wanted: Sequence[Wanted]) -> Mapping[str, Wanted]:
+    files: dict[str, Wanted] = {}
+    for file in wanted:
+        if (wrong := fault(file.path)) is not None:
+            raise CannotInstall(f"the path {file.path!a} {wrong}")
+        if file.path in files:
+            raise CannotInstall(f"/{file.path} is wanted twice")
+        match file:
             case GuestFile(text=content) if len(content.encode()) > LARGEST:
-                raise CannotInstall(f"/{each.path} would be larger than {LARGEST} bytes")
+                raise CannotInstall(f"/{file.path} would be larger than {LARGEST} bytes")
             case GuestSymlink(target=target) if not _is_target(target):
-                raise CannotInstall(f"/{each.path} cannot link to {target!a}")
+                raise CannotInstall(f"/{file.path} cannot link to {target!a}")
             case _:
-                found[each.path] = each
-    for path in found:
-        if above := next((folder for folder in parents(path) if folder in found), None):
+                files[file.path] = file
+    for path in files:
+        if above := next((folder for folder in parents(path) if folder in files), None):
             raise CannotInstall(f"/{above} cannot be a file: /{path} is wanted too")
-    if len(found) > MOST // 2:
+    if len(files) > MOST // 2:
         raise CannotInstall(f"more than {MOST // 2} files are wanted")
-    return found
+    return files
 
 
 def _is_target(target: str) -> bool:
@@ -160,10 +160,10 @@ class _Planner:
         self._notes: list[str] = []
         self._kept: list[str] = []
         self._entries: dict[str, ManifestEntry] = {}
-        self._texts: dict[str, tuple[str, ...]] = {}  # until the end, these count as ours too
-        self._aside: list[Operation] = []
-        self._early: list[Operation] = []
-        self._keep: list[Operation] = []
+        self._old_digests: dict[str, tuple[str, ...]] = {}  # count as xenlb's until the end
+        self._set_aside: list[Operation] = []  # copies of changed files
+        self._early: list[Operation] = []  # back to the baseline, before the manifest is written
+        self._save: list[Operation] = []  # copies of former files
         self._work: list[Operation] = []
         self._made: set[str] = set()
 
@@ -172,8 +172,8 @@ class _Planner:
             entry = self._before.entries.get(path)
             node = self._at(path)
             baseline = baseline_of(path, entry, self._wanted.get(path), self._present)
-            if (wish := self._wanted.get(path)) is not None:
-                self._install(path, wish, entry, node, baseline)
+            if (wanted := self._wanted.get(path)) is not None:
+                self._install(path, wanted, entry, node, baseline)
             elif entry is not None:
                 self._remove(path, entry, node, baseline)
         return self._in_order()
@@ -183,91 +183,90 @@ class _Planner:
         ours = set(self._before.folders)
         if self._entries:
             needed |= set(parents(MANIFEST))
-            ours |= {folder for folder in parents(MANIFEST) if folder != STATE and self._no(folder)}
-        ours |= {each for path in self._wanted for each in parents(path) if self._no(each)}
-        stays = tuple(sorted(ours & needed))
-        final = Manifest(entries=self._entries, folders=stays)
-        done: list[Operation] = []
-        for each in (*self._aside, *self._early):
-            done += [*self._folders([each]), each]
-        done += self._books(final, ours)
-        work = [*self._keep, *self._work]
-        for each in work:
-            done += [*self._folders([each]), each]
+            ours |= {
+                folder for folder in parents(MANIFEST) if folder != STATE and self._absent(folder)
+            }
+        ours |= {
+            folder for path in self._wanted for folder in parents(path) if self._absent(folder)
+        }
+        final = Manifest(entries=self._entries, folders=tuple(sorted(ours & needed)))
+        operations: list[Operation] = self._with_folders([*self._set_aside, *self._early])
+        operations += self._intent(final, ours)
+        operations += self._with_folders([*self._save, *self._work])
         unneeded = [
             saved(path)
             for path in sorted({*self._before.entries, *self._wanted})
-            if not self._is_kept(path) and not self._no(saved(path))
+            if not self._is_saved(path) and not self._absent(saved(path))
         ]
-        done += [Delete(path=path) for path in unneeded]
-        deleted = [each.path for each in done if isinstance(each, Delete)]
+        operations += [Delete(path=path) for path in unneeded]
+        deleted = [operation.path for operation in operations if isinstance(operation, Delete)]
         state = {folder for path in unneeded for folder in parents(path) if _is_state(folder)}
-        state |= {each for each in self._present if _is_state(each) and each != STATE}
+        state |= {path for path in self._present if _is_state(path) and path != STATE}
         used = {
-            each for path in self._entries if self._is_kept(path) for each in parents(saved(path))
+            folder
+            for path in self._entries
+            if self._is_saved(path)
+            for folder in parents(saved(path))
         }
-        used |= {each for op in self._aside for each in parents(op.path)}
-        done += self._emptied((ours - needed - set(parents(MANIFEST))) | (state - used), deleted)
+        used |= {folder for operation in self._set_aside for folder in parents(operation.path)}
+        emptied = (ours - needed - set(parents(MANIFEST))) | (state - used)
+        operations += self._emptied(emptied, deleted)
         current = self._at(MANIFEST)
         if not self._entries:
             if not isinstance(current, Missing):
-                done.append(Delete(path=MANIFEST))
+                operations.append(Delete(path=MANIFEST))
                 deleted.append(MANIFEST)
-            done += self._emptied({STATE} | (ours & set(parents(MANIFEST))), deleted)
+            operations += self._emptied({STATE} | (ours & set(parents(MANIFEST))), deleted)
         else:
-            last = [each for each in done if isinstance(each, Write) and each.path == MANIFEST]
-            written = last[-1].file if last else current
-            if not isinstance(written, File) or written.content != text(final):
-                book = _book(final)
-                done += [*self._folders([book]), book]
+            written = [
+                op.file for op in operations if isinstance(op, Write) and op.path == MANIFEST
+            ]
+            last = written[-1] if written else current
+            if not isinstance(last, File) or last.content != text(final):
+                operations += self._with_folders([_manifest_write(final)])
         return Plan(
-            operations=tuple(done),
+            operations=tuple(operations),
             notes=tuple(self._notes),
             kept=tuple(self._kept),
             manifest=final,
         )
 
-    def _books(self, final: Manifest, ours: set[str]) -> Iterable[Operation]:
-        """The manifest of what is about to be done, before it is done."""
+    def _intent(self, final: Manifest, ours: set[str]) -> list[Operation]:
+        """Write the manifest with the intended changes."""
         entries = {**self._before.entries, **final.entries}
-        entries = {
-            path: replace(
-                entry,
-                digests=tuple(dict.fromkeys((*entry.digests, *self._texts.get(path, ()))))[
-                    :MOST_TEXTS
-                ],
-            )
-            for path, entry in entries.items()
-        }
+        for path, old in self._old_digests.items():
+            digests = tuple(dict.fromkeys((*entries[path].digests, *old)))
+            entries[path] = replace(entries[path], digests=digests[:MOST_TEXTS])
         intent = Manifest(entries=entries, folders=tuple(sorted(ours)))
-        current = self._at(MANIFEST)
-        nothing_to_do = not (self._keep or self._work) and ours == set(final.folders)
+        nothing_to_do = not (self._save or self._work) and ours == set(final.folders)
         if intent == self._before or (nothing_to_do and not self._early) or not entries:
-            return
+            return []
         if len(entries) + len(ours) > MOST:
             raise CannotInstall(f"the manifest would have more than {MOST} paths")
-        if not isinstance(current, File | Missing):
+        if not isinstance(self._at(MANIFEST), File | Missing):
             raise CannotInstall(f"/{MANIFEST} is not a file")
-        book = _book(intent)
-        yield from self._folders([book])
-        yield book
+        return self._with_folders([_manifest_write(intent)])
 
-    def _folders(self, operations: Iterable[Operation]) -> Iterable[Operation]:
-        """Those that have to be made for the operations, once."""
+    def _with_folders(self, operations: Iterable[Operation]) -> list[Operation]:
+        """The operations, each after those that make its missing folders."""
+        result: list[Operation] = []
         for operation in operations:
-            if not isinstance(operation, Write | MakeSymlink):
-                continue
             for folder in parents(operation.path):
-                if self._no(folder) and folder not in self._made:
+                if not isinstance(operation, Write | MakeSymlink):
+                    continue
+                if self._absent(folder) and folder not in self._made:
                     self._made.add(folder)
-                    yield MakeFolder(path=folder, mode=0o700 if _is_state(folder) else 0o755)
+                    mode = 0o700 if _is_state(folder) else 0o755
+                    result.append(MakeFolder(path=folder, mode=mode))
                 elif not isinstance(self._at(folder), Folder | Missing):
                     raise CannotInstall(
                         f"/{folder} is not a folder, so /{operation.path} cannot be"
                     )
+            result.append(operation)
+        return result
 
     def _emptied(self, folders: Iterable[str], deleted: list[str]) -> Iterable[Operation]:
-        """The deepest first; `deleted` grows by them. Those that stay full are left alone."""
+        """Remove folders that get empty, the deepest first; `deleted` grows by them."""
         for folder in sorted(folders, key=lambda path: (-path.count("/"), path)):
             match self._at(folder):
                 case Folder(empty=empty) if empty or any(
@@ -278,10 +277,10 @@ class _Planner:
                 case _:
                     pass
 
-    def _no(self, path: str) -> bool:
+    def _absent(self, path: str) -> bool:
         return isinstance(self._at(path), Missing)
 
-    def _is_kept(self, path: str) -> bool:
+    def _is_saved(self, path: str) -> bool:
         entry = self._entries.get(path)
         return (
             entry is not None
@@ -290,64 +289,62 @@ class _Planner:
         )
 
     def _install(
-        self, path: str, wish: Wanted, entry: ManifestEntry | None, node: Node, baseline: Baseline
+        self, path: str, wanted: Wanted, entry: ManifestEntry | None, node: Node, baseline: Baseline
     ) -> None:
         if isinstance(node, Folder | Other):
             what = node.what if isinstance(node, Other) else "a folder"
             raise CannotInstall(f"/{path} is {what}; xenlb does not replace it")
         if baseline.lost:
-            self._notes.append(f"what /{path} was before xenlb is not kept any more")
-        if baseline.strange is not None:
-            self._set_aside(path, node, baseline.strange)
-        kind = kind_of(wish)
-        if entry is not None and entry.kind is not kind:
-            # Out with the one before the other comes: in between the guest is as without xenlb.
+            self._notes.append(f"the content of /{path} before xenlb is lost")
+        if baseline.changed is not None:
+            self._keep_changed(path, node, baseline.changed)
+        if entry is not None and entry.kind is not kind_of(wanted):
+            # First back to the baseline: in between the guest is as without xenlb.
             self._early += _towards(path, node, baseline.node)
             entry, node = None, baseline.node
-        goal, new = goal_of(path, wish, baseline.node, entry)
-        self._entries[path] = new
+        goal, self._entries[path] = goal_of(path, wanted, baseline.node, entry)
         if entry is not None:
-            self._texts[path] = entry.digests
-        if self._is_kept(path) and isinstance(baseline.node, File):
-            kept = File(content=baseline.node.content, mode=ROOT_ONLY)
-            self._keep += _towards(saved(path), self._at(saved(path)), kept)
+            self._old_digests[path] = entry.digests
+        if self._is_saved(path) and isinstance(baseline.node, File):
+            copy = File(content=baseline.node.content, mode=ROOT_ONLY)
+            self._save += _towards(saved(path), self._at(saved(path)), copy)
         self._work += _towards(path, node, goal)
 
     def _remove(self, path: str, entry: ManifestEntry, node: Node, baseline: Baseline) -> None:
-        stays = baseline.strange
-        if stays is None and baseline.lost and not isinstance(node, Missing):
-            stays = "what it was before is not kept any more"
+        reason = baseline.changed
+        if reason is None and baseline.lost and not isinstance(node, Missing):
+            reason = "its content before xenlb is lost"
         if isinstance(node, Folder | Other):
-            stays = "it is no longer a file"
-        elif any(not isinstance(self._at(each), Folder | Missing) for each in parents(path)):
-            stays = "a folder above it is no longer a folder"
+            reason = "it is no longer a file"
+        elif any(not isinstance(self._at(folder), Folder | Missing) for folder in parents(path)):
+            reason = "a folder above it is no longer a folder"
         elif self._changed is ChangedFiles.DISCARD and baseline.node != node:
-            stays = None
-        if stays is None:
+            reason = None
+        if reason is None:
             self._work += _towards(path, node, baseline.node)
             return
-        self._notes.append(f"/{path} is left as it is: {stays}")
+        self._notes.append(f"/{path} is not removed: {reason}")
         self._kept.append(path)
         self._entries[path] = entry
 
     def _at(self, path: str) -> Node:
         return self._present.get(path, MISSING)
 
-    def _set_aside(self, path: str, node: Node, strange: str) -> None:
+    def _keep_changed(self, path: str, node: Node, change: str) -> None:
         match node:
             case File(content=content):
-                aside = f"{CHANGED}/{path}.{digest(content)[:8]}"
-                kept = File(content=content, mode=ROOT_ONLY)
-                self._aside.append(Write(path=aside, file=kept))
-                self._notes.append(f"/{path}: {strange}; that is kept as /{aside}")
+                copy = f"{CHANGED}/{path}.{digest(content)[:8]}"
+                file = File(content=content, mode=ROOT_ONLY)
+                self._set_aside.append(Write(path=copy, file=file))
+                self._notes.append(f"/{path}: {change}; the changed file is kept as /{copy}")
             case Symlink(target=target):
-                self._notes.append(f"/{path}: {strange}; it was a link to {target!a}")
+                self._notes.append(f"/{path}: {change}; it was a link to {target!a}")
             case _:
                 pass
 
 
 def _towards(path: str, node: Node, goal: Node) -> list[Operation]:
-    """Nothing where it is as it should be."""
+    """The operation that turns the node into the goal, if they differ."""
     match goal:
         case File():
             return [] if node == goal else [Write(path=path, file=goal)]
@@ -363,5 +360,5 @@ def _is_state(path: str) -> bool:
     return path == STATE or path.startswith(f"{STATE}/")
 
 
-def _book(manifest: Manifest) -> Write:
+def _manifest_write(manifest: Manifest) -> Write:
     return Write(path=MANIFEST, file=File(content=text(manifest), mode=ROOT_ONLY))

@@ -1,7 +1,7 @@
-"""PURE. A plan for people's eyes: as unified differences.
+"""A plan as unified diffs, for operators: pure.
 
-What a guest has in its files may be made to move a terminal's cursor. So control characters are
-made visible, and contents for root alone (a secret may be in them) are not shown.
+Files of a guest may contain control sequences for terminals, so control characters are escaped.
+Files for root only may contain a secret, and are not shown.
 """
 
 import difflib
@@ -25,13 +25,13 @@ from xenlb.untrusted.printable import printable
 
 
 def differences(plan: Plan, present: Present) -> Iterator[str]:
-    """Lines without their end; what a plan does below STATE, its own books, is left out."""
-    now = dict(present)
+    """Lines without their ends; changes of xenlb's own state are left out."""
+    nodes = dict(present)
     for operation in plan.operations:
         path = operation.path
         if path.startswith(f"{STATE}/") or path == STATE:
             continue
-        before = now.get(path, MISSING)
+        before = nodes.get(path, MISSING)
         match operation:
             case Write(file=file):
                 after: Node = file
@@ -42,16 +42,16 @@ def differences(plan: Plan, present: Present) -> Iterator[str]:
             case MakeFolder() | RemoveFolder():
                 yield str(operation)
                 continue
-        now[path] = after
+        nodes[path] = after
         yield from _difference(path, before, after)
 
 
 def _difference(path: str, before: Node, after: Node) -> Iterator[str]:
-    names = tuple("/dev/null" if each == MISSING else f"/{path}" for each in (before, after))
-    if any(isinstance(each, File) and not each.mode & 0o077 for each in (before, after)):
+    names = tuple("/dev/null" if node == MISSING else f"/{path}" for node in (before, after))
+    if any(isinstance(node, File) and not node.mode & 0o077 for node in (before, after)):
         yield f"--- {names[0]}"
         yield f"+++ {names[1]}"
-        yield "(for root alone, so not shown)"
+        yield "(not shown: for root only)"
         return
     lines = difflib.unified_diff(
         _lines(before), _lines(after), fromfile=names[0], tofile=names[1], lineterm=""
@@ -80,5 +80,5 @@ def _lines(node: Node) -> list[str]:
 
 
 def visible(line: str) -> str:
-    """With every character that is not to be seen as an escape; tabs stay."""
+    """The line with escapes for unprintable characters; tabs stay."""
     return printable(line, keep="\t")

@@ -1,1 +1,1 @@
-"""The files that are made of what a guest needs; the templates, and who fills them in."""
+"""The files made from the needs of a guest, and their templates."""

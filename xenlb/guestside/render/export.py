@@ -1,4 +1,4 @@
-"""A guest's files for who brings them in himself: as a tree below a folder, or a tar archive."""
+"""A guest's files as a tree below a folder, or as a tar archive."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from xenlb.guestside.install.operations import GuestFile, GuestSymlink, Wanted
 
 
 def write_tree(files: Sequence[Wanted], folder: Path) -> None:
-    """Writes the files below a folder; each is whole, with its rights, from its first moment."""
+    """Write the files below a folder; each appears complete and with its mode."""
     for file in files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +29,10 @@ def write_tree(files: Sequence[Wanted], folder: Path) -> None:
 
 
 def archive(files: Sequence[Wanted]) -> bytes:
-    """A tar archive of the files alone, owned by root: unpacking it at / touches no folder's
-    rights. Plain ustar, which the oldest tar and busybox read."""
+    """A ustar archive, which the oldest tar and busybox read; all files belong to root.
+
+    It has no entries for folders, so unpacking it at / changes none.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for file in files:

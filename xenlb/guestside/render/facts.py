@@ -1,8 +1,8 @@
-"""What has to be known of a guest to write the files of its network configuration."""
+"""Facts about a guest that the files of its network configuration depend on."""
 
 from dataclasses import dataclass
 
-# What xenlb gives to networkd for lo, where the guest has no file of its own.
+# xenlb's file for lo, if the guest has none of its own for networkd.
 LOOPBACK_FILE = "60-xenlb-lo.network"
 # The first NetworkManager that sets addresses of the loopback device.
 MANAGES_LOOPBACK = (1, 42)
@@ -10,13 +10,13 @@ MANAGES_LOOPBACK = (1, 42)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkLink:
-    """An interface as the guest's network configuration knows it.
+    """An interface in the guest's network configuration.
 
-    `network_file`: the name, without a folder, of the .network file that systemd-networkd takes for
-    it, also behind netplan (NETWORK_FILE in /run/systemd/netif/links/INDEX); None where it is not
-    known, and nothing can be added to it then. `address_routes`: its route- file in
-    /etc/sysconfig/network-scripts is there and written as ADDRESS0=, beside which ifup does not
-    read routes in the form of ip(8)."""
+    `network_file`: the name, without a folder, of the .network file that systemd-networkd uses for
+    it, also behind netplan (NETWORK_FILE in /run/systemd/netif/links/INDEX); None if unknown.
+    `address_routes`: its route- file in /etc/sysconfig/network-scripts has the form ADDRESS0=, so
+    ifup does not read routes in the form of ip(8).
+    """
 
     interface: str
     network_file: str | None = None
@@ -25,15 +25,16 @@ class NetworkLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What has to be known of a guest to write its files; the defaults are those of a fresh
-    installation. It is what the guest says of itself: names are looked at before use.
+    """Facts about a guest; the defaults are those of a fresh installation.
 
-    `links`: of its interfaces those of which something is known. `sources_interfaces_d`:
-    /etc/network/interfaces has a line that reads interfaces.d/*. `loopback_file`: the name of
-    networkd's .network file for lo, where the guest has one of its own. `netplan_by_manager`:
+    The guest reports them, so they are untrusted: names are checked before use.
+
+    `links`: the interfaces with known facts. `sources_interfaces_d`: /etc/network/interfaces reads
+    interfaces.d/*. `loopback_file`: the guest's own .network file for lo. `netplan_by_manager`:
     netplan's renderer is NetworkManager. `manager_version`: NetworkManager's, major and minor.
-    `applies_sysctls`: sysctl.d is read at boot, which systemd does not do in a container (/proc/sys
-    is read-only there, though net/ipv4 and net/ipv6 below it may be written)."""
+    `applies_sysctls`: sysctl.d is read at boot. systemd does not read it in a container, where
+    /proc/sys is read-only except net/ipv4 and net/ipv6.
+    """
 
     links: tuple[NetworkLink, ...] = ()
     sources_interfaces_d: bool = True
@@ -43,5 +44,5 @@ class Facts:
     applies_sysctls: bool = True
 
     def link(self, interface: str) -> NetworkLink:
-        found = (link for link in self.links if link.interface == interface)
-        return next(found, NetworkLink(interface=interface))
+        links = (link for link in self.links if link.interface == interface)
+        return next(links, NetworkLink(interface=interface))

@@ -1,12 +1,10 @@
-"""Templates: where they are found, and what may get out of them into a file.
+"""Templates of files in a guest, rendered by Jinja in its sandbox.
 
-Nothing that is written into a template can bring a new line, a quote or a command into a file of a
-guest: what goes in and what comes out is a number, an address or a word of [A-Za-z0-9._:/@-]. That
-holds for the operator's own templates, too, which take the place of the shipped ones of the same
-name below `templates/`, beside the configuration.
+No value can bring a new line, a quote or a command into a file: values and outputs of expressions
+are numbers, addresses and words of [A-Za-z0-9._:/@-]. An operator's template in the folder
+`templates` beside the configuration replaces the shipped one of the same name, with the same rules.
 
-They are Jinja's, in its sandbox, with one difference: comments are between <#-- and --#>, since {#
-is the length of a variable in a shell script.
+Comments are between <#-- and --#>: in a shell script, {# is the length of a variable.
 """
 
 import re
@@ -28,54 +26,54 @@ _WORD = re.compile(r"(?!-)[A-Za-z0-9._:/@-]{1,128}")
 
 
 class TemplateError(Exception):
-    """A template cannot be used; one sentence."""
+    """A template, or a value for it, cannot be used."""
 
 
 class UnsafeValue(Exception):
-    """A value that may stand in no file; one sentence."""
+    """A value that no file may contain."""
 
 
 def safe(value: object) -> str:
-    """The value as it may stand in any file, whatever reads it. Raises UnsafeValue."""
-    # The text of an address is looked at, too: what Python takes for the zone of an IPv6 address
-    # may be anything.
+    """The text of a value that any file may contain. Raises UnsafeValue."""
+    # The text of an address is checked, too: Python accepts any text as a zone of IPv6.
     if isinstance(value, int | str | IPv4Address | IPv6Address) and not isinstance(value, bool):
         text = str(value)
         if _WORD.fullmatch(text):
             return text
     raise UnsafeValue(
-        f"{quoted(value)} may not stand in it, only numbers, addresses and words of at most "
+        f"{quoted(value)} is not allowed, only numbers, addresses and words of at most "
         f"{LONGEST} letters, digits and ._:/@-"
     )
 
 
 def quoted(value: object) -> str:
-    """For a message: in one line, and not endless."""
+    """The value as one short line for a message."""
     text = printable(str(value), 60)
     return f"'{text}'" if isinstance(value, str) else text
 
 
 def render(name: str, values: Mapping[str, object], *, overrides: Path) -> str:
-    """The template of that name (a path below templates/), filled in. Raises TemplateError."""
-    source, place = _source(name, overrides=overrides)
+    """Render a template; `name` is its path below templates/. Raises TemplateError."""
+    source, origin = _source(name, overrides=overrides)
     try:
         for value in values.values():
             _check(value)
-        code = _ENVIRONMENT.compile(source, name=name, filename=place)
-        made = jinja2.Template.from_code(_ENVIRONMENT, code, dict(_ENVIRONMENT.globals))
-        return made.render(values)
+        code = _ENVIRONMENT.compile(source, name=name, filename=origin)
+        template = jinja2.Template.from_code(_ENVIRONMENT, code, dict(_ENVIRONMENT.globals))
+        return template.render(values)
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the template {place}, line {error.lineno}: {error.message}") from None
+        message = f"the template {origin}, line {error.lineno}: {error.message}"
+        raise TemplateError(message) from None
     except Exception as error:
-        # An expression may fail as any of Python's may: a division by zero is its author's.
-        line = _line(error.__traceback__, place)
-        at = f", line {line}" if line is not None else ""
-        said = str(error) or type(error).__name__
-        raise TemplateError(f"the template {place}{at}: {said}") from None
+        # An expression may raise any exception, such as a division by zero.
+        line = _line(error.__traceback__, origin)
+        where = f", line {line}" if line is not None else ""
+        problem = str(error) or type(error).__name__
+        raise TemplateError(f"the template {origin}{where}: {problem}") from None
 
 
 def _source(name: str, *, overrides: Path) -> tuple[str, str]:
-    """The operator's template of that name, or the shipped one; and what to call it."""
+    """The operator's template or the shipped one, and its name for messages."""
     own = overrides / name
     try:
         return own.read_text(), str(own)
@@ -87,29 +85,27 @@ def _source(name: str, *, overrides: Path) -> tuple[str, str]:
 
 
 def _check(value: object) -> None:
-    """What a template is given is as safe as what comes out of it, so that no filter or block of
-    Jinja's is a way around."""
+    """Check the values that go in, too: a filter or block of Jinja may bypass the output check."""
     match value:
         case None | bool():
             pass
         case Mapping():
-            for each in value.values():
-                _check(each)
+            _check([*value.values()])
         case list() | tuple():
-            for each in value:
-                _check(each)
+            for element in value:
+                _check(element)
         case _:
             safe(value)
 
 
 def _finalize(value: object) -> object:
     if isinstance(value, jinja2.Undefined):
-        return value  # says its name when it is written, which StrictUndefined does not survive
+        return value  # StrictUndefined raises an error with its name when it is written
     return safe(value)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made: Any = ImmutableSandboxedEnvironment(
+    environment: Any = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -119,18 +115,18 @@ def _environment() -> ImmutableSandboxedEnvironment:
         finalize=_finalize,
         autoescape=False,
     )
-    made.globals.clear()  # range() would make an endless file
-    return made  # type: ignore[no-any-return]
+    environment.globals.clear()  # range() could make an endless file
+    return environment  # type: ignore[no-any-return]
 
 
 _ENVIRONMENT = _environment()
 
 
-def _line(trace: TracebackType | None, place: str) -> int | None:
-    """Of the template, where it failed: Jinja puts it into the traceback as of a Python file."""
-    found = None
+def _line(trace: TracebackType | None, origin: str) -> int | None:
+    """The line of the template that failed, which the traceback has like one of a Python file."""
+    line = None
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == place:
-            found = trace.tb_lineno
+        if trace.tb_frame.f_code.co_filename == origin:
+            line = trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return line

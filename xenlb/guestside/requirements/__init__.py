@@ -1,1 +1,1 @@
-"""PURE. What a guest needs for its services, compiled from these; what its hold needs is a part."""
+"""The needs of a guest, compiled from its services: pure."""

@@ -1,10 +1,10 @@
-"""From the services of a guest to what it needs for them (needs.py): pure, a function a method."""
+"""Compiler from the services of a guest to its needs: pure, one function a forwarding method."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import combinations
-from typing import TypeVar
+from typing import Any
 
 from xenlb.guestside.requirements.hold import Hold
 from xenlb.guestside.requirements.needs import (
@@ -33,8 +33,8 @@ from xenlb.ipvs.table import (
 from xenlb.model.guest_side import GuestSide, ReturnPath
 from xenlb.model.settings import ServiceSettings
 
-# Bytes that IPv4 and IPv6 put around a packet, and what lies between: GRE's header, or UDP's and
-# GUE's; a checksum option adds four to GRE and eight to GUE (remote checksum offload).
+# Bytes of the outer IPv4 or IPv6 header. Between it and the packet are GRE's header, or UDP's and
+# GUE's; a checksum option adds four bytes to GRE and eight to GUE (remote checksum offload).
 OUTER = {Family.INET: 20, Family.INET6: 40}
 TCP_HEADERS = {Family.INET: 40, Family.INET6: 60}
 MTU = 1500
@@ -43,7 +43,7 @@ _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 
 
 class NeedsError(Exception):
-    """What the guest needs cannot be told; one sentence, and what to do."""
+    """The needs of a guest cannot be determined: a sentence, and a hint what to do."""
 
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
@@ -53,8 +53,11 @@ class NeedsError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceBinding:
-    """A guest in one of its services. `address`: of the guest's servers there, None where it is not
-    known; `gateways`: the director as seen from there, by family."""
+    """A guest in one of its services.
+
+    `address`: of its server there, None if unknown. `gateways`: the director's addresses on the
+    guest's network, by family.
+    """
 
     service: ServiceSettings
     side: GuestSide
@@ -62,49 +65,35 @@ class ServiceBinding:
     gateways: Mapping[Family, IPAddress] = field(default_factory=dict)
 
 
-def compile_needs(places: Iterable[ServiceBinding], *, hold: Hold | None = None) -> Needs:
-    """What a guest in these services needs; equal needs of two services are one. Raises NeedsError
-    where something is not known without which it would be wrong."""
-    places = tuple(places)
-    parts = [_of_place(place, _tables(places)) for place in places]
-    tunnels = _union(part.tunnels for part in parts)
-    for one, other in combinations(tunnels, 2):
-        # The kernel tells GRE devices apart by their ends, not by whether they have checksums.
+def compile_needs(bindings: Iterable[ServiceBinding], *, hold: Hold | None = None) -> Needs:
+    """The needs of a guest in these services; equal needs of two services become one.
+
+    Raises NeedsError for unknown addresses and for services that contradict each other.
+    """
+    bindings = tuple(bindings)
+    parts = [_needs_of(binding, _tables(bindings)) for binding in bindings]
+    kinds = [kind.name for kind in fields(Needs) if kind.name != "hold"]
+    union: dict[str, tuple[Any, ...]] = {
+        kind: tuple(dict.fromkeys(need for part in parts for need in getattr(part, kind)))
+        for kind in kinds
+    }
+    for one, other in combinations(union["tunnels"], 2):
+        # The kernel tells GRE devices apart by their ends, not by their checksums.
         if one.name == other.name:
             raise NeedsError(
-                f"two services of the guest need {one.name} in two ways, and it is one device",
+                f"two services of the guest need {one.name} with different settings",
                 hint="give them the same tunnel: and the same address of the guest",
             )
-    return Needs(
-        sysctls=_union(part.sysctls for part in parts),
-        tunnels=tunnels,
-        decapsulations=_union(part.decapsulations for part in parts),
-        routes=_union(part.routes for part in parts),
-        rules=_union(part.rules for part in parts),
-        marks=_union(part.marks for part in parts),
-        clamps=_union(part.clamps for part in parts),
-        no_tx_checksums=_union(part.no_tx_checksums for part in parts),
-        addresses=_union(part.addresses for part in parts),
-        default_gateways=_union(part.default_gateways for part in parts),
-        hold=hold,
-    )
+    return Needs(**union, hold=hold)
 
 
-_T = TypeVar("_T")
-
-
-def _union(parts: Iterable[Sequence[_T]]) -> tuple[_T, ...]:
-    return tuple(dict.fromkeys(each for part in parts for each in part))
-
-
-def _tables(places: Sequence[ServiceBinding]) -> Mapping[str, int]:
-    """Of each interface its routing table: the first of `table` for its first interface by name.
-    The same interfaces have the same tables, whatever else changes."""
+def _tables(bindings: Sequence[ServiceBinding]) -> Mapping[str, int]:
+    """The routing table of each interface, by names of interfaces only: it never changes."""
     tables: dict[str, int] = {}
-    for place in sorted(places, key=lambda place: place.side.interface):
-        interface = place.side.interface
+    for binding in sorted(bindings, key=lambda binding: binding.side.interface):
+        interface = binding.side.interface
         if interface not in tables:
-            number = place.side.table + _number(interface)
+            number = binding.side.table + _number(interface)
             while number in tables.values():
                 number += 1
             tables[interface] = number
@@ -112,43 +101,43 @@ def _tables(places: Sequence[ServiceBinding]) -> Mapping[str, int]:
 
 
 def _number(interface: str) -> int:
-    """At the end of its name: 1 of eth1; so that a second interface does not move the first one's
-    table."""
-    found = re.search(r"[0-9]{1,2}$", interface)
-    return int(found[0]) if found else 0
+    """The number at the end of its name, so that adding an interface moves no table."""
+    match = re.search(r"[0-9]{1,2}$", interface)
+    return int(match[0]) if match else 0
 
 
-def _of_place(place: ServiceBinding, tables: Mapping[str, int]) -> Needs:
-    if not _INTERFACE.fullmatch(place.side.interface):
+def _needs_of(binding: ServiceBinding, tables: Mapping[str, int]) -> Needs:
+    interface = binding.side.interface
+    if not _INTERFACE.fullmatch(interface):
         raise NeedsError(
-            f"{place.side.interface!r} is no name of an interface",
-            hint="write guest-side: {interface: eth0}",
+            f"{interface!r} is not the name of an interface",
+            hint="set  guest-side: {interface: eth0}",
         )
-    offloads = () if place.side.tx_checksums else (place.side.interface,)
-    match place.service.forwarding:
+    offloads = () if binding.side.tx_checksums else (interface,)
+    match binding.service.forwarding:
         case Forwarding.GATEWAYING:
-            return _gatewaying(place, offloads)
+            return _gatewaying(binding, offloads)
         case Forwarding.TUNNEL:
-            return _tunnel(place, offloads)
+            return _tunnel(binding, offloads)
         case _:
-            return _masquerade(place, tables[place.side.interface], offloads)
+            return _masquerade(binding, tables[interface], offloads)
 
 
-def _service_addresses(place: ServiceBinding) -> tuple[IPAddress, ...]:
-    service = place.service
+def _service_addresses(binding: ServiceBinding) -> tuple[IPAddress, ...]:
+    service = binding.service
     if service.address is not None:
         return (service.address,)
-    if not place.side.addresses:
+    if not binding.side.addresses:
         raise NeedsError(
-            f"service {service.name} is one by firewall mark, which does not tell its addresses",
-            hint="write them: guest-side: {addresses: [VIP]}",
+            f"service {service.name} is defined by a firewall mark; its addresses are unknown",
+            hint="set  guest-side: {addresses: [VIP]}",
         )
-    return tuple(a for a in place.side.addresses if family_of(a) is service.family)
+    return tuple(a for a in binding.side.addresses if family_of(a) is service.family)
 
 
-# A guest that answered an ARP request for the service address, or said in one of its own that it
-# has it, would take the clients of its segment away from the director. The kernel takes the larger
-# of "all" and an interface's own value.
+# A guest that answers ARP requests for the service address, or announces it in its own requests,
+# takes the clients of its segment away from the director. The kernel uses the larger of "all" and
+# an interface's own value.
 _SILENT = (
     Sysctl(name="net/ipv4/conf/all/arp_ignore", value=1),
     Sysctl(name="net/ipv4/conf/all/arp_announce", value=2),
@@ -156,31 +145,31 @@ _SILENT = (
 
 
 def _silent(addresses: Iterable[IPAddress]) -> tuple[Sysctl, ...]:
-    """IPv6 needs nothing: the kernel answers for an address only on the interface that has it."""
+    """IPv6 needs no sysctl: the kernel answers only on the interface that has the address."""
     return _SILENT if any(address.version == 4 for address in addresses) else ()
 
 
-def _gatewaying(place: ServiceBinding, offloads: tuple[str, ...]) -> Needs:
-    addresses = _service_addresses(place)
+def _gatewaying(binding: ServiceBinding, offloads: tuple[str, ...]) -> Needs:
+    addresses = _service_addresses(binding)
     return Needs(
         sysctls=_silent(addresses),
-        addresses=tuple(ServiceAddress(address=each, device="lo") for each in addresses),
+        addresses=tuple(ServiceAddress(address=address, device="lo") for address in addresses),
         no_tx_checksums=offloads,
     )
 
 
-def _tunnel(place: ServiceBinding, offloads: tuple[str, ...]) -> Needs:
-    service, addresses = place.service, _service_addresses(place)
-    if place.address is None:
+def _tunnel(binding: ServiceBinding, offloads: tuple[str, ...]) -> Needs:
+    service, addresses = binding.service, _service_addresses(binding)
+    if binding.address is None:
         raise NeedsError(
-            f"the guest's address in service {service.name} is not known, and a tunnel ends there",
-            hint="start the guest, or write the address at servers:",
+            f"the guest's address in service {service.name} is unknown, and a tunnel ends there",
+            hint="start the guest, or set its address at servers:",
         )
-    device, decapsulation = _tunnel_end(place, place.address)
+    device, decapsulation = _tunnel_end(binding, binding.address)
     sysctls = [*_silent(addresses)]
     if service.family is Family.INET:
-        # What comes out of the tunnel has a source that is not routed there. The kernel takes the
-        # larger of "all" and the device's own.
+        # The source of packets from the tunnel is not routed there. The kernel uses the larger of
+        # "all" and the device's own value.
         sysctls += [
             Sysctl(name=f"net/ipv4/conf/{name}/rp_filter", value=0) for name in ("all", device.name)
         ]
@@ -189,24 +178,21 @@ def _tunnel(place: ServiceBinding, offloads: tuple[str, ...]) -> Needs:
         tunnels=(device,),
         decapsulations=decapsulation,
         clamps=tuple(
-            Clamp(address=each, size=_segment(place, place.address)) for each in addresses
+            Clamp(address=address, size=_segment(binding, binding.address)) for address in addresses
         ),
         no_tx_checksums=offloads,
-        addresses=tuple(ServiceAddress(address=each, device=device.name) for each in addresses),
+        addresses=tuple(ServiceAddress(address=a, device=device.name) for a in addresses),
     )
 
 
 def _tunnel_end(
-    place: ServiceBinding, server: IPAddress
+    binding: ServiceBinding, server: IPAddress
 ) -> tuple[TunnelDevice, tuple[Decapsulation, ...]]:
-    outer, tunnel = family_of(server), place.service.tunnel
-    kind = tunnel.type if tunnel is not None else TunnelType.IPIP
+    outer, tunnel = family_of(server), binding.service.tunnel
     decapsulation: tuple[Decapsulation, ...] = ()
-    if kind is TunnelType.GUE:
-        assert tunnel is not None
+    if tunnel is not None and tunnel.type is TunnelType.GUE:
         decapsulation = (Decapsulation(port=tunnel.port, family=outer),)
-    if kind is TunnelType.GRE:
-        assert tunnel is not None
+    if tunnel is not None and tunnel.type is TunnelType.GRE:
         four = outer is Family.INET
         device = TunnelDevice(
             name="xenlb-gre" if four else "xenlb-gre6",
@@ -216,57 +202,52 @@ def _tunnel_end(
             checksums=tunnel.checksum is not TunnelChecksum.NONE,
         )
     elif outer is Family.INET6:
-        # The kernel's own ip6tnl0 takes IPv6 only.
+        # The kernel's own ip6tnl0 accepts IPv6 only.
         device = TunnelDevice(
             name="xenlb-tnl6", kind=TunnelKind.IP6TNL, module="ip6_tunnel", local=server
         )
-    elif place.service.family is Family.INET6:
+    elif binding.service.family is Family.INET6:
         device = TunnelDevice(name="sit0", kind=TunnelKind.SIT, module="sit")
     else:
         device = TunnelDevice(name="tunl0", kind=TunnelKind.IPIP, module="ipip")
     return device, decapsulation
 
 
-def _segment(place: ServiceBinding, server: IPAddress) -> int:
-    """What fits into a packet of 1500 bytes inside the tunnel."""
-    tunnel = place.service.tunnel
+def _segment(binding: ServiceBinding, server: IPAddress) -> int:
+    """The largest TCP segment that fits through the tunnel in a packet of 1500 bytes."""
+    tunnel = binding.service.tunnel
     between = 0
-    if tunnel is not None:
-        checked = tunnel.checksum is not TunnelChecksum.NONE
-        match tunnel.type:
-            case TunnelType.GRE:
-                between = 8 if checked else 4
-            case TunnelType.GUE:
-                between = 20 if tunnel.checksum is TunnelChecksum.REMOTE else 12
-            case _:
-                pass
-    return MTU - OUTER[family_of(server)] - between - TCP_HEADERS[place.service.family]
+    if tunnel is not None and tunnel.type is TunnelType.GRE:
+        between = 4 if tunnel.checksum is TunnelChecksum.NONE else 8
+    elif tunnel is not None and tunnel.type is TunnelType.GUE:
+        between = 20 if tunnel.checksum is TunnelChecksum.REMOTE else 12
+    return MTU - OUTER[family_of(server)] - between - TCP_HEADERS[binding.service.family]
 
 
-def _masquerade(place: ServiceBinding, table: int, offloads: tuple[str, ...]) -> Needs:
-    service, side = place.service, place.side
-    gateway = place.gateways.get(service.family)
+def _masquerade(binding: ServiceBinding, table: int, offloads: tuple[str, ...]) -> Needs:
+    service, side = binding.service, binding.side
+    gateway = binding.gateways.get(service.family)
     if side.return_path is ReturnPath.GATEWAY:
         return Needs(
             default_gateways=() if gateway is None else (gateway,), no_tx_checksums=offloads
         )
     if gateway is None:
         raise NeedsError(
-            f"the director's address on the network of the guest is not known ({service.name})",
-            hint="write it: guest-side: {gateway: ADDRESS}",
+            f"the director's address on the network of the guest is unknown ({service.name})",
+            hint="set  guest-side: {gateway: ADDRESS}",
         )
     routes = (Route(gateway=gateway, interface=side.interface, table=table),)
     if side.return_path is ReturnPath.RULE:
-        if place.address is None:
+        if binding.address is None:
             raise NeedsError(
-                f"the guest's address in service {service.name} is not known, and its replies are "
+                f"the guest's address in service {service.name} is unknown, and its replies are "
                 "routed by it",
-                hint="start the guest, or write the address at servers:",
+                hint="start the guest, or set its address at servers:",
             )
-        rule = Rule(family=service.family, table=table, source=place.address)
+        rule = Rule(family=service.family, table=table, source=binding.address)
         return Needs(routes=routes, rules=(rule,), no_tx_checksums=offloads)
     return Needs(
-        # The check of a packet's source (rp_filter) has to see where its reply would go.
+        # The check of a packet's source (rp_filter) has to use the route of its reply.
         sysctls=(Sysctl(name="net/ipv4/conf/all/src_valid_mark", value=1),)
         if service.family is Family.INET
         else (),

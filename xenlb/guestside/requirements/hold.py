@@ -1,9 +1,8 @@
-"""What a guest's hold needs to know: pure, from the services of the guest to its settings file.
+"""Compiler from the services of a guest to the settings of its hold: pure.
 
-The hold is the script templates/hold.sh, which runs in the guest and waits at its shutdown until
-the connections to its services are over. It reads its settings as plain NAME=VALUE lines and never
-runs them; here no value gets in that is not made of a number, an address, a UUID, a word of ours or
-hexadecimal digits. Names of guests and services do not get in at all.
+The hold is a script in the guest. It delays the guest's shutdown until the connections to its
+services have ended. It reads its settings as NAME=VALUE lines and never executes them. Values are
+numbers, addresses, UUIDs, fixed words and hexadecimal digits, never names of guests or services.
 """
 
 import math
@@ -16,12 +15,11 @@ from uuid import UUID
 from xenlb.ipvs.table import AddressKey, Forwarding, IPAddress, MarkKey, Protocol
 from xenlb.model.settings import DrainUntil, ServiceSettings
 
-# On top of drain.timeout, before systemd ends the hold: telling the host, and a last slow look.
-STOP_MARGIN = 30
+STOP_MARGIN = 30  # seconds beyond drain.timeout before systemd kills the hold
 
 
 class NotifyVia(StrEnum):
-    """How a guest tells its host that it is about to leave."""
+    """The channel by which a guest notifies its host of its shutdown."""
 
     XENSTORE = "xenstore"
     VIRTIO = "virtio"
@@ -31,9 +29,11 @@ class NotifyVia(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Connections to wait for, by their local end. `address` None is any of the guest's own but
-    loopback; `port` None every port, or, of any address, every port that the guest listens on but
-    22: there may sit whoever types the shutdown."""
+    """Connections to wait for, by their local end.
+
+    `address` None: any address of the guest but loopback. `port` None: every port; with any
+    address, every port that the guest listens on but 22, which an administrator may be using.
+    """
 
     address: IPAddress | None
     port: int | None
@@ -41,8 +41,11 @@ class Watch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """`agent` and `secret` are for Tell.TCP: where the agent listens, and by what it knows the
-    guest. `timeout`: whole seconds."""
+    """The settings of a hold.
+
+    `timeout`: whole seconds. `agent` and `secret`, for NotifyVia.TCP: the address where the agent
+    listens, and the guest's secret.
+    """
 
     uuid: UUID
     tell: NotifyVia
@@ -54,8 +57,10 @@ class Hold:
 
 
 def notify_via_of(uri: str) -> NotifyVia:
-    """The way that the driver of a libvirt URI gives. The agent sees the xenstore of its own host
-    only; QEMU's events reach it from other hosts too, through their libvirt."""
+    """The channel that the driver of a libvirt URI offers.
+
+    The agent sees the xenstore of its own host only. QEMU's events reach it from other hosts too.
+    """
     scheme, _, rest = uri.partition("://")
     driver = scheme.partition("+")[0].lower()
     if driver == "xen" and rest.startswith("/"):
@@ -64,9 +69,9 @@ def notify_via_of(uri: str) -> NotifyVia:
 
 
 def reachable_notify_via(uri: str, agent: tuple[IPAddress, int] | None) -> NotifyVia:
-    """As tell_by(); none where that would be TCP and no agent listens: the hold only waits then."""
-    way = notify_via_of(uri)
-    return NotifyVia.NONE if way is NotifyVia.TCP and agent is None else way
+    """The channel of the driver; NONE instead of TCP if no agent listens."""
+    via = notify_via_of(uri)
+    return NotifyVia.NONE if via is NotifyVia.TCP and agent is None else via
 
 
 def compile_hold(
@@ -77,22 +82,20 @@ def compile_hold(
     agent: tuple[IPAddress, int] | None = None,
     secret: str = "",
 ) -> Hold:
-    """The hold of a guest in these services, of which there is at least one.
+    """The hold of a guest in one or more services; the longest of their drains counts.
 
-    There is one hold for all of them, so it waits as the most patient of their drains. Of UDP and
-    SCTP there is nothing to count. Raises ValueError where Tell.TCP has no agent or secret.
+    UDP and SCTP have no connections to wait for. Raises ValueError for TCP without agent or secret.
     """
-    mine = tuple(services)
+    services = tuple(services)
     if tell is NotifyVia.TCP and not (agent and secret):
-        raise ValueError("to tell by TCP takes an agent that listens, and a secret")
-    watches = dict.fromkeys(watch for service in mine for watch in _watches(service))
+        raise ValueError("to notify by TCP needs an agent that listens, and a secret")
+    watches = dict.fromkeys(watch for service in services for watch in _watches(service))
+    wait_for_all = any(service.drain.until is DrainUntil.ALL for service in services)
     return Hold(
         uuid=uuid,
         tell=tell,
-        timeout=max(math.ceil(service.drain.timeout) for service in mine),
-        until=max(
-            (service.drain.until for service in mine), key=lambda until: until is DrainUntil.ALL
-        ),
+        timeout=max(math.ceil(service.drain.timeout) for service in services),
+        until=DrainUntil.ALL if wait_for_all else DrainUntil.ESTABLISHED,
         watches=tuple(watches),
         agent=agent if tell is NotifyVia.TCP else None,
         secret=secret if tell is NotifyVia.TCP else "",
@@ -100,12 +103,12 @@ def compile_hold(
 
 
 def _watches(service: ServiceSettings) -> Iterable[Watch]:
-    """With masquerading packets come to the guest's own address, else to the service's."""
+    """With masquerading the destination is the guest's own address, else the service's."""
     masqueraded = service.forwarding is Forwarding.MASQUERADE
     for key in service.kernel_keys():
         match key:
             case MarkKey():
-                # Which addresses and ports have the mark only the firewall's rules know.
+                # Only the firewall rules define the addresses and ports of a mark.
                 yield Watch(address=None, port=None)
             case AddressKey(protocol=Protocol.TCP, address=address, port=port):
                 yield Watch(
@@ -119,14 +122,14 @@ def _watches(service: ServiceSettings) -> Iterable[Watch]:
 def settings_text(hold: Hold) -> str:
     """The settings file of hold.sh."""
     lines = [
-        "# The settings of xenlb-hold; `xenlb guest render` on the host makes them.",
+        "# Settings of xenlb-hold, made by `xenlb guest render` on the host.",
         f"tell={hold.tell}",
         f"timeout={hold.timeout}",
         f"until={hold.until}",
     ]
     if hold.agent is not None:
         if not set(hold.secret) <= set("0123456789abcdef"):
-            raise ValueError("a secret is made of hexadecimal digits")
+            raise ValueError("a secret has hexadecimal digits only")
         address, port = hold.agent
         lines += [f"agent={address} {port}", f"uuid={hold.uuid}", f"secret={hold.secret}"]
     lines += [f"watch={_address(watch.address)} {watch.port or 'any'}" for watch in hold.watches]
@@ -138,11 +141,11 @@ def _address(address: IPAddress | None) -> str:
         case None:
             return "any"
         case IPv6Address():
-            return address.exploded.upper()  # the script knows no abbreviation
+            return address.exploded.upper()  # the script parses the full form only
         case _:
             return str(address)
 
 
 def template_values(hold: Hold) -> Mapping[str, int]:
-    """What the templates say of this hold. Numbers only: they cannot be anything else there."""
+    """The values of the hold's templates, which are numbers only."""
     return {"timeout_stop": hold.timeout + STOP_MARGIN}

@@ -1,10 +1,7 @@
-"""What a guest needs for its services, as values: pure, and the same for every distribution.
+"""The needs of a guest for its services, as values: pure, and the same for every distribution.
 
-What follows from a service is in compile.py; how it is brought into a guest, the business of the
-room files (those of the guest's own network configuration, and guest.sh for what no such file can
-say, and guests that have none); how a guest is held against it, of the room inspect. No names of
-guests or services get in: everything here is a number, an address, an interface's name, or a word
-of ours.
+They consist of numbers, addresses, names of interfaces and fixed words, never of names of guests or
+services.
 """
 
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from xenlb.ipvs.table import Family, IPAddress, Protocol
 
 
 class TunnelKind(StrEnum):
-    """A device that takes packets out of tunnels, in the words of ip-link(8)."""
+    """A device that decapsulates packets, by its name in ip-link(8)."""
 
     IPIP = "ipip"  # IPv4 in IPv4
     SIT = "sit"  # IPv6 in IPv4
@@ -26,7 +23,7 @@ class TunnelKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sysctl:
-    """`name` as a path below /proc/sys: names of interfaces may have dots in them."""
+    """`name` is a path below /proc/sys: names of interfaces may have dots."""
 
     name: str
     value: int
@@ -34,9 +31,11 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelDevice:
-    """`local`: of a device that has to be made; None: the one that the kernel makes itself.
-    `checksums`: of GRE; the kernel drops packets with one where the device has not this, and
-    those without where it has."""
+    """`local`: for a device to make; None: the kernel's own one.
+
+    `checksums`, of GRE: the kernel drops packets with a checksum if it is False, and those without
+    if it is True.
+    """
 
     name: str
     kind: TunnelKind
@@ -47,7 +46,7 @@ class TunnelDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decapsulation:
-    """UDP packets (GUE) to this port are unpacked, as `ip fou add port PORT gue` does."""
+    """Decapsulation of UDP packets to a port, as `ip fou add port PORT gue` sets it up."""
 
     port: int
     family: Family
@@ -55,8 +54,10 @@ class Decapsulation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceAddress:
-    """A service address as one that is the guest's own: always alone (/32, /128), and IPv6 without
-    duplicate address detection, which would find the director."""
+    """A service address as an address of the guest, with prefix length 32 or 128.
+
+    IPv6 is without duplicate address detection, which would find the director.
+    """
 
     address: IPAddress
     device: str
@@ -73,8 +74,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What is routed by a table: packets from `source`, or with `mark`; exactly one is set. Its
-    priority is the table's number."""
+    """Packets from `source` or with `mark` (exactly one is set) are routed by a table.
+
+    The rule's priority is the table's number.
+    """
 
     family: Family
     table: int
@@ -84,8 +87,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Connections that come in by an interface and whose replies get a mark. `port` None: to every
-    port but 22."""
+    """Replies of connections through an interface get a mark; `port` None: every port but 22."""
 
     interface: str
     mark: int
@@ -95,7 +97,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clamp:
-    """The largest segments that TCP from `address` asks for, in bytes."""
+    """The maximum segment size of TCP from `address`, in bytes."""
 
     address: IPAddress
     size: int
@@ -103,9 +105,11 @@ class Clamp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """All of it, in the order in which it has to be made: sysctls before everything, then what can
-    receive, and the addresses last. `no_tx_checksums`: interfaces. `default_gateways`: what the
-    default routes must go by already; nothing that xenlb would set."""
+    """All needs of a guest, in the order of making: sysctls first, addresses last.
+
+    `no_tx_checksums`: interfaces. `default_gateways`: of the default routes, which xenlb does not
+    set.
+    """
 
     sysctls: tuple[Sysctl, ...] = ()
     tunnels: tuple[TunnelDevice, ...] = ()
@@ -121,36 +125,31 @@ class Needs:
 
     @property
     def network(self) -> bool:
-        """Is there anything but the hold?"""
+        """Whether there are needs beside the hold."""
         return bool(
             self.sysctls or self.tunnels or self.rules or self.addresses or self.no_tx_checksums
         )
 
 
 def settings_lines(needs: Needs) -> tuple[str, ...]:
-    """The needs, without the hold, as guest.sh reads them: a line each, words with one blank
-    between."""
-    lines = [f"sysctl {each.name} {each.value}" for each in needs.sysctls]
+    """The needs without the hold, as lines of words for guest.sh."""
+    lines = [f"sysctl {sysctl.name} {sysctl.value}" for sysctl in needs.sysctls]
     lines += [
-        f"tunnel {each.name} {each.kind} {each.module} {each.local or 'any'}"
-        + (" checksums" if each.checksums else "")
-        for each in needs.tunnels
+        f"tunnel {device.name} {device.kind} {device.module} {device.local or 'any'}"
+        + " checksums" * device.checksums
+        for device in needs.tunnels
     ]
-    lines += [f"gue {_version(each.family)} {each.port}" for each in needs.decapsulations]
+    lines += [f"gue {_version(port.family)} {port.port}" for port in needs.decapsulations]
     lines += [
-        f"route {each.gateway.version} {each.gateway} {each.interface} {each.table}"
-        for each in needs.routes
+        f"route {r.gateway.version} {r.gateway} {r.interface} {r.table}" for r in needs.routes
     ]
     for rule in needs.rules:
-        by = f"from {rule.source}" if rule.source is not None else f"mark {rule.mark}"
-        lines.append(f"rule {_version(rule.family)} {by} {rule.table}")
-    lines += [
-        f"mark {each.interface} {each.protocol} {each.port or 'any'} {each.mark}"
-        for each in needs.marks
-    ]
-    lines += [f"clamp {each.address} {each.size}" for each in needs.clamps]
-    lines += [f"no-tx-checksums {each}" for each in needs.no_tx_checksums]
-    lines += [f"address {each.address} {each.device}" for each in needs.addresses]
+        selector = f"from {rule.source}" if rule.source is not None else f"mark {rule.mark}"
+        lines.append(f"rule {_version(rule.family)} {selector} {rule.table}")
+    lines += [f"mark {m.interface} {m.protocol} {m.port or 'any'} {m.mark}" for m in needs.marks]
+    lines += [f"clamp {clamp.address} {clamp.size}" for clamp in needs.clamps]
+    lines += [f"no-tx-checksums {interface}" for interface in needs.no_tx_checksums]
+    lines += [f"address {need.address} {need.device}" for need in needs.addresses]
     return tuple(lines)
 
 

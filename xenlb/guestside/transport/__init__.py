@@ -1,1 +1,1 @@
-"""The ways into a guest, and what is done there to its files: ssh, guest agent, disk, folder."""
+"""Access to guests and their files: by ssh, guest agent, disk image or folder."""

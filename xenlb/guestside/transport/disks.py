@@ -1,32 +1,29 @@
-"""Where the files of a guest that is off are, read from its domain's XML.
-
-The format of a disk is the one that the XML has, never one that is guessed (image.py).
-"""
+"""The place of the files of a powered-off guest, from the XML of its domain."""
 
 import re
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
 
 from xenlb.guestside.transport.channel import DeliveryError
-from xenlb.guestside.transport.image import Disk, Place, RootFolder
+from xenlb.guestside.transport.image import Disk, GuestStorage, RootFolder
 from xenlb.hypervisor.libvirt.xml_text import Malformed, parse_xml
 
 MOST_DISKS = 16
-MOUNT = "mount its root file system on this host and give --root DIR"
+MOUNT = "mount its root file system and give --root DIR"
 _FORMAT = re.compile(r"[a-z0-9-]{1,16}", re.ASCII)
 
 
-def place(text: str, *, name: str, uri: str) -> Place:
+def storage_of(text: str, *, name: str, uri: str) -> GuestStorage:
     """The root folder of a container, or the disks of a virtual machine. Raises DeliveryError."""
     if urlsplit(uri).netloc:
         raise DeliveryError(
-            f"{name} belongs to another host, and its files are there",
+            f"{name} is a guest of another host, where its files are",
             hint="use delivery: ssh or agent, or run xenlb on that host",
         )
     try:
         root = parse_xml(text, wanted=[("devices", "filesystem"), ("devices", "disk")])
     except Malformed as error:
-        raise DeliveryError(f"the XML of {name} cannot be used: {error}") from None
+        raise DeliveryError(f"the XML of {name} is invalid: {error}") from None
     for filesystem in root.findall("./devices/filesystem"):
         if _attribute(filesystem, "target", "dir") == "/":
             return _folder(filesystem, name)
@@ -55,7 +52,7 @@ def _disk(disk: Element, name: str) -> Disk:
         )
     if disk.find("shareable") is not None:
         raise DeliveryError(f"{name} has a disk that others may write to", hint=MOUNT)
-    # libvirt takes a disk without a format for raw, too.
+    # libvirt treats a disk without a format as raw, too.
     kind = _attribute(disk, "driver", "type") or "raw"
     if not _FORMAT.fullmatch(kind):
         raise DeliveryError(f"{name} has a disk of an unknown format", hint=MOUNT)
@@ -63,5 +60,5 @@ def _disk(disk: Element, name: str) -> Disk:
 
 
 def _attribute(element: Element, child: str, name: str) -> str | None:
-    found = element.find(child)
-    return None if found is None else found.get(name)
+    node = element.find(child)
+    return None if node is None else node.get(name)

@@ -1,11 +1,10 @@
-"""The program that touches the files of a guest that is off: image.py starts it, in a process of
-its own, and tells it on standard input what to read or to do.
+"""Program that reads and changes the files of a powered-off guest; a child process of image.py.
 
-It is not imported, and imports nothing of xenlb: it runs alone, by the distribution's Python where
-libguestfs is needed. A guest's folders may be links to anywhere, /../../etc of the host among it.
-So for a folder it first makes that its own root, chroot(2), after which no path leads out, and no
-module is loaded any more: it would be the guest's. A disk image is opened by libguestfs in a small
-virtual machine, where the same holds.
+It reads a request on standard input and writes a reply to standard output, both JSON. It is not
+imported and imports nothing of xenlb: libguestfs needs the distribution's Python. Symbolic links in
+a guest's folder may lead to any place of the host. So the program makes that folder its own root by
+chroot(2), and loads no modules afterwards: they would be the guest's. libguestfs opens a disk image
+in a small virtual machine, where the same holds.
 """
 
 import base64
@@ -18,11 +17,13 @@ import sys
 from typing import Any
 
 LARGEST = 256 * 1024
-PARTITION_TABLES = 64  # file systems of a disk that are looked at
+MOST_FILE_SYSTEMS = 64  # of a disk
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+Info = tuple[int, int, int, int]  # mode, owner, group, size
 
 
 class Folder:
-    """The process's own root."""
+    """A folder of this host, as the root of this process."""
 
     def __init__(self, path: str) -> None:
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -35,24 +36,17 @@ class Folder:
         info = os.stat("/")
         self.owner = info.st_uid, info.st_gid
 
-    def lstat(self, path: str) -> tuple[int, int, int, int] | None:
-        """Mode, owner, group, size."""
-        return self._stat(path, os.lstat)
-
-    def stat(self, path: str) -> tuple[int, int, int, int] | None:
-        return self._stat(path, os.stat)
-
-    def _stat(self, path: str, call: Any) -> tuple[int, int, int, int] | None:
+    def stat(self, path: str, *, follow: bool = False) -> Info | None:
         try:
-            info = call(path)
+            info = os.stat(path, follow_symlinks=follow)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in ABSENT:
                 return None
             raise
         return info.st_mode, info.st_uid, info.st_gid, info.st_size
 
     def content(self, path: str) -> bytes:
-        # Between lstat and here it may have become a FIFO or a device: no waiting for those.
+        # It may have become a FIFO or a device since the stat: never wait for those.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
         with os.fdopen(fd, "rb") as stream:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -68,8 +62,7 @@ class Folder:
 
     def write(self, path: str, content: bytes, mode: int, owner: list[int] | None) -> None:
         new = _beside(path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
+        self.delete(new)
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             with os.fdopen(fd, "wb") as stream:
@@ -86,7 +79,7 @@ class Folder:
             raise
 
     def _label(self, new: str, path: str) -> None:
-        """SELinux's, of the file before or of its folder: that is what the guest would give it."""
+        """Set SELinux's label of the former file or of the folder, as the guest would do."""
         for source in (path, os.path.dirname(path)):
             with contextlib.suppress(OSError):
                 label = os.getxattr(source, "security.selinux", follow_symlinks=False)
@@ -94,10 +87,9 @@ class Folder:
                 return
 
     def link(self, path: str, target: bytes) -> None:
-        new = os.fsencode(_beside(path))
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        os.symlink(target, new)
+        new = _beside(path)
+        self.delete(new)
+        os.symlink(target, os.fsencode(new))
         os.lchown(new, *self.owner)
         os.rename(new, path)
 
@@ -120,10 +112,10 @@ class Folder:
 
 
 class Disk:
-    """A disk image, by libguestfs."""
+    """A disk image, opened by libguestfs."""
 
     def __init__(self, disks: list[dict[str, str]], *, writing: bool) -> None:
-        import guestfs  # noqa: PLC0415 - only here, and only the distribution's Python has it
+        import guestfs  # noqa: PLC0415 - only the distribution's Python has it
 
         self.owner = 0, 0
         self._g = g = guestfs.GuestFS(python_return_dict=True)
@@ -141,13 +133,10 @@ class Disk:
         if roots:
             points = g.inspect_get_mountpoints(roots[0])
             for point in sorted(points, key=len):
-                if point == "/":
+                with contextlib.suppress(*([RuntimeError] if point != "/" else [])):
                     mount(points[point], point)
-                else:
-                    with contextlib.suppress(RuntimeError):
-                        mount(points[point], point)
             return
-        for device in list(g.list_filesystems())[:PARTITION_TABLES]:
+        for device in list(g.list_filesystems())[:MOST_FILE_SYSTEMS]:
             with contextlib.suppress(RuntimeError):
                 mount(device, "/")
                 if g.is_dir("/etc"):
@@ -155,19 +144,12 @@ class Disk:
                 g.umount_all()
         raise OSError(errno.ENOENT, "there is no system on it")
 
-    def lstat(self, path: str) -> tuple[int, int, int, int] | None:
-        return self._stat(path, self._g.lstatns)
-
-    def stat(self, path: str) -> tuple[int, int, int, int] | None:
-        return self._stat(path, self._g.statns)
-
-    def _stat(self, path: str, call: Any) -> tuple[int, int, int, int] | None:
+    def stat(self, path: str, *, follow: bool = False) -> Info | None:
         try:
-            info = call(path)
+            info = self._g.statns(path) if follow else self._g.lstatns(path)
         except RuntimeError as error:
             # The bindings keep no number; libguestfs's messages are not translated.
-            absent = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-            if str(error).endswith(tuple(os.strerror(each) for each in absent)):
+            if str(error).endswith(tuple(map(os.strerror, ABSENT))):
                 return None
             raise
         return info["st_mode"], info["st_uid"], info["st_gid"], info["st_size"]
@@ -216,7 +198,7 @@ class Disk:
 
     def close(self) -> None:
         self._g.umount_all()
-        self._g.shutdown()  # here errors of writing come to light
+        self._g.shutdown()  # reports errors of writing
         self._g.close()
 
 
@@ -225,58 +207,45 @@ def _beside(path: str) -> str:
     return os.path.join(folder, f".{name}.xenlb")
 
 
-def read_file(tree: "Folder | Disk", path: str) -> dict[str, Any] | None:
-    if (info := tree.lstat(path)) is None:
+def read_file(tree: "Folder | Disk", path: str) -> list[Any] | None:
+    if (info := tree.stat(path)) is None:
         return None
     mode, uid, gid, size = info
     if stat.S_ISLNK(mode):
-        return {"kind": "link", "target": _text(tree.target(path))}
+        return ["link", _text(tree.target(path))]
     if stat.S_ISDIR(mode):
-        return {"kind": "other", "what": "a folder"}
+        return ["other", "a folder"]
     if not stat.S_ISREG(mode):
-        return {"kind": "other", "what": "neither a file nor a folder nor a link"}
+        return ["other", "neither a file nor a folder nor a link"]
     content = tree.content(path) if size <= LARGEST else b""
     if size > LARGEST or len(content) > LARGEST:
-        return {"kind": "other", "what": f"a file larger than {LARGEST} bytes"}
+        return ["other", f"a file larger than {LARGEST} bytes"]
     owner = [uid, gid] if (uid, gid) != tree.owner else None
-    mode = stat.S_IMODE(mode)
-    return {"kind": "file", "mode": mode, "owner": owner, "content": _text(content)}
+    return ["file", _text(content), stat.S_IMODE(mode), owner]
 
 
-def read_folder(tree: "Folder | Disk", path: str) -> dict[str, Any] | None:
-    if (info := tree.stat(path)) is None:
-        return None if tree.lstat(path) is None else {"kind": "other", "what": "no folder"}
-    if not stat.S_ISDIR(info[0]):
-        return {"kind": "other", "what": "no folder"}
-    return {"kind": "folder", "empty": tree.is_empty(path)}
+def read_folder(tree: "Folder | Disk", path: str) -> list[Any] | None:
+    info = tree.stat(path, follow=True)
+    if info is not None and stat.S_ISDIR(info[0]):
+        return ["folder", tree.is_empty(path)]
+    return None if info is None and tree.stat(path) is None else ["other", "no folder"]
 
 
-def perform(tree: "Folder | Disk", operation: dict[str, Any]) -> None:
-    path = "/" + operation["path"]
-    if operation["do"] in ("write", "link"):
-        info = tree.lstat(path)
+def perform(tree: "Folder | Disk", method: str, path: str, *arguments: Any) -> None:
+    if method in ("write", "link"):
+        info = tree.stat(path)
         if info is not None and stat.S_ISDIR(info[0]):
             raise OSError(errno.EISDIR, "it is a folder")
-    match operation["do"]:
-        case "write":
-            content = base64.b64decode(operation["content"])
-            tree.write(path, content, operation["mode"], operation["owner"])
-        case "link":
-            tree.link(path, base64.b64decode(operation["target"]))
-        case "delete":
-            tree.delete(path)
-        case "make-folder":
-            if tree.stat(path) is None:
-                tree.make_folder(path, operation["mode"])
-        case "remove-folder":
-            tree.remove_folder(path)
+        arguments = (base64.b64decode(arguments[0]), *arguments[1:])
+    if method != "make_folder" or tree.stat(path, follow=True) is None:
+        getattr(tree, method)(path, *arguments)
 
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def reply(request: dict[str, Any]) -> dict[str, Any]:
     done = 0
     try:
         operations = request["operations"]
@@ -285,10 +254,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             if "root" in request
             else Disk(request["disks"], writing=bool(operations))
         )
-        found = [read_file(tree, "/" + path) for path in request["files"]]
-        found += [read_folder(tree, "/" + path) for path in request["folders"]]
-        for operation in operations:
-            perform(tree, operation)
+        nodes = [read_file(tree, "/" + path) for path in request["files"]]
+        nodes += [read_folder(tree, "/" + path) for path in request["folders"]]
+        for method, path, *arguments in operations:
+            perform(tree, method, "/" + path, *arguments)
             done += 1
         tree.close()
     except OSError as error:
@@ -297,9 +266,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": "python3-guestfs is not installed", "done": done}
     except RuntimeError as error:  # libguestfs's
         return {"error": str(error), "done": done}
-    return {"found": found, "done": done}
+    return {"nodes": nodes, "done": done}
 
 
 if __name__ == "__main__":
     os.umask(0o077)
-    json.dump(answer(json.load(sys.stdin)), sys.stdout)
+    json.dump(reply(json.load(sys.stdin)), sys.stdout)

@@ -1,16 +1,16 @@
-"""Which way leads into a guest: from what the configuration and libvirt say to an executor."""
+"""Access to a guest, as its configuration and libvirt name it."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
-from uuid import UUID
 
 import libvirt
 
 from xenlb.guestside.install.operations import Executor
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport import disks, guest_agent
 from xenlb.guestside.transport.channel import Channel, DeliveryError
-from xenlb.guestside.transport.identity import Identity, OfGuest
+from xenlb.guestside.transport.identity import GuardedChannel, Identity
 from xenlb.guestside.transport.image import ImageFiles, RootFolder
 from xenlb.guestside.transport.remote_files import RemoteFiles
 from xenlb.guestside.transport.ssh import Ssh
@@ -18,8 +18,7 @@ from xenlb.hypervisor.libvirt.domain_xml import interfaces
 from xenlb.hypervisor.libvirt.queries import CallFailed, libvirt_errors
 from xenlb.hypervisor.libvirt.xml_text import Malformed
 from xenlb.hypervisor.threads import CallTimeout, in_thread
-from xenlb.ipvs.table import IPAddress
-from xenlb.model.guest_side import Delivery, GuestSide
+from xenlb.model.guest_side import Delivery
 from xenlb.model.settings import to_open
 
 CALL = 30.0  # seconds
@@ -36,134 +35,114 @@ class Domain(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestLocation:
-    """A guest to reach. `address`: for ssh, where the configuration names no destination. `root`:
-    where the operator mounted its root file system; only for Delivery.ROOTFS."""
-
-    uri: str
-    uuid: UUID
-    name: str
-    side: GuestSide
-    address: IPAddress | None = None
-    root: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """`channel`: into a guest that runs; None: it is off."""
+    """Access to a guest; `channel` None: it is off."""
 
     executor: Executor
     channel: Channel | None = None
 
 
-async def open_transport(where: GuestLocation) -> Access:
-    """The way into the guest that its configuration names. Raises DeliveryError."""
+async def open_access(target: GuestTarget, *, root: str | None = None) -> Access:
+    """Open the access that the guest's configuration names. Raises DeliveryError.
+
+    `root`: where the operator mounted its root file system, for Delivery.ROOTFS.
+    """
+    name = target.name
     channel: Channel
-    match where.side.delivery:
+    match target.side.delivery:
         case None:
             raise DeliveryError(
-                f"the configuration does not say how to reach into {where.name}",
+                f"the configuration names no access to {name}",
                 hint="add  guest-side: {delivery: ssh}  to its service (or agent, rootfs)",
             )
         case Delivery.SSH:
-            place = str(where.address) if where.side.ssh is None else where.side.ssh
-            channel = _of_guest(Ssh(_destination(where)), where, place=place)
-            return Access(executor=RemoteFiles(channel, name=where.name), channel=channel)
+            channel = Ssh(_destination(target))
+            place = target.side.ssh or str(target.address)
         case Delivery.AGENT:
-            agent = guest_agent.of_guest(where.uri, where.uuid, name=where.name)
-            channel = _of_guest(agent, where, place="the other end of its guest agent")
-            return Access(executor=RemoteFiles(channel, name=where.name), channel=channel)
+            channel = guest_agent.of_guest(target.uri, target.uuid, name=name)
+            place = "the other end of its guest agent"
         case Delivery.ROOTFS:
-            files = (
-                RootFolder(path=where.root)
-                if where.root is not None
-                else disks.place(await _definition(where), name=where.name, uri=where.uri)
+            storage = (
+                RootFolder(path=root)
+                if root is not None
+                else disks.storage_of(await _definition(target), name=name, uri=target.uri)
             )
-            off = ImageFiles(files, name=where.name, still_off=still_off(where))
-            return Access(executor=off)
+            return Access(executor=ImageFiles(storage, name=name, still_off=still_off(target)))
         case Delivery.XENSTORE:
             raise DeliveryError(
-                f"{where.name} configures itself from the xenstore; nothing is brought into it",
-                hint="use ssh, agent or rootfs once, to install what reads the xenstore there",
+                f"{name} configures itself from xenstore; xenlb writes no files into it",
+                hint="to install what reads xenstore there, use ssh, agent or rootfs once",
             )
+    channel = GuardedChannel(channel, lambda: identity_of(target), name=name, place=place)
+    return Access(executor=RemoteFiles(channel, name=name), channel=channel)
 
 
-def _of_guest(channel: Channel, where: GuestLocation, *, place: str) -> Channel:
-    async def ask() -> Identity:
-        return await identity_of(where)
-
-    return OfGuest(channel, ask, name=where.name, place=place)
-
-
-async def identity_of(where: GuestLocation) -> Identity:
-    """By the XML of the domain as it runs. Raises DeliveryError."""
-
-    def ask(domain: Domain) -> Identity:
-        found = interfaces(domain.XMLDesc(0))
-        macs = frozenset(each.mac for each in found if each.mac is not None)
-        return Identity(uuid=where.uuid, macs=macs)
-
+async def identity_of(target: GuestTarget) -> Identity:
+    """The identity, from the XML of the running domain. Raises DeliveryError."""
     try:
-        return await _asked(where, ask)
+        cards = interfaces(await _call(target, lambda domain: domain.XMLDesc(0)))
     except Malformed as error:
-        raise DeliveryError(f"the XML of {where.name} cannot be used: {error}") from None
+        raise DeliveryError(f"the XML of {target.name} is invalid: {error}") from None
+    macs = frozenset(card.mac for card in cards if card.mac is not None)
+    return Identity(uuid=target.uuid, macs=macs)
 
 
-def _destination(where: GuestLocation) -> str:
-    if where.side.ssh is not None:
-        return where.side.ssh
-    if where.address is None:
+def _destination(target: GuestTarget) -> str:
+    if target.side.ssh is not None:
+        return target.side.ssh
+    if target.address is None:
         raise DeliveryError(
-            f"no address of {where.name} is known", hint="start it, or set guest-side: ssh:"
+            f"no address of {target.name} is known", hint="start it, or set guest-side: ssh:"
         )
-    return f"root@{where.address}"
+    return f"root@{target.address}"
 
 
-def still_off(where: GuestLocation) -> Callable[[], Awaitable[None]]:
-    """Asks libvirt now. What was saved to disk in the middle of its work is not off either."""
+def still_off(target: GuestTarget) -> Callable[[], Awaitable[None]]:
+    """A check that the guest is off; a guest with a saved memory image is not."""
 
-    def ask(domain: Domain) -> tuple[bool, bool]:
+    def state(domain: Domain) -> tuple[bool, bool]:
         if domain.isActive():
             return True, False
         try:
             return False, bool(domain.hasManagedSaveImage(0))
         except libvirt.libvirtError as error:
-            if CallFailed(error).unsupported:  # LXC saves nothing
+            if CallFailed(error).unsupported:  # LXC has no saved images
                 return False, False
             raise
 
     async def check() -> None:
-        active, saved = await _asked(where, ask)
+        active, saved = await _call(target, state)
         if active:
             raise DeliveryError(
-                f"{where.name} runs; its files can be changed from outside only while it is off",
+                f"{target.name} is running; its files can be changed from the host only while it "
+                "is off",
                 hint="shut it down first, or use delivery: ssh or agent",
             )
         if saved:
             raise DeliveryError(
-                f"{where.name} is saved with its files open; they must not change meanwhile",
-                hint=f"start it and shut it down, or virsh managedsave-remove {where.name}",
+                f"{target.name} is saved with open files; they must not change meanwhile",
+                hint=f"start it and shut it down, or virsh managedsave-remove {target.name}",
             )
 
     return check
 
 
-async def _definition(where: GuestLocation) -> str:
-    return await _asked(where, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+async def _definition(target: GuestTarget) -> str:
+    return await _call(target, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
-async def _asked(where: GuestLocation, question: Callable[[Domain], T]) -> T:
-    def ask() -> T:
+async def _call(target: GuestTarget, function: Callable[[Domain], T]) -> T:
+    def call() -> T:
         with libvirt_errors():
-            connection = libvirt.open(to_open(where.uri))
+            connection = libvirt.open(to_open(target.uri))
             try:
-                return question(connection.lookupByUUIDString(str(where.uuid)))
+                return function(connection.lookupByUUIDString(str(target.uuid)))
             finally:
                 connection.close()
 
     try:
-        return await in_thread(ask, limit=CALL)
+        return await in_thread(call, limit=CALL)
     except CallTimeout:
-        raise DeliveryError(f"libvirt does not answer about {where.name}") from None
+        raise DeliveryError(f"libvirt timed out on a call about {target.name}") from None
     except CallFailed as error:
-        raise DeliveryError(f"libvirt was asked about {where.name}: {error}") from None
+        raise DeliveryError(f"the libvirt call about {target.name} failed: {error}") from None

@@ -1,9 +1,8 @@
-"""The files of a guest that runs: read and changed by scripts over a channel.
+"""The files of a running guest, read and changed by scripts over a channel.
 
 The scripts need a POSIX shell (dash, bash, busybox), ls, od, readlink, chmod, chown, mv, ln, rm,
-mkdir and rmdir. Contents come out as hexadecimal digits and go in as printf's octal escapes:
-nothing that a file contains can end a frame or a command. What comes out is a stranger's, and
-checked.
+mkdir and rmdir. Contents are hexadecimal digits in the output and printf's octal escapes in the
+script, so no content can end a frame or a command. The output is untrusted.
 """
 
 import asyncio
@@ -38,7 +37,7 @@ umask 077
 set -f +e
 """
 
-# A frame is a line `=NUMBER KIND …`, and lines of hexadecimal digits after it.
+# A frame is a line `=NUMBER KIND …`, followed by lines of hexadecimal digits.
 _READ = """\
 for tool in od ls readlink; do
     command -v "$tool" >/dev/null || { printf '=lacks %s\\n' "$tool"; exit 1; }
@@ -73,8 +72,8 @@ folder() {
 }
 """
 
-# A new file is made beside the old one, has its rights before it has its name, and takes its place
-# at once. printf is no special builtin: that it cannot write does not end the shell.
+# A new file is made beside the old one, gets its rights, and replaces it in one step. printf is no
+# special builtin, so a write error does not end the shell.
 _WRITE = """\
 t=
 labels=$(command -v restorecon) || labels=
@@ -106,7 +105,7 @@ folder() { [ -d "$p" ] || mkdir -m "$1" "$p" || fail; label; }
 
 OD_LINE = 16  # bytes in a line of od(1)
 _CHUNK = 1024  # bytes of content a line
-# No dash: at the beginning printf would take it for an option.
+# No dash: printf would read it as an option.
 _PLAIN = re.compile(rb"[A-Za-z0-9 ._/:=,;@#+]")
 _FRAME = re.compile(
     rb"=(\d{1,4}) "
@@ -117,7 +116,7 @@ _HEX = re.compile(rb"[0-9a-f ]*")
 
 
 class RemoteFiles:
-    """`name`: the guest's, for messages. `root`: where its root is; below it for tests alone."""
+    """An Executor. `name`: of the guest, for messages. `root`: another root, for tests."""
 
     def __init__(self, channel: Channel, *, name: str, root: str = "") -> None:
         self._channel = channel
@@ -130,10 +129,10 @@ class RemoteFiles:
         if output.status != 0 or not output.out.endswith(b"=end\n"):
             raise DeliveryError(f"the files of {self._name} cannot be read: {_why(output)}")
         try:
-            return await asyncio.to_thread(read_frames, output.out, files, folders)
+            return await asyncio.to_thread(parse_frames, output.out, files, folders)
         except ValueError:
             raise DeliveryError(
-                f"the files of {self._name} cannot be read: the guest's answer makes no sense"
+                f"the files of {self._name} cannot be read: the guest's output is invalid"
             ) from None
 
     async def perform(self, operations: tuple[Operation, ...]) -> None:
@@ -142,18 +141,18 @@ class RemoteFiles:
         output = await self._channel.run("".join(write_script(operations, root=self._root)))
         if output.status == 0 and output.out.endswith(b"=end\n"):
             return
-        found = re.search(rb"=failed (\d{1,5})\n\Z", output.out)
-        number = int(found[1]) if found else len(operations)
-        what = str(operations[number]) if number < len(operations) else "change its files"
+        match = re.search(rb"=failed (\d{1,5})\n\Z", output.out)
+        number = int(match[1]) if match else len(operations)
+        failed = str(operations[number]) if number < len(operations) else "change its files"
         raise DeliveryError(
-            f"{self._name} could not {what}: {_why(output)}",
-            hint="what was done before that stays; the next apply goes on from there",
+            f"{self._name} could not {failed}: {_why(output)}",
+            hint="earlier changes stay; the next apply goes on from there",
         )
 
 
 def _why(output: Output) -> str:
-    if lacks := re.search(rb"=lacks ([a-z]{1,20})\n\Z", output.out):
-        return f"the guest has no {lacks[1].decode()}"
+    if match := re.search(rb"=lacks ([a-z]{1,20})\n\Z", output.out):
+        return f"the guest has no {match[1].decode()}"
     return output.complaint or f"the script ended with status {output.status}"
 
 
@@ -163,8 +162,8 @@ def read_script(files: tuple[str, ...], folders: tuple[str, ...], *, root: str) 
     yield _READ
     yield 'set -- $(ls -ldn "$r/")\nprintf \'=owner %s %s\\n\' "$3" "$4"\n'
     for number, path in enumerate((*files, *folders)):
-        what = "file" if number < len(files) else "folder"
-        yield f"{what} {number} {shlex.quote(path)}\n"
+        function = "file" if number < len(files) else "folder"
+        yield f"{function} {number} {shlex.quote(path)}\n"
     yield "printf '=end\\n'\n"
 
 
@@ -183,7 +182,7 @@ def write_script(operations: tuple[Operation, ...], *, root: str) -> Iterator[st
                 owner = "" if file.owner is None else f"{file.owner[0]}:{file.owner[1]}"
                 yield f"finish {file.mode:04o} '{owner}'\n"
             case MakeSymlink(target=target):
-                # Octal as well: a target may be no text. The dot keeps line ends at its end.
+                # Octal as well: a target may be no text. The dot protects line ends at its end.
                 yield f"link=$(printf '{octal(as_bytes(target))}.')\nlink \"${{link%.}}\"\n"
             case Delete():
                 yield 'rm -f "$p" || fail\n'
@@ -197,31 +196,33 @@ def write_script(operations: tuple[Operation, ...], *, root: str) -> Iterator[st
 
 
 def octal(data: bytes) -> str:
-    """As printf's first argument in quotes: made of plain characters and \\NNN alone."""
+    """The data as printf's first argument in quotes: plain characters and \\NNN only."""
     return "".join(chr(byte) if _PLAIN.match(bytes((byte,))) else f"\\{byte:03o}" for byte in data)
 
 
-def read_frames(out: bytes, files: tuple[str, ...], folders: tuple[str, ...]) -> Present:
-    """What was asked for and is there; raises ValueError. Four files of LARGEST take some 0.1 s:
-    not for a loop."""
-    asked = (*files, *folders)
-    if out.count(b"\n") > len(asked) * (LARGEST // OD_LINE + 3) + 2:
+def parse_frames(out: bytes, files: tuple[str, ...], folders: tuple[str, ...]) -> Present:
+    """The nodes at the paths that were read. Raises ValueError.
+
+    Four files of LARGEST take some 0.1 s: run it in a thread.
+    """
+    paths = (*files, *folders)
+    if out.count(b"\n") > len(paths) * (LARGEST // OD_LINE + 3) + 2:
         raise ValueError("more lines than there can be")
-    present: dict[str, Node] = dict.fromkeys(asked, MISSING)
+    present: dict[str, Node] = dict.fromkeys(paths, MISSING)
     answered: set[int] = set()
     first, _, out = out.partition(b"\n")
     if (root := _OWNER.fullmatch(first)) is None:
         raise ValueError("no owner of the root")
     for head, body in _frames(out):
         match = _FRAME.fullmatch(head)
-        if match is None or (number := int(match[1])) in answered or number >= len(asked):
-            raise ValueError("not a frame that was asked for")
+        if match is None or (number := int(match[1])) in answered or number >= len(paths):
+            raise ValueError("not a requested frame")
         answered.add(number)
         node = _node(match, body, (int(root[1]), int(root[2])))
         if isinstance(node, Folder) is not (number >= len(files)) and not isinstance(node, Other):
             raise ValueError("a frame of the wrong kind")
-        if present[asked[number]] == MISSING:  # asked for as a file, too: that tells more
-            present[asked[number]] = node
+        if present[paths[number]] == MISSING:  # also requested as a file, which tells more
+            present[paths[number]] = node
     return present
 
 
@@ -266,7 +267,7 @@ def _node(frame: re.Match[bytes], body: bytes, root: tuple[int, int]) -> Node:
 
 
 def mode_of(shown: str) -> int:
-    """The rights that `ls -l` shows: -rwsr-xr-t is 05755."""
+    """The mode that `ls -l` shows: -rwsr-xr-t is 05755."""
     mode = 0
     for n, (letter, plain) in enumerate(zip(shown[1:], "rwxrwxrwx", strict=True)):
         bit = 0o400 >> n

@@ -1,7 +1,4 @@
-"""The first step of every apply, preview and removal, whatever the way: what would have to be done.
-
-The second is the executor's: to perform the plan.
-"""
+"""The survey of a guest's files: the first step of every plan, apply and removal."""
 
 from dataclasses import dataclass
 
@@ -14,11 +11,11 @@ from xenlb.guestside.transport.channel import DeliveryError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSurvey:
-    """What a guest has of xenlb's files, and what bringing in the wanted ones would do."""
+    """The nodes at the paths of a plan; `installed`: the paths that the manifest names."""
 
     plan: Plan
     present: Present
-    installed: frozenset[str]  # paths that the manifest names
+    installed: frozenset[str]
 
 
 async def survey_files(
@@ -27,19 +24,18 @@ async def survey_files(
     *,
     changed: ChangedFiles = ChangedFiles.KEEP,
 ) -> FileSurvey:
-    """Changes nothing. `wanted` empty: what a removal would do. Raises DeliveryError."""
-    # Most often the manifest names nothing else than what is wanted; each reading by ssh is a
-    # connection of its own, which costs a busy guest more than all that is read.
-    ask = paths_to_read(wanted, NOTHING)
-    present = await executor.read(files=ask.files, folders=ask.folders)
+    """Read the files and plan the changes; no wanted files: a removal. Raises DeliveryError."""
+    # Usually the manifest names only wanted files. Each read by ssh is a connection of its own,
+    # which costs a busy guest more than the files do.
+    paths = paths_to_read(wanted, NOTHING)
+    present = await executor.read(files=paths.files, folders=paths.folders)
     try:
         manifest = _manifest(present)
-        if (more := paths_to_read(wanted, manifest)) != ask:
-            present = await executor.read(files=more.files, folders=more.folders)
-            # That of the second reading: it belongs to the files that were read with it. Where it
-            # names others than the first, somebody is at work in there.
+        if (all_paths := paths_to_read(wanted, manifest)) != paths:
+            present = await executor.read(files=all_paths.files, folders=all_paths.folders)
+            # The manifest of the second read belongs to the files that were read with it.
             manifest = _manifest(present)
-            if paths_to_read(wanted, manifest) != more:
+            if paths_to_read(wanted, manifest) != all_paths:
                 raise DeliveryError(
                     "the guest's manifest changed while it was read", hint="try again in a moment"
                 )
@@ -65,5 +61,5 @@ def _manifest(present: Present) -> Manifest:
             why = "it is not a file, or too large"
     raise DeliveryError(
         f"the guest's /{MANIFEST} cannot be used: {why}",
-        hint="look what it is; moved away, xenlb takes what it finds for the guest's own",
+        hint="check that file; without it xenlb treats all files as the guest's own",
     )

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.director.netns import in_own_network, sh
 from tests.unit.guestside.shells import SHELLS, SYSTEM
 from xenlb.guestside.inspect.observed import Address, DefaultRoute, Observed, ObservedLink, Unit
-from xenlb.guestside.inspect.parse import observed, output_budget
+from xenlb.guestside.inspect.parse import output_budget, parse_observed
 from xenlb.guestside.inspect.script import observe_script
 from xenlb.guestside.inspect.verify import differences
 from xenlb.guestside.requirements.compile import ServiceBinding, compile_needs
@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "address on eth0 too": (
         f"ip addr add {V4}/32 dev eth0",
-        f"{V4} is on eth0, too, wanted on lo alone: the guest answers ARP for it",
+        f"{V4} is on eth0, as well as on lo: the guest answers ARP for it",
     ),
     "address by a label": (
         f"ip addr del {V4}/32 dev lo\nip addr add {V4}/32 dev eth0 label eth0:1",
@@ -137,7 +137,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "IPv6 address missing": (f"ip addr del {V6}/128 dev lo", f"{V6} is missing"),
     "IPv6 address on eth0 too": (
         f"ip addr add {V6}/128 dev eth0 nodad",
-        f"{V6} is on eth0, too, wanted on lo alone: the guest answers neighbour discovery for it",
+        f"{V6} is on eth0, as well as on lo: the guest answers neighbour discovery for it",
     ),
     "arp_ignore": (
         "sysctl -qw net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.eth1.arp_ignore=1"
@@ -158,17 +158,17 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "route missing": (
         "ip route del default table 731",
-        "table 731 has no default route, wanted by 10.0.0.1 on eth0",
+        "table 731 has no default route, wanted via 10.0.0.1 on eth0",
     ),
     "other gateway": (
         "ip route replace default via 10.0.0.99 dev eth0 table 731",
-        "the default route of table 731 goes by 10.0.0.99 on eth0, wanted by 10.0.0.1 on eth0",
+        "the default route of table 731 goes via 10.0.0.99 on eth0, wanted via 10.0.0.1 on eth0",
     ),
     "a better route": (
         "ip route replace default via 10.0.0.1 dev eth0 table 731 metric 9\n"
         "ip route del default table 731 metric 0\n"
         "ip route add default via 10.0.0.99 dev eth0 table 731 metric 5",
-        "the default route of table 731 goes by 10.0.0.99",
+        "the default route of table 731 goes via 10.0.0.99",
     ),
     "unreachable": (
         "ip route replace unreachable default table 731",
@@ -176,11 +176,11 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "IPv6 route missing": (
         "ip -6 route del default table 731",
-        "table 731 has no default route, wanted by fd00:10::1",
+        "table 731 has no default route, wanted via fd00:10::1",
     ),
     "interface down": (
         "ip link set eth1 down",
-        "table 732 has no default route, wanted by 10.0.0.1 on eth1: eth1 is down",
+        "table 732 has no default route, wanted via 10.0.0.1 on eth1: eth1 is down",
     ),
     "rule missing": (
         "ip rule del priority 731",
@@ -214,12 +214,12 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "marks missing": (
         "iptables -t mangle -D XENLB-IN 2",
-        "IPv4 connections that come in by eth1 to UDP port 53 get no mark 732",
+        "IPv4 connections through eth1 to UDP port 53 get no mark 732",
     ),
     "mark of another interface": (
         f"iptables -t mangle -R XENLB-IN 1 -i eth0 -p tcp --dport 25 {IN} -j CONNMARK"
         " --set-mark 732",
-        "IPv4 connections that come in by eth1 to TCP port 25 get no mark 732",
+        "IPv4 connections through eth1 to TCP port 25 get no mark 732",
     ),
     "replies unmarked": (
         "iptables -t mangle -F XENLB-OUT",
@@ -227,7 +227,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "default gateway": (
         "ip route replace default via 10.0.0.254 dev eth0",
-        "the default gateway is not 10.0.0.1, the director: it goes by 10.0.0.254 on eth0",
+        "the default gateway is not 10.0.0.1, the director: it goes via 10.0.0.254 on eth0",
     ),
     "no default gateway": (
         "ip route del default",
@@ -272,7 +272,7 @@ def look(shell: str, needs: Needs = NEEDS, *, env: Mapping[str, str] | None = No
         env={**os.environ, **(env or {})},
     )
     assert done.stderr == b""
-    return observed(done.stdout, output_budget())
+    return parse_observed(done.stdout, output_budget())
 
 
 def messages(needs: Needs, state: Observed) -> list[str]:
@@ -285,7 +285,8 @@ def test_nothing_is_named_where_all_is_in_place(shell: str) -> None:
     set_up()
     state = look(shell)
     assert messages(NEEDS, state) == []
-    assert state.interface_of(ip_address("fd00:10::11")) == "eth0"
+    address = ip_address("fd00:10::11")
+    assert [entry.interface for entry in state.addresses if entry.address == address] == ["eth0"]
     link = state.link("eth0")
     assert link is not None
     assert link.mac is not None
@@ -342,7 +343,7 @@ def test_the_needs_of_one_service_are_held_against_the_guest_alone() -> None:
     assert len(messages(NEEDS, state)) == 2
     one = compile_needs([place(V4, "10.0.0.11", gatewaying="yes")])
     assert messages(one, state) == [
-        f"{V4} is missing, wanted on lo: the guest does not take packets to it"
+        f"{V4} is missing, wanted on lo: the guest does not accept packets to it"
     ]
 
 
@@ -368,7 +369,8 @@ def test_a_guest_without_ip_is_seen_by_ifconfig(shell: str) -> None:
         (message,) = messages(needs, look(shell, needs, env=old))
         assert message.startswith(f"{V4} is on lo with prefix length 24, not 32")
         (message,) = messages(RULED, look(shell, RULED, env=old))
-        assert message.endswith("which cannot be seen: the guest has no ip(8)")
+        assert message.startswith("it is unknown whether packets from 10.0.0.11 are routed")
+        assert message.endswith("the guest has no ip(8)")
 
 
 # ---- by values: what this kernel or machine does not have ----
@@ -415,7 +417,7 @@ BY_VALUES: dict[str, tuple[Needs, Observed, Sequence[str]]] = {
     "hold not enabled": (
         HOLD,
         Observed(units=(Unit(name="xenlb-hold", active=True, enabled=False),)),
-        ["xenlb-hold is not enabled: it does not start with the guest"],
+        ["xenlb-hold is not enabled: it does not start at boot"],
     ),
     "guest.sh not started": (
         IN_NEED_OF_V6,
@@ -437,44 +439,44 @@ BY_VALUES: dict[str, tuple[Needs, Observed, Sequence[str]]] = {
                 ),
             )
         ),
-        ["whether the default gateway fe80::1 is the director (fd00:10::1) is not seen"],
+        ["it is unknown whether the default gateway fe80::1 is the director (fd00:10::1)"],
     ),
     "no iproute2": (
         GUE,
         Observed(programs=frozenset({"ip"})),
         [
-            "whether UDP port 6080 is unpacked is not seen: the guest has no iproute2, which "
-            "alone knows of it"
+            "it is unknown whether packets to UDP port 6080 are unpacked: only iproute2 shows it, "
+            "which the guest does not have"
         ],
     ),
     "gue": (GUE, Observed(decapsulated=frozenset({(Family.INET, 6080)})), ()),
     "dad failed": (
         IN_NEED_OF_V6,
         v6_on_lo("tentative", "dadfailed"),
-        [f"{V6} is on lo and cannot be used: duplicate address detection has found it elsewhere"],
+        [f"{V6} is on lo and cannot be used: duplicate address detection failed"],
     ),
     "tentative": (
         IN_NEED_OF_V6,
         v6_on_lo("tentative"),
-        [f"{V6} is on lo and cannot be used yet: duplicate address detection goes on"],
+        [f"{V6} is on lo and cannot be used yet: duplicate address detection is running"],
     ),
     "nothing to see marks with": (
         CLAMPED,
         Observed(root=True),
         [
-            "the largest segments of TCP cannot be seen, nor set: the guest has neither nft nor "
+            "the maximum segment size of TCP cannot be read or set: the guest has neither nft nor "
             "iptables"
         ],
     ),
     "not as root": (
         CLAMPED,
         Observed(programs=frozenset({"nft"})),
-        ["the largest segments of TCP cannot be seen: the guest was not asked as root"],
+        ["the maximum segment size of TCP cannot be read: xenlb is not root in the guest"],
     ),
     "checksums by the card": (
         Needs(no_tx_checksums=("eth0",)),
         Observed(checksums={"eth0": True}),
-        ["eth0 leaves checksums to the card (tx-checksumming: on), wanted off"],
+        ["tx-checksumming of eth0 is on, wanted off"],
     ),
     "checksums by the kernel": (
         Needs(no_tx_checksums=("eth0",)),
@@ -484,7 +486,7 @@ BY_VALUES: dict[str, tuple[Needs, Observed, Sequence[str]]] = {
     "no ethtool": (
         Needs(no_tx_checksums=("eth0",)),
         Observed(),
-        ["whether eth0 leaves checksums to its card is not seen: the guest has no ethtool"],
+        ["tx-checksumming of eth0 is unknown: the guest has no ethtool"],
     ),
 }
 

@@ -88,7 +88,7 @@ def test_what_somebody_changed_is_kept_by_an_apply(wish: GuestFile) -> None:
     (aside,) = [path for path in tree.files if path.startswith(CHANGED)]
     assert tree.files[aside] == File(content=b"mine", mode=0o600)
     assert made.notes == (
-        f"/{wish.path}: it was changed since xenlb wrote it; that is kept as /{aside}",
+        f"/{wish.path}: it was changed since xenlb wrote it; the changed file is kept as /{aside}",
     )
     assert tree.plan([wish]).operations == ()
     tree.apply(())
@@ -135,7 +135,7 @@ def test_a_block_leaves_what_others_write_around_it() -> None:
         assert isinstance(node, File)
         tree.files[path] = dataclasses.replace(node, content=node.content + b"more\n")
     assert tree.plan([BLOCK, run]).operations != ()  # what xenlb made has become somebody's
-    assert not tree.plan([BLOCK, run]).changes_guest
+    assert not tree.plan([BLOCK, run]).paths
     tree.apply([BLOCK, run])
     assert tree.plan([BLOCK, run]).operations == ()
     tree.apply(())
@@ -259,7 +259,7 @@ def test_differences_are_for_people() -> None:
         "+over",
         "--- /dev/null",
         "+++ /etc/secret",
-        "(for root alone, so not shown)",
+        "(not shown: for root only)",
         "--- /etc/two",
         "+++ /etc/two",
         "@@ -1 +1,4 @@",

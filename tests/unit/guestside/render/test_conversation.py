@@ -118,7 +118,7 @@ def test_the_agent_hears_it(tmp_path: Path, shell: str, more: tuple[str, ...], h
         root = guest(tmp_path / "root", where, secret_of(ONE))
         async with agent(where) as words:
             said, _ = await run(root, shell, "start", tools)
-            assert said == "xenlb-hold: this guest serves, the host knows (tcp)\n"
+            assert said == "xenlb-hold: this guest serves; the host is notified (tcp)\n"
             said, _ = await run(root, shell, "stop", tools)
             assert "could not" not in said
         assert words == [(ONE, "staying"), (ONE, "leaving")]
@@ -152,7 +152,7 @@ def test_a_wrong_secret_and_a_dead_host_cost_three_seconds(tmp_path: Path) -> No
                 done = await asyncio.gather(*(run(*each[:2], "stop", each[2]) for each in roots))
         assert words == []
         for said, took in done:
-            assert "the host could not be told that this guest leaves (tcp)" in said
+            assert "the host could not be notified that this guest leaves (tcp)" in said
             assert took < 6
 
     asyncio.run(test())
@@ -181,12 +181,12 @@ def test_an_agent_that_was_down_is_told_when_it_is_back(tmp_path: Path) -> None:
                 return said.decode().removeprefix("xenlb-hold: ").strip()
 
             assert (await line()).endswith("waiting until none is left, at most 60 s")
-            assert await line() == "the host could not be told that this guest leaves (tcp)"
+            assert await line() == "the host could not be notified that this guest leaves (tcp)"
             async with agent(where) as words:
-                assert await line() == "the host knows now that this guest leaves"
+                assert await line() == "the host is notified now that this guest leaves"
                 client.close()
                 serving.close()
-                assert (await line()).startswith("empty after ")
+                assert (await line()).startswith("no connections left after ")
                 assert await stopping.wait() == 0
             assert words == [(ONE, "leaving")]
 

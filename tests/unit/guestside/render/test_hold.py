@@ -18,7 +18,7 @@ from tests.unit.guestside.shells import SHELLS, Root
 from xenlb.config import parse
 from xenlb.guestside.install.operations import GuestFile
 from xenlb.guestside.render.export import archive, write_tree
-from xenlb.guestside.render.hold_files import hold_files
+from xenlb.guestside.render.systems import hold_files
 from xenlb.guestside.render.template import TemplateError
 from xenlb.guestside.requirements.hold import (
     Hold,
@@ -166,7 +166,7 @@ def test_the_script_reads_what_is_written(tmp_path: Path, shell: str) -> None:
     assert root.run(shell, "status").lines == [
         "not started; 0 connections to port 25, 192.0.2.10 port 80,"
         " 2001:0DB8:0000:0000:0000:0000:0000:0010 port 443, 192.0.2.10,"
-        " every port it listens on but 22; the host is told by tcp"
+        " every port it listens on but 22; the host is notified by tcp"
     ]
 
 

@@ -117,7 +117,7 @@ def test_several_services(root: Root, shell: str) -> None:
     said = root.run(shell, "status")
     assert said.lines == [
         "not started; 4 connections to 192.0.2.10 port 25, 192.0.2.11, port 26,"
-        " 192.0.2.10 port 465; the host is told by none"
+        " 192.0.2.10 port 465; the host is notified by none"
     ]
 
 
@@ -163,9 +163,9 @@ def test_settings_are_read_and_never_run(root: Root, shell: str) -> None:
     said = root.run(shell, "status")
     assert not touched.exists()
     assert said.lines[-1] == (
-        "not started; 1 connections to 192.0.2.10 port 25; the host is told by none"
+        "not started; 1 connections to 192.0.2.10 port 25; the host is notified by none"
     )
-    refused = [each.rsplit("value of ")[-1] for each in said.lines if "not understood" in each]
+    refused = [each.rsplit("value of ")[-1] for each in said.lines if "invalid value" in each]
     assert [each.split()[0] for each in refused] == [
         *("tell", "watch", "timeout", "until", "PATH", "secret", "agent")
     ]
@@ -208,7 +208,7 @@ def test_it_waits_for_real_connections(tmp_path: Path) -> None:
             first, last = said.lines
             assert first.startswith("3 connections to 127.0.0.1 port ")
             assert first.endswith("waiting until none is left, at most 60 s")
-            assert last.startswith("empty after ")
+            assert last.startswith("no connections left after ")
         assert 3.6 <= time.monotonic() - began < 15
 
 
@@ -230,7 +230,7 @@ def test_the_time_is_over(tmp_path: Path) -> None:
         for process in running:
             said = Said.of(process)
             assert (said.status, said.errors) == (0, "")
-            assert said.lines[-1] == "the time of 2 s is over with 1 connections left"
+            assert said.lines[-1] == "timed out after 2 s with 1 connections left"
 
 
 def test_whatever_is_missing_no_shutdown_fails(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_xenstore_that_refuses_or_does_not_answer(tmp_path: Path) -> None:
     for process in running:
         said = Said.of(process)
         assert said.status == 0
-        assert said.lines == ["the host could not be told that this guest serves (xenstore)"]
+        assert said.lines == ["the host could not be notified that this guest serves (xenstore)"]
     assert time.monotonic() - began < 8
     for store in stores:
         store.close()
@@ -421,4 +421,4 @@ def test_no_port(root: Root, shell: str) -> None:
     root.settings(MAIL, "tell=virtio", "timeout=0")
     said = root.run(shell, "stop")
     assert said.status == 0
-    assert said.lines[1] == "the host could not be told that this guest leaves (virtio)"
+    assert said.lines[1] == "the host could not be notified that this guest leaves (virtio)"

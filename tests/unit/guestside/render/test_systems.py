@@ -30,7 +30,12 @@ from xenlb.guestside.inspect.observed import NetworkSystem, Observed
 from xenlb.guestside.install.operations import GuestFile, GuestSymlink
 from xenlb.guestside.platform import facts_of
 from xenlb.guestside.render.facts import LOOPBACK_FILE, Facts, NetworkLink
-from xenlb.guestside.render.systems import commands, is_left, settings_text, side_files
+from xenlb.guestside.render.systems import (
+    apply_commands,
+    guest_files,
+    needs_guest_script,
+    settings_text,
+)
 from xenlb.guestside.render.template import TemplateError
 from xenlb.guestside.requirements.compile import NeedsError, compile_needs
 from xenlb.guestside.requirements.needs import (
@@ -95,7 +100,7 @@ services:
 def side(
     needs: Needs, system: System, *, init: Init = Init.SYSTEMD, facts: Facts = KNOWN
 ) -> tuple[GuestFile | GuestSymlink, ...]:
-    return side_files(needs, system=system, init=init, facts=facts, overrides=NONE)
+    return guest_files(needs, system=system, init=init, facts=facts, overrides=NONE)
 
 
 def listing(files: Sequence[GuestFile | GuestSymlink], lines: Sequence[str]) -> str:
@@ -130,7 +135,8 @@ def of_director(system: System) -> tuple[GuestFile, ...]:
 def every_golden() -> dict[str, str]:
     made = {
         f"{system}/{case}": listing(
-            side(needs, system), commands(needs, system=system, init=Init.SYSTEMD, facts=KNOWN)
+            side(needs, system),
+            apply_commands(needs, system=system, init=Init.SYSTEMD, facts=KNOWN),
         )
         for system in System
         for case, needs in NEEDS.items()
@@ -139,7 +145,7 @@ def every_golden() -> dict[str, str]:
         needs = NEEDS[name]
         made[f"{system}/{name}.{case}"] = listing(
             side(needs, system, init=init, facts=facts),
-            commands(needs, system=system, init=init, facts=facts),
+            apply_commands(needs, system=system, init=init, facts=facts),
         )
     for system in set(System) - {System.SHELL}:
         made[f"{system}/director"] = listing(of_director(system), ())
@@ -188,7 +194,7 @@ def test_shell_is_shell(tmp_path: Path) -> None:
     scripts += ["\n".join(step.findall(file.text)) for file in FILES if "interfaces" in file.path]
     for system in System:
         for init in Init:
-            lines = commands(NEEDS["everything"], system=system, init=init, facts=KNOWN)
+            lines = apply_commands(NEEDS["everything"], system=system, init=init, facts=KNOWN)
             scripts.append("\n".join(lines))
     paths = []
     for number, text in enumerate(scripts):
@@ -228,7 +234,11 @@ def test_other_forms_are_what_they_should_be() -> None:
 
 @pytest.mark.parametrize("system", System)
 def test_the_script_is_there_only_for_what_nothing_else_says(system: System) -> None:
-    left = {name for name, needs in NEEDS.items() if is_left(needs, system=system, facts=KNOWN)}
+    left = {
+        name
+        for name, needs in NEEDS.items()
+        if needs_guest_script(needs, system=system, facts=KNOWN)
+    }
     expected = {
         System.IFUPDOWN: {"masquerade", "gatewaying", "rule"},
         System.NETWORKD: {"masquerade", "gatewaying", "rule"},
@@ -285,13 +295,13 @@ def test_an_operators_template_of_a_system(tmp_path: Path) -> None:
     own = tmp_path / "ifupdown/if-up"
     own.parent.mkdir()
     for text, says in (
-        ("#!/bin/sh\n# {{ ways[0].table }}\n", None),
-        ("#!/bin/sh\n\n{{ ways[0].tables }}\n", r"ifupdown/if-up, line 3: .* has no attribute"),
-        ("{% for way in ways %}", r"ifupdown/if-up, line 1: "),
+        ("#!/bin/sh\n# {{ routes[0].table }}\n", None),
+        ("#!/bin/sh\n\n{{ routes[0].tables }}\n", r"ifupdown/if-up, line 3: .* has no attribute"),
+        ("{% for way in routes %}", r"ifupdown/if-up, line 1: "),
     ):
         own.write_text(text)
         make = partial(
-            side_files,
+            guest_files,
             NEEDS["masquerade-rule"],
             system=System.IFUPDOWN,
             init=Init.SYSTEMD,
@@ -367,7 +377,7 @@ def test_no_known_trick_is_written(text: str) -> None:
 @pytest.mark.parametrize("text", ["../../etc/passwd", "..", ".", ".x", "a/b", "/etc/passwd"])
 def test_no_path_is_made_of_a_name(text: str) -> None:
     for system, needs, facts in hostile_facts(text):
-        with pytest.raises(TemplateError, match="it cannot be"):
+        with pytest.raises(TemplateError, match="which is invalid"):
             side(needs, system, facts=facts)
 
 
@@ -385,11 +395,11 @@ def refused(text: str) -> None:
             settings_text(needs)
 
 
-def test_the_director_is_asked_for_what_is_not_known() -> None:
+def test_unknown_facts_of_the_director_are_errors() -> None:
     settings = parse(DIRECTOR, "xenlb.yaml")
     for system, changed, says in (
         (System.NETWORKD, settings, r"\.network file of br0"),
-        (System.SHELL, settings, "what configures the network"),
+        (System.SHELL, settings, "the network software of this host"),
         (
             System.IFUPDOWN,
             replace(settings, director=replace(settings.director, interface=None)),

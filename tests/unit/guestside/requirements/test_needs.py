@@ -198,7 +198,7 @@ def test_the_default_gateway_is_looked_at_where_it_is_the_way_back() -> None:
 
 def test_one_device_cannot_be_two() -> None:
     """The kernel tells GRE devices apart by their ends only."""
-    with pytest.raises(NeedsError, match="xenlb-gre in two ways"):
+    with pytest.raises(NeedsError, match="xenlb-gre with different settings"):
         compile_needs(
             [
                 place(V4, forwarding=TUNNEL, tunnel=GRE),
@@ -213,14 +213,14 @@ def test_one_device_cannot_be_two() -> None:
         (place(V4, None, forwarding=TUNNEL), "a tunnel ends there"),
         (place(V4, None, side=RULE), "routed by it"),
         (replace(place(V4, side=RULE), gateways={}), "director's address"),
-        (place(V4, side=GuestSide(interface="$(reboot)")), "no name of an interface"),
+        (place(V4, side=GuestSide(interface="$(reboot)")), "not the name of an interface"),
         (
             ServiceBinding(
                 service=ServiceSettings(name="web", fwmark=7, forwarding=GATEWAYING),
                 side=GuestSide(),
                 address=None,
             ),
-            "by firewall mark",
+            "by a firewall mark",
         ),
     ],
 )

@@ -38,7 +38,9 @@ class LocalChannel:
         self._command = [*SHELLS[shell], "-s"]
 
     async def run(self, script: str, *, limit: float = LIMIT) -> Output:
-        output = await run_child(self._command, stdin=wrapped(script), limit=limit)
+        output = await run_child(
+            self._command, stdin=wrapped(script), limit=limit, task="the shell", package="dash"
+        )
         said = unwrapped(output)
         assert said is not None, output
         return said

@@ -13,9 +13,10 @@ from tests.unit.guestside.shells import SHELLS
 from tests.unit.guestside.transport.deliveries import LocalChannel
 from tests.unit.guestside.transport.test_open import TEST_URI, TEST_UUID
 from xenlb.guestside.install.operations import File, Write
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport.channel import DeliveryError
-from xenlb.guestside.transport.identity import Identity, OfGuest, guarded
-from xenlb.guestside.transport.open import GuestLocation, open_transport
+from xenlb.guestside.transport.identity import GuardedChannel, Identity, guarded
+from xenlb.guestside.transport.open import open_access
 from xenlb.guestside.transport.remote_files import RemoteFiles
 from xenlb.guestside.transport.ssh import Ssh
 from xenlb.model.guest_side import Delivery, GuestSide
@@ -29,11 +30,11 @@ def mine() -> frozenset[str]:
     return frozenset(path.read_text().strip() for path in files)
 
 
-def of_guest(shell: str, identity: Identity) -> OfGuest:
+def of_guest(shell: str, identity: Identity) -> GuardedChannel:
     async def ask() -> Identity:
         return identity
 
-    return OfGuest(LocalChannel(shell), ask, name="mail2", place="10.0.0.11")
+    return GuardedChannel(LocalChannel(shell), ask, name="mail2", place="10.0.0.11")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -87,7 +88,7 @@ def test_the_way_by_an_address_is_one_to_the_guest_only(
     """The domain is the test driver's; this machine answers at the address."""
     program(tmp_path, "exec sh -s")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    where = GuestLocation(
+    where = GuestTarget(
         uri=TEST_URI,
         uuid=TEST_UUID,
         name="test",
@@ -96,7 +97,7 @@ def test_the_way_by_an_address_is_one_to_the_guest_only(
     )
 
     async def work() -> None:
-        reached = await open_transport(where)
+        reached = await open_access(where)
         assert reached.channel is not None
         await reached.channel.run(f"touch {tmp_path}/written")
 

@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from uuid import UUID
 
 import libvirt
 import pytest
 
+from xenlb.guestside.target import GuestTarget
 from xenlb.guestside.transport import disks
 from xenlb.guestside.transport.channel import DeliveryError
 from xenlb.guestside.transport.image import Disk, ImageFiles, RootFolder
-from xenlb.guestside.transport.open import GuestLocation, open_transport, still_off
+from xenlb.guestside.transport.open import open_access, still_off
 from xenlb.model.guest_side import Delivery, GuestSide
 
 TEST_URI = "test:///default"
@@ -25,24 +25,24 @@ def _quiet() -> Iterator[None]:
     libvirt.registerErrorHandler(None, None)
 
 
-def where(side: GuestSide, *, uuid: UUID = TEST_UUID) -> GuestLocation:
-    return GuestLocation(uri=TEST_URI, uuid=uuid, name="test", side=side)
+def where(side: GuestSide, *, uuid: UUID = TEST_UUID) -> GuestTarget:
+    return GuestTarget(uri=TEST_URI, uuid=uuid, name="test", side=side)
 
 
 def test_a_guest_that_runs_is_not_off() -> None:
     async def check(uuid: UUID) -> None:
         await still_off(where(GuestSide(delivery=Delivery.ROOTFS), uuid=uuid))()
 
-    with pytest.raises(DeliveryError, match="test runs; its files"):
+    with pytest.raises(DeliveryError, match="test is running; its files"):
         asyncio.run(check(TEST_UUID))
-    with pytest.raises(DeliveryError, match="libvirt was asked about test: Domain not found"):
+    with pytest.raises(DeliveryError, match="the libvirt call about test failed: Domain not found"):
         asyncio.run(check(UUID(int=1)))
 
 
 @pytest.mark.parametrize(
     ("side", "sentence"),
     [
-        (GuestSide(), "does not say how to reach into test"),
+        (GuestSide(), "names no access to test"),
         (GuestSide(delivery=Delivery.SSH), "no address of test is known"),
         (GuestSide(delivery=Delivery.SSH, ssh="-oProxyCommand=x"), "not a destination"),
         (GuestSide(delivery=Delivery.XENSTORE), "configures itself"),
@@ -50,13 +50,13 @@ def test_a_guest_that_runs_is_not_off() -> None:
 )
 def test_where_there_is_no_way(side: GuestSide, sentence: str) -> None:
     with pytest.raises(DeliveryError, match=sentence) as failed:
-        asyncio.run(open_transport(where(side)))
+        asyncio.run(open_access(where(side)))
     assert failed.value.hint
 
 
 def test_a_folder_that_the_operator_mounted() -> None:
     side = GuestSide(delivery=Delivery.ROOTFS)
-    executor = asyncio.run(open_transport(replace(where(side), root="/mnt"))).executor
+    executor = asyncio.run(open_access(where(side), root="/mnt")).executor
     assert isinstance(executor, ImageFiles)
 
 
@@ -86,8 +86,8 @@ def test_where_the_files_are(devices: str) -> None:
     match PLACES[devices]:
         case str(sentence):
             with pytest.raises(DeliveryError, match=sentence):
-                disks.place(text, name="g", uri="qemu:///system")
+                disks.storage_of(text, name="g", uri="qemu:///system")
         case place:
-            assert disks.place(text, name="g", uri="qemu:///system") == place
+            assert disks.storage_of(text, name="g", uri="qemu:///system") == place
     with pytest.raises(DeliveryError, match="another host"):
-        disks.place(text, name="g", uri="qemu+ssh://other/system")
+        disks.storage_of(text, name="g", uri="qemu+ssh://other/system")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from xenlb.guestside.install.operations import LARGEST, MISSING, File, Folder, Other, Symlink
 from xenlb.guestside.transport.channel import Output, unwrapped, wrapped
-from xenlb.guestside.transport.remote_files import mode_of, octal, read_frames
+from xenlb.guestside.transport.remote_files import mode_of, octal, parse_frames
 
 FILES, FOLDERS = ("etc/one", "etc/two"), ("etc",)
 HEAD = b"=owner 0 0\n"
@@ -16,16 +16,16 @@ HEAD = b"=owner 0 0\n"
 
 def test_frames() -> None:
     out = HEAD + b"=0 file -rwsr-x--T. 0 0\n 61 0a\n 00\n=1 link\n 2e 2e 0a 0a\n=2 full\n=end\n"
-    assert read_frames(out, FILES, FOLDERS) == {
+    assert parse_frames(out, FILES, FOLDERS) == {
         "etc/one": File(content=b"a\n\0", mode=0o5750),
         "etc/two": Symlink(target="..\n"),
         "etc": Folder(empty=False),
     }
-    assert read_frames(HEAD + b"=end\n", FILES, FOLDERS) == dict.fromkeys(
+    assert parse_frames(HEAD + b"=end\n", FILES, FOLDERS) == dict.fromkeys(
         (*FILES, *FOLDERS), MISSING
     )
     large = HEAD + b"=0 file -rw-r--r-- 5 0\n" + b" 61" * (LARGEST + 1) + b"\n=end\n"
-    assert isinstance(read_frames(large, FILES, FOLDERS)["etc/one"], Other)
+    assert isinstance(parse_frames(large, FILES, FOLDERS)["etc/one"], Other)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_frames() -> None:
 )
 def test_what_is_no_frame(frames: bytes) -> None:
     with pytest.raises(ValueError):
-        read_frames(HEAD + frames + b"=end\n", FILES, FOLDERS)
+        parse_frames(HEAD + frames + b"=end\n", FILES, FOLDERS)
 
 
 @given(st.binary(max_size=200))

@@ -1,35 +1,35 @@
 #!/bin/sh
-# Makes what this guest needs to be a server behind the balancer on its host: service addresses,
-# tunnels, the way back of replies. Put here by xenlb, which says in settings what is needed.
+# Configures this guest as a server behind the load balancer on its host: service addresses,
+# tunnels, routes of replies. Installed by xenlb, which writes the settings.
 #
-#   guest.sh up [FILE|-]  makes everything of the settings so, and takes away what it made before
-#                         and what is no longer wanted; 0 if nothing failed
-#   guest.sh watch        the same, again and again, as settings and network change, until SIGTERM;
-#                         everything stays in place then
-#   guest.sh down         takes away all that it made
-#   guest.sh status       a line for each thing that is missing; 0 if there is none
-#   guest.sh rules        the packet filter's rules, as they are loaded
-#   guest.sh adopt FILE   takes for its own what is in place of these settings: the guest's own
-#                         network configuration made it, from files that xenlb has written
+#   guest.sh up [FILE|-]  applies the settings, and removes what it made before and is no longer
+#                         wanted; 0 if nothing failed
+#   guest.sh watch        applies them again when settings or network change, until SIGTERM, which
+#                         leaves everything in place
+#   guest.sh down         removes all that it made
+#   guest.sh status       prints a line for each missing setting; 0 if there is none
+#   guest.sh rules        prints the packet filter's rules
+#   guest.sh adopt FILE   records existing state of these settings as its own: the guest's own
+#                         network configuration made it, from files of xenlb
 #
-# What was there before it came is never taken away: it keeps a record of what it made.
+# A record of what it made keeps it from removing state of others.
 # It needs a POSIX shell (dash, busybox, bash), sed, grep, cat, mv, rm, mkdir, sleep, and ip or
 # ifconfig; for marks and clamps nft or iptables; for settings from xenstore dd, od and tr. Settings
-# are plain words, which are checked, and never run.
+# are plain words, which are checked and never executed.
 
-LC_ALL=C # in which [a-z] are these letters
+LC_ALL=C # [a-z] means these letters only
 export LC_ALL
-root=${XENLB_GUEST_ROOT:-}   # of tests
-every=${XENLB_GUEST_EVERY:-3} # seconds between two looks
+root=${XENLB_GUEST_ROOT:-}   # for tests
+every=${XENLB_GUEST_EVERY:-3} # seconds between two checks
 run=$root/run
 [ -d "$run" ] || run=$root/var/run
-record=$run/xenlb-guest.state      # what was made; a word about how, and its settings line
-good=$run/xenlb-guest.settings     # the last settings that were understood
-loaded=$run/xenlb-guest.rules      # the rules that were loaded, and how the kernel tells them
-listed=$run/xenlb-guest.listing
+record=$run/xenlb-guest.state      # what was made: a word on how, and its settings line
+good=$run/xenlb-guest.settings     # the last valid settings
+loaded=$run/xenlb-guest.rules      # the rules that were loaded
+listed=$run/xenlb-guest.listing    # the same as the kernel lists them
 hold=$root/etc/xenlb-hold.conf
-# What sysctls were before the first apply, for the boots after it, in which the guest's own
-# configuration sets them: there where a host has brought in files.
+# The values of sysctls before the first apply. After a reboot the guest's own configuration sets
+# them, if a host has installed files.
 before=$root/var/lib/xenlb/sysctls
 umask 077
 newline='
@@ -39,7 +39,7 @@ say() {
     echo "xenlb-guest: $*"
 }
 
-# What failed is told at the end of a pass, and by `watch` only once.
+# Failures are printed at the end of a pass, and by `watch` only once.
 complain() {
     complaints="$complaints$*$newline"
 }
@@ -49,7 +49,7 @@ has() { # has LINES LINE
     return 1
 }
 
-# try COMMAND…: 0, or the first line of what it said in `why`.
+# try COMMAND…: 0, or the first line of its output in `why`.
 try() {
     why=$("$@" 2>&1 </dev/null) && return
     why=${why%%"$newline"*}
@@ -59,9 +59,9 @@ try() {
 
 have_program() { command -v "$1" >/dev/null 2>&1; }
 
-# ---- settings: lines of words, checked before anything is done with them ----
+# ---- settings: lines of words, checked before use ----
 
-is_number() { # without a zero in front, which would make it octal
+is_number() { # without a leading zero, which would make it octal
     case $1 in '' | *[!0-9]* | 0?* | ??????????*) return 1 ;; esac
 }
 
@@ -71,7 +71,7 @@ is_name() { # of an interface
     case $1 in '' | [!0-9A-Za-z]* | *[!0-9A-Za-z_.-]* | ????????????????*) return 1 ;; esac
 }
 
-is_address() { # is_address ADDRESS [4|6]; whether it is one, the kernel knows
+is_address() { # is_address ADDRESS [4|6]: the characters of one; the kernel checks the rest
     case $1 in
     '' | *[!0-9a-f:.]*) return 1 ;;
     *:*) [ "${2:-6}" = 6 ] ;;
@@ -85,8 +85,8 @@ is_address() { # is_address ADDRESS [4|6]; whether it is one, the kernel knows
 
 is_family() { [ "$1" = 4 ] || [ "$1" = 6 ]; }
 
-# understood WORDS…: is this a setting?
-understood() {
+# is_setting WORDS…
+is_setting() {
     for word; do
         case $word in -*) return 1 ;; esac # no word becomes an option
     done
@@ -124,28 +124,28 @@ understood() {
     esac
 }
 
-# parse SOURCE TEXT: adds the lines of a text to `wanted`, and what it has of the hold's settings to
-# `holding`. 1: nothing of this text may be used.
+# parse SOURCE TEXT: adds the lines of a text to `wanted`, and the hold's settings to `holding`.
+# 1: the text must not be used.
 parse() {
     source=$1 number=0
     case $2 in
     'xenlb 1' | "xenlb 1$newline"*) ;;
     *)
-        complain "$source: these are no settings of version 1, so those from before stay"
+        complain "$source: not settings of version 1; the former settings stay"
         return 1
         ;;
     esac
     while IFS= read -r line; do
         number=$((number + 1))
-        # What is not made of these characters is not repeated here: it may be there for our logs.
+        # A line with other characters is not printed: it may be made to attack logs or terminals.
         case $line in
         '' | '#'* | 'xenlb 1') ;;
         'hold '*[!0-9A-Za-z.:=_/\ -]*)
-            complain "$source, line $number has characters that no setting has"
+            complain "$source, line $number has invalid characters"
             ;;
         'hold '*) [ ${#line} -gt 200 ] || holding="$holding${line#hold }$newline" ;;
         *[!0-9A-Za-z.:/_\ -]*)
-            complain "$source, line $number has characters that no setting has"
+            complain "$source, line $number has invalid characters"
             ;;
         *)
             [ ${#line} -le 200 ] || line='too long'
@@ -159,16 +159,16 @@ END
 }
 
 want() {
-    if ! understood "$@"; then
-        complain "$source, line $number is not understood: $*"
+    if ! is_setting "$@"; then
+        complain "$source, line $number is invalid: $*"
         return
     fi
     has "$wanted" "$*" && return
     case "$newline$wanted" in
     *"${newline}sysctl $2 "*)
-        # It would go to and fro for ever.
+        # Two values would replace each other in every pass.
         [ "$1" != sysctl ] || {
-            complain "$source, line $number: there is another value already: $*"
+            complain "$source, line $number conflicts with an earlier value: $*"
             return
         }
         ;;
@@ -176,11 +176,10 @@ want() {
     wanted="$wanted$*$newline"
 }
 
-# ---- where settings come from ----
+# ---- sources of settings ----
 
-# collect [FILE|-]: settings into `text`, a source after the other: a line with its name, and its
-# own lines with a blank before each; and `serial` of those from xenstore. 1: they cannot be told
-# now.
+# collect [FILE|-]: the settings into `text`: for each source a line with its name, and its own
+# lines with a leading blank. Sets `serial` for those from xenstore. 1: they are unavailable now.
 collect() {
     text='' serial=''
     case ${1:-} in
@@ -204,12 +203,12 @@ collect() {
 }
 
 add() { # NAME <SETTINGS
-    { content=$(sed 's/^/ /'); } 2>/dev/null # bash has much to say of zero bytes
+    { content=$(sed 's/^/ /'); } 2>/dev/null # bash warns of zero bytes
     text="$text$1$newline$content$newline"
 }
 
-# The host changes the serial first of all and again last, so what was read between two equal ones
-# belongs together. As long as the serial is that of the last time, nothing else is read.
+# The host changes the serial first and again last, so values read between two equal serials belong
+# together. If the serial has not changed, nothing else is read.
 collect_xenstore() {
     xs_open && xs_read vm-data/xenlb/serial
     case $? in
@@ -220,7 +219,7 @@ collect_xenstore() {
         ;;
     *)
         xs_close
-        complain "xenstore does not answer, so the settings from before stay"
+        complain "xenstore does not answer; the former settings stay"
         return 1
         ;;
     esac
@@ -228,7 +227,7 @@ collect_xenstore() {
     case $serial in
     '' | *[!0-9A-Za-z]* | ?????????????????????????????????*)
         xs_close
-        complain "xenstore: the serial of the settings is not understood"
+        complain "xenstore: the serial of the settings is invalid"
         return 1
         ;;
     esac
@@ -238,7 +237,7 @@ collect_xenstore() {
         done
         if [ "$serial" != "$kept_serial" ]; then
             xs_close
-            complain "xenstore: the settings could not be read as a whole, so those from before stay"
+            complain "xenstore: the settings are incomplete; the former settings stay"
             return 1
         fi
     fi
@@ -266,15 +265,15 @@ xs_parts() { # into `kept_text` and `kept_serial`
 
 kept_serial='' kept_text=''
 
-# Few guests have a xenstore client, so the messages are written by hand: a header of four numbers,
-# type (2 READ, 11 WRITE), request 0, transaction 0, length, then what it is about; an answer begins
-# with the same type, or with 16 (ERROR). Octal, because dash's printf knows no other.
+# Few guests have a xenstore client, so the script writes the messages itself: a header of four
+# numbers, type (2 READ, 11 WRITE), request 0, transaction 0, length, then the body. A reply begins
+# with the same type, or with 16 (ERROR). Octal is all that dash's printf supports.
 answer=$run/xenlb-guest.answer
 
 xs_open() {
     client=''
     for device in "$root/dev/xen/xenbus" "$root/proc/xen/xenbus"; do
-        # `command`: a redirection that fails would otherwise end this shell.
+        # `command`: without it a failed redirection would end this shell.
         [ -e "$device" ] && { command exec 3<>"$device"; } 2>/dev/null && return
     done
     client=yes
@@ -315,7 +314,7 @@ xs_write() { # PATH VALUE
     xs_answer && [ "$type" = 11 ]
 }
 
-header() { # LENGTH TYPE; what we say is shorter than 256 bytes
+header() { # LENGTH TYPE; the bodies are shorter than 256 bytes
     # shellcheck disable=SC2059
     printf "$2"'\0\0\0\0\0\0\0\0\0\0\0'"\\$(printf %03o "$1")"'\0\0\0' >&3
 } 2>/dev/null
@@ -334,35 +333,35 @@ xs_answer() {
     take $length
 }
 
-# take BYTES: of an answer, within three seconds. A child reads, which can be killed.
+# take BYTES: reads a part of a reply within three seconds, in a child that can be killed.
 take() {
     dd bs=1 count="$1" <&3 >"$answer" 2>/dev/null &
     reader=$!
     naps=0
     while kill -0 $reader 2>/dev/null; do
-        [ $naps -lt $((3 * each)) ] || kill -9 $reader 2>/dev/null
+        [ $naps -lt $((3 * rate)) ] || kill -9 $reader 2>/dev/null
         nap
         naps=$((naps + 1))
     done
     wait $reader 2>/dev/null
 }
 
-pause=0.05 each=20 # not every sleep takes a fraction
+pause=0.05 rate=20 # naps per second; not every sleep accepts a fraction
 nap() {
     sleep $pause 2>/dev/null && return
-    pause=1 each=1
+    pause=1 rate=1
     sleep 1
 }
 
-# The host sees what became of its settings.
+# Reports the result of the settings to the host.
 tell_host() {
     [ "$serial" ] && xs_open || return 0
-    xs_write data/xenlb-guest "$serial $1" || say "the host could not be told: $serial $1"
+    xs_write data/xenlb-guest "$serial $1" || say "the host could not be notified: $serial $1"
     xs_close
 }
 
-# understand: `text` into `wanted` and `holding`; what cannot be used leaves those of before.
-understand() {
+# parse_all: `text` into `wanted` and `holding`; 1: a source is unusable.
+parse_all() {
     wanted='' holding=''
     part='' name='' usable=yes
     [ "$text" ] || return 1
@@ -382,7 +381,7 @@ END
 
 # ---- the record ----
 
-recall() { # into `made`; what a boot before this one left there is not here any more
+recall() { # into `made`; a record of an earlier boot is void
     made=''
     [ "${boot:-}" ] || boot=$(sysctl_value kernel/random/boot_id)
     [ -r "$record" ] || return 0
@@ -416,24 +415,24 @@ keep() {
     printf 'boot %s\n%s' "$boot" "$made" >"$record.new" && mv -f "$record.new" "$record"
 }
 
-# One at a time: an `up` by hand and the watch would each forget what the other one made.
+# One process at a time: `up` by hand and the watch would lose each other's records.
 lock=$run/xenlb-guest.lock
 
 left_behind() {
     { read -r pid <"$lock/pid"; } 2>/dev/null && ! kill -0 "$pid" 2>/dev/null
 }
 
-unlock() { # at one stroke: nobody else makes something in it while it goes
+unlock() { # in one step: no other process can make a file in it meanwhile
     mv "$lock" "$lock.$$" 2>/dev/null && rm -rf "$lock.$$" || :
 }
 
 enter() {
     busy=yes naps=0 pid=''
     until mkdir "$lock" 2>/dev/null; do
-        [ $naps -lt $((10 * each)) ] || break
-        # Whoever was killed in here has no number any more, or somebody else has it by now: at the
-        # latest after ten seconds nobody is waited for. Of several who see that, one takes the lock
-        # away, and looks once more before: by now it may be the next one's.
+        [ $naps -lt $((10 * rate)) ] || break
+        # The pid of a killed holder is free or belongs to another process: waiting ends after ten
+        # seconds at most. If several processes see a dead holder, one of them removes the lock. It
+        # checks again before that: the next process may have it by now.
         if left_behind && mkdir "$lock/taken" 2>/dev/null; then
             if left_behind; then unlock; else rmdir "$lock/taken" 2>/dev/null || :; fi
         fi
@@ -449,11 +448,11 @@ leave() {
     busy=''
 }
 
-# ---- what is there: a process for each kind of thing that is wanted ----
+# ---- the present state: one process per kind of setting ----
 
-look() {
+observe() {
     links='' rules4='' rules6='' gue=''
-    look_at_sysctls
+    observe_sysctls
     if [ $tool = ip ]; then
         # For each interface "NAME ,FLAGS," and for each address "NAME ADDRESS/LENGTH".
         links=$(ip addr show 2>/dev/null | sed -n \
@@ -473,7 +472,7 @@ look() {
     esac
 }
 
-look_at_sysctls() { # into `sysctls`, as PATH:VALUE
+observe_sysctls() { # into `sysctls`, as PATH:VALUE
     files=''
     each_wanted add_sysctl sysctl
     # shellcheck disable=SC2086
@@ -482,7 +481,7 @@ look_at_sysctls() { # into `sysctls`, as PATH:VALUE
 
 add_sysctl() { files="$files /proc/sys/$2"; }
 
-# As from ip; an alias like lo:1 counts as its interface, and is told once more in brackets.
+# In the form of ip; an alias like lo:1 counts as its interface, and is printed again in brackets.
 ifconfig_links() {
     ifconfig -a 2>/dev/null | while IFS= read -r line; do
         case $line in
@@ -502,7 +501,7 @@ ifconfig_links() {
             case $line in *' UP '*) echo "$interface ,UP," ;; *) echo "$interface ,," ;; esac
             ;;
         esac
-        # One word a variable: "inet addr:A  Mask:M" and "inet A  netmask M".
+        # "inet addr:A  Mask:M" or "inet A  netmask M".
         case $line in
         *'inet addr:'*255.255.255.255* | *'inet '*' netmask 255.255.255.255'*)
             address=${line#*inet } address=${address#addr:}
@@ -535,10 +534,10 @@ is_there() { # an interface
 
 length() { case $1 in *:*) echo 128 ;; *) echo 32 ;; esac }
 
-# Not with the shell's own read: these files end for who reads on after the first byte.
+# Not with the shell's own read, which reads by byte: these files end after the first read.
 sysctl_value() { cat "/proc/sys/$1" 2>/dev/null; }
 
-# in_place LINE…: is it so already?
+# in_place LINE…: 0 if the state has this setting.
 in_place() {
     case $1 in
     sysctl)
@@ -557,7 +556,7 @@ in_place() {
         case "$(ip -"$2" route show table "$5" 2>/dev/null) " in
         *"default via $3 dev $4 "* | *"default via $3 dev $4$newline"*) return 0 ;;
         esac
-        # busybox finds IPv6 routes of other tables only among all.
+        # busybox shows IPv6 routes of other tables only with "all".
         case "$(ip -"$2" route show table all 2>/dev/null) " in
         *"default via $3 dev $4 table $5 "*) return 0 ;;
         esac
@@ -582,7 +581,7 @@ in_place() {
 
 # ---- making ----
 
-# make LINE…: 0 and in `how` what the record says of it, or 1 and `why`.
+# make LINE…: 0 and the word for the record in `how`, or 1 and the reason in `why`.
 make() {
     how=made
     case $1/$tool in
@@ -601,7 +600,7 @@ make() {
             return 1
         }
         is_number "${how#-}" || {
-            why="its value is no number"
+            why="its value is not a number"
             return 1
         }
         { echo "$3" >"/proc/sys/$2"; } 2>/dev/null || {
@@ -637,9 +636,9 @@ make() {
 
 make_tunnel() {
     if ! is_there "$2"; then
-        modprobe "$4" 2>/dev/null # it may be built in, or the host's business in a container
+        modprobe "$4" 2>/dev/null # it may be built in; in a container the host loads it
         if [ "$5" = any ]; then
-            : # the kernel makes it with the module
+            : # the module makes it
         elif [ $tool = ip ]; then
             # shellcheck disable=SC2046
             try ip link add name "$2" type "$3" local "$5" \
@@ -659,8 +658,8 @@ make_tunnel() {
 make_address() {
     case $tool/$1 in
     ip/*:*)
-        # Duplicate address detection would find the director. An ip that does not know the word
-        # (busybox) is right without: the kernel looks for no duplicates on lo and on tunnels.
+        # Duplicate address detection would find the director. busybox's ip does not support nodad,
+        # and does not need it: the kernel detects no duplicates on lo and on tunnels.
         try ip addr add "$1/128" dev "$2" nodad || {
             case $why in *garbage*) try ip addr add "$1/128" dev "$2" ;; *) return 1 ;; esac
         }
@@ -677,7 +676,7 @@ make_address() {
     esac
 }
 
-# was_sysctl PATH: what it was before we came, in a boot before this one, into `was`.
+# was_sysctl PATH: its value before the first apply, in an earlier boot, into `was`.
 was_sysctl() {
     was=''
     [ -r "$before" ] || return 1
@@ -701,13 +700,13 @@ lose_sysctl() { # PATH
     fi
 } 2>/dev/null
 
-# undo HOW LINE…: what is gone already is no failure.
+# undo HOW LINE…: missing state is no failure.
 undo() {
     how=$1
     shift
     case $1/$how in
     sysctl/*)
-        # Somebody else's value stays.
+        # A value that others have set stays.
         [ "$(sysctl_value "$2")" = "$3" ] && { echo "$how" >"/proc/sys/$2"; } 2>/dev/null
         lose_sysctl "$2"
         ;;
@@ -742,8 +741,8 @@ undo() {
 
 # ---- marks and clamps ----
 
-# A connection that came in by an interface is marked, and with it all that is answered: the reply
-# is routed by its mark, to the balancer that the question came from, whatever the default route is.
+# A connection that came in by an interface gets a mark, and so do its replies: they are routed by
+# it to the director that sent the request, whatever the default route is.
 nft_text() {
     echo 'table inet xenlb {}'
     echo 'delete table inet xenlb'
@@ -751,14 +750,14 @@ nft_text() {
     incoming='' marks=' ' clamped=''
     each_rule nft_rule
     if [ "$incoming" ]; then
-        # Numbers for priorities: an old nft has no names there. -150 is mangle.
+        # Old versions of nft have no names for priorities. -150 is mangle.
         echo " chain incoming {$newline  type filter hook prerouting priority -150;"
         printf %s "$incoming"
         nft_marks 'ct direction reply'
         echo " }"
-        # The check of sources (rp_filter) needs the mark on what comes in too, but what goes on to
-        # a container must not be routed by it: only after destinations are translated (-100) it
-        # is known which is which.
+        # The check of sources (rp_filter) needs the mark on incoming packets, too. Packets to a
+        # container must not be routed by it; they can be told apart only after the translation of
+        # destinations (-100).
         echo " chain local {$newline  type filter hook prerouting priority -90;"
         nft_marks 'ct direction original fib daddr type local'
         echo " }"
@@ -767,7 +766,7 @@ nft_text() {
         echo " }"
     fi
     if [ "$clamped" ]; then
-        # After sources are translated (100): a container's answer has the service address then.
+        # After the translation of sources (100): then a container's reply has the service address.
         echo " chain clamp {$newline  type filter hook postrouting priority 150;"
         printf %s "$clamped"
         echo " }"
@@ -816,8 +815,8 @@ $wanted
 END
 }
 
-# iptables_text 4|6 LISTING: for iptables-restore --noflush; nothing if this family needs none. The
-# chains are made or emptied by naming them; jumps to them are added where LISTING has none.
+# iptables_text 4|6 LISTING: input of iptables-restore --noflush; nothing if this family needs none.
+# Naming a chain makes or empties it; a jump to it is added if LISTING has none.
 iptables_text() {
     family=$1 incoming='' marks=' ' clamped=''
     each_rule iptables_rule
@@ -833,9 +832,9 @@ iptables_text() {
         marked="-m connmark --mark $mark -m conntrack --ctdir"
         echo "-A XENLB-IN $marked REPLY -j MARK --set-mark $mark"
         echo "-A XENLB-OUT $marked REPLY -j MARK --set-mark $mark"
-        # There is no place after the translation of destinations as with nft. So what comes in is
-        # marked only where the check of sources is strict and would drop it otherwise; there a
-        # container cannot be served.
+        # Unlike nft, iptables has no place after the translation of destinations. So incoming
+        # packets are marked only where a strict check of sources would drop them; a container
+        # cannot be a server there.
         ! strict || echo "-A XENLB-IN $marked ORIGINAL -m addrtype --dst-type LOCAL -m conntrack \
 ! --ctstate DNAT -j MARK --set-mark $mark"
     done
@@ -863,7 +862,7 @@ iptables_rule() {
     esac
 }
 
-strict() { # the kernel takes the larger one of "all" and an interface's own
+strict() { # the kernel uses the larger of "all" and an interface's own value
     [ "$family" = 4 ] || return 1
     for conf in /proc/sys/net/ipv4/conf/*; do
         case "$newline$wanted" in
@@ -884,7 +883,7 @@ iptables_program() { # KIND 4|6 [-restore]: iptables, ip6tables-legacy-restore, 
     echo "$prefix${1#iptables}${3:-}"
 }
 
-# listing nft|iptables|iptables-legacy: our rules as the kernel has them.
+# listing nft|iptables|iptables-legacy: xenlb's rules as the kernel has them.
 listing() {
     case $1 in
     nft) nft list table inet xenlb 2>/dev/null ;;
@@ -921,7 +920,7 @@ rules_text() { # KIND
     esac
 }
 
-# What is loaded is held against what was listed right after: there are no counters in it.
+# Compares the present listing with the one right after loading, which has no counters.
 rules_in_place() {
     rules_kind
     if ! rules_wanted; then [ ! "$kind" ] && return; fi
@@ -1005,7 +1004,7 @@ unload_family() { # PROGRAM
     } >/dev/null 2>&1
 }
 
-# ---- the hold's settings, where they come with ours ----
+# ---- the hold's settings, if the settings contain any ----
 
 hold_in_place() {
     [ ! "$holding" ] || [ "$(cat "$hold" 2>/dev/null)$newline" = "$holding" ]
@@ -1019,7 +1018,7 @@ write_hold() {
 
 if have_program ip; then tool=ip; else tool=ifconfig; fi
 
-# each_wanted FUNCTION KIND…: with the words of each wanted line of these kinds, in their order.
+# each_wanted FUNCTION KIND…: calls it with the words of each wanted line of these kinds, in order.
 each_wanted() {
     do=$1
     shift
@@ -1043,7 +1042,7 @@ take_away() { # [all]
                 case $item in
                 rules) rules_wanted && continue ;;
                 sysctl\ *)
-                    # Another value is wanted: the first one of all stays in the record.
+                    # Another value is wanted: the original one stays in the record.
                     name=${item% *}
                     case "$newline$wanted" in *"$newline$name "*) continue ;; esac
                     ;;
@@ -1052,7 +1051,7 @@ take_away() { # [all]
             # shellcheck disable=SC2086
             undo "$how" $item
             forget "$how" "$item"
-            say "taken away: $item"
+            say "removed: $item"
         done <<END
 $made
 END
@@ -1061,10 +1060,10 @@ END
 
 ensure() {
     ! in_place "$@" || return 0
-    # A device's own sysctls are there when it is; that of a tunnel is asked for once more.
+    # A device's own sysctls appear with it; those of a tunnel are set in a second round.
     if [ "$1/${late:-}" = sysctl/ ] && [ ! -e "/proc/sys/$2" ]; then return; fi
     if ! make "$@"; then
-        complain "cannot be done: $*: $why"
+        complain "failed: $*: $why"
         return
     fi
     if [ "$1" = sysctl ]; then
@@ -1075,7 +1074,7 @@ ensure() {
     say "done: $*"
 }
 
-# The value from before we came is the one to keep.
+# The record keeps the original value.
 replace_sysctl() {
     while read -r former item; do
         case $item in
@@ -1090,11 +1089,11 @@ END
 }
 
 pass() {
-    look
+    observe
     late=''
     each_wanted ensure sysctl tunnel
     late=yes
-    look_at_sysctls
+    observe_sysctls
     each_wanted ensure sysctl gue route rule
     if ! rules_in_place; then
         if ! rules_wanted; then
@@ -1120,15 +1119,15 @@ note() { in_place "$@" || missing="$missing$*$newline"; }
 
 find_missing() {
     missing=''
-    look
+    observe
     each_wanted note sysctl tunnel gue route rule no-tx-checksums address
     rules_in_place || missing="${missing}the rules for marks and clamps$newline"
     hold_in_place || missing="${missing}the settings of the hold$newline"
 }
 
-# read_settings [FILE|-]: into `wanted`; 1: there is nothing usable, now or from before.
+# read_settings [FILE|-]: into `wanted`; 1: there are no valid settings, present or former.
 read_settings() {
-    if collect "$@" && understand; then
+    if collect "$@" && parse_all; then
         if [ "$text" != "${kept:-}" ]; then
             printf %s "$text" >"$good.new" && mv -f "$good.new" "$good"
             kept=$text
@@ -1139,11 +1138,11 @@ read_settings() {
         [ "$complaints" ] || complain "there are no settings"
         return 1
     fi
-    said=$complaints
+    present_complaints=$complaints
     text=$(cat "$good")$newline
-    understand
+    parse_all
     usable=$?
-    complaints=$said
+    complaints=$present_complaints
     return $usable
 }
 
@@ -1169,10 +1168,10 @@ up() {
     tell_host ok
 }
 
-# Rules that somebody flushed and addresses that went with their interface tell nobody, so they are
-# looked for: one process or two, every three seconds.
+# The kernel sends no event to a shell for flushed rules and lost addresses, so the watch checks the
+# state: one process or two, every three seconds.
 watch() {
-    # Not in the middle of a pass: what is made and not yet in the record would be nobody's.
+    # Not in the middle of a pass: state that is not yet in the record would be lost.
     trap 'ending=yes; [ "$busy" ] || finish' TERM INT
     echo $$ >"$run/xenlb-guest.pid"
     former='' answered='' told='' ending='' busy=''
@@ -1215,13 +1214,12 @@ down() {
     leave
 }
 
-# Not sysctls of which nobody knows what they were before. An alias of ifconfig is known by its name
-# alone.
+# Not sysctls without a known original value. An alias of ifconfig is known by its name only.
 adopt() {
     complaints=''
     enter
-    if collect "$@" && understand; then
-        look
+    if collect "$@" && parse_all; then
+        observe
         each_wanted take_over sysctl tunnel gue route rule no-tx-checksums address
     fi
     leave

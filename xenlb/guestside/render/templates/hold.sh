@@ -1,35 +1,34 @@
 #!/bin/sh
-# Holds the shutdown of this guest until its clients are served. Put here by xenlb, which balances
-# them on the host; started and stopped as the service xenlb-hold.
+# Delays the shutdown of this guest until the connections of its clients have ended. Installed by
+# xenlb, the load balancer on the host; runs as the service xenlb-hold.
 #
-#   hold.sh start    the guest serves: tells the host "staying"
-#   hold.sh stop     the guest is about to stop: tells the host "leaving", which gives it no new
-#                    connections from then on, and waits until those that it has are over, or the
-#                    time is
-#   hold.sh status   what it waits for and how many connections there are; 0 if it was started
+#   hold.sh start    notifies the host: "staying"
+#   hold.sh stop     notifies the host: "leaving", so that it sends no new connections, and waits
+#                    until the connections of this guest have ended, at most for the timeout
+#   hold.sh status   prints the services and the number of connections; 0 if it was started
 #
-# It needs a POSIX shell (dash, busybox, bash), sed, sleep, and /proc as a little-endian processor
-# writes it. Whatever is missing or fails, it says so and ends with 0: no shutdown fails by it.
+# It needs a POSIX shell (dash, busybox, bash), sed, sleep, and /proc of a little-endian processor.
+# It reports every failure and exits with 0, so it never makes a shutdown fail.
 
-root=${XENLB_HOLD_ROOT:-} # of tests
+root=${XENLB_HOLD_ROOT:-} # for tests
 conf=$root/etc/xenlb-hold.conf
 run=$root/run
 [ -d "$run" ] || run=$root/var/run
-pipes=$run/xenlb-hold.pipes # from and to a program that speaks TCP
+pipes=$run/xenlb-hold.pipes # from and to a TCP client
 umask 077
 
 say() {
     echo "xenlb-hold: $*"
 }
 
-# ---- settings: plain NAME=VALUE lines, read and never run ----
+# ---- settings: NAME=VALUE lines, never executed ----
 
 tell=none timeout=60 until=established agent='' number='' uuid='' secret=''
-watched=''   # as people read it
-ports=' '    # of connections to any address of this guest, in hexadecimal as /proc/net/tcp has it
+watched=''   # for messages
+ports=' '    # at any address of this guest, in hexadecimal as in /proc/net/tcp
 pairs=' '    # service address and port
-addresses=' ' # service addresses whose every port counts
-open=no      # do all ports count that this guest listens on?
+addresses=' ' # service addresses of which every port counts
+open=no      # yes: every port that this guest listens on counts
 
 settings() {
     [ -r "$conf" ] || {
@@ -39,7 +38,7 @@ settings() {
     while IFS='=' read -r name value; do
         case $value in
         *[!0-9A-Za-z.:\ -]*)
-            say "$conf: the value of $name is not understood"
+            say "$conf: invalid value of $name"
             continue
             ;;
         esac
@@ -52,7 +51,7 @@ settings() {
         uuid) uuid=$value ;;
         secret) secret=$value ;;
         watch) watch "${value% *}" "${value#* }" ;;
-        *) say "$conf: $name is not known" ;;
+        *) say "$conf: unknown setting $name" ;;
         esac
     done <"$conf"
     case $timeout in '' | *[!0-9]*) timeout=60 ;; esac
@@ -91,7 +90,7 @@ hex4() { # 192.0.2.10 → 0A0200C0
     printf '%02X%02X%02X%02X' "$4" "$3" "$2" "$1"
 }
 
-hex6() { # 2001:0DB8:0000:…, in full and in capitals → B80D0120…
+hex6() { # 2001:0DB8:0000:…, full form in capitals → B80D0120…
     IFS=:
     # shellcheck disable=SC2086
     set -- $1
@@ -103,17 +102,17 @@ hex6() { # 2001:0DB8:0000:…, in full and in capitals → B80D0120…
 
 # ---- connections ----
 
-# look MOST: counts the connections that clients have to the services, up to MOST, into `found`.
+# count MOST: the number of client connections to the services, at most MOST, into `found`.
 #
-# What counts carries data or owes some: ESTABLISHED (01); SYN_RECV (03), a client that is being
-# let in; FIN_WAIT1 (04), CLOSING (0B) and LAST_ACK (09), where we have ended and the peer has not
-# confirmed all of what we sent; CLOSE_WAIT (08), where the client has said everything and waits
-# for its answer. FIN_WAIT2 (05), where the peer has got everything and only its own end is
-# missing, counts with `until: all`. TIME_WAIT is a memory, and listening sockets are no client's.
+# A connection counts while data is or may be under way: ESTABLISHED (01); SYN_RECV (03), a client
+# that connects; FIN_WAIT1 (04), CLOSING (0B) and LAST_ACK (09), closed here but not all data is
+# acknowledged; CLOSE_WAIT (08), where the client has sent everything and waits for the reply.
+# FIN_WAIT2 (05), where only the peer's FIN is missing, counts with `until: all`. TIME_WAIT and
+# listening sockets never count.
 #
-# One process a look, none for a line: there may be ten thousand in TIME_WAIT, and a shell reads
-# a file of /proc letter by letter (seen: half a minute for 3,000 lines in an emulated guest).
-look() {
+# One process for all lines: there may be ten thousand in TIME_WAIT, and a shell reads /proc byte
+# by byte (measured: half a minute for 3,000 lines in an emulated guest).
+count() {
     states='0[13489B]' found=0
     [ "$until" != all ] || states='0[134589B]'
     for table in tcp tcp6; do
@@ -125,7 +124,7 @@ look() {
             *" $here "* | *" $address "*) ;;
             *)
                 case $address in
-                ??????7F | 00000000000000000000000001000000) continue ;; # not by the balancer
+                ??????7F | 00000000000000000000000001000000) continue ;; # loopback
                 esac
                 case $ports in
                 *" ${here#*:} "*) ;;
@@ -147,8 +146,8 @@ ends() {
     sed -n "s/^ *[0-9]*: \([0-9A-F]*:[0-9A-F]*\) [0-9A-F]*:[0-9A-F]* $2 .*/\1/p" "$root/proc/net/$1"
 }
 
-# Where the ports of a service are not known (by firewall mark, or port 0): all that are listened
-# on, save 22, where whoever types the shutdown may be sitting.
+# For services of unknown ports (by firewall mark, or port 0): all listening ports but 22, which
+# the administrator who shuts the guest down may be using.
 find_open_ports() {
     [ $open = yes ] || return 0
     for table in tcp tcp6; do
@@ -168,16 +167,15 @@ now() { # seconds; whole ones, rounded down
     now=${up%.*}
 }
 
-pause=0.5 each=2 # not every sleep takes a fraction
+pause=0.5 rate=2 # naps per second; not every sleep accepts a fraction
 nap() {
     sleep $pause 2>/dev/null && return
-    pause=1 each=1
+    pause=1 rate=1
     sleep 1
 }
 
-# within SECONDS COMMAND…: runs it in a child that is killed when its time is over. What may take
-# long must be done by that child itself, not by children of it: they would go on, and say the word
-# when it is no longer true.
+# within SECONDS COMMAND…: runs it in a child that is killed after that time. Slow work must run in
+# that child itself: a grandchild would survive, and might send an outdated notification.
 within() {
     limit=$1
     shift
@@ -185,14 +183,14 @@ within() {
     child=$!
     naps=0
     while kill -0 $child 2>/dev/null; do
-        [ $naps -lt $((limit * each)) ] || kill -9 $child 2>/dev/null
+        [ $naps -lt $((limit * rate)) ] || kill -9 $child 2>/dev/null
         nap
         naps=$((naps + 1))
     done
     wait $child 2>/dev/null
 }
 
-# ---- telling the host ----
+# ---- notifications to the host ----
 
 tell_host() {
     case $tell in
@@ -209,10 +207,10 @@ tell_host() {
     esac
 }
 
-# Xen: data/xenlb of this domain. Few guests have a xenstore client, so the message is written by
-# hand: 11 (WRITE), request 0, transaction 0, length 18, then PATH, a zero byte, and the word; both
-# words have seven letters. Octal, because dash's printf knows no other. The answer begins with 11
-# again, or with 16 (ERROR).
+# Xen: data/xenlb of this domain. Few guests have a xenstore client, so the script writes the
+# message itself: 11 (WRITE), request 0, transaction 0, length 18, then PATH, a zero byte, and the
+# word; both words have seven letters. Octal is all that dash's printf supports. The reply begins
+# with 11 again, or with 16 (ERROR).
 tell_xenstore() {
     answer=$run/xenlb-hold.answer
     for device in "$root/dev/xen/xenbus" "$root/proc/xen/xenbus"; do
@@ -232,16 +230,16 @@ ask_xenstore() {
     exec dd bs=1 count=19 <&3 >"$answer"
 }
 
-# QEMU: a virtio port. The host hears that it is opened and closed, so a process that does nothing
-# else has it open from "leaving" until it is killed: by "staying", or as the last of all. Nothing
-# is written there: nobody reads, and the write would wait for ever.
+# QEMU: a virtio port. The host gets an event when it is opened or closed, so a sleeping process
+# keeps it open from "leaving" until "staying" or the end of the shutdown. Nothing is written: the
+# host does not read, and the write would block.
 tell_virtio() {
     holder=$run/xenlb-hold.pid
     port=$(find_port)
     [ "$port" ] || return 1
     pid=''
     [ -r "$holder" ] && read -r pid <"$holder"
-    # shellcheck disable=SC3013 # dash and busybox have -ef; a number of an old boot is no one's
+    # shellcheck disable=SC3013 # dash and busybox have -ef; the pid may be of an earlier boot
     if [ "$pid" ] && [ "/proc/$pid/fd/7" -ef "$port" ]; then
         [ "$1" = leaving ] && return 0
         kill "$pid"
@@ -259,7 +257,7 @@ find_port() {
         echo "$root/dev/virtio-ports/org.xenlb.0"
         return
     fi
-    # Without udev there is no such link.
+    # Without udev there is no link by name.
     for port in "$root"/sys/class/virtio-ports/*; do
         name=''
         [ -r "$port/name" ] && read -r name <"$port/name"
@@ -270,9 +268,9 @@ find_port() {
     done
 }
 
-# Elsewhere: the agent's TCP port. It asks with a number that it never uses twice, and is answered
-# with a checksum over this, the word, and the secret of this guest. Tried again until `within` is
-# over: the agent may just be restarting.
+# Other hypervisors: the agent's TCP port. The agent sends a nonce, and the guest replies with a
+# checksum over the nonce, the word and its secret. Repeated until `within` ends: the agent may be
+# restarting.
 tell_tcp() {
     trap '' PIPE
     # shellcheck disable=SC3028 # this may be bash
@@ -287,10 +285,10 @@ tell_tcp() {
 }
 
 by_bash() {
-    # `command`: a redirection that fails would otherwise end this shell.
+    # `command`: without it a failed redirection would end this shell.
     # shellcheck disable=SC3025 # bash has it
     command exec 3<>"/dev/tcp/$agent/$number" || return 1
-    converse "$1" 4>&3
+    session "$1" 4>&3
 }
 
 by_pump() {
@@ -298,14 +296,14 @@ by_pump() {
     mkdir "$pipes" && mkfifo "$pipes/in" "$pipes/out" || return 1
     pump <"$pipes/in" >"$pipes/out" &
     exec 4>"$pipes/in" 3<"$pipes/out"
-    converse "$1"
+    session "$1"
     taken=$?
     exec 4>&- 3<&-
     kill $! 2>/dev/null
     return $taken
 }
 
-pump() { # what is read goes to the agent, what comes from it is written
+pump() { # copies standard input to the agent, and the agent's output to standard output
     if command -v nc >&2; then
         exec nc -w 3 "$agent" "$number"
     elif command -v python3 >&2; then
@@ -334,7 +332,7 @@ else { while (<$agent>) { print } }
     fi
 }
 
-converse() { # from the agent by 3, to it by 4
+session() { # reads from the agent by descriptor 3, writes by 4
     read -r name version nonce <&3 || return 1
     [ "$name $version" = 'xenlb 1' ] || return 1
     case $nonce in '' | *[!0-9a-f]*) return 1 ;; esac
@@ -343,7 +341,7 @@ converse() { # from the agent by 3, to it by 4
     read -r answer <&3 && [ "$answer" = ok ]
 }
 
-sha256() { # of a text, into `sum`; by standard input, where ps(1) does not show it
+sha256() { # of a text, into `sum`; by standard input, to hide it from ps(1)
     if command -v sha256sum >/dev/null; then
         sum=$(printf %s "$1" | sha256sum)
         sum=${sum%% *}
@@ -358,7 +356,7 @@ sha256() { # of a text, into `sum`; by standard input, where ps(1) does not show
 
 remember() {
     echo "$1" >"$run/xenlb-hold" 2>/dev/null
-    # Where there is such a folder, the old init scripts stop only who has a file in it.
+    # With this folder, old init systems stop only services that have a file in it.
     if [ -d "$root/var/lock/subsys" ]; then
         if [ "$1" = staying ]; then
             : >"$root/var/lock/subsys/xenlb-hold"
@@ -371,11 +369,11 @@ remember() {
 start() {
     settings || return 0
     if [ "$tell" = none ]; then
-        say "this guest serves; the host is not told"
+        say "this guest serves; the host is not notified"
     elif tell_host staying; then
-        say "this guest serves, the host knows ($tell)"
+        say "this guest serves; the host is notified ($tell)"
     else
-        say "the host could not be told that this guest serves ($tell)"
+        say "the host could not be notified that this guest serves ($tell)"
     fi
     remember staying
 }
@@ -383,39 +381,39 @@ start() {
 stop() {
     settings || return 0
     now
-    began=$now told=''
-    # First of all: until the host knows, new clients come.
-    tell_host leaving && told=yes
+    began=$now notified=''
+    # Before all else: new clients come until the host is notified.
+    tell_host leaving && notified=yes
     find_open_ports
-    look 1000000
+    count 1000000
     say "$found connections to${watched#,}; waiting until none is left, at most $timeout s"
-    [ "$told" ] || say "the host could not be told that this guest leaves ($tell)"
+    [ "$notified" ] || say "the host could not be notified that this guest leaves ($tell)"
     remember leaving
     now
-    heard=$now quiet=0 looks=0
+    since=$now empty=0 rounds=0
     while :; do
-        look 1
-        if [ "$found" = 0 ]; then quiet=$((quiet + 1)); else quiet=0; fi
+        count 1
+        if [ "$found" = 0 ]; then empty=$((empty + 1)); else empty=0; fi
         now
-        # Two looks in a row, and two seconds for what was under way when the host heard of it.
-        if [ $quiet -ge 2 ] && [ $((now - heard)) -gt 2 ]; then
-            say "empty after $((now - began)) s"
+        # Twice in a row, and two seconds after the notification for packets under way.
+        if [ $empty -ge 2 ] && [ $((now - since)) -gt 2 ]; then
+            say "no connections left after $((now - began)) s"
             return
         fi
-        # The looks count too, should the clock not run.
-        if [ $((now - began)) -ge "$timeout" ] || [ $looks -gt $((timeout * each)) ]; then
-            look 1000000
-            say "the time of $timeout s is over with $found connections left"
+        # The rounds end it too if the clock stands.
+        if [ $((now - began)) -ge "$timeout" ] || [ $rounds -gt $((timeout * rate)) ]; then
+            count 1000000
+            say "timed out after $timeout s with $found connections left"
             return
         fi
         nap
-        looks=$((looks + 1))
-        # An agent that was down: while it is not told, new clients come.
-        if [ ! "$told" ] && [ $((looks % (5 * each))) = 0 ] && tell_host leaving 1; then
-            told=yes
+        rounds=$((rounds + 1))
+        # The agent may have been down; new clients come until it is notified.
+        if [ ! "$notified" ] && [ $((rounds % (5 * rate))) = 0 ] && tell_host leaving 1; then
+            notified=yes
             now
-            heard=$now
-            say "the host knows now that this guest leaves"
+            since=$now
+            say "the host is notified now that this guest leaves"
         fi
     done
 }
@@ -423,10 +421,10 @@ stop() {
 status() {
     settings || return 4
     find_open_ports
-    look 1000000
+    count 1000000
     word=''
     [ -r "$run/xenlb-hold" ] && read -r word <"$run/xenlb-hold"
-    say "${word:-not started}; $found connections to${watched#,}; the host is told by $tell"
+    say "${word:-not started}; $found connections to${watched#,}; the host is notified by $tell"
     [ "$word" = staying ] || return 3
 }
 
@@ -437,7 +435,7 @@ status)
     status
     exit
     ;;
-tell) # by itself, in bash
+tell) # called by tell_tcp, in bash
     settings && tell_tcp "$2"
     exit
     ;;
