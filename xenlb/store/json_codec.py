@@ -44,7 +44,14 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 # Fields that are not encoded: a restarted agent learns, or counts, their values anew.
 TRANSIENT: Mapping[Any, set[str]] = {
-    Guest: {"last_event", "metadata_at", "rejected", "told", "metadata_problems", "readiness"},
+    Guest: {
+        "last_event",
+        "metadata_at",
+        "rejected",
+        "address_notes",
+        "metadata_problems",
+        "readiness",
+    },
     Drain: {"left", "quiet"},
     Health: {"streak", "overridden"},
 }
