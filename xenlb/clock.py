@@ -1,6 +1,6 @@
 """The agent's clock: CLOCK_BOOTTIME, which counts through suspend and never jumps.
 
-Model and state file use its seconds; people are shown UTC, reckoned from it.
+Model and state file use its seconds; messages show UTC, computed from it.
 """
 
 import time
@@ -8,38 +8,38 @@ from datetime import UTC, datetime
 
 
 def now() -> float:
-    """Seconds since the host booted."""
+    """Return the seconds since the host booted."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def wall(at: float) -> str:
-    """ISO 8601 in UTC, to the millisecond, of a time on this clock.
+    """Return a time on this clock as ISO 8601 in UTC, to the millisecond.
 
-    The same moment gives the same text each time, until the host's clock is set.
+    The text of a time does not change until the host's clock is set.
     """
     moment = datetime.fromtimestamp(_realtime.offset() + at, tz=UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Realtime:
-    """How far CLOCK_REALTIME is ahead of this clock.
+    """The difference between CLOCK_REALTIME and this clock.
 
-    Both are slewed alike, so only setting the host's clock changes it. An interruption between the
-    two readings does not.
+    Both are slewed alike, so only setting the host's clock changes it. A reading that was
+    interrupted must not.
     """
 
-    EXACT = 0.001  # seconds that the readings may take, to be believed
-    SET = 0.005  # a smaller difference is one of the readings
+    EXACT = 0.001  # seconds that a reading may take
+    SET = 0.005  # seconds: a smaller change is an error of reading
 
     def __init__(self) -> None:
         self._known: float | None = None
 
     def offset(self) -> float:
         before = now()
-        seen = time.time() - before
+        offset = time.time() - before
         exact = now() - before < self.EXACT
-        if self._known is None or (exact and abs(seen - self._known) > self.SET):
-            self._known = seen
+        if self._known is None or (exact and abs(offset - self._known) > self.SET):
+            self._known = offset
         return self._known
 
 

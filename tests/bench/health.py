@@ -46,7 +46,7 @@ from xenlb.ipvs.op import Op, OpFailed, SetServer
 from xenlb.ipvs.table import IPAddress
 from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
 from xenlb.model.events import GuestsListed, ProbeFinished, ShutdownRequested
-from xenlb.model.health import Health, judge
+from xenlb.model.health import Health, apply_result
 from xenlb.model.settings import Check, Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 from xenlb.model.target import Target
@@ -131,7 +131,7 @@ async def probe_for_good(base: IPv4Address, port: int) -> None:
         while True:
             await asyncio.sleep(1)
             for result in emitted:
-                health[result.target] = judge(health[result.target], result, CHECK)
+                health[result.target] = apply_result(health[result.target], result, CHECK)
             emitted.clear()
             runner.set_targets(dict(health))
             print(sum(each.up is True for each in health.values()), flush=True)

@@ -532,13 +532,13 @@ def test_what_a_guest_reports_is_not_believed_blindly(dom0: Dom0) -> None:
     ):
         refused = dom0.observer.wait_note(mark, "address", *words, guest="web3")
         assert refused.data["level"] == "warning"
-    claim = "guest web3 claims the address 10.0.0.11"
+    claim = "guest web3 also claims the address 10.0.0.11"
     warned = dom0.observer.wait_note(mark, "address", claim, guest="web1")
     assert warned.data["level"] == "warning"
     why = json.loads(dom0.agent.xenlb("why", "web3", "--json").out)
     refusals = {no["address"]: no["reason"] for no in why["refused_addresses"]}
     assert set(refusals) == set(lies.values())
-    assert refusals["10.0.0.11"] == "it is that of guest web1"
+    assert refusals["10.0.0.11"] == "it belongs to guest web1"
     said = dom0.agent.xenlb("why", "web3").out
     assert all(f"address {lie} refused" in said for lie in lies.values()), said
     # Nothing of it has come into the table, and the guest serves where it was seen.

@@ -132,7 +132,7 @@ def lies_by_its_guest_agent(uml: UmlLab, liar: QemuGuest, victim: DebianGuest) -
         def refused() -> bool:
             found = agent.why("q1")["refused_addresses"]
             reasons = {each["address"]: each["reason"] for each in found}
-            return reasons.get(victim.address) == "it is that of guest deb1"
+            return reasons.get(victim.address) == "it belongs to guest deb1"
 
         uml.wait_until(refused, SLOW, "the lie to be heard and refused", every=1)
         told = [line["text"] for line in agent.events() if "does not get it" in line["text"]]

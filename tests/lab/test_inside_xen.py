@@ -238,7 +238,7 @@ def test_a_bare_guest_gets_its_inside_and_only_then_weight(dom0: Dom0) -> None:
         dom0.wait_weight(vip, BARE)
     said = dom0.log("bare")
     for service, vip in (("direct", DIRECT), ("wrapped", WRAPPED), ("translated", TRANSLATED)):
-        ready = said.index(f"has all that {service} needs")
+        ready = said.index(f"ready for {service}")
         added = [n for n, text in enumerate(said) if f"ipvsadm -a -t {vip}:80" in text]
         assert len(added) == 1, said
         assert ready < added[0]
@@ -291,7 +291,7 @@ def test_a_guest_that_configures_itself_is_let_in_after_its_answer(dom0: Dom0) -
     dom0.wait_weight(OWN, MADE)
     said = dom0.log("made")
     added = next(n for n, text in enumerate(said) if f"ipvsadm -a -t {OWN}:80" in text)
-    assert said.index("has all that own needs") < added
+    assert said.index("ready for own") < added
     answer = f"xenstore-read /local/domain/{dom0.made.domid()}/data/xenlb-guest"
     assert re.fullmatch("[0-9a-f]{16} ok\n", dom0.lab.out(answer))
     assert dom0.beside.fetch(f"{OWN}:80") == "made"
@@ -423,7 +423,7 @@ def test_it_outlives_a_reboot(dom0: Dom0) -> None:
         assert dom0.routed.fetch(f"{vip}:80") == "bare"
     said = dom0.log("bare")[marks:]
     added = next(n for n, text in enumerate(said) if f"ipvsadm -a -t {DIRECT}:80" in text)
-    assert said.index("has all that direct needs") < added, said
+    assert said.index("ready for direct") < added, said
     assert dom0.tree_now("rebooted")[0] == files
 
 

@@ -1,8 +1,8 @@
-"""Plays a scenario: events in, ipvsadm lines out. README.md says how one is written.
+"""Plays scenarios: events in, ipvsadm lines out.
 
-The player drives the agent's engine with the strict fake kernel, whose table starts empty. What the
-agent would get wrong without noticing is an error here: a step that forgets a service, a deadline
-that passes without a tick.
+The player drives the agent's engine with the strict fake kernel, whose table starts empty. Errors
+that the agent would not notice fail here: a transition that omits a service, a deadline that passes
+without a tick.
 """
 
 import shlex
@@ -16,9 +16,7 @@ from uuid import UUID
 
 from tests.fakes.kernel import FakeKernel
 from xenlb import config
-from xenlb.ipvs.op import (
-    Op,
-)
+from xenlb.ipvs.op import Op
 from xenlb.ipvs.table import Counters, IPAddress, ServerKey, ServiceKey
 from xenlb.model import alarm
 from xenlb.model.addresses import AddressCandidate, AddressSource, RejectedAddress
@@ -62,7 +60,7 @@ from xenlb.model.events import (
 )
 from xenlb.model.note import Note
 from xenlb.model.reserved_addresses import HostNetwork, HostNetworkChanged
-from xenlb.model.settings import needed_uris
+from xenlb.model.settings import ServiceSettings, needed_uris
 from xenlb.model.state import State
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
@@ -73,16 +71,16 @@ SOURCES = {
     "reported": AddressSource.REPORTED,
     "neighbour": AddressSource.NEIGHBOUR,
 }
-BEGIN = 1000.0  # boot-time clocks do not begin at 0 when an agent starts
+BEGIN = 1000.0  # the clock of boot time is not 0 when an agent starts
 
 
 class ScriptError(AssertionError):
-    """The scenario is not played as it is written; the message names the line."""
+    """The result differs from the scenario; the message names the line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """An event with what is expected after it; `block` is the indented text below it."""
+    """An event and the lines expected after it; `block` is the indented text below it."""
 
     number: int
     text: str
@@ -93,7 +91,7 @@ class Line:
 
 
 def parse(text: str) -> Iterator[Line]:
-    """The event lines of a scenario."""
+    """Yield the event lines of a scenario."""
     lines = text.splitlines()
     at = 0
     while at < len(lines):
@@ -124,7 +122,7 @@ def parse(text: str) -> Iterator[Line]:
 
 @dataclass(slots=True)
 class Player:
-    """`folder` is where a restarted agent's state file lies."""
+    """A played scenario. `folder` has the state file of a restarted agent."""
 
     folder: Path
     now: float = BEGIN
@@ -169,7 +167,7 @@ class Player:
                 outcome = self.engine.handle([event], now)
                 notes += outcome.notes
                 done += self._apply(outcome)
-        self._forgotten()
+        self._check_transition()
         self._compare(line, [f"ipvsadm {op}" for op in done], notes)
 
     def _count(self, words: list[str]) -> None:
@@ -180,7 +178,7 @@ class Player:
                 self.kernel.count(key, server, Counters(active_connections=connections))
 
     def _apply(self, outcome: Outcome) -> list[Op]:
-        """What the agent does: apply the operations, and read the table where that is due."""
+        """Do as the agent: apply the operations, and read the table if that is due."""
         failed = self.kernel.apply(outcome.ops)
         if failed:
             raise ScriptError(f"the kernel refuses {failed}")
@@ -191,21 +189,19 @@ class Player:
         self.engine.load_snapshot(self.kernel.read(counters=counters))
         return self._apply(self.engine.handle((), self.now))
 
-    def _forgotten(self) -> None:
-        """The engine plans the services that an event names; here all of them are."""
+    def _check_transition(self) -> None:
+        """Plan all services: those that the transition did not name must need no operation."""
         want = desired(self.state.settings.services, self.state, self.now)
         left = self.engine.reconciler.plan(want, whole=True, removable=self.state.listed)
         if left:
-            raise ScriptError(
-                f"the step names too few services: {[str(op) for op in left]} is left"
-            )
+            raise ScriptError(f"the transition omits a service: {[str(op) for op in left]} is left")
 
     def _compare(self, line: Line, done: Sequence[str], notes: Sequence[Note]) -> None:
         expected: list[str] = []
         actual = list(done)
-        for want in line.expected:
-            verb, _, rest = want.partition(" ")
-            expected.append(want)
+        for text in line.expected:
+            verb, _, rest = text.partition(" ")
+            expected.append(text)
             match verb:
                 case "ipvsadm":
                     pass
@@ -214,49 +210,54 @@ class Player:
                 case "alarm":
                     actual += self._alarms(rest.partition(" ")[0])
                 case "note" | "warning":
-                    said = [self._note(note) for note in notes]
-                    actual += [want] if want in said else said
+                    texts = [self._note(note) for note in notes]
+                    actual += [text] if text in texts else texts
                 case _:
                     raise ScriptError(f"nothing is expected with {verb!r}")
         if sorted(expected) != sorted(actual) or _ops(expected) != _ops(actual):
             lines = "\n".join(ndiff(expected, actual))
-            raise ScriptError(
-                f"- is expected and did not come, + came and is not expected\n{lines}"
-            )
+            raise ScriptError(f"- expected but missing, + not expected\n{lines}")
 
-    def _status(self, want: str) -> list[str]:
-        """`NAME PHASE WEIGHT [REASON]`, as it is, with a reason if `want` has one; `NAME[SERVICE]`
-        is one service's, and `NAME -` one that is nobody's server."""
-        who, *words = want.split(" ")
-        name, _, service_name = who.rstrip("]").partition("[")
-        told = set()
+    def _status(self, expected: str) -> list[str]:
+        """Return the status lines of a server, with a reason if the expected line has one.
+
+        `NAME PHASE WEIGHT [REASON]`; `NAME[SERVICE]` in one service; `NAME -`: no server.
+        """
+        subject, *words = expected.split(" ")
+        name, _, service_name = subject.rstrip("]").partition("[")
+        lines = set()
         for service in self.state.settings.services:
             if service_name not in {"", service.name}:
                 continue
             for candidate in self.state.derived.candidates[service.name]:
                 if candidate.owner is None:
-                    mine = candidate.slot is not None and str(candidate.slot.server.address) == name
+                    server = candidate.server
+                    matches = server is not None and str(server.key.address) == name
                 else:
-                    mine = candidate.owner == self.guests.get(name)
-                if not mine:
+                    matches = candidate.owner == self.guests.get(name)
+                if not matches:
                     continue
-                stands = server_status(candidate, service, self.state, self.now)
-                weight = "-" if stands.weight is None else str(stands.weight)
-                reason = f" {stands.reason}" if len(words) > 2 else ""
-                told.add(f"status {who} {stands.phase} {weight}{reason}")
-        return sorted(told) or [f"status {who} -"]
+                status = server_status(candidate, service, self.state, self.now)
+                weight = "-" if status.weight is None else str(status.weight)
+                reason = f" {status.reason}" if len(words) > 2 else ""
+                lines.add(f"status {subject} {status.phase} {weight}{reason}")
+        return sorted(lines) or [f"status {subject} -"]
 
     def _alarms(self, name: str) -> list[str]:
-        """`NAME TEXT` of a service, as status says it without the time; `NAME -`: none."""
-        (service,) = (each for each in self.state.settings.services if each.name == name)
+        """Return `NAME TEXT` of a service's alarms, without the time; `NAME -`: none."""
+        service = self._service(name)
         keys = [key for key in service.kernel_keys() if key in self.state.remembered.alarms]
-        said = [alarm.alarm_text(self.state, service, key, self.now) for key in keys]
-        return [f"alarm {name} {each}" for each in said or ["-"]]
+        texts = [alarm.alarm_text(self.state, service, key, self.now) for key in keys]
+        return [f"alarm {name} {text}" for text in texts or ["-"]]
+
+    def _service(self, name: str) -> ServiceSettings:
+        (service,) = (s for s in self.state.settings.services if s.name == name)
+        return service
 
     def _note(self, note: Note) -> str:
         names = {guest: name for name, guest in self.guests.items()}
-        of = "" if note.guest is None else f"{names[note.guest]}: "
-        return f"{'warning' if note.warning else 'note'} {of}{note.text}"
+        subject = "" if note.guest is None else f"{names[note.guest]}: "
+        return f"{'warning' if note.warning else 'note'} {subject}{note.text}"
 
     # --- the events ------------------------------------------------------------------------------
 
@@ -324,8 +325,8 @@ class Player:
                     )
                 ]
             case "stopped" if not options:
-                why = StopReason(" ".join(flags))
-                return [Stopped(at=at, guest=guest, incarnation=incarnation, reason=why)]
+                reason = StopReason(" ".join(flags))
+                return [Stopped(at=at, guest=guest, incarnation=incarnation, reason=reason)]
             case "undefined" if not options and not flags:
                 return [Undefined(at=at, guest=guest)]
             case "metadata" if not options:
@@ -334,14 +335,14 @@ class Player:
             case "address" | "refused":
                 if incarnation is None:
                     incarnation = self.state.guests[guest].incarnation
-                found, refused = _addresses(words, refused=verb == "refused")
+                candidates, rejected = _addresses(words, refused=verb == "refused")
                 return [
                     AddressesFound(
                         at=at,
                         guest=guest,
                         incarnation=incarnation,
-                        candidates=found,
-                        rejected=refused,
+                        candidates=candidates,
+                        rejected=rejected,
                     )
                 ]
             case "drain" if not flags:
@@ -352,9 +353,9 @@ class Player:
                 )
                 return [drain]
             case "sent" if not options:
-                ask, *failure = flags
+                kind, *failure = flags
                 sent = RequestSent(
-                    at=at, guest=guest, kind=RequestKind(ask), failure=" ".join(failure)
+                    at=at, guest=guest, kind=RequestKind(kind), failure=" ".join(failure)
                 )
                 return [sent]
             case "side" if not options:
@@ -365,15 +366,14 @@ class Player:
         raise ValueError(f"{verb} {words}")
 
     def _side(self, guest: GuestId, name: str, problem: str) -> GuestInspected:
-        """What was found for one service; of the others it is as before."""
+        """Return a new verdict for one service; those of the others stay."""
         known = self.state.guests[guest]
-        (service,) = (each for each in self.state.settings.services if each.name == name)
-        others = tuple(each for each in known.readiness if each.service.name != name)
+        others = tuple(v for v in known.readiness if v.service.name != name)
         return GuestInspected(
             at=self.now,
             guest=guest,
             incarnation=known.incarnation,
-            verdicts=(*others, Verdict(service=service, problem=problem)),
+            verdicts=(*others, Verdict(service=self._service(name), problem=problem)),
         )
 
     def _guest(self, name: str) -> GuestId:
@@ -388,7 +388,7 @@ class Player:
         return self.guests[name]
 
     def _name(self, guest: GuestId) -> str:
-        known = next(name for name, each in self.guests.items() if each == guest)
+        known = next(name for name, other in self.guests.items() if other == guest)
         return known.partition("@")[0]
 
     def _listed(self, words: list[str]) -> GuestsListed:
@@ -402,12 +402,12 @@ class Player:
                 asked -= float(value)
                 continue
             guest = self._guest(name)
-            power, _, number = value.partition("/")
+            domain_state, _, number = value.partition("/")
             guests.append(
                 DomainDescription(
                     guest=guest,
                     name=self._name(guest),
-                    domain_state=DomainState(power),
+                    domain_state=DomainState(domain_state),
                     incarnation=int(number) if number else None,
                     metadata=self.metadata.get(guest, ()),
                 )
@@ -415,7 +415,7 @@ class Player:
         return GuestsListed(at=self.now, uri=uri, requested_at=asked, guests=tuple(guests))
 
     def _counted(self, words: list[str]) -> ConnectionsCounted:
-        """`GUEST=ACTIVE[/INACTIVE] …`: so many connections each of its servers in the table has."""
+        """`GUEST=ACTIVE[/INACTIVE] …`: the connections of each of its servers in the table."""
         counters: dict[ServiceKey, dict[ServerKey, Counters]] = {}
         for word in words:
             name, _, value = word.partition("=")
@@ -423,18 +423,20 @@ class Player:
             count = Counters(
                 active_connections=int(active), inactive_connections=int(inactive or 0)
             )
-            for slot in self.state.remembered.admitted:
-                mine = slot.owner == self._guest(name)
-                if mine and self.engine.table.server(slot.service, slot.server) is not None:
-                    counters.setdefault(slot.service, {})[slot.server] = count
+            for server in self.state.remembered.admitted:
+                own = server.owner == self._guest(name)
+                if own and self.engine.table.server(server.service, server.key) is not None:
+                    counters.setdefault(server.service, {})[server.key] = count
         return ConnectionsCounted(at=self.now, counters=counters)
 
     def _probed(self, words: list[str]) -> list[Event]:
-        """`GUEST|ADDRESS up|down [port=PORT] [type=TYPE] [share=N%] [asked=SECONDS-AGO]`: all its
-        checks or one."""
+        """`GUEST|ADDRESS up|down [port=PORT] [type=TYPE] [share=N%] [asked=SECONDS-AGO]`
+
+        Without port and type of all its checks.
+        """
         name, result, *rest = words
         options = dict(word.split("=") for word in rest)
-        asked = self.now - float(options.pop("asked", 0))
+        started = self.now - float(options.pop("asked", 0))
         port, kind = options.pop("port", ""), options.pop("type", "")
         share = options.pop("share", "")
         targets = sorted(
@@ -455,7 +457,7 @@ class Player:
             ProbeFinished(
                 at=self.now,
                 target=target,
-                started=asked,
+                started=started,
                 up=result == "up",
                 detail="connected" if result == "up" else "connection refused",
                 share=float(share.removesuffix("%")) / 100 if share else None,
@@ -468,7 +470,7 @@ class Player:
         return {text} | {name for name, guest in self.guests.items() if guest == owner}
 
     def _restart(self) -> None:
-        """kill -9 and a start: what was not in the state file is forgotten; the table is not."""
+        """kill -9 and a start: only the state file and the table stay."""
         path = self.folder / "state.json"
         reconciler = self.engine.reconciler
         state_file.save(
@@ -490,7 +492,7 @@ class Player:
 
 
 def _ops(lines: Sequence[str]) -> list[str]:
-    """Their order matters; that of the rest does not."""
+    """Return the operations, whose order matters; that of the others does not."""
     return [line for line in lines if line.startswith("ipvsadm")]
 
 
@@ -519,7 +521,7 @@ def _host(words: Sequence[str]) -> HostNetwork:
 def _addresses(
     words: Sequence[str], *, refused: bool
 ) -> tuple[tuple[AddressCandidate, ...], tuple[RejectedAddress, ...]]:
-    """`SOURCE=ADDRESS …`; of refused ones one, and then why it is refused."""
+    """`SOURCE=ADDRESS …`; a refused one with its reason."""
     pairs = [word.split("=", 1) for word in words if "=" in word and not word.startswith("id=")]
     if not refused:
         return tuple(

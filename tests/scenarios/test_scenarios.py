@@ -1,4 +1,4 @@
-"""Each *.txt here is a scenario: events in, ipvsadm lines out."""
+"""Plays each *.txt here: events in, ipvsadm lines out."""
 
 from pathlib import Path
 
@@ -45,6 +45,6 @@ def test_there_are_scenarios() -> None:
         ("> ipvsadm -C\n", "belongs to no event"),
     ],
 )
-def test_what_is_not_as_written_fails(text: str, message: str, tmp_path: Path) -> None:
+def test_a_difference_or_error_fails_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=message):
         Player(folder=tmp_path).play(text)

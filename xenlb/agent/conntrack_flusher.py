@@ -28,23 +28,21 @@ def _failed(before: State, after: State) -> Iterator[FailedServer]:
         if not service.flush or service.on_failure is not OnFailure.REMOVE:
             continue
         for candidate in after.derived.candidates[service.name]:
-            slot = candidate.slot
+            server = candidate.server
             if (
-                slot is None
-                or slot in after.remembered.admitted
-                or slot not in before.remembered.admitted
+                server is None
+                or server in after.remembered.admitted
+                or server not in before.remembered.admitted
             ):
                 continue
-            guest = None if slot.owner is None else after.guests.get(slot.owner)
+            guest = None if server.owner is None else after.guests.get(server.owner)
             verdict = after.verdict(candidate, service)
             if verdict is None or verdict.up is not False:
                 continue
             if guest is not None and guest.phase is Phase.ABSENT:
                 continue
-            protocol = slot.service.protocol if isinstance(slot.service, AddressKey) else None
-            yield FailedServer(
-                address=slot.server.address, protocol=protocol, port=slot.server.port
-            )
+            protocol = server.service.protocol if isinstance(server.service, AddressKey) else None
+            yield FailedServer(address=server.key.address, protocol=protocol, port=server.key.port)
 
 
 class ConntrackFlusher:

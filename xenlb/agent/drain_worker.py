@@ -14,7 +14,7 @@ from xenlb.hypervisor.threads import CallTimeout
 from xenlb.ipvs.errors import IpvsError
 from xenlb.ipvs.kernel import Kernel, KernelTable
 from xenlb.model.domain import GuestId, RequestKind
-from xenlb.model.draining import VERBS, due, lasting, to_count
+from xenlb.model.draining import VERBS, any_active, requests_due, services_to_count
 from xenlb.model.events import ConnectionsCounted, RequestSent
 from xenlb.model.note import Note, NoteKind
 from xenlb.model.state import State
@@ -51,9 +51,9 @@ class DrainWorker:
     def on_state_change(self, state: State) -> None:
         """Count while a drain lasts, and request what is due."""
         self._state = state
-        if lasting(state):
+        if any_active(state):
             self._lasting.set()
-        for guest, kind in due(state, self._clock()).items():
+        for guest, kind in requests_due(state, self._clock()).items():
             if guest not in self._requests:
                 task = asyncio.create_task(self._request(guest, kind), name=f"{kind} of {guest}")
                 self._requests[guest] = task
@@ -68,7 +68,7 @@ class DrainWorker:
             while True:
                 await self._lasting.wait()
                 await self._count()
-                if not lasting(self._state):
+                if not any_active(self._state):
                     self._lasting.clear()
                 await asyncio.sleep(COUNT)
         finally:
@@ -78,7 +78,7 @@ class DrainWorker:
             self._kernel.close()
 
     async def _count(self) -> None:
-        keys, at = to_count(self._state), self._clock()
+        keys, at = services_to_count(self._state), self._clock()
         try:
             snapshot = await asyncio.to_thread(self._kernel.read, keys)
         except IpvsError as error:
@@ -92,7 +92,7 @@ class DrainWorker:
         A libvirt that is not connected is waited for, as long as the drain's order is valid.
         """
         refusals, failure, noted = 0, "", False
-        while guest in due(self._state, self._clock()):
+        while guest in requests_due(self._state, self._clock()):
             source = self._libvirts.get(guest.uri)
             try:
                 if source is None:

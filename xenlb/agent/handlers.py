@@ -185,7 +185,7 @@ class Handlers:
         """Answer with how far a drain is, and the clients whose connections it waits for."""
         guest = self._guest(request)
         state = self._agent.state
-        entries = list(draining.places(state, guest))
+        entries = list(draining.table_entries(state, guest))
         holders: dict[IPAddress, int] = {}
         if guest.drain is not None and guest.drain.left:
             established = all(s.drain.until is DrainUntil.ESTABLISHED for s, _, _ in entries)
@@ -238,7 +238,7 @@ class Handlers:
     async def undrain(self, request: Request) -> object:
         """Put a guest back into service."""
         guest = self._running(request)
-        was_out = draining.is_out(guest)
+        was_out = draining.can_undrain(guest)
         event = UndrainRequested(at=clock.now(), guest=guest.id, by=str(request["by"]))
         answer = await self._ask(event, guest.id)
         return {**answer, "changed": was_out}
@@ -256,16 +256,16 @@ class Handlers:
         return {
             "guests": [
                 answers.guest(state, guest.id, wall=clock.wall)
-                for guest in host_drain.leavers(state)
+                for guest in host_drain.local_members(state)
                 if guest.drain is not None
             ],
-            "kept": [guest.name for guest in host_drain.kept(state)],
+            "kept": [guest.name for guest in host_drain.not_drained(state)],
         }
 
     async def undrain_all(self, request: Request) -> object:
         """Put back the guests that an operator has drained, not those asked to shut down."""
         names = []
-        for guest in host_drain.leavers(self._agent.state):
+        for guest in host_drain.local_members(self._agent.state):
             if guest.drain is not None and guest.request is None:
                 event = UndrainRequested(at=clock.now(), guest=guest.id, by=str(request["by"]))
                 await self._emit(event)

@@ -218,11 +218,11 @@ class Sources:
             settings = self._agent.state.settings
             forwards = sysctls.read_sysctl("net.ipv4.ip_forward") == 1
             direct = {
-                slot.server.address
+                server.key.address
                 for service in settings.services
                 if service.forwarding in {Forwarding.GATEWAYING, Forwarding.TUNNEL}
-                for slot in self._agent.state.remembered.admitted
-                if slot.service in service.kernel_keys()
+                for server in self._agent.state.remembered.admitted
+                if server.service in service.kernel_keys()
             }
             needs = sysctls.required_sysctls(
                 settings,

@@ -73,7 +73,7 @@ def services(
             if of is None:
                 servers += service_remarks.unknown_members(state, service)
             known = {
-                candidate.slot.server for candidate in candidates if candidate.slot is not None
+                candidate.server.key for candidate in candidates if candidate.server is not None
             }
             if (sorry := service.sorry_key(key)) is not None:
                 known.add(sorry)
@@ -158,16 +158,16 @@ def _server(
     wall: Wall,
 ) -> dict[str, Any]:
     guest = None if candidate.owner is None else state.guests[candidate.owner]
-    slot = candidate.slot
-    entry = None if slot is None else table.server(slot.service, slot.server)
-    count = (None if slot is None else counters.get(slot.server)) or Counters()
-    failure = None if slot is None else failures.get((slot.service, slot.server))
+    server = candidate.server
+    entry = None if server is None else table.server(server.service, server.key)
+    count = (None if server is None else counters.get(server.key)) or Counters()
+    failure = None if server is None else failures.get((server.service, server.key))
     return {
         "guest": None if guest is None else guest.name,
         "uuid": None if guest is None else str(guest.id.uuid),
         "uri": None if guest is None else guest.id.uri,
-        "address": None if slot is None else str(slot.server.address),
-        "port": None if slot is None else slot.server.port,
+        "address": None if server is None else str(server.key.address),
+        "port": None if server is None else server.key.port,
         "phase": status.phase.value,
         "weight": 0 if entry is None else entry.weight,
         "configured_weight": candidate.weight,
@@ -198,7 +198,7 @@ def _health_word(health: Health) -> str:
 def _checks(candidate: Candidate, state: State, *, now: float, wall: Wall) -> dict[str, Any]:
     """The state and the last result of each check of a server."""
     known = [
-        (target, state.seen(target, candidate))
+        (target, state.check_verdict(target, candidate))
         for target in candidate.targets
         if target in state.remembered.health
     ]
@@ -283,12 +283,15 @@ def guest(state: State, guest_id: GuestId, *, wall: Wall) -> dict[str, Any]:
             {
                 "address": str(candidate.address),
                 "source": candidate.source.value,
-                "reason": f"it is that of {others[candidate.address]}",
+                "reason": f"it belongs to {others[candidate.address]}",
             }
             for candidate in guest.candidates
             if candidate.address in others
         ],
-        "metadata_problems": [*guest.metadata_problems, *inconsistencies.of_metadata(state, guest)],
+        "metadata_problems": [
+            *guest.metadata_problems,
+            *inconsistencies.metadata_findings(state, guest),
+        ],
         "inside": [
             {"service": readiness.service.name, "problem": readiness.problem or None}
             for readiness in guest.readiness

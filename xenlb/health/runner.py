@@ -280,7 +280,7 @@ class HealthRunner:
         contradicts = up is not bool(health.up) or (health.overridden and not up)
         held = up and contradicts and _passes_while_damped(schedule, now)
         check = schedule.target.check
-        share = bounded(check, answer.share, away=answer.declines) if up else health.share
+        share = bounded(check, answer.share, declines=answer.declines) if up else health.share
         if (
             health.overridden
             or (contradicts and not held)
@@ -303,7 +303,7 @@ class HealthRunner:
 
 
 def _passes_while_damped(schedule: _Schedule, now: float) -> bool:
-    return schedule.health.damped(now) and schedule.health.passes(schedule.target.check)
+    return schedule.health.damped(now) and schedule.health.has_risen(schedule.target.check)
 
 
 def _doubtful_interval(schedule: _Schedule) -> float:

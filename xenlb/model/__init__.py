@@ -1,1 +1,1 @@
-"""Pure rules: what the agent knows (state), and the table that should follow from it."""
+"""Pure rules: the state of the agent, and the table that follows from it."""

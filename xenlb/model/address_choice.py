@@ -1,12 +1,12 @@
-"""Which of several addresses of a guest its server has.
+"""Choice among several addresses of a guest for its server.
 
-A guest has several with two network cards, or with two leases of one MAC address, as where the
-initramfs asked for one with another client identifier than the system does. The first may be dead.
-So the best one is probed, and as long as it does not pass, the others are as well. A server that
-is in the table stays where it is while it does not fail; a better source moves it, as before.
+A guest has several with two network cards, or with two leases of one MAC address: the initramfs may
+have used another client identifier than the system. The best one may be dead, so the others are
+probed too while it does not pass. A server in the table keeps its address while that does not fail;
+only a better source moves it.
 
-An address that fails while a lower one passes is given up: it goes last until the guest boots. Only
-a probe that was begun after the other one had passed counts: of a guest that boots, all fail first.
+An address that fails while a lower one passes is given up: it ranks last until the guest boots.
+Only a probe that began after the other one had passed counts: in a booting guest all fail first.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,62 +20,60 @@ from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, State
 
 # The same server at each address, for each kernel service of its service.
-Places = Mapping[IPAddress, Sequence[Candidate]]
+ByAddress = Mapping[IPAddress, Sequence[Candidate]]
 
 
 def ranked(
     usable: Mapping[IPAddress, Sequence[AddressCandidate]], guest: Guest
 ) -> tuple[IPAddress, ...]:
-    """Best first: those not given up, by the best source, by the number of sources that confirm an
-    address, and as the sources gave them."""
-    return tuple(
-        sorted(usable, key=lambda each: (*_class(usable[each], each, guest), -len(usable[each])))
-    )
+    """Return the addresses by source and number of sources, best first; given-up ones are last."""
+    return tuple(sorted(usable, key=lambda ip: (*_rank(usable[ip], ip, guest), -len(usable[ip]))))
 
 
-def _class(found: Iterable[AddressCandidate], address: IPAddress, guest: Guest) -> tuple[bool, int]:
-    return address in guest.given_up, min(RANKS[each.source] for each in found)
+def _rank(
+    sources: Iterable[AddressCandidate], address: IPAddress, guest: Guest
+) -> tuple[bool, int]:
+    return address in guest.given_up, min(RANKS[candidate.source] for candidate in sources)
 
 
 def choose(
-    service: ServiceSettings, guest: Guest, places: Places, state: State
+    service: ServiceSettings, guest: Guest, by_address: ByAddress, state: State
 ) -> tuple[IPAddress, ...]:
-    """The addresses, best first as given, with the one that the server has put first."""
-    order = tuple(places)
-    passes = {each: _passes(service, places[each], state) for each in order}
-    first = next((each for each in order if passes[each] is False), order[0])
-    if passes[order[0]]:
-        first = order[0]
-    now = next((each for each in order if _in_table(guest, places[each], state)), None)
-    if now is not None:
-        classes = {
-            each: _class((f for f in guest.candidates if f.address == each), each, guest)
-            for each in (now, order[0])
+    """Return the ranked addresses with the server's address first."""
+    order = tuple(by_address)
+    best = order[0]
+    passes = {address: _passes(service, by_address[address], state) for address in order}
+    first = next((address for address in order if passes[address] is False), best)
+    if passes[best]:
+        first = best
+    present = next((ip for ip in order if _in_table(guest, by_address[ip], state)), None)
+    if present is not None:
+        ranks = {
+            address: _rank((c for c in guest.candidates if c.address == address), address, guest)
+            for address in (present, best)
         }
-        leaves = guest.phase is not Phase.UP or guest.drain is not None
-        if leaves or (passes[now] is not False and classes[now] == classes[order[0]]):
-            first = now
-        elif passes[now] is not False:
-            first = order[0]
-    return first, *(each for each in order if each != first)
+        out = guest.phase is not Phase.UP or guest.drain is not None
+        if out or (passes[present] is not False and ranks[present] == ranks[best]):
+            first = present
+        elif passes[present] is not False:
+            first = best
+    return first, *(address for address in order if address != first)
 
 
 def _passes(service: ServiceSettings, candidates: Iterable[Candidate], state: State) -> bool | None:
-    """On any port; None: nothing is known. Without a check every address passes."""
-    verdicts = [state.verdict(each, service) for each in candidates]
+    """Return whether any port passes, None if unknown; without a check every address passes."""
+    verdicts = [state.verdict(candidate, service) for candidate in candidates]
     ups = [True if verdict is None else verdict.up for verdict in verdicts]
     return True if True in ups else False if False in ups else None
 
 
 def _in_table(guest: Guest, candidates: Iterable[Candidate], state: State) -> bool:
-    entries = (
-        None if c.slot is None else state.remembered.admitted.get(c.slot) for c in candidates
-    )
-    return any(entry is not None and entry.at >= guest.booted for entry in entries)
+    admissions = (state.admission_of(candidate) for candidate in candidates)
+    return any(entry is not None and entry.at >= guest.booted for entry in admissions)
 
 
-def given_up(state: State, event: ProbeFinished) -> Guest | None:
-    """The guest without the address of a probe that failed, where another one of it passes."""
+def without_failing_address(state: State, event: ProbeFinished) -> Guest | None:
+    """Return the guest with the failed probe's address given up, if another one of it passes."""
     address = event.target.address
     owner = state.derived.owners.get(address)
     if event.up or owner is None or address in state.guests[owner].given_up:
@@ -86,24 +84,23 @@ def given_up(state: State, event: ProbeFinished) -> Guest | None:
     for service in state.settings.services:
         if service.name not in state.derived.targets.get(event.target, {}):
             continue
-        mine = [
-            c for c in state.derived.candidates[service.name] if c.owner == owner and c.alternatives
-        ]
-        places: dict[IPAddress, list[Candidate]] = {}
-        for each in (place for candidate in mine for place in (candidate, *candidate.alternatives)):
-            if each.slot is not None:
-                places.setdefault(each.slot.server.address, []).append(each)
-        if _passes(service, places.get(address, ()), state):
+        by_address: dict[IPAddress, list[Candidate]] = {}
+        for candidate in state.derived.candidates[service.name]:
+            if candidate.owner != owner or not candidate.alternatives:
+                continue
+            for variant in (candidate, *candidate.alternatives):
+                if variant.server is not None:
+                    by_address.setdefault(variant.server.key.address, []).append(variant)
+        if _passes(service, by_address.get(address, ()), state):
             continue
-        for other, candidates in places.items():
+        for other, candidates in by_address.items():
             if _passed_before(service, candidates, state, event.started):
-                given = (guest.given_up | {address}) - {other}
-                return replace(guest, given_up=given)
+                return replace(guest, given_up=(guest.given_up | {address}) - {other})
     return None
 
 
 def _passed_before(
-    service: ServiceSettings, candidates: Iterable[Candidate], state: State, asked: float
+    service: ServiceSettings, candidates: Iterable[Candidate], state: State, started: float
 ) -> bool:
-    verdicts = [state.verdict(each, service) for each in candidates]
-    return any(v is not None and bool(v.up) and v.since <= asked for v in verdicts)
+    verdicts = [state.verdict(candidate, service) for candidate in candidates]
+    return any(v is not None and bool(v.up) and v.since <= started for v in verdicts)

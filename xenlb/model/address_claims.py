@@ -1,9 +1,9 @@
-"""Whose an address is, of those that are given for several guests.
+"""The owner of an address that sources give for several guests.
 
-What is written on the host comes first, then what the host sees, then what a guest served with
-before it went or booted, and last what a guest says of itself. So no guest takes an address for
-which there is evidence of another, whatever it reports and however long it runs; and while a guest
-reboots, its address waits for it. Between equal claims the one who has the address keeps it.
+The rank of the source decides: written on the host, evidence of the host, served with before the
+last stop or boot, reported by the guest. So no guest takes an address for which there is evidence
+of another, whatever it reports. While a guest reboots, its address waits for it. Between equal
+claims the guest that has the address keeps it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,35 +14,40 @@ from xenlb.model.addresses import RANKS, AddressCandidate, AddressSource
 from xenlb.model.domain import GuestId
 from xenlb.model.events import AddressesFound
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.membership import addresses_of, belonging, owner_name, refused_metadata
+from xenlb.model.membership import (
+    addresses_of,
+    metadata_rejection,
+    owner_name,
+    services_and_addresses,
+)
 from xenlb.model.note import Note, NoteKind
 from xenlb.model.state import State, Transition
 
-# Seconds that the address of a guest which went or boots waits for it. With the slowest shutdown of
-# the defaults (5 minutes) before, and minutes for a boot: afterwards others may report it.
+# Seconds that an address waits for its guest, after a stop or a boot. The slowest shutdown of the
+# defaults takes 5 minutes, a boot takes minutes; afterwards other guests may report it.
 RESERVED = 600.0
-MOST_TOLD = 16  # warnings and news of the addresses of one guest in one boot
+MAX_NOTES = 16  # about the addresses of one guest in one boot
 
 
-def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
-    """Whose each address is: a host's (None), else that of the guest with the best source."""
+def address_owners(state: State) -> Mapping[IPAddress, GuestId | None]:
+    """Return the owner of each address: None for a host, else the guest with the best source."""
     owners: dict[IPAddress, GuestId | None] = {
         member.host: None
         for service in state.settings.services
         for member in service.servers
         if member.host is not None
     }
-    holders = {slot.server.address: slot.owner for slot in state.remembered.admitted} | dict(
+    holders = {server.key.address: server.owner for server in state.remembered.admitted} | dict(
         state.derived.owners
     )
     running = {g.id.uuid for g in state.guests.values() if g.phase is not Phase.ABSENT}
-    ranked = sorted(
+    claims = sorted(
         (
-            (found, guest)
+            (candidate, guest)
             for guest in state.guests.values()
             # A guest that runs at another libvirt has migrated, and has its address there.
             if guest.phase is not Phase.ABSENT or guest.id.uuid not in running
-            for found in claimed(state, guest)
+            for candidate in claims_of(state, guest)
         ),
         key=lambda claim: (
             RANKS[claim[0].source],
@@ -52,88 +57,78 @@ def claims(state: State) -> Mapping[IPAddress, GuestId | None]:
             claim[1].id.uuid.int,
         ),
     )
-    for found, guest in ranked:
-        owners.setdefault(found.address, guest.id)
+    for candidate, guest in claims:
+        owners.setdefault(candidate.address, guest.id)
     return owners
 
 
-def claimed(state: State, guest: Guest) -> tuple[AddressCandidate, ...]:
-    """Every address that is the guest's, unless another has a better claim: as a server of any
-    service."""
-    services, written = belonging(
-        state.settings.services, guest.name, guest.id.uuid, guest.metadata
-    )
+def claims_of(state: State, guest: Guest) -> tuple[AddressCandidate, ...]:
+    """Return every address that is the guest's, unless another guest has a better claim."""
+    services, written = services_and_addresses(state, guest)
     if not services:
         return ()
-    written = tuple(found for found in written if not refused_metadata(found, state))
+    written = tuple(address for address in written if not metadata_rejection(address, state))
     absent = guest.phase is Phase.ABSENT
-    # What is written for a guest is not free while it is off, either.
-    waiting = guest.reserved.union(found.address for found in written if absent)
-    served = tuple(AddressCandidate(address=each, source=AddressSource.SERVED) for each in waiting)
+    # An address of configuration or metadata is not free while its guest is off, either.
+    waiting = guest.reserved.union(address.address for address in written if absent)
+    served = tuple(AddressCandidate(address=ip, source=AddressSource.SERVED) for ip in waiting)
     return served if absent else (*written, *guest.candidates, *served)
 
 
-def reserved(before: State, state: State, at: float) -> State:
-    """The state in which the addresses of guests that have gone, or boot anew, wait for them."""
+def with_reservations(before: State, state: State, at: float) -> State:
+    """Return the state with the addresses of guests that stopped or booted reserved for them."""
     waiting: list[Guest] = []
-    for key, was in before.guests.items():
-        now = state.guests.get(key)
-        if now is None or now is was:
+    for key, old in before.guests.items():
+        new = state.guests.get(key)
+        if new is None or new is old:
             continue
-        went = now.phase is Phase.ABSENT and was.phase is not Phase.ABSENT
-        if went or now.booted != was.booted:
-            found = frozenset(each.address for each in was.candidates)
-            served = found.intersection(addresses_of(before, was).values()) or was.reserved
+        stopped = new.phase is Phase.ABSENT and old.phase is not Phase.ABSENT
+        if stopped or new.booted != old.booted:
+            addresses = frozenset(candidate.address for candidate in old.candidates)
+            served = addresses.intersection(addresses_of(before, old).values()) or old.reserved
             until = at + RESERVED if served else None
-            waiting.append(replace(now, reserved=served, reserved_until=until))
+            waiting.append(replace(new, reserved=served, reserved_until=until))
     return state.with_guests(*waiting)
 
 
-def over(guest: Guest, at: float) -> Guest:
-    """The guest, without the addresses for which it was waited long enough."""
+def without_expired_reservation(guest: Guest, at: float) -> Guest:
     if guest.reserved_until is None or guest.reserved_until > at:
         return guest
     return replace(guest, reserved=frozenset(), reserved_until=None)
 
 
-def noted(before: Guest, event: AddressesFound, step: Transition) -> Transition:
-    """The step with what is to be said of the addresses that the event brings: each once in a boot,
-    and not more than so much of one guest."""
-    after = step.state.guests[event.guest]
+def with_address_notes(before: Guest, event: AddressesFound, result: Transition) -> Transition:
+    """Return the transition with notes about new addresses, each once in a boot."""
+    after = result.state.guests[event.guest]
     notes: list[Note] = []
-    for found in after.candidates:
-        if found not in before.candidates:
-            notes += _of_found(found, after, step.state, event.at)
-    notes += [
-        Note(
-            at=event.at,
-            kind=NoteKind.ADDRESS,
-            guest=after.id,
-            text=f"address {item.text} ({item.source}) refused: {item.reason}",
-            warning=True,
-        )
-        for item in event.rejected
-        if item not in before.rejected
-    ]
-    told = set(after.told)
-    said: list[Note] = []
+    for candidate in after.candidates:
+        if candidate not in before.candidates:
+            notes += _candidate_notes(candidate, after, result.state, event.at)
+    for rejected in event.rejected:
+        if rejected not in before.rejected:
+            text = f"address {rejected.text} ({rejected.source}) refused: {rejected.reason}"
+            notes.append(Note(event.at, NoteKind.ADDRESS, text, after.id, warning=True))
+    noted = set(after.address_notes)
+    new: list[Note] = []
     for note in notes:
         key = f"{note.guest}: {note.text}"
-        if key in told or len(told) > MOST_TOLD:
+        if key in noted or len(noted) > MAX_NOTES:
             continue
-        if len(told) == MOST_TOLD:
-            text = "more addresses are given for it, in this boot, than is told here"
-            note = Note(at=event.at, kind=NoteKind.ADDRESS, guest=after.id, text=text, warning=True)  # noqa: PLW2901
-        told.add(key)
-        said.append(note)
-    state = step.state.with_guests(replace(after, told=frozenset(told)))
-    return replace(step, state=state, notes=(*said, *step.notes))
+        noted.add(key)
+        if len(noted) > MAX_NOTES:
+            text = "further addresses in this boot are not logged"
+            new.append(Note(event.at, NoteKind.ADDRESS, text, after.id, warning=True))
+        else:
+            new.append(note)
+    state = result.state.with_guests(replace(after, address_notes=frozenset(noted)))
+    return replace(result, state=state, notes=(*new, *result.notes))
 
 
-def _of_found(found: AddressCandidate, guest: Guest, state: State, at: float) -> list[Note]:
-    """One line, and where the address is another guest's, too, a warning for each of both."""
-    address, owner = found.address, state.derived.owners.get(found.address, guest.id)
-    text = f"address {address} ({found.source})"
+def _candidate_notes(
+    candidate: AddressCandidate, guest: Guest, state: State, at: float
+) -> list[Note]:
+    """Return a note about a new address, and a warning for each other guest that claims it."""
+    address, owner = candidate.address, state.derived.owners.get(candidate.address, guest.id)
     others = [
         other
         for other in state.guests.values()
@@ -142,31 +137,21 @@ def _of_found(found: AddressCandidate, guest: Guest, state: State, at: float) ->
             other.id == owner
             or (
                 other.phase is not Phase.ABSENT
-                and any(each.address == address for each in other.candidates)
+                and any(claim.address == address for claim in other.candidates)
             )
         )
     ]
+    text = f"address {candidate}"
     if owner != guest.id:
-        text += f" refused: it is that of {owner_name(owner, state)}"
+        text += f" refused: it belongs to {owner_name(owner, state)}"
     elif others:
-        text += f": {_names(others)} claims it, too, and does not get it"
-    notes = [
-        Note(
-            at=at,
-            kind=NoteKind.ADDRESS,
-            guest=guest.id,
-            text=text,
-            warning=owner != guest.id or bool(others),
-        )
-    ]
+        text += f": also claimed by {_names(others)}, refused there"
+    warning = owner != guest.id or bool(others)
+    notes = [Note(at, NoteKind.ADDRESS, text, guest.id, warning=warning)]
     for other in others:
-        outcome = (
-            "it does not get it"
-            if owner == other.id
-            else f"it is that of {owner_name(owner, state)}"
-        )
-        claim = f"guest {guest.name} claims the address {address} ({found.source}), too; {outcome}"
-        notes.append(Note(at=at, kind=NoteKind.ADDRESS, guest=other.id, text=claim, warning=True))
+        result = "refused" if owner == other.id else f"it belongs to {owner_name(owner, state)}"
+        text = f"guest {guest.name} also claims the address {candidate}: {result}"
+        notes.append(Note(at, NoteKind.ADDRESS, text, other.id, warning=True))
     return notes
 
 

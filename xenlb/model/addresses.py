@@ -1,4 +1,4 @@
-"""Addresses that are given for a guest, and by whom."""
+"""Addresses of guests and their sources."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,12 +7,12 @@ from xenlb.ipvs.table import IPAddress
 
 
 class AddressSource(StrEnum):
-    """Where an address of a guest comes from, best first.
+    """The source of a guest's address, best first.
 
-    The first three are written on the host. The next three are the host's own evidence: a lease or
-    a neighbour with a MAC address of the domain's XML, and what the guest served with before its
-    boot. A guest that ranks lower never gets such an address of another; that a guest says it is
-    the least.
+    The first three are written on the host. The next three are evidence of the host: a lease or a
+    neighbour entry with a MAC address of the domain's XML, and the address that the guest served
+    with before its boot. A report of the guest itself ranks last, so that no guest can report an
+    address for which there is evidence of another guest.
     """
 
     CONFIGURATION = "configuration"
@@ -25,7 +25,7 @@ class AddressSource(StrEnum):
 
     @property
     def trusted(self) -> bool:
-        """Was it written on the host? What the host sees, a guest can bring about."""
+        """Whether the address was written on the host. A guest can forge the host's evidence."""
         return self in {
             AddressSource.CONFIGURATION,
             AddressSource.METADATA,
@@ -49,7 +49,7 @@ class AddressCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedAddress:
-    """An address (or what was given for one, cut to 64 characters) that is not used, and why."""
+    """An address that is not used, as text of at most 64 characters, with the reason."""
 
     text: str
     source: AddressSource

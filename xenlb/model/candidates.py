@@ -1,13 +1,13 @@
 """Candidates of the services and the targets that are probed for them.
 
-They are computed anew for those services only whose guests or addresses an event has changed.
+Only services whose guests or addresses an event has changed are computed anew.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.address_claims import claimed, claims, reserved
+from xenlb.model.address_claims import address_owners, claims_of, with_reservations
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health
@@ -20,7 +20,7 @@ from xenlb.model.target import Target
 def recompute_candidates(
     before: State, state: State, names: frozenset[str] | None, at: float
 ) -> tuple[State, frozenset[str] | None]:
-    """Return the state with owners, candidates and targets that are true, and for which services.
+    """Return the state with current owners, candidates and targets, and the services affected.
 
     `names`: the services where something changed, None means all. Addresses that change hands may
     add to them. `before` is the complete state that `state` was made from.
@@ -28,58 +28,56 @@ def recompute_candidates(
     if state.settings is not before.settings or state.observed.host is not before.observed.host:
         if state.settings is not before.settings:
             state = replace(state, derived=replace(state.derived, targets={}))
-        return _drawn(state, state.settings.services, claims(state)), None
-    state = reserved(before, state, at)
+        return _redrawn(state, state.settings.services, address_owners(state)), None
+    state = with_reservations(before, state, at)
     changed = _changed_guests(before, state)
-    owners = claims(state) if changed else state.derived.owners
-    redrawn = _contested(before, state, changed, owners) if changed else frozenset()
-    names = None if names is None else names | redrawn
-    several = {
+    owners = address_owners(state) if changed else state.derived.owners
+    affected = _affected_services(before, state, changed, owners) if changed else frozenset()
+    names = None if names is None else names | affected
+    with_alternatives = {
         name
-        for name, found in state.derived.candidates.items()
-        if (names is None or name in names) and any(each.alternatives for each in found)
+        for name, members in state.derived.candidates.items()
+        if (names is None or name in names) and any(member.alternatives for member in members)
     }
-    if redrawn or several:
-        named = (s for s in state.settings.services if s.name in redrawn | several)
-        state = _drawn(state, named, owners)
+    if affected or with_alternatives:
+        redrawn = (s for s in state.settings.services if s.name in affected | with_alternatives)
+        state = _redrawn(state, redrawn, owners)
     return state, names
 
 
-def _drawn(
-    state: State,
-    services: Iterable[ServiceSettings],
-    owners: Mapping[IPAddress, GuestId | None],
+def _redrawn(
+    state: State, services: Iterable[ServiceSettings], owners: Mapping[IPAddress, GuestId | None]
 ) -> State:
-    """The state with the candidates of these services drawn anew, and what is targets of them."""
+    """Return the state with new candidates of these services, and with their targets."""
     names = {service.name for service in state.settings.services}
-    kept = {name: found for name, found in state.derived.candidates.items() if name in names}
+    kept = {name: old for name, old in state.derived.candidates.items() if name in names}
     services = tuple(services)
     fresh = {service.name: tuple(candidates(service, state, owners)) for service in services}
     targets = dict(state.derived.targets)
     for name in fresh.keys() | (state.derived.candidates.keys() - names):
         for candidate in state.derived.candidates.get(name, ()):
-            for each in (candidate, *candidate.alternatives):
-                for target in each.targets:
+            for variant in (candidate, *candidate.alternatives):
+                for target in variant.targets:
                     if name in targets.get(target, ()):
-                        targets[target] = {
-                            n: who for n, who in targets[target].items() if n != name
-                        }
+                        others = targets[target].items()
+                        targets[target] = {n: old for n, old in others if n != name}
     for service in services:
         for candidate in fresh[service.name]:
-            for each in _probed(candidate, service, state):
-                for target in each.targets:
-                    by = targets.get(target, {})
-                    targets[target] = {**by, service.name: (*by.get(service.name, ()), each)}
+            for variant in _probed(candidate, service, state):
+                for target in variant.targets:
+                    by_service = targets.get(target, {})
+                    probed = (*by_service.get(service.name, ()), variant)
+                    targets[target] = {**by_service, service.name: probed}
         for sorry in _sorry_targets(service):
-            by = targets.get(sorry, {})
-            targets[sorry] = {**by, service.name: by.get(service.name, ())}
-    targets = {target: by for target, by in targets.items() if by}
+            by_service = targets.get(sorry, {})
+            targets[sorry] = {**by_service, service.name: by_service.get(service.name, ())}
+    targets = {target: by_service for target, by_service in targets.items() if by_service}
     derived = replace(state.derived, owners=owners, candidates=kept | fresh, targets=targets)
     return replace(state, derived=derived)
 
 
 def _probed(candidate: Candidate, service: ServiceSettings, state: State) -> tuple[Candidate, ...]:
-    """The candidate and, as long as it does not pass, those at the other addresses of its guest."""
+    """Return the candidate and, while it does not pass, those at its guest's other addresses."""
     guest = state.guest_of(candidate)
     if guest is not None and guest.phase is Phase.ABSENT:
         return ()
@@ -90,23 +88,22 @@ def _probed(candidate: Candidate, service: ServiceSettings, state: State) -> tup
 
 
 def _sorry_targets(service: ServiceSettings) -> list[Target]:
-    """They do not change without the settings, and nothing but what is said depends on them."""
-    found = (sorry_target(service, key) for key in service.kernel_keys())
-    return [target for target in found if target is not None]
+    targets = (sorry_target(service, key) for key in service.kernel_keys())
+    return [target for target in targets if target is not None]
 
 
 def _changed_guests(before: State, state: State) -> tuple[Guest, ...]:
-    """The guests, as they were and as they are, whose change may be one of candidates."""
+    """Return the old and new values of the guests whose candidates may have changed."""
     changed: list[Guest] = []
     for key in before.guests.keys() | state.guests.keys():
-        was, now = before.guests.get(key), state.guests.get(key)
-        if was is not now and (was is None or now is None or _draws(was) != _draws(now)):
-            changed += (guest for guest in (was, now) if guest is not None)
+        old, new = before.guests.get(key), state.guests.get(key)
+        if old is not new and (old is None or new is None or _inputs(old) != _inputs(new)):
+            changed += (guest for guest in (old, new) if guest is not None)
     return tuple(changed)
 
 
-def _draws(guest: Guest) -> tuple[object, ...]:
-    """What of a guest goes into `candidates` and `claims`."""
+def _inputs(guest: Guest) -> tuple[object, ...]:
+    """Return what `candidates` and `address_owners` depend on."""
     running = guest.phase is not Phase.ABSENT
     return (
         *(guest.name, running, guest.booted, guest.candidates, guest.rejected, guest.metadata),
@@ -114,21 +111,22 @@ def _draws(guest: Guest) -> tuple[object, ...]:
     )
 
 
-def _contested(
+def _affected_services(
     before: State,
     state: State,
     changed: tuple[Guest, ...],
     owners: Mapping[IPAddress, GuestId | None],
 ) -> frozenset[str]:
-    """The services of the changed guests, and of all who are given an address that changed hands
-    with them (and some more, where that is cheaper than to look closer)."""
-    addresses = {found.address for guest in changed for found in claimed(state, guest)}
-    moved = {
-        each for each in addresses if before.derived.owners.get(each, "") != owners.get(each, "")
-    }
+    """Return the services of the changed guests, and of all that claim an address that moved.
+
+    It may return more services, where that is cheaper than a closer look.
+    """
+    addresses = {claim.address for guest in changed for claim in claims_of(state, guest)}
+    former = before.derived.owners
+    moved = {address for address in addresses if former.get(address, "") != owners.get(address, "")}
     affected = list(changed)
     for guest in state.guests.values() if moved else ():
-        given = (*(f.address for f in guest.candidates), *(m.address for m in guest.metadata))
+        given = (*(c.address for c in guest.candidates), *(m.address for m in guest.metadata))
         if not moved.isdisjoint(given):
             affected.append(guest)
     return frozenset(
@@ -140,24 +138,23 @@ def _contested(
 
 
 def verdicts_of_targets(
-    before: State,
-    state: State,
-    services: Iterable[ServiceSettings],
-    at: float,
+    before: State, state: State, services: Iterable[ServiceSettings], at: float
 ) -> Mapping[Target, Health]:
-    """The verdicts, with one for each target that these services have; others go."""
+    """Return the verdicts with one for each target of these services, without obsolete ones."""
     health = dict(state.remembered.health)
     for service in services:
         for candidate in state.derived.candidates[service.name]:
             guest = state.guest_of(candidate)
             recheck = 0.0 if guest is None else guest.recheck
-            for target in (t for each in _probed(candidate, service, state) for t in each.targets):
-                have = health.get(target)
-                if have is None or _moved(before, state, target):
+            for target in (
+                t for probed in _probed(candidate, service, state) for t in probed.targets
+            ):
+                known = health.get(target)
+                if known is None or _changed_hands(before, state, target):
                     health[target] = Health(valid_from=max(at, recheck))
-                elif have.valid_from < recheck:
-                    # What is known of it is void, its failures too; what happened has happened.
-                    health[target] = Health(valid_from=max(at, recheck), changes=have.changes)
+                elif known.valid_from < recheck:
+                    # The verdict and its failures are void; the history stays.
+                    health[target] = Health(valid_from=max(at, recheck), changes=known.changes)
         for sorry in _sorry_targets(service):
             health.setdefault(sorry, Health(valid_from=at))
     targets = state.derived.targets
@@ -166,8 +163,8 @@ def verdicts_of_targets(
     return health
 
 
-def _moved(before: State, state: State, target: Target) -> bool:
-    """Is the address another's now? What was found out of the one before says nothing of this."""
+def _changed_hands(before: State, state: State, target: Target) -> bool:
+    """Return whether the address has a new owner, for which the old verdict says nothing."""
     return (
         before.derived.owners is not state.derived.owners
         and target.address in before.derived.owners

@@ -1,10 +1,7 @@
-"""What a check asks of a server and what it expects: one class for each type of check.
+"""Settings of checks: what a probe sends and expects, one class for each type of check.
 
-Values only. They are written by the configuration (xenlb.config), asked by the probes
-(xenlb.health), and of the answers health.py makes the verdict. Patterns are regular expressions
-that were compiled once when the configuration was read; they are searched for, not matched whole.
-Empty text: nothing is sent, or anything is taken. `send` is bytes, each the character of its
-number (Latin-1).
+Patterns are regular expressions that compile; they are searched for, not matched whole. Empty text:
+nothing is sent, or any reply passes. `send` is bytes, each the character of its number (Latin-1).
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +9,7 @@ from typing import Any
 
 from xenlb.ipvs.table import Protocol
 
-# Codes from … to, both taken.
+# Ranges of codes, ends included.
 Codes = tuple[tuple[int, int], ...]
 
 
@@ -21,20 +18,21 @@ def among(code: int, codes: Codes) -> bool:
 
 
 def codes_text(codes: Codes) -> str:
-    """As the configuration writes them: `200-299, 401`."""
+    """`200-299, 401`, as in the configuration."""
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in codes)
 
 
 def octets(send: str) -> bytes:
-    """What a `send` stands for: one byte for each character."""
+    """Return the bytes of a `send`: one for each character."""
     return send.encode("latin-1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """`name` is sent (SNI), and the certificate has to be for it; None: it is not sent and not
-    asked for. `ca_file`: whom to trust, None is whom this host trusts. Without `verify` every
-    certificate is taken."""
+    """TLS settings. `name` is sent (SNI), and the certificate must be valid for it, unless None.
+
+    `ca_file`: trusted certificates, None: this host's. Without `verify` every certificate passes.
+    """
 
     name: str | None = None
     verify: bool = True
@@ -43,7 +41,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tcp:
-    """Connects; `send` is said then, and `expect` must come."""
+    """A connection; `send` is sent on it, and the reply must contain `expect`."""
 
     send: str = ""
     expect: str = ""
@@ -51,7 +49,7 @@ class Tcp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsHandshake:
-    """Connects and shakes hands."""
+    """A connection and a TLS handshake."""
 
     tls: Tls = field(default_factory=Tls)
 
@@ -59,8 +57,10 @@ class TlsHandshake:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Http:
     """One request; `tls` None is http. `host`: the header Host, None is the server's address.
-    `header`: name and pattern of one that the answer must have; `body`: a pattern in its first
-    64 KiB."""
+
+    `header`: name and pattern of a header that the reply must have; `body`: a pattern in its first
+    64 KiB.
+    """
 
     tls: Tls | None = None
     method: str = "GET"
@@ -73,9 +73,11 @@ class Http:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smtp:
-    """A session: the banner (220), EHLO, or HELO where that is unknown, and QUIT. `hello` is the
-    name said there, None this host's. `expect`: codes of the answer to EHLO or HELO. `tls`: from
-    the beginning, `starttls`: by that command. At most one of them."""
+    """A session: the banner (220), EHLO, or HELO if EHLO is unknown, and QUIT.
+
+    `hello`: the name sent with it, None: this host's. `expect`: codes of its reply. `tls`: from the
+    beginning, `starttls`: by that command; at most one of them.
+    """
 
     hello: str | None = None
     expect: Codes = ((250, 250),)
@@ -85,9 +87,10 @@ class Smtp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dns:
-    """One query over UDP, without recursion being asked for unless `recursive`. `query` None: any
-    answer will do, but a failure of the server. `expect`: a record of the answer, as a zone file
-    writes its data; empty: any record of that type."""
+    """One query over UDP. `query` None: any reply passes, but a failure of the server.
+
+    `expect`: the data of a record in the reply, as in a zone file; empty: any record of that type.
+    """
 
     query: str | None = None
     record: str = "SOA"
@@ -97,8 +100,10 @@ class Dns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Udp:
-    """A datagram, and the pattern that the answer must have. Without `expect` a server is up as
-    long as its host does not say that the port is closed."""
+    """A datagram, and a pattern in the reply.
+
+    Without `expect` a server is up while its host does not report the port as closed.
+    """
 
     send: str = ""
     expect: str = ""
@@ -111,8 +116,7 @@ class Icmp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """An answer may say what share of the configured weight the server takes; it is taken as being
-    within these bounds (1.0 is the configured weight)."""
+    """Bounds of the share of its configured weight that a server may ask for; 1.0 is all of it."""
 
     least: float = 0.0
     most: float = 1.0
@@ -120,8 +124,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exec:
-    """A program with the exit status of the Nagios plugins. `user`: as whom it runs. `share`: its
-    output says a share of the weight; None: it says none."""
+    """A program with the exit status of the Nagios plugins, run as `user`.
+
+    `share`: bounds of the share in its output; None: it reports none.
+    """
 
     command: tuple[str, ...]
     user: str = "nobody"
@@ -130,8 +136,10 @@ class Exec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """HAProxy's agent check: a TCP connection on which the server says a line about itself, such as
-    `up 75%`, `drain` or `down`. `send` is said first."""
+    """HAProxy's agent check: the server sends a line such as `up 75%`, `drain` or `down` by TCP.
+
+    `send` is sent first.
+    """
 
     send: str = ""
     share: Share = field(default_factory=Share)
@@ -162,15 +170,17 @@ class Ldap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mysql:
-    """A log-in as `user`, without a password, and COM_QUIT; it must succeed. None: a log-in under
-    the check's own name, whose refusal is an answer, too."""
+    """A log-in as `user`, without a password, and COM_QUIT; it must succeed.
+
+    None: a log-in under the check's own name, which passes also if it is refused.
+    """
 
     user: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pgsql:
-    """The start of a session, as pg_isready does it, as far as the server's wish for a password."""
+    """The start of a session, as by pg_isready, up to the server's request for a password."""
 
     user: str = "xenlb"
     database: str = "postgres"
@@ -178,7 +188,7 @@ class Pgsql:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:
-    """PING; a server that wants a password first is up."""
+    """PING; a server that requires a password first is up."""
 
     tls: Tls | None = None
 
@@ -203,7 +213,7 @@ Asks = (
 
 
 def protocols_of(asks: type[Any]) -> tuple[Protocol, ...]:
-    """Ports of which protocols a check of this class can be sent to; none: it has no port."""
+    """Return the protocols of the ports that a check of this class can probe."""
     if asks is Icmp:
         return ()
     if asks is Exec:

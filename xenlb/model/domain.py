@@ -9,13 +9,13 @@ from xenlb.ipvs.table import IPAddress
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class GuestId:
-    """Which guest: names are used again and domain ids change, so neither identifies one."""
+    """The identity of a guest: names are used again and domain ids change."""
 
     uri: str
     uuid: UUID
 
     def __hash__(self) -> int:
-        """Cheap, as guests are looked up by it for every server."""
+        """Cheap, as every server looks up its guest by it."""
         return hash(self.uuid.int)
 
     def __str__(self) -> str:
@@ -23,7 +23,7 @@ class GuestId:
 
 
 class DomainState(StrEnum):
-    """What libvirt says of a domain, as far as it matters here."""
+    """The state of a domain, as far as it matters here."""
 
     OFF = "off"
     RUNNING = "running"
@@ -32,18 +32,17 @@ class DomainState(StrEnum):
 
 
 class RequestKind(StrEnum):
-    """What a guest was asked for. QEMU does not tell power-off from reboot: POWERDOWN. Nobody asked
-    a guest that goes by itself; its hold tells (guestside/requirements/hold.py): INSIDE."""
+    """What was requested of a guest."""
 
     POWEROFF = "poweroff"
     REBOOT = "reboot"
     SUSPEND = "suspend"  # save, or migration to another host
-    POWERDOWN = "powerdown"
-    INSIDE = "inside"
+    POWERDOWN = "powerdown"  # QEMU: its event does not tell power-off from reboot
+    INSIDE = "inside"  # a shutdown begun in the guest, which its hold reports
 
 
 class StopReason(StrEnum):
-    """Why a domain stopped, in libvirt's words."""
+    """Why a domain stopped, in libvirt's terms."""
 
     SHUTDOWN = "shutdown"
     DESTROYED = "destroyed"
@@ -57,7 +56,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataService:
-    """A service a guest joins by its domain's <metadata>."""
+    """A service that a guest joins by its domain's <metadata>."""
 
     name: str
     weight: int | None = None
@@ -66,7 +65,7 @@ class MetadataService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainDescription:
-    """What libvirt lists of one domain. `incarnation` is its domain id, None while it is off."""
+    """One domain of libvirt's list. `incarnation` is its domain id, None while it is off."""
 
     guest: GuestId
     name: str

@@ -1,29 +1,29 @@
-"""Draining: what is counted, when it is over, and how it ended.
+"""Draining: what is counted, when a drain is over, and how it ended.
 
 Theory of operation
 -------------------
-A drain begins with weight 0, for one of two reasons: somebody drained the guest (`xenlb drain`,
-`shutdown`, `reboot`), or the guest was asked to go or goes by itself (`requested`). It is over,
-once and for all, with an outcome:
+A drain begins with weight 0, for one of two reasons: an operator drained the guest (`xenlb drain`,
+`shutdown`, `reboot`), or the guest was asked to shut down or does so by itself (`requested`). It is
+over once, with an outcome:
 
 EMPTY      none of the connections that the services' policy counts is left
-DEADLINE   its time is up; what is left is told. Only where somebody drained it: how long a guest
-           that was asked to go still runs is the guest's own business (its hold, guestside/)
-GONE       the guest has gone, or boots anew
+DEADLINE   its time is up; the connections left are reported. Only for drains of operators: how
+           long a guest that was asked to shut down still runs is up to its hold
+GONE       the guest is gone, or boots again
 UNDRAINED  an operator put it back into service
-UNASKED    libvirt could not be asked for what follows before the order's time was up
-STAYED     the guest did not go after all
+UNASKED    libvirt could not be reached in time for the request that follows
+STAYED     the guest did not shut down after all
 
-After EMPTY and DEADLINE the guest stays out of service, and `then` is asked of libvirt. An order
-has an end, ASKING after its deadline: it is not carried out any later, when its reason has passed
-and its caller has gone.
+After EMPTY and DEADLINE the guest stays out of service, and `then` is requested from libvirt. The
+request expires REQUEST_TIME after the drain's deadline: later its reason has passed and its caller
+is gone.
 
-What is counted: with `until: established` the kernel's active connections, with `all` the inactive
-ones too (they may take minutes to time out). Of UDP the kernel has no notion of an end: an entry
-lives 300 s after its last packet, and a client that goes on sending keeps it. A UDP server leaves
-the table `drain.udp` after weight 0 (desired.py), and all its entries count until then.
-A connection whose handshake is under way is not active yet, so a first look that finds none proves
-nothing: it must be so for SETTLED.
+What is counted: with `until: established` the kernel's active connections, with `all` also the
+inactive ones, which may take minutes to time out. The kernel does not know when a UDP flow ends: an
+entry lives 300 s after its last packet, and a client that goes on sending keeps it. So a UDP server
+leaves the table `drain.udp` after weight 0, and all its entries count until then.
+A connection whose handshake is under way is not active yet, so one count of zero proves nothing: it
+must stay zero for SETTLED.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,9 +35,7 @@ from xenlb.model.domain import RequestKind
 from xenlb.model.settings import DrainUntil, ServiceSettings
 
 SETTLED = 1.0  # seconds
-ASKING = (
-    30.0  # seconds after the deadline of a drain in which libvirt may be asked for what follows
-)
+REQUEST_TIME = 30.0  # seconds after a drain's deadline in which libvirt may get the request
 
 Counts = Mapping[ServiceKey, Mapping[ServerKey, Counters]]
 
@@ -55,13 +53,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """A guest is out of service since `since`, because of `reason`, by whom.
+    """A guest is out of service since `since`, because of `reason`, by an operator or "".
 
-    `deadline`: when its time is up. `requested`: it ends when the guest does not go after all.
-    `then`: what is asked of the guest when it is over; `asked`, when libvirt has been told, and
-    `failure`, why it could not be. `left`: connections at the last count, None before it; `quiet`:
-    since when there are none. `over`, `outcome`: when and how it ended; `end`: what has put the
-    guest back, or away, after all. `warnings`: what stood in the way of it when it began.
+    `requested`: it ends when the guest does not shut down after all. `then`: the request to the
+    guest that follows; `asked`: libvirt has it; `failure`: why libvirt refused it. `left`:
+    connections at the last count, None before it; `quiet`: since when there are none. `over`,
+    `outcome`: when and how it ended; `end`: what ended the guest's time out of service. `warnings`:
+    what hindered it when it began.
     """
 
     reason: str
@@ -80,30 +78,33 @@ class Drain:
     warnings: tuple[str, ...] = ()
 
     @property
-    def lasts(self) -> bool:
-        """Is it still waited for connections to end?"""
+    def active(self) -> bool:
+        """Whether it still waits for connections to end."""
         return self.outcome is None
 
     @property
-    def due(self) -> bool:
-        """Is it time to ask libvirt for what comes then?"""
-        return self.then is not None and not self.lasts and not self.asked
+    def request_due(self) -> bool:
+        """Whether the request that follows has to be sent to libvirt."""
+        return self.then is not None and not self.active and not self.asked
 
     @property
-    def expires(self) -> float | None:
-        """When what comes then is not asked any more; None: nothing is, or it was asked."""
+    def request_expires(self) -> float | None:
+        """When the request is given up; None: there is none, or it was sent."""
         if self.then is None or self.asked:
             return None
-        return (self.since if self.deadline is None else self.deadline) + ASKING
+        return (self.since if self.deadline is None else self.deadline) + REQUEST_TIME
 
     def text(self) -> str:
-        """`drained by root`; `asked for poweroff` is nobody's in particular."""
+        """`drained by root`, or `asked for poweroff`"""
         return f"{self.reason} by {self.by}" if self.by else self.reason
 
-    def progress(self, places: int) -> str:
-        """What is said behind its reason; "" before the first count. `places`: in how many kernel
-        services its guest serves; what is counted is the guest's connections in all of them."""
-        total = f" in its {places} services" if places > 1 else ""
+    def progress(self, services: int) -> str:
+        """Return what follows its reason in messages; "" before the first count.
+
+        `services`: the number of the guest's kernel services, whose connections are counted
+        together.
+        """
+        total = f" in its {services} services" if services > 1 else ""
         if self.failure:
             return f"; libvirt refuses: {self.failure}"
         match self.outcome:
@@ -124,13 +125,13 @@ def connections(count: int) -> str:
 
 
 def ended(drain: Drain, outcome: Outcome, at: float) -> Drain:
-    """The drain with its outcome; one that has one keeps it."""
-    return drain if drain.outcome is not None else replace(drain, outcome=outcome, over=at)
+    """Return the drain with its outcome; the first outcome stays."""
+    return replace(drain, outcome=outcome, over=at) if drain.active else drain
 
 
-def counted(drain: Drain, left: int, at: float, *, earliest: float) -> Drain:
-    """The drain after a count of what is left; it is not empty before `earliest`."""
-    if not drain.lasts:
+def with_count(drain: Drain, left: int, at: float, *, earliest: float) -> Drain:
+    """Return the drain after a count of its connections; it is not empty before `earliest`."""
+    if not drain.active:
         return drain
     if left:
         return replace(drain, left=left, quiet=None)
@@ -143,8 +144,8 @@ def is_udp(key: ServiceKey) -> bool:
     return isinstance(key, AddressKey) and key.protocol is Protocol.UDP
 
 
-def left_of(service: ServiceSettings, key: ServiceKey, counters: Counters | None) -> int:
-    """The connections that are left of one server; `counters` None: it is not in the table."""
+def connections_left(service: ServiceSettings, key: ServiceKey, counters: Counters | None) -> int:
+    """Return the connections left of one server; `counters` None: it is not in the table."""
     if counters is None:
         return 0
     if service.drain.until is DrainUntil.ALL or is_udp(key):
@@ -152,24 +153,23 @@ def left_of(service: ServiceSettings, key: ServiceKey, counters: Counters | None
     return counters.active_connections
 
 
-# What a drain misses where a sysctl is not as the director wants it (director/sysctls.py).
 QUIESCENT = "net.ipv4.vs.expire_quiescent_template"
 NODEST = "net.ipv4.vs.expire_nodest_conn"
 REUSE = "net.ipv4.vs.conn_reuse_mode"
 
 
-def hindrances(services: Iterable[ServiceSettings], amiss: frozenset[str]) -> tuple[str, ...]:
-    """One sentence for each sysctl that is amiss and stands in the way of a drain."""
+def hindrances(services: Iterable[ServiceSettings], wrong: frozenset[str]) -> tuple[str, ...]:
+    """Return a sentence for each wrong sysctl that hinders a drain in these services."""
     services = tuple(services)
-    said = []
-    if QUIESCENT in amiss and any(service.persistence is not None for service in services):
-        said.append(f"its persistent clients still come: {QUIESCENT} is not 1")
+    sentences = []
+    if QUIESCENT in wrong and any(service.persistence is not None for service in services):
+        sentences.append(f"persistent clients still connect to it: {QUIESCENT} is not 1")
     direct = any(service.forwarding is not Forwarding.MASQUERADE for service in services)
-    if REUSE in amiss and direct:
-        said.append(
-            f"clients that use a port again still come, and fail once it has gone: {REUSE} is"
-            " not as needed"
+    if REUSE in wrong and direct:
+        sentences.append(
+            "clients that reuse a port still connect to it, and fail once it is gone:"
+            f" {REUSE} is not as needed"
         )
-    if NODEST in amiss and services:
-        said.append(f"connections that are left hang once it has gone: {NODEST} is not 1")
-    return tuple(said)
+    if NODEST in wrong and services:
+        sentences.append(f"connections left will hang once it is gone: {NODEST} is not 1")
+    return tuple(sentences)

@@ -1,10 +1,10 @@
 """The engine: events and reads of the kernel's table in, operations on the table out. PURE.
 
 The agent's loop, the one-shot pass, the scenarios and the benchmarks drive this one engine. They
-bring events and snapshots, apply the operations, and report how the kernel took them.
+pass events and snapshots, apply the operations, and report the kernel's results.
 
-Two rules keep what others have put into the table. Before anything has been read, no operation is
-planned. And a service, which takes all its servers along, is deleted only right after a read.
+Two rules protect entries of other tools. No operation is planned before the table was read. And a
+service, whose deletion removes all its servers, is deleted only right after a read.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ from xenlb.model.note import Note, NoteKind
 from xenlb.model.reducer import reduce
 from xenlb.model.state import State
 
-# Results of checks that one call takes at most; beside any other event it takes one. When a network
-# breaks or comes back there are thousands within a second, each a tenth of a millisecond, or half
-# of one where a server is admitted. A shutdown that is requested amid them must not wait for them.
+# Check results that one call takes at most; beside any other event it takes one. When a network
+# fails or returns there are thousands within a second. Each takes a tenth of a millisecond, or half
+# of one when a server is admitted. A shutdown request among them must not wait for them.
 RESULTS = 128
 
 
@@ -30,12 +30,12 @@ RESULTS = 128
 class Outcome:
     """What follows from the events.
 
-    `ops`: operations for the kernel, in order. `deferred`: results of checks for the next call.
-    `claimed`: more of the table is owned now; it must be saved before `ops` are applied. `stale`:
-    the whole table should be read again. The rest is for `Engine.executed`: `want`, the table that
-    should be, None where nothing was planned; `whole`, whether that is all of it; `planned`, with
-    operations that wait for a retry; `drift`, those that repair what others changed; `fresh`,
-    whether the table was just read; `since`, the time of the first event in seconds.
+    `ops`: operations for the kernel, in order. `deferred`: check results for the next call.
+    `claimed`: more of the table is owned now, which must be saved before `ops` are applied.
+    `stale`: the whole table should be read again. The others are for `Engine.executed`. `want`: the
+    wanted table, None if nothing was planned; `whole`: it is the whole table. `planned`: `ops` and
+    those that wait for a retry; `drift`: those that repair changes by others. `fresh`: the table
+    was just read; `since`: the time of the first event in seconds.
     """
 
     ops: tuple[Op, ...] = ()
@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
-    """How the kernel took an outcome. `released`: less of the table is owned now."""
+    """The kernel's results of an outcome. `released`: less of the table is owned now."""
 
     done: tuple[Op, ...] = ()
     notes: tuple[Note, ...] = ()
@@ -65,26 +65,26 @@ class Executed:
 class Engine:
     """State and table of one agent. `kernel_problem`: why the kernel cannot be used, "" if it can.
 
-    `repairs`: ipvsadm lines of what the last read found changed by others and was put back.
+    `repairs`: ipvsadm lines that put back what others had changed before the last read.
     """
 
     state: State
     now: float
     services: Collection[ServiceKey] = ()
     servers: Mapping[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
-    kernel_problem: str = "the kernel's table was not read yet"
+    kernel_problem: str = "the kernel's table has not been read yet"
     repairs: tuple[str, ...] = ()
     reconciler: Reconciler = field(init=False)
     _noted_problem: str = ""
-    _loaded: bool = False  # the table was read once: it may be changed from then on
-    _fresh: bool = False  # it was read since the last plan
-    _swept: bool = False  # the whole table was brought in line after the last read
-    _synced: bool = False  # that happened once, or was tried
+    _loaded: bool = False  # the table was read once and may be changed
+    _fresh: bool = False  # read since the last plan
+    _swept: bool = False  # the whole table was planned and applied since the last read
+    _synced: bool = False  # that was done once, or tried
     _withheld: bool = False  # services wait for a fresh read until they are deleted
     _cached_before: Table = field(default_factory=Table)
     _foreign: frozenset[tuple[ServiceKey, ServerKey]] = frozenset()  # already noted
-    # When the state changes by itself. Computed from the time of the last call: from a later one,
-    # a step of a slow start that has come due in between would be passed over.
+    # When the state changes by itself, computed from the time of the last call: a later time would
+    # skip a step of a slow start that has come due in between.
     _due: float | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Engine:
 
     @property
     def table(self) -> Table:
-        """The table as the engine takes it to be."""
+        """The table as last read, changed by the operations since."""
         return Table(entries=self.reconciler.cached)
 
     @property
@@ -108,14 +108,14 @@ class Engine:
         return bool(self._noted_problem)
 
     def load_snapshot(self, snapshot: Snapshot) -> None:
-        """Take a read of the whole table; the next call of `handle` brings all of it in line."""
+        """Load a read of the whole table; the next call of `handle` plans all of it."""
         self._cached_before = self.table
         self.reconciler.load_snapshot(snapshot)
         self._swept, self._loaded, self._fresh = False, True, True
         self.kernel_problem = ""
 
     def take_over(self, keys: Iterable[ServiceKey]) -> None:
-        """Own what other tools have put into these services; the next call removes it."""
+        """Own the servers of other tools in these services; the next call removes them."""
         self.reconciler.take_over(keys)
         self._swept = False
 
@@ -126,8 +126,7 @@ class Engine:
         *,
         out_of_time: Callable[[], bool] = lambda: False,
     ) -> Outcome:
-        """Fold the events into the state and plan what follows. `out_of_time` ends a series of
-        results of checks early."""
+        """Fold the events into the state and plan; `out_of_time` ends a series of results early."""
         pending = list(events)
         if self._due is not None and self._due <= now:
             pending.append(Tick(at=now))
@@ -154,7 +153,7 @@ class Engine:
         return replace(outcome, notes=tuple(notes), deferred=tuple(deferred), since=since)
 
     def _plan(self, names: frozenset[str] | None, now: float) -> Outcome:
-        """Plan the named services, or all of the table where that is due."""
+        """Plan the named services, or the whole table if that is due."""
         fresh, self._fresh = self._fresh, False
         if not self._loaded:
             return Outcome()
@@ -194,7 +193,7 @@ class Engine:
         )
 
     def executed(self, outcome: Outcome, failed: Sequence[OpFailed], now: float) -> Executed:
-        """Record how the kernel took the operations of an outcome."""
+        """Record the kernel's results of an outcome's operations."""
         if outcome.want is None:
             return Executed()
         done = self.reconciler.record(outcome.ops, failed, now)
@@ -207,22 +206,17 @@ class Engine:
             self._swept = self._synced = True
             self.reconciler.forgive(outcome.planned)
             released = self.reconciler.release(outcome.want)
-        took = None if outcome.since is None else now - outcome.since
+        delay = None if outcome.since is None else now - outcome.since
         notes = table_notes.pass_notes(
-            done, failed, self.reconciler, drift=outcome.drift, now=now, took=took
+            done, failed, self.reconciler, drift=outcome.drift, now=now, delay=delay
         )
         return Executed(
             done=done, notes=tuple(notes), stale=contradicts_cache(failed), released=released
         )
 
     def kernel_failed(self, problem: str, now: float) -> tuple[Note, ...]:
-        """A read or a write failed. The table is taken to be as it was, and operations go on: what
-        stood in the way of one message may have passed."""
+        """Record that a read or a write failed; operations go on, as it may be temporary."""
         known = problem == self._noted_problem
         self.kernel_problem = self._noted_problem = problem
         self._swept, self._synced = False, True
-        return (
-            ()
-            if known
-            else (Note(at=now, kind=NoteKind.KERNEL_FAILED, text=problem, warning=True),)
-        )
+        return () if known else (Note(now, NoteKind.KERNEL_FAILED, problem, warning=True),)

@@ -1,7 +1,8 @@
 """The events of the agent, as a closed union of frozen values.
 
 The reducer folds them into the state. `at` is in seconds of CLOCK_BOOTTIME, which counts on while
-the agent is stopped and never jumps.
+the agent is stopped and never jumps. `incarnation` is libvirt's domain id, None where the source
+does not report it.
 """
 
 from collections.abc import Mapping
@@ -9,150 +10,126 @@ from dataclasses import dataclass
 
 from xenlb.ipvs.table import Counters, ServerKey, ServiceKey
 from xenlb.model.addresses import AddressCandidate, RejectedAddress
-from xenlb.model.domain import (
-    DomainDescription,
-    GuestId,
-    MetadataService,
-    RequestKind,
-    StopReason,
-)
+from xenlb.model.domain import DomainDescription, GuestId, MetadataService, RequestKind, StopReason
 from xenlb.model.problem import Problem
 from xenlb.model.reserved_addresses import HostNetworkChanged
 from xenlb.model.settings import ServiceSettings, Settings
 from xenlb.model.target import Target
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Event:
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GuestEvent(_Event):
+    guest: GuestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DomainEvent(_GuestEvent):
+    incarnation: int | None
+
+
 # --- from libvirt, xenstore and QMP --------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestsListed:
+class GuestsListed(_Event):
     """Every domain of one libvirt, after (re)connecting or at a resync.
 
-    The listing began at `requested_at`; it says nothing of what happened later.
+    The listing began at `requested_at`; it says nothing about later events.
     """
 
-    at: float
     uri: str
     requested_at: float
     guests: tuple[DomainDescription, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disconnected:
-    """A libvirt cannot be reached; what is known of its guests stays."""
+class Disconnected(_Event):
+    """A libvirt cannot be reached; its guests keep their state."""
 
-    at: float
     uri: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
-    """A domain runs (STARTED, any detail) — seconds before its service does."""
+class Started(_DomainEvent):
+    """A domain runs (libvirt's STARTED), seconds before its services do."""
 
-    at: float
-    guest: GuestId
-    name: str
     incarnation: int
+    name: str
     paused: bool = False
     metadata: tuple[MetadataService, ...] = ()
     metadata_problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShutdownRequested:
-    """A guest was asked to go. It may refuse, and on QEMU it may be too early in its boot."""
+class ShutdownRequested(_DomainEvent):
+    """A guest was asked to shut down, reboot or suspend. It may ignore the request."""
 
-    at: float
-    guest: GuestId
-    incarnation: int | None
     kind: RequestKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShutdownCancelled:
-    """A guest that said it goes says that it stays (its hold was started again)."""
-
-    at: float
-    guest: GuestId
-    incarnation: int | None
+class ShutdownCancelled(_DomainEvent):
+    """A guest that reported its shutdown cancels it: its hold was started again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Died:
+class Died(_DomainEvent):
     """A domain is gone from the hypervisor (xenstore @releaseDomain, QMP SHUTDOWN)."""
 
-    at: float
-    guest: GuestId
-    incarnation: int | None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stopped:
-    """libvirt's STOPPED. `incarnation` None: libvirt did not say which one."""
+class Stopped(_DomainEvent):
+    """libvirt reports STOPPED."""
 
-    at: float
-    guest: GuestId
-    incarnation: int | None
     reason: StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crashed:
+class Crashed(_DomainEvent):
     """The guest panicked and its domain is kept (on_crash=preserve, pvpanic)."""
 
-    at: float
-    guest: GuestId
-    incarnation: int | None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused(_DomainEvent):
+    """The vCPUs of the domain are paused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paused:
-    at: float
-    guest: GuestId
-    incarnation: int | None
+class Resumed(_DomainEvent):
+    """The vCPUs of the domain run again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
-    at: float
-    guest: GuestId
-    incarnation: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rebooted:
+class Rebooted(_DomainEvent):
     """The guest starts again inside the same domain (QEMU's RESET, LXC): same domain id."""
 
-    at: float
-    guest: GuestId
-    incarnation: int | None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undefined(_GuestEvent):
+    """The definition is gone; a transient guest that runs never had one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Undefined:
-    """The definition is gone; a transient guest that runs has none to begin with."""
+class MetadataChanged(_GuestEvent):
+    """The domain's <metadata> changed; `problems`: entries that cannot be read."""
 
-    at: float
-    guest: GuestId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetadataChanged:
-    at: float
-    guest: GuestId
     services: tuple[MetadataService, ...]
     problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddressesFound:
-    """What the sources give for a running guest, in the order of `Source`, whenever it changes. It
-    replaces what they gave before, in each family of which there is anything."""
+class AddressesFound(_DomainEvent):
+    """The addresses of a running guest, best source first, whenever they change.
 
-    at: float
-    guest: GuestId
-    incarnation: int | None
+    They replace the former ones, in each family of which there is any.
+    """
+
     candidates: tuple[AddressCandidate, ...]
     rejected: tuple[RejectedAddress, ...] = ()
 
@@ -161,11 +138,13 @@ class AddressesFound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeFinished:
-    """A probe's result; `detail` is one line (expected, got). `started`: when the probe began.
-    `share`: of the configured weight, if the answer says one; `declines`: the server wants none."""
+class ProbeFinished(_Event):
+    """The result of a probe that began at `started`; `detail` is one line (expected, got).
 
-    at: float
+    `share`: the fraction of the configured weight that the reply asks for. `declines`: the server
+    asks for no new connections.
+    """
+
     target: Target
     started: float
     up: bool
@@ -179,20 +158,16 @@ class ProbeFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Has a guest all that a service needs of it? `problem`: one sentence of what is missing."""
+    """Whether a guest has what a service needs in it; `problem`: what is missing, in a sentence."""
 
     service: ServiceSettings
     problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestInspected:
-    """The inside of a running guest was looked at, for each of its services that asks for it; all
-    that was known of it before is replaced."""
+class GuestInspected(_DomainEvent):
+    """A running guest was inspected for its services; the verdicts replace all former ones."""
 
-    at: float
-    guest: GuestId
-    incarnation: int | None
     verdicts: tuple[Verdict, ...]
 
 
@@ -200,18 +175,16 @@ class GuestInspected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionsCounted:
-    """What the kernel counts for the servers of guests that are drained."""
+class ConnectionsCounted(_Event):
+    """The kernel's counters of the servers of drained guests."""
 
-    at: float
     counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SysctlsChecked:
-    """`wrong`: names of those that differ from what the services need, after setting."""
+class SysctlsChecked(_Event):
+    """`wrong`: names of the sysctls that still differ from what the services need."""
 
-    at: float
     wrong: frozenset[str]
 
 
@@ -219,72 +192,63 @@ class SysctlsChecked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Configured:
-    """`counters` of the table as it is, for what is said of it; None: not known."""
+class Configured(_Event):
+    """A configuration was loaded. `counters` of the present table, for messages; None: unknown."""
 
-    at: float
     settings: Settings
     counters: Mapping[ServiceKey, Mapping[ServerKey, Counters]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigurationRefused:
-    """The file is wrong; the last good configuration goes on."""
+class ConfigurationRefused(_Event):
+    """The file is wrong; the last good configuration stays in use."""
 
-    at: float
     problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrainRequested:
-    """`timeout` None: the policy of each service. `then`: what is asked of the guest after it."""
+class DrainRequested(_GuestEvent):
+    """`timeout` None: the policy of each service. `then`: the request to the guest after it."""
 
-    at: float
-    guest: GuestId
     by: str
     timeout: float | None = None
     then: RequestKind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrainAllRequested:
-    """The host goes down: as many of its guests as keep-in-service allows now; with `rest`, also
-    those that it keeps, because nothing more will take over."""
+class DrainAllRequested(_Event):
+    """The host shuts down: drain as many of its guests as keep-in-service allows now.
 
-    at: float
+    `rest`: drain the others too, because no other server will take over.
+    """
+
     by: str
     timeout: float | None = None
     rest: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSent:
-    """libvirt was asked for what comes after a drain; `failure`: why it could not do it."""
+class RequestSent(_GuestEvent):
+    """The request after a drain was sent to libvirt; `failure`: why libvirt refused it."""
 
-    at: float
-    guest: GuestId
     kind: RequestKind
     failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UndrainRequested:
-    at: float
-    guest: GuestId
+class UndrainRequested(_GuestEvent):
+    """An operator puts a guest back into service."""
+
     by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """A deadline has come; nothing was heard."""
-
-    at: float
+class Tick(_Event):
+    """A deadline has come."""
 
 
-HypervisorEvent = (
-    GuestsListed
-    | Disconnected
-    | Started
+LifeEvent = (
+    Started
     | ShutdownRequested
     | ShutdownCancelled
     | Died
@@ -293,6 +257,11 @@ HypervisorEvent = (
     | Paused
     | Resumed
     | Rebooted
+)
+HypervisorEvent = (
+    GuestsListed
+    | Disconnected
+    | LifeEvent
     | Undefined
     | MetadataChanged
     | AddressesFound

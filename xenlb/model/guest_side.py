@@ -1,6 +1,7 @@
-"""What the configuration says of the inside of a guest (`guest-side`): how files get there, when,
-and what they are made for. What a guest needs follows from its services
-(guestside/needed/)."""
+"""The configuration's `guest-side`: how xenlb brings files into a guest, when, and in what form.
+
+What a guest needs follows from its services.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +19,7 @@ class Delivery(StrEnum):
 
 
 class OnBoot(StrEnum):
-    """What happens when a guest runs, before it is let into the table."""
+    """What xenlb does to a guest that has started, before its servers are added to the table."""
 
     APPLY = "apply"
     VERIFY = "verify"
@@ -26,40 +27,42 @@ class OnBoot(StrEnum):
 
 
 class System(StrEnum):
-    """What configures the network in the guest."""
+    """The network configuration system of the guest."""
 
     IFUPDOWN = "ifupdown"
     NETPLAN = "netplan"
     NETWORKD = "networkd"
     NETWORK_MANAGER = "network-manager"
     NETWORK_SCRIPTS = "network-scripts"
-    SHELL = "shell"  # nothing that is known: xenlb's own script does it all
+    SHELL = "shell"  # no known system: xenlb's own script does everything
 
 
 class Init(StrEnum):
-    """What starts and stops services in the guest."""
+    """The init system of the guest."""
 
     SYSTEMD = "systemd"
     SYSVINIT = "sysvinit"
 
 
 class ReturnPath(StrEnum):
-    """How replies of a masqueraded server come back through the director."""
+    """How replies of a masqueraded server return through the director."""
 
     GATEWAY = "gateway"  # the director is the guest's default gateway
-    RULE = "rule"  # by the source address, where it is the balanced services' alone
-    MARK = "mark"  # by a mark of the connection, where the guest has one address for everything
+    RULE = "rule"  # by the source address, if only balanced services use it
+    MARK = "mark"  # by a mark of the connection, if the guest has one address for everything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestSide:
-    """`system` and `init` None: as the guest itself shows. `gateways`: the director as the guest
-    reaches it, at most one address a family; found from the host's routes where left out.
-    `addresses`: the service addresses of a service by firewall mark, which it does not tell itself.
-    `table`: the first of the routing tables, one for each interface (busybox's ip knows none above
-    1023); it is the connections' mark, too. `tx_checksums` False: the guest's network card is not
-    left to complete checksums. `ssh`: the destination for ssh(1), the guest's address as root where
-    left out."""
+    """Settings for the inside of a guest.
+
+    `system` and `init` None: detected in the guest. `gateways`: the director's addresses for the
+    guest, at most one a family; default: found from the host's routes. `addresses`: the service
+    addresses of a service by firewall mark, whose settings do not contain them. `table`: the first
+    of the routing tables, one for each interface (busybox's ip knows none above 1023), and the
+    connections' mark. `tx_checksums` False: checksum offload is turned off. `ssh`: the destination
+    for ssh(1), default: root at the guest's address.
+    """
 
     delivery: Delivery | None = None
     on_boot: OnBoot = OnBoot.OFF

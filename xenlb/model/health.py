@@ -1,15 +1,15 @@
-"""From single check results to a verdict: rise, fall, flap damping, and the share that must stay.
+"""From check results to a verdict: rise, fall, flap damping, and the share that must stay.
 
-A target that was never seen up is `unknown`, however often it fails: a guest that still boots is
-not a failed one. No probes here (xenlb.health), no weights (desired.py).
+A target that was never up is unknown, however often it fails: a booting guest is never reported as
+failed.
 
-Flap damping. A target that goes down again and again is held back: from the third time on (each
-less than FORGOTTEN after the hold of the one before) it returns no sooner than a hold after it went
-down: FIRST_HOLD, twice that, and so on, at most the check's `flap_damping`. Between two failures
-lies at least the hold of the first, so in T seconds a target goes down at most
-(3 + k)(1 + T / FORGOTTEN) + T / flap_damping times, where k is how often FIRST_HOLD is doubled to
-get there. With 60 s: seven times in the first minute and a quarter, then once a minute. Where a
-service would be left with no server by that, it gets them back at once, see admission.py.
+Flap damping. A target that goes down repeatedly is held back. From the third time on (each less
+than FORGOTTEN after the hold before it) it returns no sooner than one hold after it went down:
+FIRST_HOLD, then twice that, and so on, at most the check's `flap_damping`. Between two failures
+lies at least the hold of the first. So in T seconds a target goes down at most
+(3 + k)(1 + T / FORGOTTEN) + T / flap_damping times. Here k is how often FIRST_HOLD is doubled to
+reach flap_damping. With 60 s: seven times in the first minute and a quarter, then once a minute. If
+no other server of a service is up, its damped servers return at once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,14 +22,14 @@ from xenlb.model.settings import Check
 from xenlb.model.target import Target
 
 FIRST_HOLD = 5.0  # seconds
-FORGOTTEN = 600.0
-FREE = 2  # failures that nobody is held back for
+FORGOTTEN = 600.0  # seconds
+FREE = 2  # failures without a hold
 CHANGES = 5  # transitions that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A verdict was reached; `detail` is what the check said."""
+    """A transition of a verdict; `detail` is that of the deciding check result."""
 
     at: float
     up: bool
@@ -41,12 +41,11 @@ class Health:
     """The verdict on a target: `up` None is unknown.
 
     `streak` counts the results in a row that contradict the verdict. `since`: when the verdict
-    was reached. Results of probes begun before `valid_from` do not count. `assumed`: it is up
-    because its server was in service before it had this check, which has said nothing yet.
-    `overridden`: some server has a verdict of its own on the target (verdict_overrides.py), for
-    which every result counts. `share`: what the target takes of its weight, None where it does not
-    say. `failures`: how often it went down in a row, and `held_until`: no return before then.
-    `changes`: the last ones, newest last.
+    was reached. Results of probes begun before `valid_from` do not count. `assumed`: up because
+    the server was in service before it had this check, which has no result yet. `overridden`: at
+    least one server has its own verdict on the target. `share`: the fraction of its weight that
+    the target asks for, if any. `failures`: how often it went down in a row; `held_until`: it does
+    not return before. `changes`: the last transitions, newest last.
     """
 
     valid_from: float
@@ -62,22 +61,26 @@ class Health:
     changes: tuple[Change, ...] = ()
 
     def damped(self, now: float) -> bool:
-        """Is it down because it flaps, whatever its check says now?"""
+        """Whether it is down because it flaps, even if its check passes."""
         return self.up is False and self.failures > FREE and now < self.held_until
 
-    def passes(self, check: Check) -> bool:
-        """Has it passed as often as it has to? It is down all the same as long as it is held back,
-        and until it is asked again then."""
+    def has_risen(self, check: Check) -> bool:
+        """Whether a target that is down passed `rise` times in a row.
+
+        It stays down while it is held back, and then until its next result.
+        """
         return self.up is False and self.streak >= check.rise
 
 
-def judge(health: Health, result: ProbeFinished, check: Check) -> Health:
-    """The verdict after one more result: `rise` good ones make it up, `fall` bad ones down."""
+def apply_result(health: Health, result: ProbeFinished, check: Check) -> Health:
+    """Return the verdict after a result: `rise` passes make it up, `fall` failures down."""
     if result.started < health.valid_from:
         return health
-    # What a failing target says of its share is no news: who is kept in spite of it keeps its own.
-    said = bounded(check, result.share, away=result.declines)
-    share = said if result.up else health.share
+    # A server that fails and is kept keeps its share, whatever its failing check reports.
+    share = health.share
+    if result.up:
+        share = bounded(check, result.share, declines=result.declines)
+    overridden = health.overridden and not result.up
     if result.up is bool(health.up):
         return replace(
             health,
@@ -85,7 +88,7 @@ def judge(health: Health, result: ProbeFinished, check: Check) -> Health:
             detail=result.detail,
             share=share,
             assumed=False,
-            overridden=health.overridden and not result.up,
+            overridden=overridden,
         )
     needed = check.rise if result.up else check.fall
     streak = min(health.streak + 1, needed)
@@ -100,14 +103,14 @@ def judge(health: Health, result: ProbeFinished, check: Check) -> Health:
         since=result.at,
         detail=result.detail,
         assumed=False,
-        overridden=health.overridden and not result.up,
+        overridden=overridden,
         share=share,
         changes=(*health.changes, change)[-CHANGES:],
     )
 
 
 def _failed(health: Health, at: float, check: Check) -> Health:
-    """How long it is held back, now that it has gone down once more."""
+    """Count one more failure, and hold the target back if it is due."""
     failures = 1 if at >= health.held_until + FORGOTTEN else health.failures + 1
     hold = 0.0
     if failures > FREE:
@@ -116,12 +119,14 @@ def _failed(health: Health, at: float, check: Check) -> Health:
     return replace(health, failures=failures, held_until=at + hold)
 
 
-def bounded(check: Check, share: float | None, *, away: bool = False) -> float | None:
-    """The share that an answer says, as far as it may; None: it says none, or the check asks for
-    none. Answers are not trusted, here and nowhere else. But a server that wants to be away gets
-    nothing, whatever is the least: it could as well say that it is down."""
+def bounded(check: Check, share: float | None, *, declines: bool = False) -> float | None:
+    """Return the share of a reply within the check's bounds; None: no share applies.
+
+    Replies are not trusted; this is the one place that bounds them. A server that declines gets 0
+    even below `least`: it could as well report itself down.
+    """
     bounds = share_bounds(check)
-    if away and isinstance(check.asks, Agent):
+    if declines and isinstance(check.asks, Agent):
         return 0.0
     if bounds is None or share is None or isnan(share):
         return None
@@ -129,68 +134,73 @@ def bounded(check: Check, share: float | None, *, away: bool = False) -> float |
 
 
 def share_bounds(check: Check) -> Share | None:
-    """The bounds of the shares that the check's answers say; None: they say none."""
+    """Return the bounds of the shares in the check's replies; None: they contain none."""
     match check.asks:
         case Agent(share=bounds) | Exec(share=Share() as bounds):
             return bounds
     return None
 
 
-Judged = tuple[Target, Health]
+TargetVerdict = tuple[Target, Health]
 
 
-def combine(verdicts: Sequence[Judged], *, one_is_enough: bool) -> Judged:
-    """The check on which a server of several hangs, and the verdict on the server: all have to
-    pass, or one. Its share is the smallest of those that pass, or of all if it does not."""
+def combine(verdicts: Sequence[TargetVerdict], *, one_is_enough: bool) -> TargetVerdict:
+    """Combine the verdicts of a server's checks into its verdict, with the deciding target.
+
+    All checks have to pass, or one. The share is the smallest of those that pass, or of all if the
+    server does not.
+    """
     if len(verdicts) == 1:
         return verdicts[0]
-    ups = [each for each in verdicts if each[1].up]
-    unknown = [each for each in verdicts if each[1].up is None]
-    downs = [each for each in verdicts if each[1].up is False]
-    # One that was never seen up says nothing of a server that has been, by another.
+    ups = [verdict for verdict in verdicts if verdict[1].up]
+    unknown = [verdict for verdict in verdicts if verdict[1].up is None]
+    downs = [verdict for verdict in verdicts if verdict[1].up is False]
+    # A check that was never up must not take out a server that passes another one.
     if one_is_enough and ups:
-        return _shared(min(ups, key=lambda each: (each[1].assumed, each[1].since)), ups)
+        return _with_share(min(ups, key=lambda item: (item[1].assumed, item[1].since)), ups)
     if downs:
         which = max if one_is_enough else min
-        return _shared(which(downs, key=lambda each: each[1].since), verdicts)
+        return _with_share(which(downs, key=lambda item: item[1].since), verdicts)
     if unknown:
         return unknown[0]
-    return _shared(max(ups, key=lambda each: (each[1].assumed, each[1].since)), ups)
+    return _with_share(max(ups, key=lambda item: (item[1].assumed, item[1].since)), ups)
 
 
-def _shared(judged: Judged, among: Iterable[Judged]) -> Judged:
-    target, health = judged
-    shares = [each.share for _, each in among if each.share is not None]
+def _with_share(verdict: TargetVerdict, verdicts: Iterable[TargetVerdict]) -> TargetVerdict:
+    target, health = verdict
+    shares = [other.share for _, other in verdicts if other.share is not None]
     return target, replace(health, share=min(shares)) if shares else health
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failing:
+class FailingServer:
     """A server that fails and is in the table with its weight."""
 
     since: float
     weight: int
 
 
-def may_leave(weight: int, *, able: int, staying: int, share: float) -> bool:
-    """May a server of that weight leave a kernel service, of whose `able` weight a `share` must
-    stay, while `staying` is there with it? The measure of keep-in-service, whoever takes it out."""
-    needed = round(share * able, 6)  # 0.07 * 100 is a little more than 7
-    return weight == 0 or staying - weight >= needed
+def can_spare(weight: int, *, total: int, remaining: int, share: float) -> bool:
+    """Return whether a kernel service can spare a server of that weight (keep-in-service).
+
+    `remaining`: the weight that is left, this server's included. `share` of `total` must stay.
+    """
+    needed = round(share * total, 6)  # 0.07 * 100 is a little more than 7
+    return weight == 0 or remaining - weight >= needed
 
 
-def free_to_leave(
-    failing: Sequence[Failing], *, able: int, staying: int, share: float
+def removable_servers(
+    failing: Sequence[FailingServer], *, total: int, remaining: int, share: float
 ) -> tuple[int, ...]:
-    """Which of the failing may leave, by their places: the longest failed first.
+    """Return the indexes of the failing servers that may leave, the longest failed first.
 
-    `able` is the weight of all servers that serve or have served, `staying` that of those in the
-    table, the failing among them; `share` of the former must stay of the latter.
+    `total`: the weight of all servers that serve or have served. `remaining`: of those in the
+    table, the failing ones included.
     """
     leaving: list[int] = []
-    for place in sorted(range(len(failing)), key=lambda each: failing[each].since):
-        weight = failing[place].weight
-        if may_leave(weight, able=able, staying=staying, share=share):
-            staying -= weight
-            leaving.append(place)
+    for index in sorted(range(len(failing)), key=lambda index: failing[index].since):
+        weight = failing[index].weight
+        if can_spare(weight, total=total, remaining=remaining, share=share):
+            remaining -= weight
+            leaving.append(index)
     return tuple(leaving)

@@ -1,13 +1,10 @@
-"""Which guests may leave when the whole host goes down.
+"""Which guests may be drained when the whole host shuts down.
 
-As many at once as leave every service its `keep-in-service` share, by the measure that holds for
-failing servers, too (health.may_leave). Unlike there the weight of those that are drained counts as
-what might serve: they are drained by this, and the share must not shrink with them. The rest is
-kept as long as something may still take over: a server elsewhere that is not up yet, or one of the
-first who comes back. That is not for ever, and so `rest` lets them go, too: a host that goes down
-takes them along in any case, and drained their connections can end.
-
-Pure. Who waits for what, and how long: the command `xenlb drain --all`.
+As many at once as leave every service its `keep-in-service` share, by the rule that also applies to
+failing servers. Unlike there, drained servers count in the total: this very drain takes them out,
+and the share must not shrink with them. The others stay in service while another server may take
+over: one elsewhere that is not up yet, or a drained one that returns. `rest` drains them too: the
+host stops them in any case, and drained their connections can end.
 """
 
 from dataclasses import dataclass
@@ -17,67 +14,66 @@ from xenlb.ipvs.table import ServiceKey
 from xenlb.model.desired import ServerPhase, server_status
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest, Phase
-from xenlb.model.health import may_leave
+from xenlb.model.health import can_spare
 from xenlb.model.membership import services_of
 from xenlb.model.state import State
 
 
 def is_local(uri: str) -> bool:
-    """Are the guests of that libvirt this host's own? `xen+ssh://dom0b/system` names another."""
+    """Return whether the guests of that libvirt run on this host."""
     return urlsplit(uri).hostname in {None, "localhost", "127.0.0.1", "::1"}
 
 
-def leavers(state: State) -> tuple[Guest, ...]:
-    """The guests of this host that run and serve something, in a stable order."""
-    found = (
+def local_members(state: State) -> tuple[Guest, ...]:
+    """Return the running guests of this host that belong to a service, in a stable order."""
+    guests = (
         guest
         for guest in state.guests.values()
         if guest.phase is not Phase.ABSENT and is_local(guest.id.uri) and services_of(state, guest)
     )
-    return tuple(sorted(found, key=lambda guest: (guest.name, guest.id)))
+    return tuple(sorted(guests, key=lambda guest: (guest.name, guest.id)))
 
 
-def kept(state: State) -> tuple[Guest, ...]:
-    """Those of them that nobody has drained or asked to go yet."""
-    return tuple(guest for guest in leavers(state) if guest.drain is None)
+def not_drained(state: State) -> tuple[Guest, ...]:
+    """Return those of them that are neither drained nor shutting down yet."""
+    return tuple(guest for guest in local_members(state) if guest.drain is None)
 
 
 @dataclass(slots=True, kw_only=True)
-class _Weighed:
-    """The weight of a kernel service: of the servers that are or may come to be in the table, and
-    of those that serve now."""
+class _Weights:
+    """The weights of a kernel service: of all servers that run, and of those that serve now."""
 
     share: float
-    able: int = 0
+    total: int = 0
     serving: int = 0
 
 
-def free_to_go(state: State, *, rest: bool) -> tuple[GuestId, ...]:
-    """Those that may be drained now."""
-    weighed: dict[ServiceKey, _Weighed] = {}
-    places: dict[GuestId, list[tuple[_Weighed, int]]] = {}
+def drainable(state: State, *, rest: bool) -> tuple[GuestId, ...]:
+    """Return the guests that may be drained now."""
+    weights: dict[ServiceKey, _Weights] = {}
+    served: dict[GuestId, list[tuple[_Weights, int]]] = {}
     for service in state.settings.services:
         for candidate in state.derived.candidates.get(service.name, ()):
-            if candidate.owner is None and candidate.slot is None:
+            if candidate.owner is None and candidate.server is None:
                 continue
-            # How much weight it has now is of no matter here, so neither is the time.
-            stands = server_status(candidate, service, state, 0.0)
-            if stands.phase is ServerPhase.ABSENT:
+            # Only whether it serves matters, which does not depend on the time.
+            status = server_status(candidate, service, state, 0.0)
+            if status.phase is ServerPhase.ABSENT:
                 continue
-            it = weighed.setdefault(candidate.service, _Weighed(share=service.keep_in_service))
-            it.able += candidate.weight
-            if stands.phase is ServerPhase.SERVING and stands.weight != 0:  # 0: it wants no share
-                it.serving += candidate.weight
+            entry = weights.setdefault(candidate.service, _Weights(share=service.keep_in_service))
+            entry.total += candidate.weight
+            if status.phase is ServerPhase.SERVING and status.weight != 0:
+                entry.serving += candidate.weight
                 if candidate.owner is not None:
-                    places.setdefault(candidate.owner, []).append((it, candidate.weight))
-    going: list[GuestId] = []
-    for guest in kept(state):
-        mine = places.get(guest.id, [])
+                    served.setdefault(candidate.owner, []).append((entry, candidate.weight))
+    chosen: list[GuestId] = []
+    for guest in not_drained(state):
+        entries = served.get(guest.id, [])
         if rest or all(
-            may_leave(weight, able=it.able, staying=it.serving, share=it.share)
-            for it, weight in mine
+            can_spare(weight, total=entry.total, remaining=entry.serving, share=entry.share)
+            for entry, weight in entries
         ):
-            going.append(guest.id)
-            for it, weight in mine:
-                it.serving -= weight
-    return tuple(going)
+            chosen.append(guest.id)
+            for entry, weight in entries:
+                entry.serving -= weight
+    return tuple(chosen)

@@ -1,7 +1,7 @@
-"""Who belongs to a service: its configured hosts, and the guests that match, with an address each.
+"""Members of a service: its configured hosts, and the guests that match, with their addresses.
 
-A guest's address is one that the sources give, which is of the service's family and not another's
-(address_claims.py); which one of several: address_choice.py.
+A guest's address is one of its sources' addresses that fits the service's family and belongs to no
+other guest.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,14 +27,18 @@ from xenlb.model.guest import Guest, Phase
 from xenlb.model.guest_side import GuestSide
 from xenlb.model.reserved_addresses import addresses_in_use, rejection_reason
 from xenlb.model.settings import Check, IPNetwork, Member, ServiceSettings
-from xenlb.model.state import Candidate, Slot, State
+from xenlb.model.state import Candidate, RealServer, State
 from xenlb.model.target import Target
+
+_WRITTEN = {AddressSource.CONFIGURATION, AddressSource.METADATA}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """A guest in a service: its weight there, the addresses that configuration and metadata give
-    for it, in this order, what is said of its inside, and where its address lies, if that is said.
+    """A guest in a service, by configuration or metadata.
+
+    `written`: its addresses of configuration and metadata, in this order. `network`: where its
+    address must lie, if configured.
     """
 
     weight: int
@@ -44,7 +48,7 @@ class Membership:
 
 
 def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
-    """None: the guest does not belong to the service."""
+    """Return the membership of a guest, None if it does not belong to the service."""
     return _membership(service, guest.name, guest.id.uuid, guest.metadata)
 
 
@@ -52,7 +56,6 @@ def membership(service: ServiceSettings, guest: Guest) -> Membership | None:
 def _membership(
     service: ServiceSettings, name: str, uuid: UUID, metadata: tuple[MetadataService, ...]
 ) -> Membership | None:
-    """By the entry of `servers` that means the guest; by its metadata, where allowed."""
     member = _entry(service, name, uuid)
     entry = None
     if service.from_metadata:
@@ -76,52 +79,58 @@ def _membership(
 
 
 def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:
-    return belonging(state.settings.services, guest.name, guest.id.uuid, guest.metadata)[0]
+    return services_and_addresses(state, guest)[0]
 
 
-def names_of(state: State, guest: Guest) -> frozenset[str]:
-    """The names of the services of a guest."""
+def service_names(state: State, guest: Guest) -> frozenset[str]:
     return frozenset(service.name for service in services_of(state, guest))
 
 
+def services_and_addresses(
+    state: State, guest: Guest
+) -> tuple[tuple[ServiceSettings, ...], tuple[AddressCandidate, ...]]:
+    """Return the services of a guest, and its addresses of configuration and metadata."""
+    return _memberships(state.settings.services, guest.name, guest.id.uuid, guest.metadata)
+
+
 @lru_cache(maxsize=4096)
-def belonging(
+def _memberships(
     services: tuple[ServiceSettings, ...],
     name: str,
     uuid: UUID,
     metadata: tuple[MetadataService, ...],
 ) -> tuple[tuple[ServiceSettings, ...], tuple[AddressCandidate, ...]]:
-    """The services of a guest, and the addresses written for it in any of them, not judged."""
-    mine: list[ServiceSettings] = []
+    joined: list[ServiceSettings] = []
     written: list[AddressCandidate] = []
     for service in services:
-        found = _membership(service, name, uuid, metadata)
-        if found is not None:
-            mine.append(service)
-            written += found.written
-    return tuple(mine), tuple(written)
+        member = _membership(service, name, uuid, metadata)
+        if member is not None:
+            joined.append(service)
+            written += member.written
+    return tuple(joined), tuple(written)
 
 
 def addresses_of(state: State, guest: Guest) -> dict[str, IPAddress]:
-    """The address of the guest's servers, by the names of its services; where known."""
+    """Return the known addresses of the guest's servers, by service name."""
     return {
-        service.name: candidate.slot.server.address
+        service.name: candidate.server.key.address
         for service in services_of(state, guest)
         for candidate in state.derived.candidates[service.name]
-        if candidate.owner == guest.id and candidate.slot is not None
+        if candidate.owner == guest.id and candidate.server is not None
     }
 
 
 def side_of(service: ServiceSettings, name: str, uuid: UUID) -> GuestSide:
-    """What a service says of the inside of the guest of that libvirt name."""
+    """Return the `guest-side` settings of a service for a guest."""
     return _side(service, _entry(service, name, uuid))
 
 
 def _entry(service: ServiceSettings, name: str, uuid: UUID) -> Member | None:
-    """The entry that names the guest, wherever it stands; else the first whose pattern fits."""
-    text = str(uuid)
-    mine = [member for member in service.servers if member.matches(name, text)]
-    return next((member for member in mine if member.names(name, text)), mine[0] if mine else None)
+    """Return the entry that names the guest, else the first whose pattern fits."""
+    uuid_text = str(uuid)
+    fitting = [member for member in service.servers if member.matches(name, uuid_text)]
+    named = (member for member in fitting if member.names(name, uuid_text))
+    return next(named, fitting[0] if fitting else None)
 
 
 def _side(service: ServiceSettings, member: Member | None) -> GuestSide:
@@ -129,34 +138,39 @@ def _side(service: ServiceSettings, member: Member | None) -> GuestSide:
 
 
 def needs_address(service: ServiceSettings, guest: Guest) -> bool:
-    """Must the guest's address be looked for, because neither configuration nor metadata has it?"""
+    """Return whether neither configuration nor metadata has the guest's address."""
     member = membership(service, guest)
     return member is None or not member.written
 
 
-def is_judged(service: ServiceSettings, guest: Guest) -> bool:
-    """Is the guest's address held against what the host sees? Not one of the configuration."""
+def needs_address_check(service: ServiceSettings, guest: Guest) -> bool:
+    """Return whether the guest's address is checked against the host: not a configured one."""
     member = membership(service, guest)
-    return member is None or all(each.source is AddressSource.METADATA for each in member.written)
+    return member is None or all(
+        address.source is AddressSource.METADATA for address in member.written
+    )
 
 
-def refused_metadata(found: AddressCandidate, state: State) -> str:
-    """Why an address that a guest's metadata gives is not used; "" if it may be, and for every
-    other source, which is judged before it gets here."""
-    if found.source is not AddressSource.METADATA:
+def metadata_rejection(candidate: AddressCandidate, state: State) -> str:
+    """Return why an address of metadata is not used; "" if it may be.
+
+    Addresses of all other sources were checked before.
+    """
+    if candidate.source is not AddressSource.METADATA:
         return ""
     return rejection_reason(
-        found.address, state.observed.host, addresses_in_use(state.settings.services)
+        candidate.address, state.observed.host, addresses_in_use(state.settings.services)
     )
 
 
 def candidates(
     service: ServiceSettings, state: State, owners: Mapping[IPAddress, GuestId | None]
 ) -> Iterator[Candidate]:
-    """The service's servers, for each of its kernel services, in the order of the configuration.
+    """Yield the service's servers, for each of its kernel services, in configuration order.
 
-    `owners`: `claims` of the same state. Guests that do not run are candidates too.
+    `owners`: `address_owners` of the same state. Guests that do not run are candidates too.
     """
+    keys = service.kernel_keys()
     guests = []
     for guest in state.guests.values():
         member = membership(service, guest)
@@ -165,7 +179,7 @@ def candidates(
             at = {
                 address: tuple(
                     _candidate(service, key, guest.id, address, weight=member.weight)
-                    for key in service.kernel_keys()
+                    for key in keys
                 )
                 for address in addresses
             }
@@ -173,8 +187,8 @@ def candidates(
                 address_choice.choose(service, guest, at, state) if len(at) > 1 else addresses[:1]
             )
             guests.append((guest.name, guest.id, member.weight, chosen, at, why))
-    guests.sort(key=lambda found: found[:2])
-    for place, key in enumerate(service.kernel_keys()):
+    guests.sort(key=lambda item: item[:2])
+    for index, key in enumerate(keys):
         taken: set[ServerKey] = set()
         for host in service.servers:
             if host.host is not None:
@@ -184,10 +198,10 @@ def candidates(
         for _, owner, weight, chosen, at, why in guests:
             if not chosen:
                 yield Candidate(
-                    owner=owner, service=key, slot=None, targets=(), weight=weight, reason=why
+                    owner=owner, service=key, server=None, targets=(), weight=weight, reason=why
                 )
                 continue
-            first, *others = (at[address][place] for address in chosen)
+            first, *others = (at[address][index] for address in chosen)
             yield _not_twice(replace(first, alternatives=tuple(others)) if others else first, taken)
 
 
@@ -198,34 +212,37 @@ def _addresses(
     owners: Mapping[IPAddress, GuestId | None],
     state: State,
 ) -> tuple[tuple[IPAddress, ...], str]:
-    """The addresses that the guest's server may have, best first; if there is none, why. One that
-    is written is the only one."""
+    """Return the addresses that the guest's server may have, best first; if none, why.
+
+    An address of configuration or metadata is the only one.
+    """
     why = "its address is not known yet"
     usable: dict[IPAddress, list[AddressCandidate]] = {}
-    for found in (*member.written, *guest.candidates):
-        if not _fits(service, found.address):
-            why = f"its address {found.address} is not of the service's family"
-        elif reason := refused_metadata(found, state):
-            return (), f"its address {found.address} ({found.source}) is refused: {reason}"
-        elif found.address in owners and owners[found.address] != guest.id:
-            whose = owner_name(owners[found.address], state)
-            why = f"its address {found.address} ({found.source}) is refused: it is that of {whose}"
-            if found.source in {AddressSource.CONFIGURATION, AddressSource.METADATA}:
+    for candidate in (*member.written, *guest.candidates):
+        address, written = candidate.address, candidate.source in _WRITTEN
+        if not _fits(service, address):
+            why = f"its address {address} is not of the service's family"
+        elif reason := metadata_rejection(candidate, state):
+            return (), f"its address {candidate} is refused: {reason}"
+        elif address in owners and owners[address] != guest.id:
+            owner = owner_name(owners[address], state)
+            why = f"its address {candidate} is refused: it belongs to {owner}"
+            if written:
                 return (), why
-        elif found.source in {AddressSource.CONFIGURATION, AddressSource.METADATA}:
-            return (found.address,), ""
-        elif member.network is not None and found.address not in member.network:
-            why = f"its address {found.address} ({found.source}) is not in {member.network}"
+        elif written:
+            return (address,), ""
+        elif member.network is not None and address not in member.network:
+            why = f"its address {candidate} is not in {member.network}"
         else:
-            usable.setdefault(found.address, []).append(found)
+            usable.setdefault(address, []).append(candidate)
     if guest.rejected and not guest.candidates:
-        refused = guest.rejected[0]
-        why = f"{refused.text} ({refused.source}) is refused: {refused.reason}"
+        rejected = guest.rejected[0]
+        why = f"{rejected.text} ({rejected.source}) is refused: {rejected.reason}"
     return address_choice.ranked(usable, guest), why
 
 
 def owner_name(owner: GuestId | None, state: State) -> str:
-    """For messages: whose an address is."""
+    """Return the owner of an address, for messages."""
     if owner is None:
         return "a configured host"
     guest = state.guests.get(owner)
@@ -233,7 +250,7 @@ def owner_name(owner: GuestId | None, state: State) -> str:
 
 
 def _fits(service: ServiceSettings, address: IPAddress) -> bool:
-    """The kernel forwards between families by tunnel only."""
+    """Return whether the kernel can forward to it: between families by tunnel only."""
     return service.forwarding is Forwarding.TUNNEL or family_of(address) is service.family
 
 
@@ -245,24 +262,24 @@ def _candidate(
     *,
     weight: int,
 ) -> Candidate:
-    server = ServerKey(address=address, port=_server_port(service, key))
+    server_key = ServerKey(address=address, port=_server_port(service, key))
     return Candidate(
         owner=owner,
         service=key,
-        slot=Slot(owner=owner, service=key, server=server),
+        server=RealServer(owner=owner, service=key, key=server_key),
         targets=_targets(service, key, address),
         weight=weight,
     )
 
 
 def _not_twice(candidate: Candidate, taken: set[ServerKey]) -> Candidate:
-    """The candidate, unless its place is another's already."""
-    assert candidate.slot is not None
-    server = candidate.slot.server
-    if server in taken:
-        why = f"{server.address} port {server.port} is a server of this service already"
-        return replace(candidate, slot=None, targets=(), reason=why, alternatives=())
-    taken.add(server)
+    """Return the candidate, without a server if another candidate has the same one."""
+    assert candidate.server is not None
+    key = candidate.server.key
+    if key in taken:
+        why = f"{key.address} port {key.port} is a server of this service already"
+        return replace(candidate, server=None, targets=(), reason=why, alternatives=())
+    taken.add(key)
     return candidate
 
 
@@ -275,57 +292,60 @@ def _server_port(service: ServiceSettings, key: ServiceKey) -> int:
 
 
 def _targets(service: ServiceSettings, key: ServiceKey, address: IPAddress) -> tuple[Target, ...]:
-    """What is probed for a server: by each check one port, where there is one that it can ask."""
-    targets = []
-    for check in service.checks:
-        port = _probed_port(service, key, check)
-        if port is not None:
-            target = Target(check=check, address=address, port=port)
-            if check.via_vip:
-                target = replace(target, vip=service.address, tunnel=service.tunnel)
-            targets.append(target)
-    return tuple(targets)
+    """Return the probed target of each check that applies to a server."""
+    return tuple(
+        _target(service, check, address, port)
+        for check in service.checks
+        if (port := _probed_port(service, key, check)) is not None
+    )
+
+
+def _target(service: ServiceSettings, check: Check, address: IPAddress, port: int) -> Target:
+    target = Target(check=check, address=address, port=port)
+    return replace(target, vip=service.address, tunnel=service.tunnel) if check.via_vip else target
 
 
 def sorry_target(service: ServiceSettings, key: ServiceKey) -> Target | None:
-    """What is probed of the sorry server: a connection to it, as what it speaks need not be what
-    the servers speak. None without one, without checks, and where it is not reached by TCP."""
+    """Return the target of the sorry server's probe, a TCP connection.
+
+    Its protocol may differ from the servers', so their checks do not apply. None without a sorry
+    server, without checks, and where it is not reached by TCP.
+    """
     sorry = service.sorry_key(key)
     tcp = isinstance(key, AddressKey) and key.protocol is Protocol.TCP
     if sorry is None or not sorry.port or not tcp or not service.checks:
         return None
     first = service.checks[0]
     check = Check(interval=first.interval, timeout=first.timeout, via_vip=first.via_vip)
-    target = Target(check=check, address=sorry.address, port=sorry.port)
-    if check.via_vip:
-        target = replace(target, vip=service.address, tunnel=service.tunnel)
-    return target
+    return _target(service, check, sorry.address, sorry.port)
 
 
 def _probed_port(service: ServiceSettings, key: ServiceKey, check: Check) -> int | None:
-    """That of the check, else the server's own, else the service's first, of the check's protocol.
-    0 where the check needs none: an echo request has none, and a program need not use it."""
+    """Return the port of a check: its own, else the server's, else the service's first that fits.
+
+    A port fits if it has the check's protocol. 0: the check needs no port, as icmp or a program.
+    """
     if check.port is not None:
         return check.port
     protocols = protocols_of(type(check.asks))
-    for each in (key, *service.kernel_keys()):
-        if isinstance(each, AddressKey) and each.protocol in protocols and each.port:
-            return _server_port(service, each)
+    for other in (key, *service.kernel_keys()):
+        if isinstance(other, AddressKey) and other.protocol in protocols and other.port:
+            return _server_port(service, other)
     return 0 if isinstance(check.asks, Icmp | Exec) else None
 
 
 def guests_needing_address(state: State) -> dict[GuestId, int | None]:
-    """Guests that run and whose address is not in the configuration, with their domain ids."""
+    """Return the running guests whose address is not configured, with their domain ids."""
     return {
         guest.id: guest.incarnation
         for guest in state.guests.values()
         if guest.phase is not Phase.ABSENT
-        and any(is_judged(service, guest) for service in services_of(state, guest))
+        and any(needs_address_check(service, guest) for service in services_of(state, guest))
     }
 
 
 def metadata_addresses(state: State) -> frozenset[IPAddress]:
-    """The addresses that the metadata of guests gives."""
+    """Return the addresses in the metadata of guests."""
     return frozenset(
         entry.address
         for guest in state.guests.values()

@@ -1,17 +1,17 @@
 """Notes: the lines of the event log, each of a kind that scripts can rely on."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 from xenlb.model.domain import GuestId
 
 
 class NoteKind(StrEnum):
-    """What a note is about; the text may be worded anew, the kind stays."""
+    """What a note is about. Texts may change, kinds stay."""
 
     GUEST_STARTED = "guest-started"
     GUEST_REQUESTED = "guest-requested"  # to shut down, reboot or suspend
-    GUEST_STAYS = "guest-stays"  # it cancelled the request, or ignored it
+    GUEST_STAYS = "guest-stays"  # the guest cancelled the request, or ignored it
     GUEST_GONE = "guest-gone"  # reported by the hypervisor
     GUEST_STOPPED = "guest-stopped"  # reported by libvirt
     GUEST_PAUSED = "guest-paused"
@@ -42,16 +42,17 @@ class NoteKind(StrEnum):
     HOOK = "hook"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Note:
-    """`at` in seconds of CLOCK_BOOTTIME; `guest`: the guest that it is about, if any.
+    """`at` in seconds of CLOCK_BOOTTIME; `guest`: the guest that the note is about, if any.
 
-    `late`: the event was known already, or is of a domain that has gone, and changed nothing.
+    `late`: the event was already known, or is of a former domain, and changed nothing.
     """
 
     at: float
     kind: NoteKind
     text: str
     guest: GuestId | None = None
+    _: KW_ONLY
     warning: bool = False
     late: bool = False

@@ -1,4 +1,4 @@
-"""What is wrong in what somebody wrote, each thing with its place and its cure."""
+"""Problems of the configuration, each with its place and its remedy."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,10 @@ from xenlb.untrusted.printable import printable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Line and column count from 1; `path` is like `services.mail.ports[1]`. As text it is
-    printable, whatever stands in the file."""
+    """Line and column count from 1; `path` is like `services.mail.ports[1]`.
+
+    As text it is printable, whatever the file contains.
+    """
 
     file: str
     line: int
@@ -25,7 +27,7 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; `problems` are all that were found, in file order."""
+    """The configuration cannot be used; `problems` has all of them, in file order."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))

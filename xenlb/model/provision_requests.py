@@ -30,23 +30,22 @@ class ProvisionRequest:
 
 
 def provision_requests(state: State) -> dict[GuestId, ProvisionRequest]:
-    """The request for each running guest whose service has `on-boot`."""
-    asking = [service for service in state.settings.services if _asks(service)]
-    if not asking:
+    """Return the request for each running guest whose service has `on-boot`."""
+    services = [service for service in state.settings.services if _has_on_boot(service)]
+    if not services:
         return {}
     addresses: dict[GuestId, dict[str, IPAddress]] = {}
     for service in state.settings.services:
         for candidate in state.derived.candidates[service.name]:
-            if candidate.owner is not None and candidate.slot is not None:
+            if candidate.owner is not None and candidate.server is not None:
                 known = addresses.setdefault(candidate.owner, {})
-                known[service.name] = candidate.slot.server.address
+                known[service.name] = candidate.server.key.address
     requests = {}
     for guest in state.guests.values():
         if guest.phase is not Phase.UP:
             continue
-        sides = [
-            member.side for service in asking if (member := membership(service, guest)) is not None
-        ]
+        members = (membership(service, guest) for service in services)
+        sides = [member.side for member in members if member is not None]
         on_boot = {side.on_boot for side in sides}
         if on_boot - {OnBoot.OFF}:
             requests[guest.id] = ProvisionRequest(
@@ -62,6 +61,6 @@ def provision_requests(state: State) -> dict[GuestId, ProvisionRequest]:
     return requests
 
 
-def _asks(service: ServiceSettings) -> bool:
+def _has_on_boot(service: ServiceSettings) -> bool:
     sides = (service.side, *(member.side for member in service.servers))
     return any(side is not None and side.on_boot is not OnBoot.OFF for side in sides)

@@ -1,7 +1,6 @@
-"""Whether a guest may be let into a service, by what was found inside it (`guest-side.on-boot`).
+"""Whether a guest is ready for a service, by the inspection of it (`guest-side.on-boot`).
 
-What a service needs there, and how it is looked at, is the business of xenlb.guestside; here is
-what the answers mean. They keep a guest from being let in; they take none out that is in.
+A guest that is not ready is not added to the table; a server in the table stays.
 """
 
 from collections.abc import Sequence
@@ -12,32 +11,30 @@ from xenlb.model.guest_side import OnBoot
 from xenlb.model.membership import membership
 from xenlb.model.settings import ServiceSettings
 
-UNSEEN = "the inside of the guest was not looked at yet"
+NOT_INSPECTED = "the guest has not been inspected yet"
 
 
-def lacking(service: ServiceSettings, guest: Guest) -> str:
-    """Why a guest that answers is not let into a service that it belongs to; "" if it may be.
+def not_ready_reason(service: ServiceSettings, guest: Guest) -> str:
+    """Return why a guest is not ready for a service; "" if it is.
 
-    A verdict is one on the service as it was configured then: of a service that has changed the
-    guest may need something else.
+    Only a verdict on the present settings of the service counts: after a reload the guest may need
+    something else.
     """
     member = membership(service, guest)
     if member is None or member.side.on_boot is OnBoot.OFF:
         return ""
-    found = next((each for each in guest.readiness if each.service == service), None)
-    return UNSEEN if found is None else found.problem
+    verdicts = (verdict for verdict in guest.readiness if verdict.service == service)
+    verdict = next(verdicts, None)
+    return NOT_INSPECTED if verdict is None else verdict.problem
 
 
-def news(before: Sequence[Verdict], after: Sequence[Verdict]) -> list[tuple[str, bool]]:
-    """What of the verdicts is worth a line, and whether it is a warning."""
-    known = {each.service.name: each.problem for each in before}
-    return [
-        (
-            f"not ready for {each.service.name}: {each.problem}"
-            if each.problem
-            else f"has all that {each.service.name} needs",
-            bool(each.problem),
-        )
-        for each in after
-        if known.get(each.service.name) != each.problem
-    ]
+def changed_verdicts(before: Sequence[Verdict], after: Sequence[Verdict]) -> list[tuple[str, bool]]:
+    """Return a text for each changed verdict, and whether it is a warning."""
+    known = {verdict.service.name: verdict.problem for verdict in before}
+    texts = []
+    for verdict in after:
+        name, problem = verdict.service.name, verdict.problem
+        if known.get(name) != problem:
+            text = f"not ready for {name}: {problem}" if problem else f"ready for {name}"
+            texts.append((text, bool(problem)))
+    return texts

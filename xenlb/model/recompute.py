@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import groupby
 
 from xenlb.ipvs.table import ServiceKey
 from xenlb.model import alarm, verdict_overrides
@@ -10,7 +9,7 @@ from xenlb.model.admission import admissions, admit_damped
 from xenlb.model.candidates import recompute_candidates, verdicts_of_targets
 from xenlb.model.note import Note
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Alarm, Candidate, Change, State, Transition
+from xenlb.model.state import Alarm, Change, State, Transition
 
 
 def recompute(before: State, change: Change, at: float) -> Transition:
@@ -22,7 +21,7 @@ def recompute(before: State, change: Change, at: float) -> Transition:
     health = verdicts_of_targets(before, state, services, at)
     state = replace(state, remembered=replace(state.remembered, health=health))
     if reconfigured:
-        state = verdict_overrides.begun(before, state, known, at)
+        state = verdict_overrides.begin(before, state, known, at)
     state, notes = _admitted(before, state, services, at, reconfigured=reconfigured)
     alarms = _alarms(state, services, at, reconfigured=reconfigured)
     state = replace(state, remembered=replace(state.remembered, alarms=alarms))
@@ -41,16 +40,15 @@ def _admitted(
     *,
     reconfigured: bool,
 ) -> tuple[State, list[Note]]:
-    """Decide anew for these services; after a new configuration, for all that there are."""
+    """Decide the admissions of these services anew; after a new configuration, of all."""
     admitted = {} if reconfigured else dict(state.remembered.admitted)
     notes: list[Note] = []
     for service in services:
         for candidate in () if reconfigured else before.derived.candidates[service.name]:
-            if candidate.slot is not None:
-                admitted.pop(candidate.slot, None)
+            if candidate.server is not None:
+                admitted.pop(candidate.server, None)
     for service in services:
-        for _, group in groupby(state.derived.candidates[service.name], key=lambda c: c.service):
-            candidates = tuple(group)
+        for candidates in state.candidates_by_key(service).values():
             state, damped = admit_damped(service, candidates, state, at)
             notes += damped
             admitted |= admissions(service, candidates, state, at)
@@ -62,11 +60,9 @@ def _alarms(
 ) -> Mapping[ServiceKey, Alarm]:
     alarms = {} if reconfigured else dict(state.remembered.alarms)
     for service in services:
-        candidates_of = {key: list[Candidate]() for key in service.kernel_keys()}
-        for candidate in state.derived.candidates[service.name]:
-            candidates_of[candidate.service].append(candidate)
-        for key, candidates in candidates_of.items():
+        for key, candidates in state.candidates_by_key(service).items():
             alarms.pop(key, None)
-            if (raised := alarm.raised(service, key, tuple(candidates), state, at)) is not None:
-                alarms[key] = raised
+            current = alarm.current_alarm(service, key, candidates, state, at)
+            if current is not None:
+                alarms[key] = current
     return alarms

@@ -1,4 +1,4 @@
-"""How a configuration that was loaded, or refused, changes what is known."""
+"""The effect of a configuration that was loaded or refused."""
 
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ def configured(state: State, event: Configured) -> Change:
     at, settings = event.at, event.settings
     links = {uri: state.observed.links.get(uri, LibvirtLink(since=at)) for uri in settings.uris}
     if not all(link.listed for link in links.values()):
-        links = {**state.observed.links, **links}  # until those that replace them are there
-    # Without a service that has guests there is no libvirt, for now: a drain is kept.
+        links = {**state.observed.links, **links}  # until the new ones are listed
+    # Without a service for guests no libvirt is connected; drains are kept until there is one.
     guests = {
         key: guest for key, guest in state.guests.items() if key.uri in links or not settings.uris
     }
@@ -25,24 +25,21 @@ def configured(state: State, event: Configured) -> Change:
 
 
 def summarized(before: State, event: Configured, result: Transition) -> Transition:
-    """Note what the configuration has changed, with the connections that it cuts."""
-    summary, cuts = change_summary.of_configuration(before, result.state, event.at, event.counters)
-    note = Note(
-        at=event.at,
-        kind=NoteKind.CONFIGURATION,
-        text=f"configuration loaded: {summary}",
-        warning=cuts,
+    """Note the changes of a configuration, with the connections that it cuts."""
+    summary, cuts = change_summary.summarize_configuration(
+        before, result.state, event.at, event.counters
     )
+    text = f"configuration loaded: {summary}"
+    note = Note(event.at, NoteKind.CONFIGURATION, text, warning=cuts)
     observed = replace(result.state.observed, changes=summary)
     state = replace(result.state, observed=observed)
     return replace(result, state=state, notes=(note, *result.notes))
 
 
 def refused(state: State, event: ConfigurationRefused) -> Change:
-    """The last good one goes on."""
-    text = f"configuration refused, the last good one goes on: {event.problems[0]}"
+    text = f"configuration refused, the last good one stays in use: {event.problems[0]}"
     if len(event.problems) > 1:
         text += f" (and {len(event.problems) - 1} more)"
-    note = Note(at=event.at, kind=NoteKind.CONFIGURATION, text=text, warning=True)
+    note = Note(event.at, NoteKind.CONFIGURATION, text, warning=True)
     observed = replace(state.observed, problems=event.problems)
     return nothing_follows(replace(state, observed=observed), note)

@@ -1,8 +1,6 @@
-"""state = step(state, event): how everything that is heard changes what is known.
+"""The reducer: folds an event into the state.
 
-The rules of a guest's life are in guest.py, those of drains in draining.py, what the result of a
-check changes in check_results.py; here events are given to them, and admission.py draws the
-conclusion: who is let in, who has left.
+Handlers return what an event changes by itself; `recompute` completes the state once after each.
 """
 
 from dataclasses import replace
@@ -14,7 +12,6 @@ from xenlb.model import (
     check_results,
     draining,
     inconsistencies,
-    lifecycle,
     readiness,
     reconfigure,
 )
@@ -25,31 +22,25 @@ from xenlb.model.events import (
     ConfigurationRefused,
     Configured,
     ConnectionsCounted,
-    Crashed,
-    Died,
     Disconnected,
     DrainAllRequested,
     DrainRequested,
     Event,
     GuestInspected,
     GuestsListed,
+    LifeEvent,
     MetadataChanged,
-    Paused,
     ProbeFinished,
-    Rebooted,
     RequestSent,
-    Resumed,
-    ShutdownCancelled,
-    ShutdownRequested,
     Started,
-    Stopped,
     SysctlsChecked,
     Tick,
     Undefined,
     UndrainRequested,
 )
 from xenlb.model.guest import Guest, LifecycleEvent, Phase, transition
-from xenlb.model.membership import names_of
+from xenlb.model.lifecycle import apply_life_event
+from xenlb.model.membership import service_names
 from xenlb.model.note import Note, NoteKind
 from xenlb.model.recompute import recompute
 from xenlb.model.reserved_addresses import HostNetworkChanged
@@ -69,17 +60,20 @@ def reduce(state: State, event: Event) -> Transition:
         case Configured():
             result = reconfigure.summarized(state, event, result)
         case AddressesFound() if change.follows:
-            result = address_claims.noted(state.guests[event.guest], event, result)
+            result = address_claims.with_address_notes(state.guests[event.guest], event, result)
         case ProbeFinished():
-            if (guest := address_choice.given_up(result.state, event)) is not None:
+            guest = address_choice.without_failing_address(result.state, event)
+            if guest is not None:
                 given_up = _given_up(result.state, guest, event)
                 result = result.then(recompute(result.state, given_up, event.at))
     if isinstance(event, _NAMING):
-        result = inconsistencies.noted(state, result, event.at)
+        result = inconsistencies.with_inconsistencies(state, result, event.at)
     return result
 
 
 def _change(state: State, event: Event) -> Change:
+    if isinstance(event, LifeEvent):
+        return apply_life_event(state, event)
     match event:
         case Configured():
             return reconfigure.configured(state, event)
@@ -94,11 +88,10 @@ def _change(state: State, event: Event) -> Change:
         case GuestInspected():
             return _inspected(state, event)
         case ConnectionsCounted():
-            return draining.counted(state, event)
+            return draining.connections_counted(state, event)
         case SysctlsChecked(wrong=wrong):
-            return nothing_follows(
-                replace(state, observed=replace(state.observed, wrong_sysctls=wrong))
-            )
+            observed = replace(state.observed, wrong_sysctls=wrong)
+            return nothing_follows(replace(state, observed=observed))
         case Tick(at=at):
             return draining.tick(state, at)
         case DrainRequested():
@@ -106,40 +99,27 @@ def _change(state: State, event: Event) -> Change:
         case DrainAllRequested():
             return draining.drain_all(state, event)
         case RequestSent():
-            return draining.sent(state, event)
+            return draining.request_sent(state, event)
         case UndrainRequested():
             return draining.undrain(state, event)
         case AddressesFound():
-            return _addresses(state, event)
+            return _addresses_found(state, event)
         case HostNetworkChanged(host=host):
-            return Change(
-                state=replace(state, observed=replace(state.observed, host=host)), services=None
-            )
+            observed = replace(state.observed, host=host)
+            return Change(state=replace(state, observed=observed), services=None)
         case MetadataChanged():
-            return _metadata(state, event)
+            return _metadata_changed(state, event)
         case Undefined():
             return _undefined(state, event)
-        case (
-            Started()
-            | ShutdownRequested()
-            | ShutdownCancelled()
-            | Died()
-            | Stopped()
-            | Crashed()
-            | Paused()
-            | Resumed()
-            | Rebooted()
-        ):
-            return lifecycle.happened(state, event)
         case _:
             assert_never(event)
 
 
 def _given_up(state: State, guest: Guest, event: ProbeFinished) -> Change:
-    text = f"address {event.target.address} is given up: another one of the guest passes"
+    text = f"address {event.target.address} is given up: another address of the guest passes"
     changed = state.with_guests(guest)
-    note = Note(at=event.at, kind=NoteKind.ADDRESS, guest=guest.id, text=text)
-    return Change(state=changed, services=names_of(changed, guest), notes=(note,))
+    note = Note(event.at, NoteKind.ADDRESS, text, guest.id)
+    return Change(state=changed, services=service_names(changed, guest), notes=(note,))
 
 
 def _disconnected(state: State, event: Disconnected) -> Change:
@@ -149,13 +129,12 @@ def _disconnected(state: State, event: Disconnected) -> Change:
     lost = replace(link, connected=False, since=event.at, reason=event.reason)
     links = {**state.observed.links, event.uri: lost}
     text = (
-        f"libvirt {event.uri} is not connected: {event.reason}; its guests stay as they are"
+        f"libvirt {event.uri} is not connected: {event.reason}; its guests keep their state"
         " (systemctl status libvirtd)"
     )
-    observed = replace(state.observed, links=links)
     return nothing_follows(
-        replace(state, observed=observed),
-        Note(at=event.at, kind=NoteKind.LIBVIRT_LOST, text=text, warning=True),
+        replace(state, observed=replace(state.observed, links=links)),
+        Note(event.at, NoteKind.LIBVIRT_LOST, text, warning=True),
     )
 
 
@@ -165,11 +144,11 @@ def _undefined(state: State, event: Undefined) -> Change:
         return nothing_follows(state)
     guests = {key: other for key, other in state.guests.items() if key != event.guest}
     remembered = replace(state.remembered, guests=guests)
-    return Change(state=replace(state, remembered=remembered), services=names_of(state, guest))
+    return Change(state=replace(state, remembered=remembered), services=service_names(state, guest))
 
 
 def _listed(state: State, event: GuestsListed) -> Change:
-    """All guests of one libvirt. What was heard of a guest since the listing began is newer."""
+    """Take over the list of one libvirt; events since the listing began are newer."""
     link = state.observed.links.get(event.uri)
     if link is None:
         return nothing_follows(state)
@@ -183,36 +162,22 @@ def _listed(state: State, event: GuestsListed) -> Change:
     )
     guests = {key: guest for key, guest in state.guests.items() if key.uri != event.uri}
     notes = []
-    listed = {described.guest for described in event.guests}
-    for described in event.guests:
-        before = state.guests.get(described.guest)
-        after = _described(before, described, event)
-        guests[described.guest] = after
+    listed = {description.guest for description in event.guests}
+    for description in event.guests:
+        before = state.guests.get(description.guest)
+        guests[description.guest] = after = _described(before, description, event)
         if before is None or before.phase is not after.phase:
-            notes.append(
-                Note(
-                    at=event.at,
-                    kind=NoteKind.GUEST_LISTED,
-                    guest=after.id,
-                    text=f"listed by libvirt: {after.phase}",
-                )
-            )
+            text = f"listed by libvirt: {after.phase}"
+            notes.append(Note(event.at, NoteKind.GUEST_LISTED, text, after.id))
     for key, guest in state.guests.items():
         if key.uri != event.uri or key in listed:
             continue
-        if guest.last_event > event.requested_at:  # it came to be while the listing was under way
+        if guest.last_event > event.requested_at:  # it started during the listing
             guests[key] = guest
         else:
-            notes.append(
-                Note(
-                    at=event.at,
-                    kind=NoteKind.GUEST_LISTED,
-                    guest=key,
-                    text="no longer known to libvirt",
-                )
-            )
+            notes.append(Note(event.at, NoteKind.GUEST_LISTED, "no longer known to libvirt", key))
     wanted = state.settings.uris
-    if all(links[uri].listed for uri in wanted):  # what is not wanted any more is replaced now
+    if all(links[uri].listed for uri in wanted):  # removed URIs are replaced by now
         links = {uri: link for uri, link in links.items() if uri in wanted}
         guests = {key: guest for key, guest in guests.items() if key.uri in links}
     changed = replace(
@@ -223,109 +188,96 @@ def _listed(state: State, event: GuestsListed) -> Change:
     return Change(state=changed, services=None, notes=tuple(notes))
 
 
-def _described(guest: Guest | None, described: DomainDescription, event: GuestsListed) -> Guest:
+_LISTED_AS = {
+    DomainState.OFF: LifecycleEvent.GONE,
+    DomainState.CRASHED: LifecycleEvent.GONE,
+    DomainState.RUNNING: LifecycleEvent.RUNNING,
+    DomainState.PAUSED: LifecycleEvent.PAUSED,
+}
+
+
+def _described(guest: Guest | None, description: DomainDescription, event: GuestsListed) -> Guest:
     if guest is None:
-        guest = Guest(id=described.guest, name=described.name, since=event.at)
-    guest = replace(guest, name=described.name)
+        guest = Guest(id=description.guest, name=description.name, since=event.at)
+    guest = replace(guest, name=description.name)
     if guest.metadata_at <= event.requested_at:
         guest = replace(
-            guest,
-            metadata=described.metadata,
-            metadata_problems=described.metadata_problems,
+            guest, metadata=description.metadata, metadata_problems=description.metadata_problems
         )
-    other = guest.phase is Phase.ABSENT and described.incarnation != guest.incarnation
-    if guest.last_event > event.requested_at and not other:
+    new_domain = guest.phase is Phase.ABSENT and description.incarnation != guest.incarnation
+    if guest.last_event > event.requested_at and not new_domain:
         return guest
-    happening = {
-        DomainState.OFF: LifecycleEvent.GONE,
-        DomainState.CRASHED: LifecycleEvent.GONE,
-        DomainState.RUNNING: LifecycleEvent.RUNNING,
-        DomainState.PAUSED: LifecycleEvent.PAUSED,
-    }[described.domain_state]
-    if happening is LifecycleEvent.GONE:
-        if guest.phase is Phase.ABSENT:
-            return guest
-        return transition(guest, happening, at=event.at, incarnation=guest.incarnation)
-    return transition(guest, happening, at=event.at, incarnation=described.incarnation)
+    life_event = _LISTED_AS[description.domain_state]
+    if life_event is not LifecycleEvent.GONE:
+        return transition(guest, life_event, at=event.at, incarnation=description.incarnation)
+    if guest.phase is Phase.ABSENT:
+        return guest
+    return transition(guest, life_event, at=event.at, incarnation=guest.incarnation)
 
 
-def _addresses(state: State, event: AddressesFound) -> Change:
+def _present_guest(state: State, event: AddressesFound | GuestInspected) -> Guest | None:
+    """Return the guest if it runs as the domain of the event."""
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
+        return None
+    return guest
+
+
+def _addresses_found(state: State, event: AddressesFound) -> Change:
+    guest = _present_guest(state, event)
+    if guest is None:
         return nothing_follows(state)
-    refused = {item.text for item in event.rejected}
-    before = tuple(item for item in guest.candidates if str(item.address) not in refused)
-    found = _kept(before, event.candidates)
-    after = replace(guest, candidates=found, rejected=event.rejected)
+    rejected = {address.text for address in event.rejected}
+    before = tuple(item for item in guest.candidates if str(item.address) not in rejected)
+    candidates = _merged(before, event.candidates)
+    after = replace(guest, candidates=candidates, rejected=event.rejected)
     if after == guest:
         return nothing_follows(state)
     changed = state.with_guests(after)
-    return Change(state=changed, services=names_of(changed, after))
+    return Change(state=changed, services=service_names(changed, after))
 
 
-def _kept(
-    before: tuple[AddressCandidate, ...], found: tuple[AddressCandidate, ...]
+def _merged(
+    before: tuple[AddressCandidate, ...], after: tuple[AddressCandidate, ...]
 ) -> tuple[AddressCandidate, ...]:
-    """What was found now; of a family that nothing was found of, what was found before.
+    """Return the addresses found now, and the former ones of a family without any now.
 
-    Neighbour entries and reports come and go, and those of IPv4 and IPv6 apart from each other.
-    Among equal sources the order is that of the source; a server does not move for it
-    (address_choice.py).
+    Neighbour entries and reports come and go, for IPv4 and IPv6 independently. Among equal sources
+    the order is that of the source; a server does not move for it.
     """
-    families = {item.address.version for item in found}
+    families = {item.address.version for item in after}
     kept = [item for item in before if item.address.version not in families]
-    return tuple(sorted([*found, *kept], key=lambda item: RANKS[item.source]))
+    return tuple(sorted([*after, *kept], key=lambda item: RANKS[item.source]))
 
 
 def _inspected(state: State, event: GuestInspected) -> Change:
-    guest = state.guests.get(event.guest)
-    if guest is None or guest.phase is Phase.ABSENT or guest.incarnation != event.incarnation:
+    guest = _present_guest(state, event)
+    if guest is None:
         return nothing_follows(state)
     after = replace(guest, readiness=event.verdicts)
     changed = state.with_guests(after)
-    notes = [
-        Note(
-            at=event.at,
-            kind=NoteKind.GUEST_INSPECTED,
-            guest=guest.id,
-            text=text,
-            warning=warning,
-        )
-        for text, warning in readiness.news(guest.readiness, after.readiness)
-    ]
-    return Change(state=changed, services=names_of(changed, after), notes=tuple(notes))
+    notes = tuple(
+        Note(event.at, NoteKind.GUEST_INSPECTED, text, guest.id, warning=warning)
+        for text, warning in readiness.changed_verdicts(guest.readiness, after.readiness)
+    )
+    return Change(state=changed, services=service_names(changed, after), notes=notes)
 
 
-def _metadata(state: State, event: MetadataChanged) -> Change:
+def _metadata_changed(state: State, event: MetadataChanged) -> Change:
     guest = state.guests.get(event.guest)
     if guest is None:
         return nothing_follows(state)
     after = replace(
-        guest,
-        metadata=event.services,
-        metadata_problems=event.problems,
-        metadata_at=event.at,
+        guest, metadata=event.services, metadata_problems=event.problems, metadata_at=event.at
     )
     changed = state.with_guests(after)
+    kind = NoteKind.GUEST_METADATA
     notes = [
-        Note(
-            at=event.at,
-            kind=NoteKind.GUEST_METADATA,
-            guest=guest.id,
-            text=f"metadata: {problem}",
-            warning=True,
-        )
+        Note(event.at, kind, f"metadata: {problem}", guest.id, warning=True)
         for problem in event.problems
         if problem not in guest.metadata_problems
     ]
     if after.metadata != guest.metadata:
-        notes.append(
-            Note(
-                at=event.at,
-                kind=NoteKind.GUEST_METADATA,
-                guest=guest.id,
-                text="metadata changed",
-            )
-        )
-    names = names_of(state, guest) | names_of(changed, after)
+        notes.append(Note(event.at, kind, "metadata changed", guest.id))
+    names = service_names(state, guest) | service_names(changed, after)
     return Change(state=changed, services=names, notes=tuple(notes))

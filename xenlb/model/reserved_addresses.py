@@ -1,8 +1,6 @@
-"""Which addresses are no guest's, whoever gives them: metadata, XML, lease, neighbour or guest.
+"""Addresses that no guest may have, whatever their source: metadata, XML, lease, neighbour, guest.
 
-What the operator wrote in the configuration is believed, and is not judged. How a text becomes an
-address, and in which networks it may lie: hypervisor/address_policy.py. Whose of several guests an
-address is: address_claims.py.
+Addresses of the configuration are not checked: the operator decides.
 """
 
 from dataclasses import dataclass
@@ -14,8 +12,11 @@ from xenlb.model.settings import ServiceSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostNetwork:
-    """What this host knows of its network. `own`: its addresses; `gateways`: the next hops of its
-    routes; `strangers`: neighbours whose MAC addresses are those of no guest."""
+    """The network of this host.
+
+    `own`: its addresses; `gateways`: the next hops of its routes; `strangers`: neighbours whose MAC
+    addresses belong to no guest.
+    """
 
     own: frozenset[IPAddress] = frozenset()
     gateways: frozenset[IPAddress] = frozenset()
@@ -24,8 +25,7 @@ class HostNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostNetworkChanged:
-    """The event that this host's network is seen, for the first time or changed. `at` as in
-    events.py."""
+    """The event that the host's network was read for the first time, or changed."""
 
     at: float
     host: HostNetwork
@@ -40,18 +40,18 @@ class AddressesInUse:
 
 
 STRANGER = (
-    "a machine that is no guest of a service has it, as its MAC address shows (if that is the"
-    " guest, write the address into the configuration)"
+    "by its MAC address, a machine that is no guest of a service has it (if that is the guest,"
+    " write the address into the configuration)"
 )
 
 
-def rejection_reason(address: IPAddress, host: HostNetwork, taken: AddressesInUse) -> str:
-    """Why no guest may have the address; "" if one may."""
+def rejection_reason(address: IPAddress, host: HostNetwork, in_use: AddressesInUse) -> str:
+    """Return why no guest may have the address; "" if one may."""
     for addresses, reason in (
-        (taken.services, "it is a service address"),
+        (in_use.services, "it is a service address"),
         (host.own, "it is an address of this host"),
         (host.gateways, "it is a gateway of this host"),
-        (taken.sorry, "it is the address of a sorry server"),
+        (in_use.sorry, "it is the address of a sorry server"),
         (host.strangers, STRANGER),
     ):
         if address in addresses:
@@ -61,8 +61,7 @@ def rejection_reason(address: IPAddress, host: HostNetwork, taken: AddressesInUs
 
 @lru_cache(maxsize=16)
 def addresses_in_use(services: tuple[ServiceSettings, ...]) -> AddressesInUse:
-    """What a configuration takes."""
     return AddressesInUse(
-        services=frozenset(each.address for each in services if each.address is not None),
-        sorry=frozenset(each.sorry_server[0] for each in services if each.sorry_server is not None),
+        services=frozenset(s.address for s in services if s.address is not None),
+        sorry=frozenset(s.sorry_server[0] for s in services if s.sorry_server is not None),
     )

@@ -1,10 +1,11 @@
-"""What `status` says of a service besides its servers: sorry server, entries of other
-tools, guests that no libvirt has, and guests whose inside is not known."""
+"""Facts about a service in `status` besides its servers.
+
+Its sorry server, entries of other tools, guests that no libvirt has, and guests not inspected.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from xenlb.ipvs import text
 from xenlb.ipvs.op import DeleteServer
 from xenlb.ipvs.table import Counters, Entry, Forwarding, ServerKey, ServiceKey
 from xenlb.model import inconsistencies
@@ -13,15 +14,6 @@ from xenlb.model.desired import ServerPhase
 from xenlb.model.membership import sorry_target
 from xenlb.model.settings import ServiceSettings
 from xenlb.model.state import Candidate, State
-
-
-def foreign_server(name: str, key: ServiceKey, server: ServerKey) -> str:
-    """For the journal."""
-    return (
-        f"service {name} ({text.label(key)}) has a server of another tool, which is left alone and"
-        f" gets its share of the connections: {text.endpoint(server.address, server.port)};"
-        f" to remove it: {removal(key, server)} (all of them: xenlb apply --take-over {name})"
-    )
 
 
 def removal(key: ServiceKey, server: ServerKey) -> str:
@@ -34,16 +26,18 @@ def foreign(
     known: Collection[ServerKey],
     counters: Mapping[ServerKey, Counters],
 ) -> list[dict[str, Any]]:
-    """The servers of one kernel service that are not `known` to the configuration."""
+    """Return the servers of one kernel service that are not `known` to the configuration."""
+    if entry is None:
+        return []
     return [
         {
             "address": str(server.address),
             "port": server.port,
-            "weight": it.weight,
+            "weight": entry.servers[server].weight,
             "active_connections": counters.get(server, Counters()).active_connections,
             "remove": removal(key, server),
         }
-        for server, it in (() if entry is None else entry.servers.items())
+        for server in entry.servers
         if server not in known
     ]
 
@@ -58,15 +52,15 @@ def sorry_server(
     sorry = service.sorry_key(key)
     if sorry is None:
         return None
-    it = None if entry is None else entry.servers.get(sorry)
+    server = None if entry is None else entry.servers.get(sorry)
     target = sorry_target(service, key)
     health = None if target is None else state.remembered.health.get(target)
     failure = sorry_failure(state, service, key)
     return {
         "address": str(sorry.address),
         "port": sorry.port,
-        "in_table": it is not None,
-        "weight": 0 if it is None else it.weight,
+        "in_table": server is not None,
+        "weight": 0 if server is None else server.weight,
         "active_connections": counters.get(sorry, Counters()).active_connections,
         "health": "down" if failure else "up" if health is not None and health.up else "unknown",
         "detail": "" if health is None else health.detail,
@@ -74,7 +68,7 @@ def sorry_server(
 
 
 def unknown_members(state: State, service: ServiceSettings) -> list[dict[str, Any]]:
-    """Rows for entries of `servers` that no libvirt has a guest for, once all were listed."""
+    """Return rows for entries of `servers` for which no libvirt has a guest."""
     return [
         {
             "guest": member.guest,
@@ -96,26 +90,27 @@ def unknown_members(state: State, service: ServiceSettings) -> list[dict[str, An
             "deadline_means": None,
             "drain_until": service.drain.until.value,
         }
-        for member, reason in inconsistencies.unknown(state, service)
+        for member, reason in inconsistencies.unknown_members(state, service)
     ]
 
 
 def unverified(
     state: State, service: ServiceSettings, candidates: Iterable[Candidate]
 ) -> list[str]:
-    """The servers in the table of which nothing says that they have the service address inside,
-    which gatewaying and tunnels need and a check of their own address does not see."""
+    """Return the servers in the table that may lack the service address inside.
+
+    Gatewaying and tunnels need it, and a check of the server's own address does not notice.
+    """
     if service.forwarding not in {Forwarding.GATEWAYING, Forwarding.TUNNEL}:
         return []
-    found = []
+    names = []
     for candidate in candidates:
-        slot = candidate.slot
-        if slot is None or slot not in state.remembered.admitted:
+        server, guest = candidate.server, state.guest_of(candidate)
+        if server is None or server not in state.remembered.admitted:
             continue
         if any(target.vip is not None for target in candidate.targets):
             continue
-        guest = None if candidate.owner is None else state.guests[candidate.owner]
-        sides = () if guest is None else guest.readiness
-        if not any(each.service == service and not each.problem for each in sides):
-            found.append(str(slot.server.address) if guest is None else guest.name)
-    return found
+        verdicts = () if guest is None else guest.readiness
+        if not any(verdict.service == service and not verdict.problem for verdict in verdicts):
+            names.append(str(server.key.address) if guest is None else guest.name)
+    return names

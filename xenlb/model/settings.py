@@ -1,7 +1,6 @@
-"""What the configuration says, as values: already checked, defaults filled in.
+"""The configuration as values, checked and with defaults filled in.
 
-Made by xenlb.config from YAML; no text, no positions, no I/O here. Durations are seconds
-(float), weights and thresholds whole numbers as the kernel takes them.
+Durations are seconds (float), weights and thresholds integers as the kernel takes them.
 """
 
 import re
@@ -32,19 +31,19 @@ IPNetwork = IPv4Network | IPv6Network
 
 PATTERN = frozenset("*?[")  # a name with one of these is a shell pattern
 
-# In the place of a URI: the libvirt that libvirt chooses itself.
+# In place of a URI: libvirt chooses the hypervisor itself.
 OWN_CHOICE = "default"
 
 
 class AddressPolicy(StrEnum):
-    """Who puts the service addresses on the director's interface."""
+    """Whether the agent puts the service addresses on the director's interface."""
 
     MANAGE = "manage"
     LEAVE = "leave"
 
 
 class SysctlPolicy(StrEnum):
-    """What the agent does with the sysctls that its services need."""
+    """What the agent does about the sysctls that its services need."""
 
     IPVS = "ipvs"  # sets net.ipv4.vs.*, reports the rest
     CHECK = "check"  # reports only
@@ -59,7 +58,7 @@ class OnFailure(StrEnum):
 
 
 class DrainUntil(StrEnum):
-    """When a drain is over: no established connection, or no entry at all."""
+    """When a drain is over: no established connection left, or no entry at all."""
 
     ESTABLISHED = "established"
     ALL = "all"
@@ -75,10 +74,12 @@ class Port:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """How a server is probed. `type` is what the configuration calls it, and messages do. `port` is
-    set where the server's own port is not the one. `via_vip`: the probe goes to the service
-    address, through the server. `flap_damping`: the longest that a server which fails again and
-    again waits before it returns; 0: it never waits."""
+    """How a server is probed.
+
+    `type`: its name in the configuration and in messages. `port`: the probed port if it is not the
+    server's own. `via_vip`: the probe goes to the service address, through the server.
+    `flap_damping`: how long a server that fails repeatedly is held back at most; 0: never.
+    """
 
     type: str = "tcp"
     asks: Asks = field(default_factory=Tcp)
@@ -93,9 +94,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainPolicy:
-    """`timeout`: how long connections may take to end; `udp`: how long UDP is given, whose end is
-    not to be seen; `shutdown_grace`: how long a guest that was asked to shut down may run on before
-    it is put back into service."""
+    """How a guest is drained.
+
+    `timeout`: how long connections may take to end. `udp`: the time for UDP flows, whose end cannot
+    be seen. `shutdown_grace`: how long a guest that was asked to shut down may still run before it
+    returns to service.
+    """
 
     timeout: float = 60.0
     until: DrainUntil = DrainUntil.ESTABLISHED
@@ -108,8 +112,10 @@ _UUID = re.compile("-?".join(f"[0-9a-f]{{{digits}}}" for digits in (8, 4, 4, 4, 
 
 @lru_cache(maxsize=4096)
 def uuid_text(text: str) -> str | None:
-    """The UUID that a text is, with or without dashes, in lower case and with dashes; None: it is a
-    name or a pattern. A text that is a UUID never means a name."""
+    """Return a UUID in lower case and with dashes; None: the text is a name or a pattern.
+
+    A text in the form of a UUID, with or without dashes, is never a name.
+    """
     return str(UUID(text)) if _UUID.fullmatch(text) else None
 
 
@@ -117,9 +123,8 @@ def uuid_text(text: str) -> str | None:
 class Member:
     """One entry of `servers`: a guest (libvirt name pattern or UUID) or a host (address).
 
-    `address` is the configured address of a guest, None where it is discovered, and then within
-    `network` if there is one; `side` what is said of the inside of this guest, None where it is the
-    service's.
+    `address`: of a guest, None if it is discovered, then within `network` if there is one. `side`:
+    None if the service's applies.
     """
 
     guest: str | None = None
@@ -131,7 +136,7 @@ class Member:
 
     @property
     def is_pattern(self) -> bool:
-        """Has it wildcards? The name of a guest may have the same characters (`names` knows)."""
+        """Whether it contains wildcards, which may also be characters of a guest's name."""
         return (
             self.guest is not None
             and uuid_text(self.guest) is None
@@ -139,14 +144,14 @@ class Member:
         )
 
     def names(self, name: str, uuid: str) -> bool:
-        """Whether this is exactly the guest of that libvirt name and UUID, not one of a pattern."""
+        """Return whether this entry names that guest, other than by a pattern."""
         if self.guest is None:
             return False
         meant = uuid_text(self.guest)
         return self.guest == name if meant is None else meant == uuid
 
     def matches(self, name: str, uuid: str) -> bool:
-        """Whether this may be the guest of that libvirt name and UUID (lower case, with dashes)."""
+        """Return whether this entry fits that guest; `uuid` in lower case, with dashes."""
         if self.guest is None or uuid_text(self.guest) is not None:
             return self.names(name, uuid)
         return self.guest == name or fnmatchcase(name, self.guest)
@@ -154,13 +159,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """A service of the configuration; it has one kernel service per port, or one for its mark.
+    """A service of the configuration: one kernel service per port, or one for its mark.
 
-    Exactly one of `address` and `fwmark` is set; with `fwmark`, `ports` is empty. `family` is that
-    of the address, or the mark's. `prefix` is the netmask of persistence as a prefix length.
-    `checks`: a server is up if all of them pass, or with `any_check` one; none: it always is.
-    `flush`: the entries that connection tracking has of a server that failed are deleted.
-    `keep_in_service` is a share, 0.0 … 1.0. Port 0 of `sorry_server` is each service's own.
+    Exactly one of `address` and `fwmark` is set; with `fwmark`, `ports` is empty. `family`: of the
+    address, or the mark's. `prefix`: the netmask of persistence as a prefix length. `checks`: all
+    of them must pass, or one with `any_check`; without checks a server is always up. `flush`: the
+    conntrack entries of a failed server are deleted. `keep_in_service`: 0.0 … 1.0. Port 0 of
+    `sorry_server`: the port of each kernel service.
     """
 
     name: str
@@ -192,11 +197,11 @@ class ServiceSettings:
     side: GuestSide = field(default_factory=GuestSide)
 
     def __hash__(self) -> int:
-        """Cheap, as services are looked up for every guest: names are unique in a configuration."""
+        """Cheap, as every guest looks up its services; names are unique in a configuration."""
         return hash(self.name)
 
     def kernel_keys(self) -> tuple[ServiceKey, ...]:
-        """The kernel services of this one, in the order of its ports."""
+        """Return its kernel services, in the order of its ports."""
         if self.address is None:
             assert self.fwmark is not None
             return (MarkKey(family=self.family, mark=self.fwmark),)
@@ -206,7 +211,7 @@ class ServiceSettings:
         )
 
     def sorry_key(self, key: ServiceKey) -> ServerKey | None:
-        """The sorry server of one kernel service of this one."""
+        """Return the sorry server of one of its kernel services."""
         if self.sorry_server is None:
             return None
         address, port = self.sorry_server
@@ -216,8 +221,10 @@ class ServiceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Director:
-    """`interface` carries the service addresses; None only where no service has an address or
-    `addresses` is LEAVE."""
+    """The `director` settings. `interface` gets the service addresses.
+
+    None only if no service has an address, or `addresses` is LEAVE.
+    """
 
     interface: str | None = None
     addresses: AddressPolicy = AddressPolicy.MANAGE
@@ -229,10 +236,13 @@ KEEPALIVE = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A whole configuration. `uris` empty: libvirt's own default. `keepalive`: seconds that a
-    libvirtd may say nothing. `networks`: where addresses of guests may lie, of the networks in
-    which this host sees them; empty: in all. `listen`: where guests may say by TCP that they leave.
-    `warnings`: what is allowed and yet likely to be a mistake."""
+    """A whole configuration.
+
+    `uris` empty: libvirt's own default. `keepalive`: seconds without a reply after which a libvirtd
+    counts as lost. `networks`: where discovered addresses of guests may lie; empty: in all networks
+    of this host. `listen`: where guests report their shutdown by TCP. `warnings`: valid settings
+    that are likely mistakes.
+    """
 
     uris: tuple[str, ...] = ()
     keepalive: float = KEEPALIVE
@@ -247,8 +257,10 @@ class Settings:
 
 
 def needed_uris(settings: Settings) -> tuple[str, ...]:
-    """The libvirts to connect to: none where no service can have guests, so that a host without
-    libvirt can be balanced too."""
+    """Return the libvirts to connect to.
+
+    None if no service can have guests, so that xenlb also works on a host without libvirt.
+    """
     guests = any(
         service.from_metadata or any(member.guest is not None for member in service.servers)
         for service in settings.services
@@ -257,5 +269,5 @@ def needed_uris(settings: Settings) -> tuple[str, ...]:
 
 
 def to_open(uri: str) -> str | None:
-    """What libvirt's own functions take for one of these URIs."""
+    """Return the URI for libvirt's own functions, None for its default."""
     return None if uri == OWN_CHOICE else uri

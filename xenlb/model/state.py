@@ -1,6 +1,6 @@
-"""Everything the agent knows, as one value. Changed by `step.step` only, which makes a new one."""
+"""The state of the agent as one immutable value; only the reducer makes a new one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -8,7 +8,7 @@ from types import MappingProxyType
 from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
-from xenlb.model.health import Health, Judged, combine
+from xenlb.model.health import Health, TargetVerdict, combine
 from xenlb.model.note import Note
 from xenlb.model.problem import Problem
 from xenlb.model.reserved_addresses import HostNetwork
@@ -17,28 +17,30 @@ from xenlb.model.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """One server of one kernel service, and whose it is; `owner` None is a configured host."""
+class RealServer:
+    """A real server of one kernel service; `owner`: its guest, None for a configured host."""
 
     owner: GuestId | None
     service: ServiceKey
-    server: ServerKey
+    key: ServerKey
 
     def __hash__(self) -> int:
         """Cheap: a server has one owner."""
-        return hash((self.service, self.server))
+        return hash((self.service, self.key))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A server that a service may have. `slot` None: its address is not known, `reason` says more.
-    `targets`: one for each check of the service, in their order. `alternatives`: the same server at
-    the
-    other addresses of its guest; they are probed as long as this one does not pass."""
+    """A real server that a service may have.
+
+    `server` None: it has no usable address, `reason` says why. `targets`: one for each check of
+    the service, in their order. `alternatives`: the same server at the other addresses of its
+    guest, which are probed while this one does not pass.
+    """
 
     owner: GuestId | None
     service: ServiceKey
-    slot: Slot | None
+    server: RealServer | None
     targets: tuple[Target, ...]
     weight: int
     reason: str = ""
@@ -47,22 +49,23 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """A server was let into the table at `at`; `ramp`: its weight grows by slow-start; `quiesced`:
-    it failed its check since, and on-failure says that it stays without new connections. `quiet`:
-    since when its weight is 0, None while it is not. `overrides`: the verdicts that it has for
-    itself,
-    all of them up; see verdict_overrides.py."""
+    """A server was added to the table at `at`.
+
+    `ramp`: slow-start applies. `quiesced`: it failed its check since, and on-failure keeps it with
+    weight 0. `zero_since`: since when its weight is 0, None while it has weight. `overrides`: its
+    own verdicts on targets, in place of the shared ones; all of them are up.
+    """
 
     at: float
     ramp: bool = False
     quiesced: bool = False
-    quiet: float | None = None
+    zero_since: float | None = None
     overrides: Mapping[Target, Health] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LibvirtLink:
-    """A libvirt: `listed` once its guests were listed since the agent started."""
+    """The connection to a libvirt; `listed`: its guests were listed since the agent started."""
 
     connected: bool = False
     since: float = 0.0
@@ -71,16 +74,16 @@ class LibvirtLink:
 
 
 class AlarmKind(StrEnum):
-    """The worst first."""
+    """The kind of an alarm, worst first."""
 
     DOWN = "down"  # no server serves
     KEPT = "kept"  # failing servers stay, because too much of the weight would leave
-    BELOW = "below"  # less of the weight serves than keep-in-service wants
+    BELOW = "below"  # less of the weight serves than keep-in-service requires
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Of a kernel service. `since` does not change with the kind."""
+    """The alarm of a kernel service. `since` does not change with the kind."""
 
     kind: AlarmKind
     since: float
@@ -110,13 +113,13 @@ class Observed:
 class Remembered:
     """What carries history and outlives the agent, in the state file.
 
-    `health` has the verdict of every target that is probed. `admitted`: the servers in the table.
-    `alarms`: of kernel services that serve too little, or not at all.
+    `health`: the verdict on every probed target. `admitted`: the servers in the table. `alarms`:
+    of the kernel services that serve too little, or not at all.
     """
 
     guests: Mapping[GuestId, Guest] = field(default_factory=dict)
     health: Mapping[Target, Health] = field(default_factory=dict)
-    admitted: Mapping[Slot, Admission] = field(default_factory=dict)
+    admitted: Mapping[RealServer, Admission] = field(default_factory=dict)
     alarms: Mapping[ServiceKey, Alarm] = field(default_factory=dict)
 
 
@@ -124,9 +127,9 @@ class Remembered:
 class Derived:
     """What follows from the rest; the reducer computes it after each event.
 
-    `owners`: the guest that an address belongs to, None for a configured host. `candidates`: the
-    servers that each service may have, by its name. `targets`: what is probed, and for which
-    candidates of which service. `inconsistencies`: between configuration, metadata and guests.
+    `owners`: the guest that an address belongs to, None for a configured host. `candidates`: by
+    service name. `targets`: what is probed, and for which candidates of which service.
+    `inconsistencies`: between configuration, metadata and guests.
     """
 
     owners: Mapping[IPAddress, GuestId | None] = field(default_factory=dict)
@@ -137,7 +140,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Everything the agent knows. Only the reducer makes a new one."""
+    """Everything the agent knows."""
 
     observed: Observed = field(default_factory=Observed)
     remembered: Remembered = field(default_factory=Remembered)
@@ -152,7 +155,7 @@ class State:
         return self.remembered.guests
 
     def with_guests(self, *guests: Guest) -> "State":
-        """The state with these guests in place of what they were."""
+        """Return the state with these guests in place of their former values."""
         if not guests:
             return self
         changed = {**self.guests, **{guest.id: guest for guest in guests}}
@@ -163,55 +166,71 @@ class State:
         return replace(self, remembered=replace(self.remembered, health=health))
 
     def guest_of(self, candidate: Candidate) -> Guest | None:
-        """The guest of a candidate; None for a configured host."""
+        """Return the guest of a candidate, None for a configured host."""
         return None if candidate.owner is None else self.guests[candidate.owner]
+
+    def candidates_by_key(
+        self, service: ServiceSettings
+    ) -> Mapping[ServiceKey, Sequence[Candidate]]:
+        """Return the candidates of each kernel service of a service."""
+        by_key: dict[ServiceKey, list[Candidate]] = {key: [] for key in service.kernel_keys()}
+        for candidate in self.derived.candidates[service.name]:
+            by_key[candidate.service].append(candidate)
+        return by_key
+
+    def admission_of(self, candidate: Candidate) -> Admission | None:
+        """Return the admission of a candidate, None while it is not in the table."""
+        return None if candidate.server is None else self.remembered.admitted.get(candidate.server)
 
     @property
     def synced(self) -> bool:
-        """Was every libvirt of the configuration listed once?"""
+        """Whether every libvirt of the configuration was listed once."""
         return all(link.listed for link in self.observed.links.values())
 
     def listed(self, uri: str) -> bool:
-        """May guests of that libvirt be taken for gone? Not before it was listed once; "" is of
-        no libvirt."""
+        """Whether a missing guest of that libvirt is gone: not before it was listed once.
+
+        "" is the URI of servers that are no guests.
+        """
         link = self.observed.links.get(uri)
         return link is None or link.listed
 
     def verdict(self, candidate: Candidate, service: ServiceSettings) -> Health | None:
-        """Of all its checks in this service; None: it has none."""
-        judged = self.judged(candidate, service)
-        return None if judged is None else judged[1]
+        """Return the verdict of all checks on a candidate, None without a check."""
+        verdict = self.deciding_verdict(candidate, service)
+        return None if verdict is None else verdict[1]
 
-    def judged(
+    def deciding_verdict(
         self,
         candidate: Candidate,
         service: ServiceSettings,
-        own: Mapping[Target, Health] = MappingProxyType({}),
-    ) -> Judged | None:
-        """The verdict, and the check on which it hangs; None: it has none. With these verdicts of
-        its `own`."""
+        overrides: Mapping[Target, Health] = MappingProxyType({}),
+    ) -> TargetVerdict | None:
+        """Return the verdict on a candidate with the target that decided it, None without a check.
+
+        `overrides` replace the verdicts of the state.
+        """
         if not candidate.targets:
             return None
         verdicts = [
-            (each, own.get(each) or self.seen(each, candidate)) for each in candidate.targets
+            (target, overrides.get(target) or self.check_verdict(target, candidate))
+            for target in candidate.targets
         ]
         return combine(verdicts, one_is_enough=service.any_check)
 
-    def seen(self, target: Target, candidate: Candidate) -> Health:
-        """The verdict of one check on a server."""
+    def check_verdict(self, target: Target, candidate: Candidate) -> Health:
+        """Return the verdict of one check on a candidate."""
         health = self.remembered.health.get(target, _UNKNOWN)
-        if health.overridden and candidate.slot is not None:
-            entry = self.remembered.admitted.get(candidate.slot)
-            if entry is not None:
-                return entry.overrides.get(target, health)
+        if health.overridden and (admission := self.admission_of(candidate)) is not None:
+            return admission.overrides.get(target, health)
         return health
 
     def origins(self) -> dict[tuple[ServiceKey, ServerKey], str]:
-        """The libvirt URI of each admitted server's guest; hosts have none and are left out."""
+        """Return the libvirt URI of each admitted server that is a guest."""
         return {
-            (slot.service, slot.server): slot.owner.uri
-            for slot in self.remembered.admitted
-            if slot.owner is not None
+            (server.service, server.key): server.owner.uri
+            for server in self.remembered.admitted
+            if server.owner is not None
         }
 
 
@@ -219,8 +238,8 @@ class State:
 class Change:
     """What an event changes by itself; the reducer computes what follows.
 
-    `services`: names of the services that it may concern, None means all. `follows` False: nothing
-    follows from it.
+    `services`: names of the services that may be affected, None means all. `follows` False: no
+    candidate, admission or alarm can change.
     """
 
     state: State
@@ -242,7 +261,7 @@ class Transition:
     notes: tuple[Note, ...] = ()
 
     def then(self, later: "Transition") -> "Transition":
-        """Both as one."""
+        """Return both transitions as one."""
         both = None
         if self.services is not None and later.services is not None:
             both = self.services | later.services

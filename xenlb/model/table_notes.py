@@ -1,13 +1,14 @@
-"""Notes about operations on the kernel's table, and about what other tools have put there."""
+"""Notes about operations on the kernel's table, and about entries of other tools."""
 
 from collections.abc import Collection, Iterable, Sequence
 
+from xenlb.ipvs import text
 from xenlb.ipvs.op import Op, OpFailed
 from xenlb.ipvs.reconciler import Reconciler
 from xenlb.ipvs.table import ServerKey, ServiceKey
 from xenlb.model.change_summary import names_of
 from xenlb.model.note import Note, NoteKind
-from xenlb.model.service_remarks import foreign_server
+from xenlb.model.service_remarks import removal
 from xenlb.model.settings import ServiceSettings
 
 
@@ -18,39 +19,39 @@ def pass_notes(
     *,
     drift: Collection[Op],
     now: float,
-    took: float | None,
+    delay: float | None,
 ) -> list[Note]:
-    """Operations that were done, and those that the kernel has refused for the first time.
+    """Return notes for operations that were done, and for those refused for the first time.
 
-    `drift`: those that repair what others changed. `took`: seconds since the event.
+    `drift`: those that repair changes by others. `delay`: seconds since the event.
     """
-    after = "" if took is None else f" ({took * 1000:.1f} ms after the event)"
+    after = "" if delay is None else f" ({delay * 1000:.1f} ms after the event)"
     notes = []
     for op in done:
         repair = op in drift
         kind = NoteKind.TABLE_REPAIRED if repair else NoteKind.TABLE_CHANGED
-        text = f"drift repaired: ipvsadm {op}" if repair else f"ipvsadm {op}{after}"
-        notes.append(Note(at=now, kind=kind, text=text, warning=repair))
+        message = f"drift repaired: ipvsadm {op}" if repair else f"ipvsadm {op}{after}"
+        notes.append(Note(now, kind, message, warning=repair))
     for failed in refused:
         failure = reconciler.failure_of(failed.op)
         if failure is not None and failure.attempts == 1:
-            text = f"ipvsadm {failed.op} failed: {failure.reason}"
-            notes.append(Note(at=now, kind=NoteKind.TABLE_REFUSED, text=text, warning=True))
+            message = f"ipvsadm {failed.op} failed: {failure.reason}"
+            notes.append(Note(now, NoteKind.TABLE_REFUSED, message, warning=True))
     return notes
 
 
 def foreign_notes(
     servers: Iterable[tuple[ServiceKey, ServerKey]], services: Iterable[ServiceSettings], now: float
 ) -> list[Note]:
-    """Servers of other tools in services of ours that were not told yet."""
+    """Return a warning for each of these servers of other tools in configured services."""
     names = names_of(services)
-    return [
-        Note(
-            at=now,
-            kind=NoteKind.TABLE_FOREIGN,
-            text=foreign_server(names[key], key, server),
-            warning=True,
-        )
-        for key, server in sorted(servers, key=str)
-        if key in names
-    ]
+    notes = []
+    for key, server in sorted(servers, key=str):
+        if (name := names.get(key)) is not None:
+            message = (
+                f"service {name} ({text.label(key)}) has a server of another tool, which stays and"
+                f" gets its share of the connections: {text.endpoint(server.address, server.port)};"
+                f" to remove it: {removal(key, server)} (all: xenlb apply --take-over {name})"
+            )
+            notes.append(Note(now, NoteKind.TABLE_FOREIGN, message, warning=True))
+    return notes

@@ -1,4 +1,4 @@
-"""What is probed."""
+"""Targets of probes."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,11 @@ from xenlb.model.settings import Check
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is probed: one address and port by one check, however many services use it. Port 0: the
-    check has none (icmp), or need not have one (exec). `vip`: the service address that the probe is
-    sent to, through the server; `tunnel`: in it."""
+    """One address and port that a check probes, however many services use it.
+
+    Port 0: the check has none (icmp), or needs none (exec). `vip`: the service address that the
+    probe is sent to, through the server; `tunnel`: how the probe is encapsulated.
+    """
 
     check: Check
     address: IPAddress
@@ -19,12 +21,12 @@ class Target:
     tunnel: Tunnel | None = None
 
     def __hash__(self) -> int:
-        """Cheap: the check is seldom what tells two of them apart."""
+        """Cheap: two targets seldom differ in their check alone."""
         return hash((int(self.address), self.port))
 
     def __str__(self) -> str:
         through = "" if self.vip is None else f" via {self.vip}"
-        if not self.port:  # an echo request has none
+        if not self.port:
             return f"{self.check.type} {self.address}{through}"
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{self.check.type} {host}:{self.port}{through}"

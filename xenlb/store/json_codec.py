@@ -43,7 +43,14 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 # Fields that are not encoded: a restarted agent learns, or counts, their values anew.
 TRANSIENT: Mapping[Any, set[str]] = {
-    Guest: {"last_event", "metadata_at", "rejected", "told", "metadata_problems", "readiness"},
+    Guest: {
+        "last_event",
+        "metadata_at",
+        "rejected",
+        "address_notes",
+        "metadata_problems",
+        "readiness",
+    },
     Health: {"streak", "overridden"},
 }
 # Classes whose values occur many times in a file. A value is converted once; decoded, it is one

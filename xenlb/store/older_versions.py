@@ -35,9 +35,9 @@ def _parts(saved: dict[str, Any]) -> Parts:
             [
                 [owner, key, [address, port]],
                 {"at": at, "ramp": ramp, "quiesced": quiesced, "overrides": _health(own)}
-                | dict(zip(["quiet"], quiet, strict=False)),  # version 6 does not have it
+                | dict(zip(["zero_since"], since, strict=False)),  # version 6 does not have it
             ]
-            for key, port, owner, at, ramp, quiesced, own, addresses, *quiet in old["admitted"]
+            for key, port, owner, at, ramp, quiesced, own, addresses, *since in old["admitted"]
             for address in addresses
         ],
         "health": _health(old["verdicts"]),

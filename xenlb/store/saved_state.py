@@ -10,7 +10,7 @@ from xenlb.ipvs.table import IPAddress, ServerKey, ServiceKey
 from xenlb.model.domain import GuestId
 from xenlb.model.guest import Guest
 from xenlb.model.health import Health
-from xenlb.model.state import Admission, Alarm, Remembered, Slot
+from xenlb.model.state import Admission, Alarm, RealServer, Remembered
 from xenlb.model.target import Target
 from xenlb.store.json_codec import decoder, dumps, same_json
 
@@ -35,7 +35,7 @@ PARTS: Mapping[str, Any] = {
     "addresses": Mapping[tuple[str, IPAddress], None],
     "sysctls": Mapping[str, str],
     "guests": Mapping[GuestId, Guest],
-    "admitted": Mapping[Slot, Admission],
+    "admitted": Mapping[RealServer, Admission],
     # Failing servers too: keep-in-service may keep their weight. Also checks without a verdict: a
     # check that is not in the file is a new one.
     "health": Mapping[Target, Health],

@@ -98,7 +98,7 @@ class Bench:
         await self.desk.say(asked)
 
     async def over(self) -> Outcome | None:
-        await until(lambda: self.guest.drain is None or not self.guest.drain.lasts)
+        await until(lambda: self.guest.drain is None or not self.guest.drain.active)
         return None if self.guest.drain is None else self.guest.drain.outcome
 
 
@@ -165,7 +165,7 @@ def test_a_libvirt_that_is_away_is_waited_for(tmp_path: Path, quick: None) -> No
 def test_a_libvirt_that_is_away_for_too_long_is_not_asked_any_more(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drain_module, "ASKING", 0.3)
+    monkeypatch.setattr(drain_module, "REQUEST_TIME", 0.3)
 
     async def story(bench: Bench) -> None:
         await bench.drain(then=RequestKind.POWEROFF, within=0.1)
@@ -175,7 +175,7 @@ def test_a_libvirt_that_is_away_for_too_long_is_not_asked_any_more(
         assert bench.desk.weights()["10.0.0.11"] == 1
         told = bench.desk.told()
         assert told.count("the shutdown waits for libvirt: away") == 1
-        assert "libvirt could not be asked for the shutdown in time: back into service" in told
+        assert "libvirt could not be reached in time for the shutdown: back into service" in told
         bench.libvirt.troubles.clear()  # it is back
         asked = len(bench.libvirt.asked)
         await asyncio.sleep(0.1)

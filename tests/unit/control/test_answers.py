@@ -40,8 +40,8 @@ def test_every_address_that_is_not_used_is_refused_with_a_reason() -> None:
     assert said["addresses"] == [{"address": "10.0.0.11", "source": source}]
     assert said["refused_addresses"] == [
         {"address": "192.0.2.10", "source": source, "reason": "it is a service address"},
-        {"address": "10.0.0.12", "source": source, "reason": "it is that of guest other"},
-        {"address": "10.0.0.5", "source": source, "reason": "it is that of a configured host"},
+        {"address": "10.0.0.12", "source": source, "reason": "it belongs to guest other"},
+        {"address": "10.0.0.5", "source": source, "reason": "it belongs to a configured host"},
     ]
 
 

@@ -16,7 +16,7 @@ from xenlb.health.runner import SLOWEST, HealthRunner
 from xenlb.health.transport.result import Answer
 from xenlb.model.checks import Agent, Share
 from xenlb.model.events import ProbeFinished
-from xenlb.model.health import Health, judge
+from xenlb.model.health import Health, apply_result
 from xenlb.model.settings import Check
 from xenlb.model.target import Target
 from xenlb.untrusted.budget import Budget
@@ -81,7 +81,7 @@ class Bench:
 
     def take(self, result: ProbeFinished) -> None:
         if (health := self.health.get(result.target)) is not None:
-            verdict = judge(health, result, result.target.check)
+            verdict = apply_result(health, result, result.target.check)
             self.step({**self.health, result.target: verdict})
 
     def step(self, health: Mapping[Target, Health]) -> None:

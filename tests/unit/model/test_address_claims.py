@@ -1,4 +1,4 @@
-"""Whose an address is, whatever guests report."""
+"""The owner of an address, whatever guests report."""
 
 from dataclasses import replace
 from ipaddress import ip_address
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenlb.ipvs.table import IPAddress
-from xenlb.model.address_claims import MOST_TOLD
+from xenlb.model.address_claims import MAX_NOTES
 from xenlb.model.addresses import RANKS, AddressCandidate, AddressSource, RejectedAddress
 from xenlb.model.domain import DomainDescription, DomainState, GuestId
 from xenlb.model.events import AddressesFound, Configured, Died, Event, GuestsListed, Started
@@ -19,7 +19,7 @@ from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
 
 URI = "xen:///system"
-NUMBERS = range(1, 6)  # of guests; each is seen by the host at one address of its own
+NUMBERS = range(1, 6)  # of guests; the host has evidence of one address for each
 FREE = (ip_address("10.0.0.101"), ip_address("10.0.0.102"), ip_address("2001:db8::11"))
 
 
@@ -41,13 +41,13 @@ MAIL = ServiceSettings(
 
 
 class World:
-    """A state, with what was said on the way to it."""
+    """A state, with the notes on the way to it."""
 
     def __init__(self, service: ServiceSettings = MAIL) -> None:
         self.state = State()
         self.now = 1000.0
         self.notes: list[Note] = []
-        self.say(Configured(at=self.now, settings=Settings(uris=(URI,), services=(service,))))
+        self.handle(Configured(at=self.now, settings=Settings(uris=(URI,), services=(service,))))
         described = tuple(
             DomainDescription(
                 guest=guest(number),
@@ -57,9 +57,9 @@ class World:
             )
             for number in NUMBERS
         )
-        self.say(GuestsListed(at=self.now, requested_at=self.now, uri=URI, guests=described))
+        self.handle(GuestsListed(at=self.now, requested_at=self.now, uri=URI, guests=described))
 
-    def say(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         result = reduce(self.state, event)
         self.state = result.state
         self.notes += result.notes
@@ -68,14 +68,14 @@ class World:
         self, number: int, *given: tuple[IPAddress, AddressSource], refused: tuple[str, ...] = ()
     ) -> None:
         self.now += 1
-        ordered = sorted(given, key=lambda one: RANKS[one[1]])
-        self.say(
+        ordered = sorted(given, key=lambda item: RANKS[item[1]])
+        self.handle(
             AddressesFound(
                 at=self.now,
                 guest=guest(number),
                 incarnation=self.state.guests[guest(number)].incarnation,
                 candidates=tuple(
-                    AddressCandidate(address=where, source=source) for where, source in ordered
+                    AddressCandidate(address=ip, source=source) for ip, source in ordered
                 ),
                 rejected=tuple(
                     RejectedAddress(text=text, source=AddressSource.REPORTED, reason="it is not")
@@ -85,20 +85,22 @@ class World:
         )
 
     def reboot(self, number: int) -> None:
-        """It takes ten seconds, and nothing is known of it afterwards."""
+        """A reboot of ten seconds; addresses and evidence are gone afterwards."""
         old = self.state.guests[guest(number)].incarnation
         assert old is not None
-        self.say(Died(at=self.now, guest=guest(number), incarnation=old))
+        self.handle(Died(at=self.now, guest=guest(number), incarnation=old))
         self.now += 10
-        who = guest(number)
-        self.say(Started(at=self.now, guest=who, name=f"mail{number}", incarnation=old + 10))
+        started = Started(
+            at=self.now, guest=guest(number), name=f"mail{number}", incarnation=old + 10
+        )
+        self.handle(started)
 
     def serving(self) -> dict[IPAddress, int]:
         """The guest at each address in the table."""
         return {
-            slot.server.address: slot.owner.uuid.int
-            for slot in self.state.remembered.admitted
-            if slot.owner is not None
+            server.key.address: server.owner.uuid.int
+            for server in self.state.remembered.admitted
+            if server.owner is not None
         }
 
 
@@ -114,37 +116,39 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-def test_no_report_moves_an_address_that_the_host_has_seen(
+def test_no_report_moves_an_address_with_evidence_of_the_host(
     steps: list[tuple[str, int, frozenset[IPAddress] | AddressSource | None]],
 ) -> None:
-    """Not while its guest runs, and not while it boots. Once seen, a guest that does not boot is
-    seen on: the finder keeps what the host has forgotten."""
+    """Neither while its guest runs, nor while it boots.
+
+    Evidence lasts until the guest boots: the finder keeps it when the host's entry expires.
+    """
     world = World()
     seen: dict[int, AddressSource] = {}
-    served: set[int] = set()  # since their last boot, or before it and nothing else since
-    for what, number, more in steps:
-        if what == "reboots":
+    served: set[int] = set()  # in this boot, or in an earlier one and with no other address since
+    for action, number, argument in steps:
+        if action == "reboots":
             world.reboot(number)
             seen.pop(number, None)
-        elif isinstance(more, AddressSource):
-            seen[number] = more
-            world.found(number, (address(number), more))
+        elif isinstance(argument, AddressSource):
+            seen[number] = argument
+            world.found(number, (address(number), argument))
             served.add(number)
         else:
-            assert isinstance(more, frozenset)
+            assert isinstance(argument, frozenset)
             evidence = [(address(number), seen[number])] if number in seen else []
-            reports = [(each, AddressSource.REPORTED) for each in more]
+            reports = [(reported, AddressSource.REPORTED) for reported in argument]
             world.found(number, *evidence, *reports)
         for address_, owner in world.serving().items():
             number_of = int(address_) & 0xFF if address_.version == 4 else 0
             if number_of in seen or number_of in served:
                 assert owner == number_of, f"{address_} is served by {owner}"
-        for each in seen:
-            assert world.state.derived.owners[address(each)] == guest(each)
-            assert world.serving()[address(each)] == each
+        for owner in seen:
+            assert world.state.derived.owners[address(owner)] == guest(owner)
+            assert world.serving()[address(owner)] == owner
 
 
-def test_a_conflict_is_told_to_both_and_not_again_and_again() -> None:
+def test_a_conflict_is_noted_once_for_each_guest() -> None:
     world = World()
     world.found(1, (address(1), AddressSource.NEIGHBOUR))
     world.notes.clear()
@@ -153,20 +157,20 @@ def test_a_conflict_is_told_to_both_and_not_again_and_again() -> None:
         world.found(2, (FREE[0], AddressSource.REPORTED))
     warnings = [(note.guest, note.text) for note in world.notes if note.warning]
     given = "address 10.0.0.1 (reported by the guest)"
-    assert [each for each in warnings if each[0] is not None] == [
-        (guest(2), f"{given} refused: it is that of guest mail1"),
-        (guest(1), f"guest mail2 claims the {given}, too; it does not get it"),
+    assert [warning for warning in warnings if warning[0] is not None] == [
+        (guest(2), f"{given} refused: it belongs to guest mail1"),
+        (guest(1), f"guest mail2 also claims the {given}: refused"),
     ]
 
 
-def test_what_is_told_of_the_addresses_of_one_guest_has_a_bound() -> None:
+def test_the_notes_about_addresses_of_one_guest_are_bounded() -> None:
     world = World()
     world.notes.clear()
     for number in range(200):
         world.found(2, refused=(f"10.9.0.{number}",))
-    told = [note.text for note in world.notes if note.guest == guest(2)]
-    assert len(told) == MOST_TOLD + 1
-    assert "more addresses are given" in told[-1]
+    texts = [note.text for note in world.notes if note.guest == guest(2)]
+    assert len(texts) == MAX_NOTES + 1
+    assert "further addresses in this boot" in texts[-1]
     world.reboot(2)
     world.notes.clear()
     world.found(2, refused=("10.9.0.1",))
@@ -175,15 +179,14 @@ def test_what_is_told_of_the_addresses_of_one_guest_has_a_bound() -> None:
     ]
 
 
-def test_the_configuration_is_believed() -> None:
-    """Also where the host sees something else, and while its guest is off."""
-    mine = Member(guest="mail1", address=address(1))
-    world = World(replace(MAIL, servers=(mine, Member(guest="mail*"))))
+def test_a_configured_address_stays_against_evidence_and_while_its_guest_is_off() -> None:
+    configured = Member(guest="mail1", address=address(1))
+    world = World(replace(MAIL, servers=(configured, Member(guest="mail*"))))
     host = HostNetwork(own=frozenset({address(1)}), strangers=frozenset({address(1)}))
-    world.say(HostNetworkChanged(at=world.now, host=host))
+    world.handle(HostNetworkChanged(at=world.now, host=host))
     assert world.serving()[address(1)] == 1
     world.found(2, (address(1), AddressSource.NEIGHBOUR))
     assert world.serving()[address(1)] == 1
-    world.say(Died(at=world.now, guest=guest(1), incarnation=1))
+    world.handle(Died(at=world.now, guest=guest(1), incarnation=1))
     world.found(3, (address(1), AddressSource.REPORTED))
     assert world.serving()[address(1)] == 2

@@ -1,4 +1,4 @@
-"""The table of a guest's life: complete, total, and each incarnation for itself."""
+"""The life cycle of guests: a complete table, total, and separate for each incarnation."""
 
 import pytest
 from hypothesis import given
@@ -28,28 +28,29 @@ def running(phase: Phase = Phase.UP, *, incarnation: int = 4, at: float = 10.0) 
         case Phase.UP:
             return guest
         case Phase.LEAVING:
-            return transition(guest, LifecycleEvent.ASKED_TO_GO, at=at, incarnation=incarnation)
+            return transition(
+                guest, LifecycleEvent.SHUTDOWN_REQUESTED, at=at, incarnation=incarnation
+            )
         case Phase.SUSPENDING:
             return transition(
-                guest, LifecycleEvent.ASKED_TO_SUSPEND, at=at, incarnation=incarnation
+                guest, LifecycleEvent.SUSPEND_REQUESTED, at=at, incarnation=incarnation
             )
         case Phase.PAUSED:
             return transition(guest, LifecycleEvent.PAUSED, at=at, incarnation=incarnation)
 
 
-@pytest.mark.parametrize("happening", LifecycleEvent)
-def test_the_table_has_a_row_for_every_happening_and_phase(happening: LifecycleEvent) -> None:
-    assert set(TABLE[happening]) == set(Phase)
+@pytest.mark.parametrize("event", LifecycleEvent)
+def test_the_table_has_an_entry_for_every_event_and_phase(event: LifecycleEvent) -> None:
+    assert set(TABLE[event]) == set(Phase)
 
 
-def test_only_news_of_a_domain_that_runs_begins_an_incarnation() -> None:
+def test_only_events_of_a_running_domain_begin_an_incarnation() -> None:
     assert set(START) == set(LifecycleEvent) - {LifecycleEvent.GONE, LifecycleEvent.STAYS}
     assert Phase.ABSENT not in START.values()
 
 
-def test_a_guest_that_does_not_run_comes_up_by_a_reboot_only() -> None:
-    """The table is of the present incarnation: one that is over does not come back."""
-    back = {happening for happening, row in TABLE.items() if row[Phase.ABSENT] is not Phase.ABSENT}
+def test_an_absent_guest_returns_by_a_reboot_of_the_same_incarnation_only() -> None:
+    back = {event for event, row in TABLE.items() if row[Phase.ABSENT] is not Phase.ABSENT}
     assert back == {LifecycleEvent.REBOOTED}
 
 
@@ -58,55 +59,55 @@ def test_gone_and_rebooted_are_final_whatever_was_before() -> None:
     assert set(TABLE[LifecycleEvent.REBOOTED].values()) == {Phase.UP}
 
 
-def test_only_a_reboot_or_the_end_of_the_grace_takes_a_request_to_go_back() -> None:
-    up = {happening for happening, row in TABLE.items() if row[Phase.LEAVING] is Phase.UP}
+def test_only_a_reboot_or_the_end_of_the_grace_ends_a_shutdown_request() -> None:
+    up = {event for event, row in TABLE.items() if row[Phase.LEAVING] is Phase.UP}
     assert up == {LifecycleEvent.REBOOTED, LifecycleEvent.STAYS}
 
 
 @pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize("happening", LifecycleEvent)
-def test_hear_follows_the_table(happening: LifecycleEvent, phase: Phase) -> None:
+@pytest.mark.parametrize("event", LifecycleEvent)
+def test_transition_follows_the_table(event: LifecycleEvent, phase: Phase) -> None:
     before = running(phase)
     assert before.phase is phase
-    after = transition(before, happening, at=20.0, incarnation=4)
-    assert after.phase is TABLE[happening][phase]
+    after = transition(before, event, at=20.0, incarnation=4)
+    assert after.phase is TABLE[event][phase]
     assert after.incarnation == 4
 
 
 @pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.ABSENT}))
-@pytest.mark.parametrize("happening", sorted(set(LifecycleEvent) - {LifecycleEvent.STAYS}))
-def test_an_unnamed_incarnation_is_the_present_one(happening: LifecycleEvent, phase: Phase) -> None:
+@pytest.mark.parametrize("event", sorted(set(LifecycleEvent) - {LifecycleEvent.STAYS}))
+def test_an_unknown_incarnation_is_the_present_one(event: LifecycleEvent, phase: Phase) -> None:
     before = running(phase)
-    assert transition(before, happening, at=20.0, incarnation=None) == transition(
-        before, happening, at=20.0, incarnation=4
+    assert transition(before, event, at=20.0, incarnation=None) == transition(
+        before, event, at=20.0, incarnation=4
     )
 
 
-@pytest.mark.parametrize("happening", sorted(set(LifecycleEvent) - {LifecycleEvent.REBOOTED}))
+@pytest.mark.parametrize("event", sorted(set(LifecycleEvent) - {LifecycleEvent.REBOOTED}))
 @pytest.mark.parametrize("guest", [NEW, running(Phase.ABSENT)], ids=["new", "gone"])
-def test_nothing_begins_with_an_unnamed_incarnation(
-    happening: LifecycleEvent, guest: Guest
-) -> None:
+def test_no_boot_begins_with_an_unknown_incarnation(event: LifecycleEvent, guest: Guest) -> None:
     later = 20.0 + DEATH_REMEMBERED
-    assert transition(guest, happening, at=later, incarnation=None) == guest
+    assert transition(guest, event, at=later, incarnation=None) == guest
 
 
 @pytest.mark.parametrize("guest", [NEW, running(Phase.ABSENT)], ids=["new", "gone"])
-@pytest.mark.parametrize("happening", LifecycleEvent)
-def test_what_a_new_incarnation_begins_as(happening: LifecycleEvent, guest: Guest) -> None:
-    after = transition(guest, happening, at=20.0, incarnation=5)
-    assert after.phase is START.get(happening, Phase.ABSENT)
-    if happening in START:
+@pytest.mark.parametrize("event", LifecycleEvent)
+def test_a_new_incarnation_begins_in_the_phase_of_its_event(
+    event: LifecycleEvent, guest: Guest
+) -> None:
+    after = transition(guest, event, at=20.0, incarnation=5)
+    assert after.phase is START.get(event, Phase.ABSENT)
+    if event in START:
         assert (after.incarnation, after.since, after.booted, after.recheck) == (5, 20, 20, 20)
 
 
 @pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.ABSENT}))
-@pytest.mark.parametrize("happening", LifecycleEvent)
-def test_only_a_start_replaces_a_domain_that_runs(happening: LifecycleEvent, phase: Phase) -> None:
+@pytest.mark.parametrize("event", LifecycleEvent)
+def test_only_a_start_replaces_a_domain_that_runs(event: LifecycleEvent, phase: Phase) -> None:
     before = running(phase)
-    after = transition(before, happening, at=20.0, incarnation=5)
-    if START.get(happening) in {Phase.UP, Phase.PAUSED}:
-        assert (after.phase, after.incarnation) == (START[happening], 5)
+    after = transition(before, event, at=20.0, incarnation=5)
+    if START.get(event) in {Phase.UP, Phase.PAUSED}:
+        assert (after.phase, after.incarnation) == (START[event], 5)
         assert after.request is None
         assert after.drain is None
         assert after.is_dead(4, 20.0)
@@ -115,12 +116,12 @@ def test_only_a_start_replaces_a_domain_that_runs(happening: LifecycleEvent, pha
 
 
 @given(
-    happenings=st.lists(st.sampled_from(LifecycleEvent), max_size=6),
+    events=st.lists(st.sampled_from(LifecycleEvent), max_size=6),
     number=st.sampled_from([3, 4]),
     phase=st.sampled_from(sorted(set(Phase) - {Phase.ABSENT})),
 )
-def test_former_incarnations_change_nothing(
-    happenings: list[LifecycleEvent], number: int, phase: Phase
+def test_events_of_former_incarnations_change_nothing(
+    events: list[LifecycleEvent], number: int, phase: Phase
 ) -> None:
     """3 was followed by 4, 4 died, and 5 runs."""
     guest = running(incarnation=3)
@@ -128,24 +129,23 @@ def test_former_incarnations_change_nothing(
     guest = transition(guest, LifecycleEvent.GONE, at=12.0, incarnation=4)
     guest = transition(guest, LifecycleEvent.RUNNING, at=13.0, incarnation=5)
     if phase is Phase.LEAVING:
-        guest = transition(guest, LifecycleEvent.ASKED_TO_GO, at=13.0, incarnation=5)
+        guest = transition(guest, LifecycleEvent.SHUTDOWN_REQUESTED, at=13.0, incarnation=5)
     after = guest
-    for happening in happenings:
-        after = transition(after, happening, at=14.0, incarnation=number)
+    for event in events:
+        after = transition(after, event, at=14.0, incarnation=number)
     assert after == guest
 
 
 def test_a_death_before_a_late_start_is_remembered_for_its_incarnation() -> None:
     guest = transition(NEW, LifecycleEvent.GONE, at=10.0, incarnation=5)
-    guest = transition(
-        guest, LifecycleEvent.GONE, at=11.0, incarnation=4
-    )  # late news of the one before
-    for happening in START.keys() - {LifecycleEvent.REBOOTED}:
-        assert transition(guest, happening, at=12.0, incarnation=5).phase is Phase.ABSENT
+    # A late event of the former incarnation.
+    guest = transition(guest, LifecycleEvent.GONE, at=11.0, incarnation=4)
+    for event in START.keys() - {LifecycleEvent.REBOOTED}:
+        assert transition(guest, event, at=12.0, incarnation=5).phase is Phase.ABSENT
     assert transition(guest, LifecycleEvent.RUNNING, at=12.0, incarnation=6).phase is Phase.UP
 
 
-def test_a_death_is_not_remembered_for_ever() -> None:
+def test_a_death_is_forgotten_after_a_minute() -> None:
     """LXC's domain ids are process ids."""
     guest = running(Phase.ABSENT)
     at = 10.0 + DEATH_REMEMBERED
@@ -155,7 +155,7 @@ def test_a_death_is_not_remembered_for_ever() -> None:
     assert again.deaths == ()
 
 
-def test_deaths_do_not_pile_up() -> None:
+def test_old_deaths_are_dropped() -> None:
     guest = NEW
     for number in range(1, 100):
         at = number * DEATH_REMEMBERED / 4
@@ -164,7 +164,7 @@ def test_deaths_do_not_pile_up() -> None:
     assert len(guest.deaths) <= 5
 
 
-def test_a_boot_ends_requests_and_drains_and_keeps_addresses_of_its_domain_only() -> None:
+def test_a_boot_ends_requests_and_drains_and_keeps_addresses_of_the_same_domain() -> None:
     guest = worlds.with_addresses(running(Phase.LEAVING), "10.0.0.11")
     guest = worlds.drained(guest, Drain(reason="drained", by="root", since=11.0))
     inside = transition(guest, LifecycleEvent.REBOOTED, at=20.0, incarnation=4)
@@ -181,7 +181,7 @@ def test_a_boot_ends_requests_and_drains_and_keeps_addresses_of_its_domain_only(
 
 
 @pytest.mark.parametrize("phase", [Phase.PAUSED, Phase.SUSPENDING])
-def test_who_comes_back_is_checked_again(phase: Phase) -> None:
+def test_a_resumed_guest_is_checked_again(phase: Phase) -> None:
     before = running(phase)
     after = transition(before, LifecycleEvent.RESUMED, at=20.0, incarnation=4)
     assert (after.phase, after.recheck, after.booted) == (Phase.UP, 20.0, before.booted)

@@ -13,12 +13,12 @@ from xenlb.model.events import ProbeFinished
 from xenlb.model.health import (
     FIRST_HOLD,
     FORGOTTEN,
-    Failing,
+    FailingServer,
     Health,
+    apply_result,
     bounded,
     combine,
-    free_to_leave,
-    judge,
+    removable_servers,
 )
 from xenlb.model.settings import Check
 from xenlb.model.target import Target
@@ -29,7 +29,7 @@ def judged(results: str, check: Check, health: Health) -> Health:
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     for at, sign in enumerate(results, start=1):
         result = ProbeFinished(at=at, target=target, started=at, up=sign == "+", detail=sign)
-        health = judge(health, result, check)
+        health = apply_result(health, result, check)
     return health
 
 
@@ -53,13 +53,15 @@ def test_rise_two_fall_three(results: str, up: bool | None) -> None:
     assert judged(results, Check(rise=2, fall=3), Health(valid_from=0)).up is up
 
 
-def test_since_is_when_the_verdict_was_reached() -> None:
+def test_since_is_the_time_of_the_verdict() -> None:
     health = judged("++--+---", Check(rise=2, fall=3), Health(valid_from=0))
     assert (health.up, health.since, health.detail) == (False, 8, "-")
 
 
 @given(results=st.text(alphabet="+-"), rise=st.integers(1, 4), fall=st.integers(1, 4))
-def test_a_verdict_changes_after_so_many_in_a_row_only(results: str, rise: int, fall: int) -> None:
+def test_a_verdict_changes_after_rise_or_fall_results_in_a_row(
+    results: str, rise: int, fall: int
+) -> None:
     check = Check(rise=rise, fall=fall)
     for end in range(1, len(results) + 1):
         before = judged(results[: end - 1], check, Health(valid_from=0)).up
@@ -70,7 +72,7 @@ def test_a_verdict_changes_after_so_many_in_a_row_only(results: str, rise: int, 
         assert not (before is None and after is False)  # never seen up is unknown, not down
 
 
-def test_probes_begun_before_do_not_count() -> None:
+def test_probes_begun_before_valid_from_do_not_count() -> None:
     health = Health(valid_from=10.0, detail="")
     assert judged("+++++++++", Check(rise=1), health) == health
     assert judged("++++++++++", Check(rise=1), health).up is True
@@ -83,32 +85,32 @@ weights = st.lists(st.integers(0, 100), max_size=12)
 def test_the_share_of_the_weight_stays(
     failing: list[int], sound: list[int], out: list[int], percent: int
 ) -> None:
-    able, staying = sum(failing) + sum(sound) + sum(out), sum(failing) + sum(sound)
-    fail = [Failing(since=float(n % 3), weight=weight) for n, weight in enumerate(failing)]
-    leaving = free_to_leave(fail, able=able, staying=staying, share=percent / 100)
-    left = staying - sum(failing[place] for place in leaving)
-    weigh = [place for place in leaving if failing[place] > 0]
-    assert not weigh or 100 * left >= percent * able
-    for place in set(range(len(failing))) - set(leaving):  # and no more than need be are kept
-        assert 100 * (left - failing[place]) < percent * able
+    total, remaining = sum(failing) + sum(sound) + sum(out), sum(failing) + sum(sound)
+    fail = [FailingServer(since=float(n % 3), weight=weight) for n, weight in enumerate(failing)]
+    leaving = removable_servers(fail, total=total, remaining=remaining, share=percent / 100)
+    left = remaining - sum(failing[index] for index in leaving)
+    weigh = [index for index in leaving if failing[index] > 0]
+    assert not weigh or 100 * left >= percent * total
+    for index in set(range(len(failing))) - set(leaving):  # no more servers are kept than necessary
+        assert 100 * (left - failing[index]) < percent * total
     if percent == 0:
         assert len(leaving) == len(failing)
 
 
 def test_the_longest_failed_leave_first() -> None:
-    fail = [Failing(since=since, weight=1) for since in (3.0, 1.0, 2.0)]
-    assert free_to_leave(fail, able=3, staying=3, share=0.3) == (1, 2)
+    fail = [FailingServer(since=since, weight=1) for since in (3.0, 1.0, 2.0)]
+    assert removable_servers(fail, total=3, remaining=3, share=0.3) == (1, 2)
 
 
-def test_a_heavy_server_counts_for_as_many() -> None:
-    fail = [Failing(since=1.0, weight=3), Failing(since=2.0, weight=1)]
-    assert free_to_leave(fail, able=5, staying=5, share=0.5) == (1,)
+def test_a_server_counts_with_its_weight() -> None:
+    fail = [FailingServer(since=1.0, weight=3), FailingServer(since=2.0, weight=1)]
+    assert removable_servers(fail, total=5, remaining=5, share=0.5) == (1,)
 
 
 def test_a_share_is_not_rounded_up_by_floating_point() -> None:
     assert 0.07 * 100 > 7
-    fail = [Failing(since=0.0, weight=93)]
-    assert free_to_leave(fail, able=100, staying=100, share=0.07) == (0,)
+    fail = [FailingServer(since=0.0, weight=93)]
+    assert removable_servers(fail, total=100, remaining=100, share=0.07) == (0,)
 
 
 # --- flap damping --------------------------------------------------------------------------------
@@ -116,32 +118,34 @@ def test_a_share_is_not_rounded_up_by_floating_point() -> None:
 FLAPS = Check(rise=1, fall=1, flap_damping=60.0)
 
 
-def ask(health: Health, at: float, *, up: bool, check: Check = FLAPS) -> Health:
+def after_result(health: Health, at: float, *, up: bool, check: Check = FLAPS) -> Health:
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
-    return judge(
+    return apply_result(
         health, ProbeFinished(at=at, target=target, started=at, up=up, detail=str(up)), check
     )
 
 
 def returns(check: Check, *, failures: int) -> list[float]:
-    """How long after each failure a server is back that fails as soon as it is, and is asked ten
-    times a second."""
-    health, at, took = ask(Health(valid_from=0.0), 0.0, up=True, check=check), 1.0, []
+    """Return how long after each failure a server is back that fails as soon as it is.
+
+    It is probed ten times a second.
+    """
+    health, at, delays = after_result(Health(valid_from=0.0), 0.0, up=True, check=check), 1.0, []
     for _ in range(failures):
-        health, failed = ask(health, at, up=False, check=check), at
+        health, failed = after_result(health, at, up=False, check=check), at
         while not health.up:
             at = round(at + 0.1, 1)
-            health = ask(health, at, up=True, check=check)
-        took.append(round(at - failed, 1))
-    return took
+            health = after_result(health, at, up=True, check=check)
+        delays.append(round(at - failed, 1))
+    return delays
 
 
-def test_who_fails_again_and_again_is_held_back_longer_each_time() -> None:
+def test_a_flapping_server_is_held_back_longer_each_time() -> None:
     expected = [0.1, 0.1, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
     assert returns(FLAPS, failures=8) == expected
 
 
-def test_no_longer_than_the_configuration_says() -> None:
+def test_a_hold_lasts_flap_damping_at_most() -> None:
     short = Check(rise=1, fall=1, flap_damping=7.0)
     assert returns(short, failures=5) == [0.1, 0.1, 5.0, 7.0, 7.0]
     assert returns(Check(rise=1, fall=1, flap_damping=0.0), failures=6) == [0.1] * 6
@@ -149,22 +153,22 @@ def test_no_longer_than_the_configuration_says() -> None:
     assert forever[-1] == 15.0
 
 
-def test_a_hold_is_over_with_rise_good_results_in_a_row_at_its_end() -> None:
+def test_a_hold_ends_with_rise_passes_in_a_row() -> None:
     health = Health(valid_from=0.0, up=False, failures=3, held_until=10.0, since=5.0)
     check = Check(rise=2, fall=1)
     for at in (6.0, 7.0, 8.0):
-        health = ask(health, at, up=True, check=check)
+        health = after_result(health, at, up=True, check=check)
         assert (health.up, health.damped(at)) == (False, True)
-    assert ask(health, 9.0, up=True, check=check) == health  # nothing is new, nothing is stored
-    assert ask(health, 10.0, up=True, check=check).up is True
-    bad = ask(health, 9.0, up=False, check=check)
-    assert ask(bad, 10.0, up=True, check=check).up is False
+    assert after_result(health, 9.0, up=True, check=check) == health  # no change
+    assert after_result(health, 10.0, up=True, check=check).up is True
+    bad = after_result(health, 9.0, up=False, check=check)
+    assert after_result(bad, 10.0, up=True, check=check).up is False
 
 
 def test_failures_are_forgotten_ten_minutes_after_the_last_hold() -> None:
     health = Health(valid_from=0.0, up=True, failures=7, held_until=100.0)
-    assert ask(health, 699.0, up=False).failures == 8
-    assert ask(health, 700.0, up=False).failures == 1
+    assert after_result(health, 699.0, up=False).failures == 8
+    assert after_result(health, 700.0, up=False).failures == 1
 
 
 @given(
@@ -175,27 +179,31 @@ def test_failures_are_forgotten_ten_minutes_after_the_last_hold() -> None:
     longest=st.sampled_from([2.0, 5.0, 12.0, 60.0, 900.0]),
     span=st.sampled_from([1.0, 30.0, 75.0, 700.0, 3000.0]),
 )
-def test_flapping_is_bounded(seed: list[tuple[float, bool]], longest: float, span: float) -> None:
-    """The bound that the module's text promises, in any span of any history."""
+def test_the_number_of_failures_is_bounded(
+    seed: list[tuple[float, bool]], longest: float, span: float
+) -> None:
+    """The bound of the module's docstring, in any span of any history."""
     check = Check(rise=1, fall=1, flap_damping=longest)
     health, at = Health(valid_from=0.0), 0.0
     failed: list[float] = []
     for wait, up in seed:
         at += wait
-        after = ask(health, at, up=up, check=check)
+        after = after_result(health, at, up=up, check=check)
         if health.up and after.up is False:
             failed.append(at)
         health = after
     doubled = max(0, ceil(log2(longest / FIRST_HOLD)))
     most = (3 + doubled) * (1 + span / FORGOTTEN) + span / longest
     for first in failed:
-        assert sum(first <= each < first + span for each in failed) <= most
+        assert sum(first <= at < first + span for at in failed) <= most
 
 
-def test_the_last_transitions_are_remembered() -> None:
+def test_the_last_five_transitions_are_remembered() -> None:
     health = Health(valid_from=0.0)
     for at in range(1, 10):
-        health = ask(health, float(at), up=at % 2 == 1, check=Check(fall=1, flap_damping=0.0))
+        health = after_result(
+            health, float(at), up=at % 2 == 1, check=Check(fall=1, flap_damping=0.0)
+        )
     assert [(change.at, change.up) for change in health.changes] == [
         (5.0, True),
         (6.0, False),
@@ -214,35 +222,37 @@ HALF = Share(least=0.1, most=0.5)
 @example(share=nan)
 @example(share=inf)
 def test_a_share_stays_within_its_bounds(share: float | None) -> None:
-    """Whatever a server says: no number, too many, infinite."""
+    """Whatever a server reports: no number, a large one, infinity."""
     for asks in (Agent(share=HALF), Exec(command=("/bin/true",), share=HALF)):
-        found = bounded(Check(asks=asks), share)
-        assert found is None or HALF.least <= found <= HALF.most
-        assert (found is None) is (share is None or isnan(share))
-    assert bounded(Check(asks=Agent(share=HALF)), share, away=True) == 0.0
+        taken = bounded(Check(asks=asks), share)
+        assert taken is None or HALF.least <= taken <= HALF.most
+        assert (taken is None) is (share is None or isnan(share))
+    assert bounded(Check(asks=Agent(share=HALF)), share, declines=True) == 0.0
     assert bounded(Check(asks=Exec(command=("/bin/true",))), share) is None
     assert bounded(Check(), share) is None
 
 
-def test_who_goes_away_gets_nothing_whatever_is_the_least() -> None:
+def test_a_server_that_declines_gets_no_share_even_below_least() -> None:
     check = Check(asks=Agent(share=HALF))
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     result = ProbeFinished(
         at=1, target=target, started=1, up=True, detail="", share=0.3, declines=True
     )
-    assert judge(Health(valid_from=0.0), result, check).share == 0.0
-    assert judge(Health(valid_from=0.0), replace(result, declines=False), check).share == 0.3
+    assert apply_result(Health(valid_from=0.0), result, check).share == 0.0
+    assert apply_result(Health(valid_from=0.0), replace(result, declines=False), check).share == 0.3
 
 
-def test_what_a_failing_server_says_of_its_share_is_no_news() -> None:
+def test_the_share_in_a_failing_result_is_ignored() -> None:
     check = Check(asks=Agent(), fall=1)
     target = Target(check=check, address=ip_address("10.0.0.11"), port=25)
     health = Health(valid_from=0.0, up=True, share=0.5)
     bad = ProbeFinished(at=1, target=target, started=1, up=False, detail="down", share=0.9)
-    assert judge(health, bad, check).share == 0.5
+    assert apply_result(health, bad, check).share == 0.5
     good = replace(bad, up=True, share=0.2)
-    assert judge(health, good, check).share == 0.2
-    assert judge(health, replace(good, share=None), check).share is None  # the whole weight again
+    assert apply_result(health, good, check).share == 0.2
+    assert (
+        apply_result(health, replace(good, share=None), check).share is None
+    )  # the whole weight again
 
 
 # --- several checks ------------------------------------------------------------------------------
@@ -259,7 +269,9 @@ def test_what_a_failing_server_says_of_its_share_is_no_news() -> None:
         ([False, False], False, False),
     ],
 )
-def test_all_or_one(ups: list[bool | None], every: bool | None, one: bool | None) -> None:
+def test_all_checks_have_to_pass_or_one(
+    ups: list[bool | None], every: bool | None, one: bool | None
+) -> None:
     judged = [
         (
             Target(check=Check(), address=ip_address("10.0.0.11"), port=port),
@@ -267,12 +279,12 @@ def test_all_or_one(ups: list[bool | None], every: bool | None, one: bool | None
         )
         for port, up in enumerate(ups)
     ]
-    for found in (judged, judged[::-1]):
-        assert combine(found, one_is_enough=False)[1].up is every
-        assert combine(found, one_is_enough=True)[1].up is one
+    for verdicts in (judged, judged[::-1]):
+        assert combine(verdicts, one_is_enough=False)[1].up is every
+        assert combine(verdicts, one_is_enough=True)[1].up is one
 
 
-def test_the_smallest_share_counts() -> None:
+def test_the_smallest_share_applies() -> None:
     target = Target(check=Check(), address=ip_address("10.0.0.11"), port=25)
     healths = [Health(valid_from=0.0, up=True, share=share) for share in (0.7, None, 0.3)]
     judged = [(target, health) for health in healths]

@@ -7,6 +7,7 @@ import pytest
 
 from xenlb.model.domain import DomainDescription, DomainState, GuestId, RequestKind
 from xenlb.model.events import Configured, GuestsListed, ShutdownRequested
+from xenlb.model.note import NoteKind
 from xenlb.model.reducer import reduce
 from xenlb.model.settings import Member, Port, ServiceSettings, Settings
 from xenlb.model.state import State
@@ -32,7 +33,7 @@ def running() -> State:
 
 
 @pytest.mark.parametrize(
-    ("ask", "more"),
+    ("kind", "more"),
     [
         (RequestKind.POWEROFF, 20.0),
         (RequestKind.REBOOT, 20.0),
@@ -40,25 +41,26 @@ def running() -> State:
         (RequestKind.INSIDE, 0.0),
     ],
 )
-def test_a_request_that_stands_is_no_news_and_begins_its_grace_anew(
-    ask: RequestKind, more: float
+def test_a_repeated_request_moves_its_deadline_without_a_note(
+    kind: RequestKind, more: float
 ) -> None:
-    """A hold that says it again has the time of a drain; the grace is longer here."""
-    first = reduce(running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, kind=ask))
+    """A hold that repeats its report has the time of a drain; the grace is longer here."""
+    first = reduce(running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, kind=kind))
     assert len([note for note in first.notes if note.guest == MAIL]) == 1
-    again = reduce(first.state, ShutdownRequested(at=30.0, guest=MAIL, incarnation=4, kind=ask))
+    again = reduce(first.state, ShutdownRequested(at=30.0, guest=MAIL, incarnation=4, kind=kind))
     assert again.notes == ()
-    before, after = (each.state.guests[MAIL].request for each in (first, again))
+    before, after = (result.state.guests[MAIL].request for result in (first, again))
     assert before is not None
     assert after is not None
     assert after.deadline == before.deadline + more
 
 
-def test_another_request_is_news() -> None:
+def test_another_request_is_noted() -> None:
     first = reduce(
         running(), ShutdownRequested(at=10.0, guest=MAIL, incarnation=4, kind=RequestKind.POWEROFF)
     )
     other = reduce(
         first.state, ShutdownRequested(at=11.0, guest=MAIL, incarnation=4, kind=RequestKind.REBOOT)
     )
+    assert [note.kind for note in other.notes] == [NoteKind.GUEST_REQUESTED]
     assert [note.text for note in other.notes] == ["asked for reboot (domain 4)"]

@@ -1,4 +1,4 @@
-"""Small worlds for the tests of the model: a few guests, configurations, and events about them."""
+"""Small worlds for the tests of the model: a few guests, configurations and events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from xenlb.model.domain import (
     StopReason,
 )
 from xenlb.model.drain import NODEST, QUIESCENT, REUSE, Drain
-from xenlb.model.draining import to_count
+from xenlb.model.draining import services_to_count
 from xenlb.model.events import (
     AddressesFound,
     ConfigurationRefused,
@@ -71,7 +71,7 @@ GUESTS = (
     GuestId(uri=URIS[0], uuid=UUID(int=1)),
     GuestId(uri=URIS[0], uuid=UUID(int=2)),
     GuestId(uri=URIS[0], uuid=UUID(int=3)),
-    GuestId(uri=URIS[1], uuid=UUID(int=1)),  # the first, on its way to another libvirt
+    GuestId(uri=URIS[1], uuid=UUID(int=1)),  # the first, migrating to another libvirt
 )
 NAMES = ("mail1", "mail2", "web1", "mail1")
 ADDRESSES = tuple(
@@ -96,7 +96,7 @@ HOST = Member(host=ip_address("10.0.0.5"))
 WRITTEN = Member(guest="mail1", address=ip_address("10.0.0.11"), weight=4)
 SORRY = (ip_address("10.0.0.99"), 0)
 
-TOLD = Check(type="agent", asks=Agent(share=Share(least=0.0, most=1.0)), port=9, fall=1)
+AGENT_CHECK = Check(type="agent", asks=Agent(share=Share(least=0.0, most=1.0)), port=9, fall=1)
 FIRST = Check(fall=1, flap_damping=0.0)
 
 SETTINGS = (
@@ -153,12 +153,12 @@ SETTINGS = (
                 service("mail", 25, WRITTEN, ALL, HOST),
                 weight=3,
                 slow_start=10.0,
-                checks=(FIRST, TOLD),
+                checks=(FIRST, AGENT_CHECK),
                 keep_in_service=0.5,
             ),
             replace(
                 service("web", 80, WRITTEN, ALL, HOST),
-                checks=(Check(fall=1), TOLD),
+                checks=(Check(fall=1), AGENT_CHECK),
                 any_check=True,
                 on_failure=OnFailure.QUIESCE,
                 keep_in_service=0.4,
@@ -175,7 +175,7 @@ SETTINGS = (
                 replace(service("web", 80, WRITTEN, ALL, HOST), checks=checks),
             ),
         )
-        for often in (replace(TOLD, fall=2),)
+        for often in (replace(AGENT_CHECK, fall=2),)
         for checks in ((), (often,))
     ),
 )
@@ -195,7 +195,7 @@ def drained(guest: Guest, drain: Drain) -> Guest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """Something happens after `wait` seconds; `make` turns the state then into the event."""
+    """An event after `wait` seconds; `make` returns it for the state at that time."""
 
     wait: float
     make: Callable[[State, float], Event]
@@ -205,13 +205,15 @@ class Move:
         return f"+{self.wait:g} {self.text}"
 
 
-def _found(dice: Random) -> tuple[AddressCandidate, ...]:
+def _candidates(dice: Random) -> tuple[AddressCandidate, ...]:
     sources = [AddressSource.INTERFACE_XML, AddressSource.LEASE, AddressSource.NEIGHBOUR]
-    found = {
+    candidates = {
         AddressCandidate(address=dice.choice(ADDRESSES), source=dice.choice(sources))
         for _ in range(dice.choice([0, 1, 1, 2]))
     }
-    return tuple(sorted(found, key=lambda item: (sources.index(item.source), str(item.address))))
+    return tuple(
+        sorted(candidates, key=lambda item: (sources.index(item.source), str(item.address)))
+    )
 
 
 def _metadata(dice: Random) -> tuple[MetadataService, ...]:
@@ -226,46 +228,48 @@ def _metadata(dice: Random) -> tuple[MetadataService, ...]:
 
 
 def _incarnation(state: State, guest: GuestId, shift: int | None) -> int | None:
-    """The present one, one around it, or none said."""
+    """Return the present incarnation shifted, or None."""
     known = state.guests.get(guest)
     now = 3 if known is None or known.incarnation is None else known.incarnation
     return None if shift is None else max(1, now + shift)
 
 
-def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Move:
-    guest, name = GUESTS[who], NAMES[who]
+def _life(wait: float, number: int, shift: int | None, kind: str, word: str) -> Move:
+    guest, name = GUESTS[number], NAMES[number]
 
     def make(state: State, at: float) -> Event:
-        number = _incarnation(state, guest, shift)
+        incarnation = _incarnation(state, guest, shift)
         match kind:
             case "started":
                 return Started(
                     at=at,
                     guest=guest,
                     name=name,
-                    incarnation=number or 1,
+                    incarnation=incarnation or 1,
                     paused=word == "reboot",
                 )
             case "asked":
                 return ShutdownRequested(
-                    at=at, guest=guest, incarnation=number, kind=RequestKind(word)
+                    at=at, guest=guest, incarnation=incarnation, kind=RequestKind(word)
                 )
             case "died":
-                return Died(at=at, guest=guest, incarnation=number)
+                return Died(at=at, guest=guest, incarnation=incarnation)
             case "stopped":
-                return Stopped(at=at, guest=guest, incarnation=number, reason=StopReason.SHUTDOWN)
+                return Stopped(
+                    at=at, guest=guest, incarnation=incarnation, reason=StopReason.SHUTDOWN
+                )
             case "crashed":
-                return Crashed(at=at, guest=guest, incarnation=number)
+                return Crashed(at=at, guest=guest, incarnation=incarnation)
             case "paused":
-                return Paused(at=at, guest=guest, incarnation=number)
+                return Paused(at=at, guest=guest, incarnation=incarnation)
             case "resumed":
-                return Resumed(at=at, guest=guest, incarnation=number)
+                return Resumed(at=at, guest=guest, incarnation=incarnation)
             case "rebooted":
-                return Rebooted(at=at, guest=guest, incarnation=number)
+                return Rebooted(at=at, guest=guest, incarnation=incarnation)
             case "undefined":
                 return Undefined(at=at, guest=guest)
             case "stays":
-                return ShutdownCancelled(at=at, guest=guest, incarnation=number)
+                return ShutdownCancelled(at=at, guest=guest, incarnation=incarnation)
             case "drained":
                 then = {"poweroff": RequestKind.POWEROFF, "reboot": RequestKind.REBOOT}.get(word)
                 return DrainRequested(at=at, guest=guest, by="root", then=then)
@@ -278,7 +282,7 @@ def _life(wait: float, who: int, shift: int | None, kind: str, word: str) -> Mov
                 return UndrainRequested(at=at, guest=guest, by="root")
         raise AssertionError(kind)
 
-    shown = f"{kind} {name}/{who} {'' if shift is None else f'{shift:+d}'} {word}"
+    shown = f"{kind} {name}/{number} {'' if shift is None else f'{shift:+d}'} {word}"
     return Move(wait=wait, make=make, text=shown)
 
 
@@ -301,44 +305,46 @@ def _probe(wait: float, index: int, up: bool, ago: float, share: float | None = 
 
 
 def _address(
-    wait: float, who: int, found: tuple[AddressCandidate, ...], shift: int | None, refused: bool
+    wait: float, number: int, found: tuple[AddressCandidate, ...], shift: int | None, refused: bool
 ) -> Move:
     def make(state: State, at: float) -> Event:
         no = RejectedAddress(text="192.0.2.10", source=AddressSource.REPORTED, reason="no")
         return AddressesFound(
             at=at,
-            guest=GUESTS[who],
-            incarnation=_incarnation(state, GUESTS[who], shift),
+            guest=GUESTS[number],
+            incarnation=_incarnation(state, GUESTS[number], shift),
             candidates=found,
             rejected=(no,) if refused else (),
         )
 
     shown = [f"{item.source}={item.address}" for item in found]
-    return Move(wait=wait, make=make, text=f"address {NAMES[who]}/{who} {shown} {shift}")
+    return Move(wait=wait, make=make, text=f"address {NAMES[number]}/{number} {shown} {shift}")
 
 
-def _listing(wait: float, uri: str, powers: list[tuple[DomainState, int]], ago: float) -> Move:
+def _listing(wait: float, uri: str, states: list[tuple[DomainState, int]], ago: float) -> Move:
     def make(state: State, at: float) -> Event:
         described = [
             DomainDescription(
                 guest=guest,
                 name=name,
-                domain_state=power,
-                incarnation=None if power is DomainState.OFF else _incarnation(state, guest, shift),
+                domain_state=domain_state,
+                incarnation=None
+                if domain_state is DomainState.OFF
+                else _incarnation(state, guest, shift),
             )
-            for guest, name, (power, shift) in zip(GUESTS, NAMES, powers, strict=False)
+            for guest, name, (domain_state, shift) in zip(GUESTS, NAMES, states, strict=False)
             if guest.uri == uri
         ]
         return GuestsListed(at=at, uri=uri, requested_at=at - ago, guests=tuple(described))
 
-    return Move(wait=wait, make=make, text=f"listed {uri} {powers} asked {ago:g} ago")
+    return Move(wait=wait, make=make, text=f"listed {uri} {states} asked {ago:g} ago")
 
 
-def _metadata_move(wait: float, who: int, services: tuple[MetadataService, ...]) -> Move:
+def _metadata_move(wait: float, number: int, services: tuple[MetadataService, ...]) -> Move:
     return Move(
         wait=wait,
-        make=lambda _, at: MetadataChanged(at=at, guest=GUESTS[who], services=services),
-        text=f"metadata {NAMES[who]}/{who} {services}",
+        make=lambda _, at: MetadataChanged(at=at, guest=GUESTS[number], services=services),
+        text=f"metadata {NAMES[number]}/{number} {services}",
     )
 
 
@@ -348,9 +354,10 @@ def _counted(wait: float, dice: Random) -> Move:
     def make(state: State, at: float) -> Event:
         counters = {
             key: {
-                slot.server: Counters(active_connections=most) for slot in state.remembered.admitted
+                server.key: Counters(active_connections=most)
+                for server in state.remembered.admitted
             }
-            for key in to_count(state)
+            for key in services_to_count(state)
         }
         return ConnectionsCounted(at=at, counters=counters)
 
@@ -371,7 +378,7 @@ def _side(wait: float, guest: GuestId, index: int, problem: str) -> Move:
 
 
 def _configured(wait: float, index: int) -> Move:
-    # A copy, as a file that was read again makes one.
+    # A copy, as reading the file again makes one.
     return Move(
         wait=wait,
         make=lambda _, at: Configured(at=at, settings=replace(SETTINGS[index])),
@@ -386,7 +393,7 @@ OTHERS = (
     Move(
         wait=0.0,
         make=lambda _, at: SysctlsChecked(at=at, wrong=frozenset({NODEST, QUIESCENT, REUSE})),
-        text="sysctls amiss",
+        text="wrong sysctls",
     ),
     Move(
         wait=0.0,
@@ -440,12 +447,12 @@ KINDS = {
 }
 
 
-def move(number: int) -> Move:
-    """Any move at all; every number is one. Numbers, so that stories are made in no time."""
-    dice = Random(number)
+def move(seed: int) -> Move:
+    """Return the move of a seed; any number is one. So stories are generated quickly."""
+    dice = Random(seed)
     (kind,) = dice.choices(list(KINDS), weights=list(KINDS.values()))
     wait = dice.choice([0.0, 0.1, 1.0, 1.0, 5.0, 25.0, 90.0])
-    who = dice.choice([0, 0, 1, 1, 2, 2, 3])
+    number = dice.choice([0, 0, 1, 1, 2, 2, 3])
     shift = dice.choice([0, 0, 0, 0, 0, 1, 1, -1, 2, None])
     match kind:
         case "probe":
@@ -453,61 +460,61 @@ def move(number: int) -> Move:
             share = dice.choice([None, None, 0.0, 0.0, 0.01, 0.3, 0.5, 1.0, 7.0, -1.0, nan])
             return _probe(wait, dice.randrange(16), dice.random() < 0.65, ago, share)
         case "address":
-            return _address(wait, who, _found(dice), shift, dice.random() < 0.3)
+            return _address(wait, number, _candidates(dice), shift, dice.random() < 0.3)
         case "listed":
             mostly = [DomainState.RUNNING] * 6 + list(DomainState)
-            powers = [(dice.choice(mostly), dice.choice([0, 0, 0, 1])) for _ in range(4)]
-            some = powers[: dice.choice([2, 3, 4, 4])]
+            states = [(dice.choice(mostly), dice.choice([0, 0, 0, 1])) for _ in range(4)]
+            some = states[: dice.choice([2, 3, 4, 4])]
             return _listing(wait, dice.choice(URIS), some, dice.choice([0.0, 0.05, 2.0]))
         case "metadata":
-            return _metadata_move(wait, who, _metadata(dice))
+            return _metadata_move(wait, number, _metadata(dice))
         case "configured":
             return _configured(wait, dice.randrange(len(SETTINGS)))
         case "counted":
             return _counted(wait, dice)
         case "side":
             index = dice.randrange(len(SETTINGS))
-            return _side(wait, GUESTS[who], index, dice.choice(["", "", "no rule"]))
+            return _side(wait, GUESTS[number], index, dice.choice(["", "", "no rule"]))
         case "other":
             return dice.choice(OTHERS)
         case _:
-            return _life(wait, who, shift, kind, dice.choice(list(RequestKind)))
+            return _life(wait, number, shift, kind, dice.choice(list(RequestKind)))
 
 
 def opening(index: int) -> list[Move]:
-    """A configuration, and guests that run, have an address, and answer."""
+    """Return a configuration, and running guests with addresses whose checks pass."""
     return [
         _configured(0.0, index),
         _listing(0.0, URIS[0], [(DomainState.RUNNING, 0)] * 3, 0.0),
         *(
             _address(
                 0.0,
-                who,
-                (AddressCandidate(address=ADDRESSES[who], source=AddressSource.LEASE),),
+                number,
+                (AddressCandidate(address=ADDRESSES[number], source=AddressSource.LEASE),),
                 0,
                 False,
             )
-            for who in range(3)
+            for number in range(3)
         ),
-        *(_side(0.0, GUESTS[who], index, "") for who in range(2)),
+        *(_side(0.0, GUESTS[number], index, "") for number in range(2)),
         *(_probe(0.0, target, True, 0.0) for target in [*range(16), *range(16)]),
     ]
 
 
 def flapping(target: int) -> list[Move]:
-    """What makes a check with `fall: 1` hold its server back."""
+    """Return results that hold a server back, of a check with `fall: 1`."""
     return [_probe(1.0, target, up, 0.0) for up in (False, True) * 3]
 
 
 def alone(target: int) -> list[Move]:
-    """All fail, and one of them comes and goes."""
+    """Return results by which all fail, and one flaps."""
     return [_probe(0.1, number, False, 0.0) for number in [*range(16), *range(16)]] + flapping(
         target
     )
 
 
 def shared(numbers: list[int]) -> list[Move]:
-    """Servers are given a check of which another service knows something, good or bad."""
+    """Return reloads that give servers a check which another service already runs."""
     results = [
         _probe(0.1, number, number % 3 > 0, 0.0, 0.5 if number % 5 == 1 else None)
         for number in numbers

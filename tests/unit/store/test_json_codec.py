@@ -17,7 +17,7 @@ from xenlb.model.drain import Drain, Outcome
 from xenlb.model.guest import Guest, Phase
 from xenlb.model.health import Health
 from xenlb.model.settings import Check
-from xenlb.model.state import Slot
+from xenlb.model.state import RealServer
 from xenlb.model.target import Target
 from xenlb.store.json_codec import TRANSIENT, decoder, dumps, same_json
 
@@ -40,8 +40,10 @@ def decoded(kind: Any, value: object) -> Any:
 
 def test_a_decoded_value_is_the_encoded_one() -> None:
     assert decoded(Guest, GUEST) == GUEST
-    slot = Slot(owner=None, service=KEY, server=ServerKey(address=ip_address("10.0.0.1"), port=1))
-    assert decoded(Slot, slot) == slot
+    server = RealServer(
+        owner=None, service=KEY, key=ServerKey(address=ip_address("10.0.0.1"), port=1)
+    )
+    assert decoded(RealServer, server) == server
     assert decoded(frozenset[IPAddress], {ip_address("::1")}) == {ip_address("::1")}
     assert decoded(tuple[str, int], ("a", 1)) == ("a", 1)
 

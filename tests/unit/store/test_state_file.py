@@ -35,7 +35,7 @@ from xenlb.model.drain import Drain, Outcome
 from xenlb.model.guest import Death, Guest, Phase, Request
 from xenlb.model.health import Change, Health
 from xenlb.model.settings import Check
-from xenlb.model.state import Admission, Alarm, AlarmKind, Remembered, Slot
+from xenlb.model.state import Admission, Alarm, AlarmKind, RealServer, Remembered
 from xenlb.model.target import Target
 from xenlb.store import state_file
 from xenlb.store.saved_state import SavedState
@@ -67,11 +67,11 @@ def saved() -> SavedState:
         remembered=Remembered(
             guests={ME: guest},
             admitted={
-                Slot(owner=ME, service=KEY, server=SERVER): Admission(at=3.0, ramp=True),
-                Slot(owner=None, service=MARK, server=SERVER): Admission(
-                    at=4.0, quiesced=True, quiet=6.0
+                RealServer(owner=ME, service=KEY, key=SERVER): Admission(at=3.0, ramp=True),
+                RealServer(owner=None, service=MARK, key=SERVER): Admission(
+                    at=4.0, quiesced=True, zero_since=6.0
                 ),
-                Slot(owner=None, service=KEY, server=OTHER): Admission(
+                RealServer(owner=None, service=KEY, key=OTHER): Admission(
                     at=5.0,
                     overrides={
                         TARGET: Health(valid_from=5.0, up=True, since=4.0, assumed=True, share=0.5)
@@ -170,7 +170,7 @@ def drained_guest(number: int, *, by: str = "root") -> SavedState:
     return SavedState(
         remembered=Remembered(
             guests={guest: Guest(id=guest, name=f"g{number}", drain=drain)},
-            admitted={Slot(owner=guest, service=KEY, server=here): Admission(at=number)},
+            admitted={RealServer(owner=guest, service=KEY, key=here): Admission(at=number)},
             health={target: Health(valid_from=0.0, up=True)},
             alarms={KEY: Alarm(kind=AlarmKind.BELOW, since=1.0 * number)},
         ),
@@ -528,7 +528,9 @@ def recorded_states() -> list[SavedState]:
     alarms: dict[ServiceKey, Alarm] = {KEY: Alarm(kind=AlarmKind.BELOW, since=8.0)}
     second = replace(first, remembered=replace(first.remembered, alarms=alarms, health=passed))
     admitted = {
-        slot: entry for slot, entry in first.remembered.admitted.items() if slot.service == KEY
+        server: entry
+        for server, entry in first.remembered.admitted.items()
+        if server.service == KEY
     }
     fewer = {target: verdict for target, verdict in passed.items() if target != program}
     third = SavedState(
@@ -562,7 +564,8 @@ def test_a_file_of_version_6_is_read(tmp_path: Path) -> None:
     assert state.remembered.guests[ME].request == today.remembered.guests[ME].request
     assert state.remembered.health == today.remembered.health
     admitted = {
-        slot: replace(entry, quiet=None) for slot, entry in today.remembered.admitted.items()
+        server: replace(entry, zero_since=None)
+        for server, entry in today.remembered.admitted.items()
     }
     assert state.remembered.admitted == admitted
     assert state.remembered.alarms == {MARK: Alarm(kind=AlarmKind.KEPT, since=7.0)}
