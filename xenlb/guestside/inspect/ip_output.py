@@ -50,6 +50,7 @@ def _name(text: str) -> str:
 
 
 def addresses(lines: Sequence[str]) -> Iterator[Address]:
+    """Parse the addresses in the output of `ip -o address`, or of ifconfig."""
     interface = ""
     for line in lines:
         words = line.split()
@@ -225,6 +226,7 @@ def _hops(words: Sequence[str]) -> list[Sequence[str]]:
 def policy_rules(
     lines: Sequence[str], tables: Mapping[str, int], *, family: Family
 ) -> Iterator[PolicyRule]:
+    """Parse the output of `ip rule`; rules that neither look up a table nor refuse are left out."""
     for line in lines:
         number, colon, text = line.partition(":")
         priority = _number(number)

@@ -12,6 +12,7 @@ _SSH = 22
 
 
 def marks(needs: Needs, observed: Observed) -> Iterator[Difference]:
+    """Check that connections get their marks, and replies the mark of their connection."""
     if not needs.marks:
         return
     if unknown := _unknown(observed, subject="the marks of connections"):
@@ -60,6 +61,7 @@ def _marks(rule: FilterRule, need: Mark) -> bool:
 
 
 def clamps(needs: Needs, observed: Observed) -> Iterator[Difference]:
+    """Check that the maximum segment size of TCP is at most the needed one, in bytes."""
     if not needs.clamps:
         return
     if unknown := _unknown(observed, subject="the maximum segment size of TCP"):

@@ -151,7 +151,9 @@ class Observed:
         return System.SHELL if known is None else known.system
 
     def link(self, name: str) -> ObservedLink | None:
+        """The interface of that name; None if the guest has none."""
         return next((link for link in self.links if link.name == name), None)
 
     def unit(self, name: str) -> Unit | None:
+        """The service of that name; None if it is not installed."""
         return next((unit for unit in self.units if unit.name == name), None)

@@ -49,6 +49,7 @@ class ObserveError(Exception):
 
 
 def output_budget() -> Budget:
+    """A new budget for the parser: PIECES lines and hops, LONGEST bytes."""
     return Budget(pieces=PIECES, size=LONGEST)
 
 

@@ -19,6 +19,7 @@ _SILENT = {"arp_ignore": frozenset({1, 2, 8}), "arp_announce": frozenset({2})}
 
 
 def sysctls(needs: Needs, observed: Observed) -> Iterator[Difference]:
+    """Compare the values in effect, which the kernel combines from "all" and the interface."""
     devices = {_parts(each)[0] for each in needs.sysctls if _parts(each)[1] == "rp_filter"}
     for need in needs.sysctls:
         interface, key = _parts(need)

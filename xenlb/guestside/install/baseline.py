@@ -124,7 +124,7 @@ def _of_block(entry: ManifestEntry, node: Node) -> Baseline:
         return Baseline(node=node, changed=str(error))
     if inside is None:
         return Baseline(node=node)
-    if isinstance(entry.previous, WasFile) and mode == entry.previous.mode | runnable(entry.mode):
+    if isinstance(entry.previous, WasFile) and mode == entry.previous.mode | _runnable(entry.mode):
         mode = entry.previous.mode
     left: Node = replace(node, content=rest, mode=mode)
     if entry.previous is None and rest in (b"", blocks.SHEBANG):
@@ -153,9 +153,9 @@ def goal_of(
             # Changes of the rest, which is not xenlb's, are not recorded.
             was = entry.previous.digest if entry and isinstance(entry.previous, WasFile) else None
             previous = WasFile(mode=old, owner=baseline.owner, digest=was or digest(rest))
-            goal = replace(baseline, mode=old | runnable(mode))
+            goal = replace(baseline, mode=old | _runnable(mode))
         case GuestFile(text=text, mode=mode), Missing():
-            rest, previous = blocks.SHEBANG if runnable(mode) else b"", None
+            rest, previous = blocks.SHEBANG if _runnable(mode) else b"", None
             goal = File(content=b"", mode=mode)
         case _:
             raise CannotInstall(f"/{path} is a symbolic link; xenlb writes no block through it")
@@ -172,6 +172,7 @@ def goal_of(
 
 
 def kind_of(wanted: Wanted) -> EntryKind:
+    """The part of the path that becomes xenlb's: the link, a block or the whole file."""
     if isinstance(wanted, GuestSymlink):
         return EntryKind.LINK
     return EntryKind.BLOCK if wanted.block else EntryKind.WHOLE
@@ -187,7 +188,7 @@ def _was(node: Node) -> Previous:
             return None
 
 
-def runnable(mode: int) -> int:
+def _runnable(mode: int) -> int:
     return mode & 0o111
 
 

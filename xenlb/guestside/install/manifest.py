@@ -85,6 +85,7 @@ NOTHING = Manifest(entries={})
 
 
 def digest(data: bytes) -> str:
+    """The SHA-256 of the data, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 

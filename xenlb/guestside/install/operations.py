@@ -88,6 +88,8 @@ MISSING = Missing()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeFolder:
+    """Make a folder if there is none; `mode` is of a new one only."""
+
     path: str
     mode: int = 0o755
 
@@ -97,6 +99,8 @@ class MakeFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
+    """Write a file, with its mode and owner; replace a file or a link, never a folder."""
+
     path: str
     file: File
 
@@ -106,6 +110,8 @@ class Write:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeSymlink:
+    """Make a symbolic link; replace a file or a link, never a folder."""
+
     path: str
     target: str
 

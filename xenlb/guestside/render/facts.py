@@ -44,5 +44,6 @@ class Facts:
     applies_sysctls: bool = True
 
     def link(self, interface: str) -> NetworkLink:
+        """The facts about an interface; one without known facts gets the defaults."""
         links = (link for link in self.links if link.interface == interface)
         return next(links, NetworkLink(interface=interface))

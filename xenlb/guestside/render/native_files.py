@@ -32,12 +32,14 @@ class Renderer:
     def file(
         self, path: str, template: str, values: Mapping[str, object], *, mode: int = 0o644
     ) -> GuestFile:
+        """Render a whole file; `path` is below the guest's root. Raises TemplateError."""
         text = render(template, values, overrides=self.overrides)
         return GuestFile(path=path, text=text, mode=mode)
 
     def block(
         self, path: str, template: str, values: Mapping[str, object], *, mode: int = 0o644
     ) -> GuestFile:
+        """Render a block in a file that is not xenlb's. Raises TemplateError."""
         return replace(self.file(path, template, values, mode=mode), block=True)
 
 
@@ -98,8 +100,9 @@ def _on(needs: Needs, device: str) -> list[IPAddress]:
 
 
 def sysctls(needs: Needs, renderer: Renderer) -> Files:
-    """systemd applies the file before the network, and a device's sysctls again when it appears.
+    """The file in sysctl.d, for every system but network-scripts without systemd.
 
+    systemd applies it before the network, and a device's sysctls again when the device appears.
     networkd does not change them, except rp_filter for IPv4ReversePathFilter= (since 255).
     """
     if needs.sysctls:
@@ -108,7 +111,7 @@ def sysctls(needs: Needs, renderer: Renderer) -> Files:
 
 
 def modules(needs: Needs, renderer: Renderer) -> Files:
-    """systemd reads the file, and Debian's init script of kmod."""
+    """The list of kernel modules, which systemd and Debian's init script of kmod load at boot."""
     names = [tunnel.module for tunnel in needs.tunnels]
     names += ["fou" if port.family is Family.INET else "fou6" for port in needs.decapsulations]
     if names:
@@ -117,6 +120,7 @@ def modules(needs: Needs, renderer: Renderer) -> Files:
 
 
 def ifupdown(needs: Needs, facts: Facts, renderer: Renderer) -> Files:
+    """Stanzas in /etc/network/interfaces or interfaces.d, and a script for routes in if-up.d."""
     if needs.sysctls or needs.tunnels or needs.addresses:
         values = {
             "sysctls": sysctl_values(needs),
@@ -153,6 +157,7 @@ def networkd_makes(tunnel: TunnelDevice) -> bool:
 
 
 def networkd(needs: Needs, facts: Facts, renderer: Renderer) -> Files:
+    """Files and drop-ins in /etc/systemd/network."""
     # networkd removes addresses and rules that are not in its files when it reconfigures a link.
     if loopback := _on(needs, "lo"):
         if facts.loopback_file is None:
@@ -187,6 +192,7 @@ def _networkd_routes(needs: Needs, facts: Facts, renderer: Renderer) -> Files:
 
 
 def netplan(needs: Needs, facts: Facts, renderer: Renderer) -> Files:
+    """The YAML file for lo, and drop-ins for networkd with the routes."""
     if loopback := _on(needs, "lo"):
         path = "etc/netplan/90-xenlb.yaml"
         # Newer versions warn of files that others may read, since some have passwords.
@@ -197,7 +203,7 @@ def netplan(needs: Needs, facts: Facts, renderer: Renderer) -> Files:
 
 
 def network_manager(needs: Needs, facts: Facts, renderer: Renderer, *, script: bool) -> Files:
-    """`script`: the guest needs guest.sh."""
+    """The profile for lo, and, if the guest needs guest.sh (`script`), a dispatcher script."""
     loopback = _on(needs, "lo")
     if loopback and facts.manager_version >= MANAGES_LOOPBACK:
         # NetworkManager ignores a file that others may read.
@@ -215,7 +221,7 @@ def network_manager(needs: Needs, facts: Facts, renderer: Renderer, *, script: b
 def network_scripts(
     needs: Needs, init: Init, facts: Facts, renderer: Renderer, *, script: bool
 ) -> Files:
-    """`script`: the guest needs guest.sh."""
+    """Files and blocks for Red Hat's network scripts; `script`: the guest needs guest.sh."""
     if init is Init.SYSTEMD:
         yield from sysctls(needs, renderer)
     elif needs.sysctls:
@@ -241,6 +247,7 @@ def network_scripts(
 
 
 def aliases(device: str, addresses: Iterable[IPAddress], renderer: Renderer) -> Files:
+    """One ifcfg- file of network-scripts for each address, labelled xenlb0, xenlb1 and so on."""
     for number, address in enumerate(addresses):
         # Labels that are numbers belong to the administrator.
         label = f"xenlb{number}"

@@ -38,9 +38,10 @@ class AgentRefused(Exception):
 
 
 class AgentCommands(Protocol):
-    """Sends one command as JSON, and returns the reply; blocks. Raises AgentRefused."""
+    """A connection to one guest's agent."""
 
-    def __call__(self, command: str) -> str: ...
+    def __call__(self, command: str) -> str:
+        """Send one command as JSON and return the reply, also JSON. Blocks; raises AgentRefused."""
 
 
 class GuestAgent:
@@ -53,6 +54,7 @@ class GuestAgent:
         self._name = name
 
     async def run(self, script: str, *, limit: float = LIMIT) -> Output:
+        """Run a script by guest-exec; `limit` in seconds. Raises DeliveryError."""
         data = wrapped(script)
         if len(data) > LONGEST_SCRIPT:
             raise DeliveryError(f"the files for {self._name} are too large for the guest agent")

@@ -73,6 +73,7 @@ class ImageFiles:
         self._still_off = still_off
 
     async def read(self, *, files: tuple[str, ...], folders: tuple[str, ...]) -> Present:
+        """Read the nodes at these paths by one child process. Raises DeliveryError."""
         reply = await self._call(files=files, folders=folders)
         if "error" in reply:
             raise _error(f"the files of {self._name} cannot be read", reply)
@@ -83,6 +84,7 @@ class ImageFiles:
         return present
 
     async def perform(self, operations: tuple[Operation, ...]) -> None:
+        """Perform operations by one child process. Raises DeliveryError, also for init scripts."""
         if not operations:
             return
         if any(

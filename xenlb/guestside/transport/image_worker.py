@@ -22,7 +22,7 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 Info = tuple[int, int, int, int]  # mode, owner, group, size
 
 
-class Folder:
+class _Folder:
     """A folder of this host, as the root of this process."""
 
     def __init__(self, path: str) -> None:
@@ -111,7 +111,7 @@ class Folder:
         pass
 
 
-class Disk:
+class _Disk:
     """A disk image, opened by libguestfs."""
 
     def __init__(self, disks: list[dict[str, str]], *, writing: bool) -> None:
@@ -207,7 +207,7 @@ def _beside(path: str) -> str:
     return os.path.join(folder, f".{name}.xenlb")
 
 
-def read_file(tree: "Folder | Disk", path: str) -> list[Any] | None:
+def _read_file(tree: "_Folder | _Disk", path: str) -> list[Any] | None:
     if (info := tree.stat(path)) is None:
         return None
     mode, uid, gid, size = info
@@ -224,14 +224,14 @@ def read_file(tree: "Folder | Disk", path: str) -> list[Any] | None:
     return ["file", _text(content), stat.S_IMODE(mode), owner]
 
 
-def read_folder(tree: "Folder | Disk", path: str) -> list[Any] | None:
+def _read_folder(tree: "_Folder | _Disk", path: str) -> list[Any] | None:
     info = tree.stat(path, follow=True)
     if info is not None and stat.S_ISDIR(info[0]):
         return ["folder", tree.is_empty(path)]
     return None if info is None and tree.stat(path) is None else ["other", "no folder"]
 
 
-def perform(tree: "Folder | Disk", method: str, path: str, *arguments: Any) -> None:
+def _perform(tree: "_Folder | _Disk", method: str, path: str, *arguments: Any) -> None:
     if method in ("write", "link"):
         info = tree.stat(path)
         if info is not None and stat.S_ISDIR(info[0]):
@@ -245,19 +245,19 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def reply(request: dict[str, Any]) -> dict[str, Any]:
+def _reply(request: dict[str, Any]) -> dict[str, Any]:
     done = 0
     try:
         operations = request["operations"]
-        tree: Folder | Disk = (
-            Folder(request["root"])
+        tree: _Folder | _Disk = (
+            _Folder(request["root"])
             if "root" in request
-            else Disk(request["disks"], writing=bool(operations))
+            else _Disk(request["disks"], writing=bool(operations))
         )
-        nodes = [read_file(tree, "/" + path) for path in request["files"]]
-        nodes += [read_folder(tree, "/" + path) for path in request["folders"]]
+        nodes = [_read_file(tree, "/" + path) for path in request["files"]]
+        nodes += [_read_folder(tree, "/" + path) for path in request["folders"]]
         for method, path, *arguments in operations:
-            perform(tree, method, "/" + path, *arguments)
+            _perform(tree, method, "/" + path, *arguments)
             done += 1
         tree.close()
     except OSError as error:
@@ -271,4 +271,4 @@ def reply(request: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.umask(0o077)
-    json.dump(reply(json.load(sys.stdin)), sys.stdout)
+    json.dump(_reply(json.load(sys.stdin)), sys.stdout)

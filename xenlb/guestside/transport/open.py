@@ -26,8 +26,8 @@ CALL = 30.0  # seconds
 T = TypeVar("T")
 
 
-class Domain(Protocol):
-    """libvirt.virDomain."""
+class _Domain(Protocol):
+    """The methods of libvirt.virDomain that are used here."""
 
     def isActive(self) -> int: ...
     def hasManagedSaveImage(self, flags: int = 0) -> int: ...
@@ -100,7 +100,7 @@ def _destination(target: GuestTarget) -> str:
 def still_off(target: GuestTarget) -> Callable[[], Awaitable[None]]:
     """A check that the guest is off; a guest with a saved memory image is not."""
 
-    def state(domain: Domain) -> tuple[bool, bool]:
+    def state(domain: _Domain) -> tuple[bool, bool]:
         if domain.isActive():
             return True, False
         try:
@@ -131,7 +131,7 @@ async def _definition(target: GuestTarget) -> str:
     return await _call(target, lambda domain: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
-async def _call(target: GuestTarget, function: Callable[[Domain], T]) -> T:
+async def _call(target: GuestTarget, function: Callable[[_Domain], T]) -> T:
     def call() -> T:
         with libvirt_errors():
             connection = libvirt.open(to_open(target.uri))

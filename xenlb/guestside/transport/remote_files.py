@@ -124,7 +124,8 @@ class RemoteFiles:
         self._root = root
 
     async def read(self, *, files: tuple[str, ...], folders: tuple[str, ...]) -> Present:
-        script = "".join(read_script(files, folders, root=self._root))
+        """Read the nodes at these paths by one script. Raises DeliveryError."""
+        script = "".join(_read_script(files, folders, root=self._root))
         output = await self._channel.run(script)
         if output.status != 0 or not output.out.endswith(b"=end\n"):
             raise DeliveryError(f"the files of {self._name} cannot be read: {_why(output)}")
@@ -136,6 +137,7 @@ class RemoteFiles:
             ) from None
 
     async def perform(self, operations: tuple[Operation, ...]) -> None:
+        """Perform operations by one script, until one fails. Raises DeliveryError."""
         if not operations:
             return
         output = await self._channel.run("".join(write_script(operations, root=self._root)))
@@ -156,7 +158,7 @@ def _why(output: Output) -> str:
     return output.complaint or f"the script ended with status {output.status}"
 
 
-def read_script(files: tuple[str, ...], folders: tuple[str, ...], *, root: str) -> Iterator[str]:
+def _read_script(files: tuple[str, ...], folders: tuple[str, ...], *, root: str) -> Iterator[str]:
     yield _HEAD
     yield f"r={shlex.quote(root)} most={LARGEST + 1}\n"
     yield _READ
@@ -168,6 +170,7 @@ def read_script(files: tuple[str, ...], folders: tuple[str, ...], *, root: str) 
 
 
 def write_script(operations: tuple[Operation, ...], *, root: str) -> Iterator[str]:
+    """Yield the pieces of a shell script; it prints `=failed N` for operation N, or `=end`."""
     yield _HEAD
     yield f"r={shlex.quote(root)}\n"
     yield _WRITE

@@ -83,6 +83,7 @@ class Ssh:
         self._command = ["ssh", "-T", *options, *settings, "--", destination, "sh -s"]
 
     async def run(self, script: str, *, limit: float = LIMIT) -> Output:
+        """Run a script by ssh(1); `limit` in seconds. Raises DeliveryError."""
         output = await run_child(
             self._command,
             stdin=wrapped(script),
