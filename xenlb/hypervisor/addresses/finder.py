@@ -144,8 +144,10 @@ class AddressFinder:
     def set_policy(
         self, taken: AddressesInUse, within: Iterable[IPNetwork], written: Iterable[IPAddress] = ()
     ) -> None:
-        """Set what the configuration adds to the checks. `written`: addresses of metadata, which
-        the model checks against the reported host network."""
+        """Set what the configuration adds to the checks.
+
+        `written`: addresses of metadata, which the model checks against the reported host network.
+        """
         policy = (taken, tuple(within), frozenset(written))
         if policy != (self._taken, self._within, self._host.metadata_addresses):
             self._taken, self._within, self._host.metadata_addresses = policy
@@ -188,8 +190,10 @@ class AddressFinder:
             search.agent.cancel()
 
     def _wake(self, mac: str | None) -> None:
-        """Look at all guests at once, or at the one with that MAC address if it has no address yet:
-        entries of known neighbours change all the time (reachable, stale, probe)."""
+        """Look at all guests at once, or at the one with that MAC address if it has no address yet.
+
+        Entries of known neighbours change all the time (reachable, stale, probe).
+        """
         if mac is None:
             self._wake_host.set()
         for search in self._searches.values():

@@ -39,7 +39,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0  # before the next query to an agent th
 RESPONSE = 60
 
 
-class LibvirtCaller(Protocol):
+class _LibvirtCaller(Protocol):
     """The part of LibvirtSource that is used here."""
 
     async def call(self, function: Callable[[Connection], T], *, limit: float | None) -> T: ...
@@ -47,8 +47,11 @@ class LibvirtCaller(Protocol):
 
 @dataclass(slots=True)
 class AgentHistory:
-    """State of one guest's agent in one incarnation. `limited`: libvirt has its limit; `hung`:
-    timeouts since the last answer; `paused_until`: time before which it is not queried."""
+    """State of one guest's agent in one incarnation.
+
+    `limited`: libvirt has its limit; `hung`: timeouts since the last answer; `paused_until`: time
+    before which it is not queried.
+    """
 
     limited: bool = False
     hung: int = 0
@@ -65,7 +68,7 @@ class GuestAgents:
         self._hung_slots = asyncio.Semaphore(MAX_HUNG_QUERIES)
 
     async def addresses(
-        self, history: AgentHistory, source: LibvirtCaller, uuid: UUID
+        self, history: AgentHistory, source: _LibvirtCaller, uuid: UUID
     ) -> list[str]:
         """Return the agent's texts, unchecked; none if it is not connected, hangs or is paused."""
         if self._clock() < history.paused_until:

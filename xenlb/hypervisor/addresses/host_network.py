@@ -1,4 +1,4 @@
-"""This host's network tables: its addresses, networks, gateways and neighbours.
+"""The network tables of this host: its addresses, networks, gateways and neighbours.
 
 They are read through pyroute2 in a thread, as its synchronous sockets do not work inside a running
 loop. Changes only trigger new readings: a plain rtnetlink socket suffices for that, and a message
@@ -49,8 +49,11 @@ _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostNetworkTables:
-    """`networks` by interface; `gateways`: next hops of the main routing table; `neighbours` by MAC
-    address in lower case. Networks and neighbours are sorted."""
+    """One reading of this host's network tables.
+
+    `networks` by interface; `gateways`: next hops of the main routing table; `neighbours` by MAC
+    address in lower case. Networks and neighbours are sorted.
+    """
 
     own: frozenset[IPAddress] = frozenset()
     gateways: frozenset[IPAddress] = frozenset()
@@ -157,8 +160,10 @@ def carrier_interfaces(
 
 
 def probe_neighbour(address: IPAddress) -> None:
-    """Have the kernel resolve an address again, by a datagram to its discard port. A later reading
-    of the neighbour table shows the result."""
+    """Have the kernel resolve an address again, by a datagram to its discard port.
+
+    A later reading of the neighbour table shows the result.
+    """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as udp:
         udp.sendto(b"", (str(address), _DISCARD))
@@ -190,6 +195,7 @@ class NeighbourWatch:
         self._loop.add_reader(netlink.fileno(), self._readable, netlink)
 
     def close(self) -> None:
+        """Stop watching; may be repeated."""
         if self._socket is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()

@@ -1,4 +1,4 @@
-"""This host's network tables, read once for all searches at about the same time.
+"""The network tables of this host, read once for all searches at about the same time.
 
 They give the owners of each address by the neighbour table, and tell guests from other machines.
 The part by which the model judges metadata is reported to it.
@@ -19,8 +19,11 @@ MOST_PROBED = 16  # addresses of a guest in one incarnation
 
 
 class HostNetworkCache:
-    """`emit` is called in the loop's thread, `read` in another; `probe` has the kernel resolve an
-    address. `metadata_addresses`: the addresses in the guests' metadata."""
+    """The tables as last read, and the part of them that the model has.
+
+    `emit` is called in the loop's thread, `read` in another; `probe` has the kernel resolve an
+    address. `metadata_addresses`: the addresses in the guests' metadata.
+    """
 
     def __init__(
         self,
@@ -70,8 +73,11 @@ class HostNetworkCache:
         return self._network[2]
 
     def report(self, tables: HostNetworkTables, guests: frozenset[str], *, complete: bool) -> None:
-        """Report changes to the model. `complete`: whether the MAC addresses of all guests are
-        known; before that a guest would count as a stranger."""
+        """Report changes to the model.
+
+        `complete`: the MAC addresses of all guests are known; before that a guest would count as a
+        stranger.
+        """
         host = self.host_network(tables, guests)
         if not complete:
             strangers = frozenset() if self._reported is None else self._reported.strangers
@@ -95,8 +101,10 @@ class HostNetworkCache:
         return bool(new)
 
     def probe_contradicted(self, addresses: Iterable[IPAddress], macs: Collection[str]) -> None:
-        """Have the kernel resolve again those addresses that the neighbour table gives to other MAC
-        addresses: it also contains machines that are gone."""
+        """Have the kernel resolve again the addresses that the table has with other MAC addresses.
+
+        The neighbour table also contains machines that are gone.
+        """
         for address in addresses:
             if self.is_elsewhere(address, macs):
                 self._probe(address)

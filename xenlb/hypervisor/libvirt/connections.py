@@ -77,6 +77,7 @@ class ExclusiveConnection:
 
     @property
     def busy(self) -> bool:
+        """Whether a call to the daemon runs on the connection, which may be its close."""
         return self._lock.locked()
 
     @property
@@ -90,8 +91,10 @@ class ExclusiveConnection:
             return False
 
     def call(self, function: Callable[[Connection], T]) -> T:
-        """Call `function` once the connection is free. Blocks; raises Unreachable if it is closed,
-        and what `function` raises."""
+        """Call `function` once the connection is free.
+
+        Blocks; raises Unreachable if the connection is closed, and what `function` raises.
+        """
         with self._lock:
             if self._closed:
                 raise Unreachable("the connection to libvirt has been closed")
@@ -118,21 +121,27 @@ class ExclusiveConnection:
         self._sockets.hang_up()
 
     def keep_alive(self, interval: int, count: int) -> None:
-        """Set keepalive; `interval` 0 ends it. In the loop's thread, while no call runs; makes no
-        call to the daemon. Raises CallFailed."""
+        """Set keepalive, with `interval` in seconds; 0 ends it. Raises CallFailed.
+
+        In the loop's thread, while no call runs; makes no call to the daemon.
+        """
         with libvirt_errors():
             self._connection.setKeepAlive(interval, count)
 
 
 def missed_pings_allowed(keepalive: float) -> int:
-    """Number of unanswered pings for a limit of `keepalive` seconds. libvirt gives up when the next
-    ping would be due (with 2 s and 3 pings after 7.7 s)."""
+    """Number of unanswered pings for a limit of `keepalive` seconds.
+
+    libvirt gives up when the next ping would be due (with 2 s and 3 pings after 7.7 s).
+    """
     return max(1, round(keepalive / PING_INTERVAL) - 1)
 
 
 def open_connection(uri: str | None, sockets: event_loop.Sockets) -> ExclusiveConnection:
-    """Open a read-write connection. Blocks; raises CallFailed. `sockets` gets its socket at once,
-    so that an opening that hangs can be ended."""
+    """Open a read-write connection. Blocks; raises CallFailed.
+
+    `sockets` gets its socket at once, so that an opening that hangs can be ended.
+    """
     with libvirt_errors(), sockets.collect():
         connection: Connection = libvirt.open(uri)
     return ExclusiveConnection(connection, sockets)
@@ -158,8 +167,10 @@ def close_all(connections: list[ExclusiveConnection]) -> None:
 
 
 class Connections:
-    """All open connections to one libvirt; `initial` is from open_initial(). Used in the loop's
-    thread."""
+    """All open connections to one libvirt, for the loop's thread.
+
+    `initial` is from open_initial(); `keepalive`: seconds after which a daemon counts as hung.
+    """
 
     def __init__(
         self, uri: str | None, initial: list[ExclusiveConnection], *, keepalive: float

@@ -103,6 +103,7 @@ class EventLoop:
     def add_handle(
         self, fd: int, events: int, call: Callable[[int, int, int, Opaque], None], opaque: Opaque
     ) -> int:
+        """Watch a descriptor for `events` (READABLE, WRITABLE) and return the handle's number."""
         handle = _Handle(number=next(self._numbers), fd=fd, wanted=events, call=call, opaque=opaque)
         self._handles[handle.number] = self._open[handle.number] = handle
         numbers: list[int] | None = getattr(self.collected, "numbers", None)
@@ -112,12 +113,14 @@ class EventLoop:
         return handle.number
 
     def update_handle(self, number: int, events: int) -> None:
+        """Set the watched events; 0 suspends the handle."""
         handle = self._handles.get(number)
         if handle is not None:
             handle.wanted = events
             self._soon(self._update_selector, handle.fd)
 
     def remove_handle(self, number: int) -> int:
+        """Stop watching, and have the destructor called; return 0, or -1 for an unknown number."""
         handle = self._handles.pop(number, None)
         if handle is None:
             return -1
@@ -128,18 +131,21 @@ class EventLoop:
     def add_timer(
         self, milliseconds: int, call: Callable[[int, Opaque], None], opaque: Opaque
     ) -> int:
+        """Start a timer that repeats, and return its number; negative `milliseconds`: it is off."""
         timer = _Timer(number=next(self._numbers), wanted=milliseconds, call=call, opaque=opaque)
         self._timers[timer.number] = timer
         self._soon(self._arm, timer)
         return timer.number
 
     def update_timer(self, number: int, milliseconds: int) -> None:
+        """Restart a timer with another interval; a negative one switches it off."""
         timer = self._timers.get(number)
         if timer is not None:
             timer.wanted = milliseconds
             self._soon(self._arm, timer)
 
     def remove_timer(self, number: int) -> int:
+        """Stop a timer, and have the destructor called; return 0, or -1 for an unknown number."""
         timer = self._timers.pop(number, None)
         if timer is None:
             return -1

@@ -54,8 +54,11 @@ LINE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookCall:
-    """One call of the script. `driver` is libxl, qemu or lxc; operations are libvirt's
-    (prepare, start, started, stopped, release, reconnect, migrate, restore; begin, end)."""
+    """One call of the script.
+
+    `driver` is libxl, qemu or lxc; operations are libvirt's (prepare, start, started, stopped,
+    release, reconnect, migrate, restore; begin, end).
+    """
 
     driver: str
     operation: str

@@ -25,16 +25,35 @@ libvirt.registerErrorHandler(lambda _context, _error: None, None)
 class Domain(Protocol):
     """libvirt.virDomain. ID, name and UUIDString are local; the others call the daemon."""
 
-    def ID(self) -> int: ...  # -1: off
-    def name(self) -> str: ...
-    def UUIDString(self) -> str: ...
-    def state(self, flags: int = 0) -> list[int]: ...
-    def metadata(self, kind: int, uri: str | None, flags: int = 0) -> str: ...
-    def XMLDesc(self, flags: int = 0) -> str: ...
-    def interfaceAddresses(self, source: int, flags: int = 0) -> dict[str, dict[str, object]]: ...
-    def shutdownFlags(self, flags: int = 0) -> int: ...
-    def reboot(self, flags: int = 0) -> int: ...
-    def agentSetResponseTimeout(self, timeout: int, flags: int = 0) -> int: ...
+    def ID(self) -> int:
+        """Return the id, a new one at each start; -1: it is off."""
+
+    def name(self) -> str:
+        """Return the name, unchecked."""
+
+    def UUIDString(self) -> str:
+        """Return the UUID in lower case, with hyphens."""
+
+    def state(self, flags: int = 0) -> list[int]:
+        """Return the state, VIR_DOMAIN_RUNNING and so on, and its reason."""
+
+    def metadata(self, kind: int, uri: str | None, flags: int = 0) -> str:
+        """Return the XML element of the namespace `uri`; `kind`: VIR_DOMAIN_METADATA_ELEMENT."""
+
+    def XMLDesc(self, flags: int = 0) -> str:
+        """Return the XML of the running domain; of the definition if off, or by `flags`."""
+
+    def interfaceAddresses(self, source: int, flags: int = 0) -> dict[str, dict[str, object]]:
+        """Return a dict with `addrs` for each interface; `source`: leases, agent or ARP."""
+
+    def shutdownFlags(self, flags: int = 0) -> int:
+        """Request a power-off without waiting for it; `flags` 0: the driver chooses the way."""
+
+    def reboot(self, flags: int = 0) -> int:
+        """Request a reboot without waiting for it; `flags` as for a power-off."""
+
+    def agentSetResponseTimeout(self, timeout: int, flags: int = 0) -> int:
+        """Set the limit, in seconds, for the agent's answers to all programs."""
 
 
 def domain_name(domain: Domain) -> str:
@@ -45,25 +64,47 @@ def domain_name(domain: Domain) -> str:
 class Network(Protocol):
     """libvirt.virNetwork."""
 
-    def DHCPLeases(self, mac: str | None = None, flags: int = 0) -> list[dict[str, object]]: ...
+    def DHCPLeases(self, mac: str | None = None, flags: int = 0) -> list[dict[str, object]]:
+        """Return the leases, one dict each, of all MAC addresses or of one."""
 
 
 class Connection(Protocol):
     """libvirt.virConnect."""
 
-    def getType(self) -> str: ...
-    def isAlive(self) -> int: ...
-    def setKeepAlive(self, interval: int, count: int) -> int: ...
-    def close(self) -> int: ...
-    def listAllDomains(self, flags: int = 0) -> list[Domain]: ...
-    def lookupByUUIDString(self, uuid: str) -> Domain: ...
-    def networkLookupByName(self, name: str) -> Network: ...
-    def registerCloseCallback(self, call: object, opaque: object) -> int: ...
-    def unregisterCloseCallback(self) -> int: ...
+    def getType(self) -> str:
+        """Return the driver's name: Xen, QEMU, LXC or TEST."""
+
+    def isAlive(self) -> int:
+        """Return 1 as long as the connection is usable; makes no call to the daemon."""
+
+    def setKeepAlive(self, interval: int, count: int) -> int:
+        """Ping each `interval` seconds; end the connection after `count` unanswered pings."""
+
+    def close(self) -> int:
+        """Release the connection; return the number of its other references."""
+
+    def listAllDomains(self, flags: int = 0) -> list[Domain]:
+        """Return the domains of these states (VIR_CONNECT_LIST_DOMAINS_…); 0: all."""
+
+    def lookupByUUIDString(self, uuid: str) -> Domain:
+        """Return a domain, running or off; the error for none is VIR_ERR_NO_DOMAIN."""
+
+    def networkLookupByName(self, name: str) -> Network:
+        """Return a virtual network; the error for none is VIR_ERR_NO_NETWORK."""
+
+    def registerCloseCallback(self, call: object, opaque: object) -> int:
+        """Have call(connection, reason, opaque) called when the connection ends by itself."""
+
+    def unregisterCloseCallback(self) -> int:
+        """Remove the callback for the end of the connection."""
+
     def domainEventRegisterAny(
         self, domain: Domain | None, event: int, call: object, opaque: object
-    ) -> int: ...
-    def domainEventDeregisterAny(self, number: int) -> int: ...
+    ) -> int:
+        """Register a callback for an event of one domain, or of all (None); return its number."""
+
+    def domainEventDeregisterAny(self, number: int) -> int:
+        """Remove the callback with that number."""
 
 
 class Unreachable(Exception):
@@ -84,6 +125,7 @@ class CallFailed(Exception):
 
     @property
     def unsupported(self) -> bool:
+        """Whether the driver does not support the call or its arguments."""
         return self.code in {
             libvirt.VIR_ERR_NO_SUPPORT,
             libvirt.VIR_ERR_OPERATION_UNSUPPORTED,

@@ -70,8 +70,11 @@ _CLOSE_REASONS = {
 
 @dataclass(slots=True)
 class DomainMemory:
-    """What outlives a session: libvirt's name of the hypervisor, guests that were reported, ids of
-    domains that were reported as running or paused, and metadata as last read."""
+    """Facts that outlive a session.
+
+    They are libvirt's name of the hypervisor, guests that were reported, ids of domains that were
+    reported as running or paused, and metadata as last read.
+    """
 
     hypervisor_type: str = ""
     reported: set[UUID] = field(default_factory=set)
@@ -116,8 +119,10 @@ class Session:
     # --- the life of the connections -------------------------------------------------------------
 
     async def start(self) -> None:
-        """Register the callbacks and list. Raises CallFailed or CallTimeout, or Unreachable with
-        the reason if the connections are lost meanwhile: a listing that hangs never returns."""
+        """Register the callbacks and list. Raises CallFailed, CallTimeout or Unreachable.
+
+        Unreachable has the reason why the connections are lost: a listing that hangs never returns.
+        """
         starting = asyncio.create_task(self._start(), name=f"start with libvirt {self._uri}")
         either: set[asyncio.Future[Any]] = {starting, self.lost}
         try:

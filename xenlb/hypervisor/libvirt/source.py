@@ -82,7 +82,7 @@ class LibvirtSource:
 
     @property
     def hypervisor_type(self) -> str:
-        """libvirt's name of it: Xen, QEMU, LXC, TEST; empty before the first connection."""
+        """The name by libvirt: Xen, QEMU, LXC or TEST; empty before the first connection."""
         return self._memory.hypervisor_type
 
     async def run(self) -> None:
@@ -140,8 +140,10 @@ class LibvirtSource:
             cancelled.set()
 
     async def find_dead(self) -> frozenset[int]:
-        """Return the ids of domains that were reported as running and whose end was not reported,
-        but which are not alive; raises Unreachable, CallFailed or CallTimeout."""
+        """Return the ids of dead domains whose end was not reported.
+
+        They were reported as running. Raises Unreachable, CallFailed or CallTimeout.
+        """
         before = set(self._memory.running)
         alive = await self.call(queries.live_ids, limit=None)
         return frozenset(before & self._memory.running - alive)

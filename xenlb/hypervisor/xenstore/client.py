@@ -130,8 +130,10 @@ class XenstoreClient:
         return future
 
     async def call(self, type_: Type, *parts: str) -> bytes:
-        """Send a request and return the reply. Raises XenstoreError or XenstoreUnavailable, which
-        includes no reply within ANSWER seconds."""
+        """Send a request and return the reply. Raises XenstoreError or XenstoreUnavailable.
+
+        After ANSWER seconds without a reply it closes the connection (XenstoreUnavailable).
+        """
         try:
             async with asyncio.timeout(ANSWER):
                 return await self.request(type_, *parts)

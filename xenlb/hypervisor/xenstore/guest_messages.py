@@ -52,6 +52,7 @@ class GuestNode:
     pattern: re.Pattern[str] | None = None
 
     def path(self, domid: int) -> str:
+        """The absolute path of the node in xenstore."""
         return f"/local/domain/{domid}/{self.name}"
 
 

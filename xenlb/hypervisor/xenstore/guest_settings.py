@@ -60,8 +60,10 @@ def settings_path(domid: int) -> str:
 
 
 def parse_answer(value: str) -> tuple[str, str]:
-    """Split a guest's answer into the serial of the settings and the result (`ok`, `failed`); both
-    are empty for a malformed one."""
+    """Split a guest's answer into the serial of the settings and the result, `ok` or `failed`.
+
+    Both are empty for a malformed answer.
+    """
     serial, _, result = value.partition(" ") if _ANSWER.fullmatch(value) else ("", "", "")
     return serial, result
 
@@ -78,6 +80,7 @@ class Connection:
             self._client.connect()
 
     def close(self) -> None:
+        """Close the connection, also one that was given."""
         self._client.close()
 
     async def is_guest(self, domid: int, uuid: UUID) -> bool:

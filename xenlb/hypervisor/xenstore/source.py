@@ -157,18 +157,21 @@ class XenstoreSource:
         return self._client
 
     async def reported_addresses(self, domid: int, most: int) -> tuple[str, ...]:
-        """Read at most `most` addresses that a guest has written, unchecked. Raises
-        XenstoreUnavailable."""
+        """Read at most `most` addresses of a guest, unchecked. Raises XenstoreUnavailable."""
         return await read_reported_addresses(self._connection(), domid, most)
 
     async def write_settings(self, domid: int, text: str) -> str:
-        """Write the settings of a guest that configures itself; return their serial. Raises
-        XenstoreUnavailable or XenstoreError."""
+        """Write the settings of a guest that configures itself; return their serial.
+
+        Raises XenstoreUnavailable or XenstoreError.
+        """
         return await Connection(self._connection()).write_settings(domid, text)
 
     async def wait_for_answer(self, domid: int, serial: str) -> str:
-        """Wait for the guest's result of these settings and return it: `ok` or `failed`. Raises
-        XenstoreUnavailable or XenstoreError."""
+        """Wait for the guest's result of these settings and return it: `ok` or `failed`.
+
+        Raises XenstoreUnavailable or XenstoreError.
+        """
         return await Connection(self._connection()).wait_for_answer(domid, serial)
 
     # --- watches, in the loop's thread -----------------------------------------------------------

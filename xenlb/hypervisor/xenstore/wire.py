@@ -75,7 +75,9 @@ class Decoder:
 
 
 def strings(payload: bytes) -> tuple[str, ...]:
-    """Split zero-terminated strings; bytes that are not ASCII become U+FFFD, as guests may write
-    any."""
+    """Split zero-terminated strings.
+
+    Bytes that are not ASCII become U+FFFD, as guests may write any.
+    """
     text = payload.decode("ascii", errors="replace")
     return tuple(text.removesuffix("\0").split("\0")) if text else ()
