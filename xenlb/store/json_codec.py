@@ -117,8 +117,11 @@ def _object_encoder(kind: Any) -> Convert:
 
 @cache
 def decoder(kind: Any, least: float = -LARGEST, most: float = LARGEST) -> Convert:
-    """A function that makes a value of a type from what `json` read. It raises an exception of any
-    class where that is not the JSON of such a value. Numbers are within `least` and `most`."""
+    """A function that makes a value of a type from what `json` read.
+
+    It raises an exception of any class where that is not the JSON of such a value. Numbers are
+    within `least` and `most`.
+    """
     arguments = get_args(kind)
     if kind == IPAddress:
         return _address

@@ -21,7 +21,7 @@ _LONGEST_HEAD = 8192  # bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastGood:
-    """`since`: when it was first in use, as ISO 8601."""
+    """A configuration file, byte for byte; `since`: when it was first in use, as ISO 8601."""
 
     data: bytes
     since: str
@@ -32,12 +32,15 @@ class LastGoodError(Exception):
 
 
 def checksum_of(data: bytes) -> str:
+    """The SHA-256 of the data, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write_last_good(copy: Path, data: bytes, *, of: Path, since: str) -> None:
-    """Write the copy if it differs, atomically, and so that it outlives a power cut. Raises
-    OSError."""
+    """Write the copy if it differs. Raises OSError.
+
+    The write is atomic and outlives a power cut.
+    """
     with suppress(LastGoodError, OSError):
         known = read_last_good(copy, of=of)
         if known is not None and known.data == data:
@@ -66,8 +69,10 @@ def write_last_good(copy: Path, data: bytes, *, of: Path, since: str) -> None:
 
 
 def read_last_good(copy: Path, *, of: Path) -> LastGood | None:
-    """Read the copy of that file; None where there is none. Raises LastGoodError where the copy is
-    damaged, or where another user can write it."""
+    """Read the copy of that file; None where there is none.
+
+    Raises LastGoodError where the copy is damaged, or where another user can write it.
+    """
     try:
         fd = os.open(copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -17,9 +17,12 @@ from xenlb.store.json_codec import decoder, dumps, same_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """`services`, `servers`: those of xenlb, a server with the libvirt URI of its guest.
-    `addresses`: service addresses that xenlb added, with their interface. `sysctls`: the values
-    from before xenlb set others."""
+    """Facts that outlive an agent.
+
+    `services`, `servers`: those of xenlb, a server with the libvirt URI of its guest. `addresses`:
+    service addresses that xenlb added, with their interface. `sysctls`: the values from before
+    xenlb set others.
+    """
 
     remembered: Remembered = field(default_factory=Remembered)
     services: frozenset[ServiceKey] = frozenset()
@@ -89,7 +92,9 @@ def encoded(saved: SavedState) -> Iterator[str]:
 
 def encoded_change(before: SavedState, after: SavedState) -> str:
     """JSON of what differs, by part: changed entries and keys of removed ones; "" if nothing does.
-    The agent calls this in each round, with ten thousand servers."""
+
+    The agent calls this in each round, with ten thousand servers.
+    """
     changed, removed = {}, {}
     old = _parts_of(before)
     for name, entries in _parts_of(after).items():
@@ -103,8 +108,11 @@ def encoded_change(before: SavedState, after: SavedState) -> str:
 
 
 def _changed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    """New entries, and entries with other JSON. Most entries are the same objects: they are left
-    out first, because hashing a key takes longer than all else here."""
+    """New entries, and entries with other JSON.
+
+    Most entries are the same objects: they are left out first, because hashing a key takes longer
+    than all else here.
+    """
     same = dict(zip(map(id, before), before.values(), strict=True))
     return [
         (key, value)
@@ -122,8 +130,10 @@ def _lasting(value: Any) -> Any:
 
 
 def decoded(saved: Mapping[str, Any], changes: Iterable[Mapping[str, Any]]) -> SavedState:
-    """The state after the changes. A part that is left out is empty. Raises an exception of any
-    class where something else wrote the JSON."""
+    """The state after the changes. A part that is left out is empty.
+
+    Raises an exception of any class where something else wrote the JSON.
+    """
     parts = {name: decoder(kind)(saved.get(name, [])) for name, kind in PARTS.items()}
     for change in changes:
         for name, keys in change["removed"].items():

@@ -42,8 +42,11 @@ class _EarlierBootError(Exception):
 
 
 def load(path: Path) -> SavedState:
-    """Read the file for its next writer: cut off an incomplete line, rename a file that cannot be
-    used, remove one of an earlier boot. The content of the file never makes this fail."""
+    """Read the file for its next writer. The content of the file never makes this fail.
+
+    An incomplete line is cut off, a file that cannot be used is renamed, and one of an earlier boot
+    is removed.
+    """
     try:
         saved, incomplete = _parsed(path)
         if incomplete:
@@ -60,8 +63,10 @@ def load(path: Path) -> SavedState:
 
 
 def read(path: Path) -> SavedState:
-    """What was saved in this boot of the host; empty where there is no usable file. It changes
-    nothing: an agent may be writing an incomplete line."""
+    """What was saved in this boot of the host; empty where there is no usable file.
+
+    It changes nothing: an agent may be writing an incomplete line.
+    """
     try:
         return _parsed(path)[0]
     except _EarlierBootError:
@@ -154,8 +159,10 @@ class StateFile:
         self._meanwhile: list[bytes] = []
 
     def save(self, saved: SavedState) -> None:
-        """Append what has changed. When this returns, a kill does not lose it, or the log says that
-        it would."""
+        """Append what has changed.
+
+        When this returns, a kill does not lose it, or the log says that it would.
+        """
         change = encoded_change(self.saved, saved)
         if not change:
             self.saved = saved
