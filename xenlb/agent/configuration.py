@@ -30,8 +30,11 @@ CALM = 5.0  # seconds without a change before a file that removes much is used
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstConfiguration:
-    """The configuration at the start of the agent. `problems`: those of the file, if the last good
-    one is used in its place; `since`: then, when that was first in use."""
+    """The configuration at the start of the agent.
+
+    `problems`: those of the file, if the last good one is used in its place. `since`: then, when
+    that one was first in use.
+    """
 
     loaded: LoadedConfig
     problems: tuple[Problem, ...] = ()
@@ -88,8 +91,10 @@ class ConfigurationFile:
         self._reported = ""
 
     async def use(self, loaded: LoadedConfig, *, since: str = "") -> None:
-        """Note that a configuration is in use, and keep a copy. `since`: it is the last good one,
-        of that time."""
+        """Note that a configuration is in use, and keep a copy.
+
+        `since`: if it is the last good one, when that was first in use; no copy is made of it.
+        """
         self.in_use, self.last_good_since = loaded, since
         if self._copy is None or since:
             return
@@ -117,8 +122,10 @@ class ConfigurationFile:
         return loaded
 
     async def read_calmly(self) -> LoadedConfig:
-        """Read the file after a change; wait for the end of changes where much would be removed.
-        Raises ConfigError as `read` does."""
+        """Read the file after a change; where much would be removed, wait for the end of changes.
+
+        Raises ConfigError as `read` does.
+        """
         loaded = await self.read()
         while self.in_use is not None and (
             removed := removals(self.in_use.settings, loaded.settings)
@@ -138,8 +145,10 @@ class ConfigurationFile:
         return loaded
 
     def lacking(self) -> tuple[Problem, ...]:
-        """What the checks in use need and this host lacks now. The interface is left out: the task
-        for the service addresses watches it."""
+        """Return what the checks in use need and this host lacks now.
+
+        The interface is excluded: the task for the service addresses watches it.
+        """
         if self.in_use is None:
             return ()
         interfaces = {

@@ -99,16 +99,21 @@ _ENCODER = json.JSONEncoder(default=_plain)
 
 
 def install(loop: asyncio.AbstractEventLoop) -> None:
-    """SIGUSR1 writes the stacks of all threads and tasks to stderr and the log; a fatal signal
-    writes those of the threads. The threads come first, and also where the loop does not turn."""
+    """Install signal handlers that write stacks to stderr and the log.
+
+    SIGUSR1 writes those of all threads and tasks, a fatal signal those of the threads. The threads
+    come first, and also if the loop is blocked.
+    """
     faulthandler.enable()
     loop.add_signal_handler(signal.SIGUSR1, lambda: log.warning("%s", tasks_text()))
     faulthandler.register(signal.SIGUSR1, chain=True)
 
 
 def tasks_text() -> str:
-    """All tasks of the running loop with their stacks, the innermost call last; tasks with the same
-    stack together. And the names of the threads."""
+    """Return all tasks of the running loop with their stacks, and the names of the threads.
+
+    The innermost call is last; tasks with the same stack are listed together.
+    """
     names = defaultdict[str, list[str]](list)
     for task in asyncio.all_tasks():
         names["".join(_stack(task.get_coro()))].append(task.get_name())

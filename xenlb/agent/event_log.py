@@ -101,8 +101,10 @@ class EventLog:
             log.debug("%s cannot be written: %s", self.file, error)
 
     def _shorten(self, file: Path) -> None:
-        """Write the file anew with half its size, without the oldest lines of the guests with the
-        most lines."""
+        """Rewrite the file at half its size.
+
+        The oldest lines of the guests with the most lines are left out.
+        """
         numbers = {guest: deque(own) for guest, own in self._numbers.items()}
         sizes = {
             guest: sum(len(self._lines[number].json) + 1 for number in own)

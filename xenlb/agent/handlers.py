@@ -289,6 +289,7 @@ class Handlers:
         return {"done": self._agent.take_over(service, str(request["by"]))}
 
     async def debug_state(self, request: Request) -> object:
+        """Return all of the state for `debug-state`; its JSON is an iterator of encoded parts."""
         return await debug.state_answer(self._agent.state)
 
     def _service(self, name: object) -> ServiceSettings:

@@ -34,16 +34,20 @@ RETRY = 60.0  # seconds until a refused configuration is read again
 def run(
     first: FirstConfiguration, *, config: Path, socket: Path, state: Path, last_good: Path
 ) -> None:
-    """Run until SIGTERM or SIGINT, with `first` until the file changes. Raises ControlError where
-    another agent runs."""
+    """Run until SIGTERM or SIGINT, with `first` until the file changes.
+
+    Raises ControlError if another agent runs.
+    """
     daemon = Daemon(config=config, socket=socket, state=state, last_good=last_good)
     asyncio.run(daemon.serve(first))
 
 
 def exempt_from_collection() -> None:
-    """Exempt the present objects from garbage collection: modules, libraries, the first state. A
-    collection over 76,000 objects stops the loop for 40 ms, and each reply of a server may start
-    one."""
+    """Exempt the present objects from garbage collection: modules, libraries, the first state.
+
+    A collection over 76,000 objects stops the loop for 40 ms, and each reply of a server may start
+    one.
+    """
     gc.collect()
     gc.freeze()
 

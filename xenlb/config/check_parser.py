@@ -82,12 +82,15 @@ class CheckDraft:
     )
 
     def probe(self) -> Asks:
+        """The settings of the probe: an instance of probe_class() with the given values."""
         return build_probe(TYPES[self.type.value], self.given_type_values())
 
     def given_type_values(self) -> dict[str, Any]:
+        """The values of the type's own keys that the file has, without defaults."""
         return {name: value.value for name, value in self.type_values.items() if value.given}
 
     def probe_class(self) -> Any:
+        """The class of the type's settings, such as Icmp."""
         return TYPES[self.type.value].asks
 
 
@@ -113,6 +116,7 @@ class _CheckNodes(NamedTuple):
 
 
 def read_checks(layers: KeyLayers) -> ChecksDraft:
+    """The checks of a service: its own key `check`, merged with that of `defaults`."""
     if "check" not in layers.own and "check" not in layers.inherited:
         return _ABSENT
     none = _CheckNodes(())

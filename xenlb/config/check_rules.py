@@ -17,6 +17,7 @@ _NONE: Final = "or check: none"
 
 
 def check(draft: ServiceDraft, report: ProblemReport) -> None:
+    """Report checks that contradict themselves or the service, and checks that appear twice."""
     part = draft.check
     if not part.enabled.value or part.enabled.bad:
         return
@@ -41,6 +42,7 @@ def check(draft: ServiceDraft, report: ProblemReport) -> None:
 
 
 def flush(draft: ServiceDraft, report: ProblemReport) -> None:
+    """Report `flush` together with `on-failure: quiesce`."""
     if draft.flush.own and draft.flush.value and draft.on_failure.value is OnFailure.QUIESCE:
         report.add(
             draft.location_of(draft.flush),

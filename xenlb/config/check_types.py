@@ -87,6 +87,7 @@ class CheckType(NamedTuple):
 
 
 def parse_type(node: ConfigNode) -> str:
+    """A known type of check. Raises InvalidValue, with a hint for other programs' names."""
     text = node.scalar().text
     if text == "none":
         raise InvalidValue("'none' is not a type of check", hint="write check: none")

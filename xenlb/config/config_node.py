@@ -40,9 +40,11 @@ class ConfigNode(NamedTuple):
 
     @property
     def location(self) -> Location:
+        """Line, column and path of the node in the file."""
         return Location(self.node.line, self.node.column, self.path)
 
     def add_problem(self, message: str, hint: str) -> None:
+        """Report a problem of this node; `hint` is what to write in its place."""
         self.report.add(self.location, message, hint)
 
     def require(self, kind: RequirementKind, name: str) -> str:
@@ -78,6 +80,7 @@ class ConfigNode(NamedTuple):
         return scalar
 
     def text(self) -> str:
+        """A text to YAML, without control characters. Raises InvalidValue."""
         return scalars.plain_text(self.text_scalar().text)
 
     def word(self, known: Collection[str], what: str) -> str:
@@ -88,6 +91,7 @@ class ConfigNode(NamedTuple):
         return text
 
     def whole_number(self, least: int, most: int) -> int:
+        """An unquoted number from `least` to `most`, ends included. Raises InvalidValue."""
         scalar = self.scalar()
         if not scalar.plain:
             raise InvalidValue(
@@ -97,6 +101,7 @@ class ConfigNode(NamedTuple):
         return quantities.whole_number(scalar.text, least=least, most=most)
 
     def boolean(self) -> bool:
+        """An unquoted true or false. Raises InvalidValue, with a hint for yes, off and the like."""
         scalar = self.scalar()
         if scalar.plain and scalar.text in {"true", "false"}:
             return scalar.text == "true"
@@ -121,6 +126,7 @@ class ConfigNode(NamedTuple):
     # Lists and mappings
 
     def items(self, example: str) -> "tuple[ConfigNode, ...]":
+        """The items of a list. Raises InvalidValue for anything else; its hint shows `example`."""
         self._refuse_part()
         if not isinstance(self.node, yaml_nodes.Sequence):
             self._refuse_type(f"write a list, like {example}")
@@ -195,6 +201,7 @@ class ConfigNode(NamedTuple):
         return values
 
     def report_error(self, error: InvalidValue) -> None:
+        """Report an error at this node, unless it is AlreadyReported."""
         if not isinstance(error, AlreadyReported):
             self.add_problem(
                 error.message if self.path else f"the file {error.message}", error.hint

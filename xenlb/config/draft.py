@@ -1,5 +1,7 @@
-"""A service as the file states it: every value typed and with its location, not yet checked
-against the others."""
+"""A service as the file states it.
+
+Every value is typed and has its location; it is not yet checked against the others.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -268,6 +270,7 @@ class ServiceDraft:
 
     @property
     def ports(self) -> tuple[Port, ...]:
+        """The ports in file order, without locations; those that are listed twice too."""
         return tuple(port for port, _ in self.placed_ports.value)
 
     def ports_of(self, protocols: Collection[Protocol]) -> tuple[int, ...]:
@@ -280,6 +283,7 @@ class ServiceDraft:
 
     @property
     def all_udp(self) -> bool:
+        """Whether all ports are UDP; True for a fwmark service, whose ports are not known."""
         return self.fwmark.given or all(port.protocol is Protocol.UDP for port in self.ports)
 
     @property

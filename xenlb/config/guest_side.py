@@ -115,6 +115,7 @@ class GuestSideDraft:
     )
 
     def settings(self) -> GuestSide:
+        """The settings for the model; a refused value is replaced by its default."""
         return GuestSide(**plain_values(self))
 
 

@@ -16,6 +16,8 @@ from xenlb.untrusted.suggestions import did_you_mean
 
 
 class RequirementKind(StrEnum):
+    """The kind of thing a requirement names; programs and files are named by path."""
+
     INTERFACE = "interface"
     PROGRAM = "program"
     USER = "user"
@@ -23,6 +25,8 @@ class RequirementKind(StrEnum):
 
 
 class Requirement(NamedTuple):
+    """One thing that this host must have for the configuration to work."""
+
     kind: RequirementKind
     name: str
 

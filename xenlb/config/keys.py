@@ -36,10 +36,12 @@ class ConfigValue(NamedTuple, Generic[T]):
 
     @property
     def given(self) -> bool:
+        """Whether the file has the key, in the service or in `defaults`."""
         return self.location is not None
 
     @property
     def own(self) -> bool:
+        """Whether the file has the key outside `defaults`."""
         return self.location is not None and not self.inherited
 
 
@@ -51,6 +53,7 @@ class ValueKind(Generic[T_co]):
     schema: Schema
 
     def __call__(self, node: ConfigNode) -> T_co:
+        """Parse a node. Raises InvalidValue."""
         return self.parse(node)
 
 
@@ -88,6 +91,7 @@ def keys_by_field(declared: Any) -> Mapping[str, Key]:
 
 @cache
 def key_names(declared: Any) -> tuple[str, ...]:
+    """The names of the keys as the file has them, in the order of the fields."""
     return tuple(key.name for key in keys_by_field(declared).values())
 
 
@@ -136,6 +140,7 @@ def plain_values(read: Any) -> dict[str, Any]:
 
 
 def is_mapping(node: ConfigNode | None) -> bool:
+    """Whether the value of a key is a mapping; False if the key is absent (None)."""
     return node is not None and isinstance(node.node, yaml_nodes.Mapping)
 
 
@@ -149,6 +154,7 @@ BOOLEAN: Final = ValueKind(ConfigNode.boolean, {"type": "boolean"})
 
 
 def duration(least: float, most: float = quantities.DAY) -> ValueKind[float]:
+    """A duration with a unit, such as 5s, from `least` to `most` seconds."""
     return ValueKind(
         lambda node: node.parsed(lambda text: quantities.duration(text, least=least, most=most)),
         {"$ref": "#/$defs/duration"},
@@ -156,6 +162,7 @@ def duration(least: float, most: float = quantities.DAY) -> ValueKind[float]:
 
 
 def whole_number(least: int, most: int) -> ValueKind[int]:
+    """A whole number from `least` to `most`, ends included."""
     return ValueKind(
         lambda node: node.whole_number(least, most),
         {"type": "integer", "minimum": least, "maximum": most},
@@ -168,11 +175,13 @@ PORT_NUMBER: Final = whole_number(1, 65535)
 def choice(
     kind: type[E], also: Mapping[str, E] | None = None, without: Collection[E] = ()
 ) -> ValueKind[E]:
+    """A member of the enumeration. `also`: other programs' names for members, for the hint."""
     known = [member.value for member in kind if member not in without]
     return ValueKind(lambda node: node.choice(kind, also, without), {"enum": known})
 
 
 def word(known: Collection[str], what: str) -> ValueKind[str]:
+    """One of the known words; `what` names them in the message."""
     return ValueKind(lambda node: node.word(known, what), {"enum": list(known)})
 
 

@@ -29,6 +29,7 @@ class ProblemReport:
     warnings: list[Problem] = field(default_factory=list)
 
     def add(self, location: Location, message: str, hint: str) -> None:
+        """Record an error; the same error at the same location counts once."""
         self.found[self.problem(location, message, hint)] = None
 
     def warn(self, location: Location, message: str, hint: str) -> None:
@@ -36,6 +37,7 @@ class ProblemReport:
         self.warnings.append(self.problem(location, message, hint))
 
     def problem(self, location: Location, message: str, hint: str) -> Problem:
+        """A problem of this file, not recorded."""
         line, column, path = location
         return Problem(
             file=self.file, line=line, column=column, path=path, message=message, hint=hint

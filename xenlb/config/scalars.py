@@ -206,6 +206,7 @@ def netmask(text: str) -> tuple[int, bool]:
 
 
 def service_name(text: str) -> str:
+    """A name of 1 to 63 letters, digits, dots, underscores and hyphens."""
     if not re.fullmatch(SERVICE_NAME, text):
         raise InvalidValue(
             f"{quoted(text)} cannot be the name of a service",
@@ -245,6 +246,7 @@ def ssh_destination(text: str) -> str:
 
 
 def network(text: str) -> IPNetwork:
+    """An IPv4 or IPv6 network with a prefix length and no bits set behind it."""
     if "/" not in text:
         raise InvalidValue(
             f"{quoted(text)} has no prefix length", hint="write one like 10.0.0.0/24"

@@ -26,7 +26,7 @@ from xenlb.model.settings import Port
 # One service
 
 
-def identity(draft: ServiceDraft, report: ProblemReport) -> None:
+def _identity(draft: ServiceDraft, report: ProblemReport) -> None:
     if draft.address.given and draft.fwmark.given:
         report.add(
             draft.location_of(draft.fwmark),
@@ -53,7 +53,7 @@ def identity(draft: ServiceDraft, report: ProblemReport) -> None:
         )
 
 
-def port_list(draft: ServiceDraft, report: ProblemReport) -> None:
+def _port_list(draft: ServiceDraft, report: ProblemReport) -> None:
     first: dict[Port, Location] = {}
     for port, location in draft.placed_ports.value:
         if port in first:
@@ -71,7 +71,7 @@ def port_list(draft: ServiceDraft, report: ProblemReport) -> None:
             )
 
 
-def server_port(draft: ServiceDraft, report: ProblemReport) -> None:
+def _server_port(draft: ServiceDraft, report: ProblemReport) -> None:
     value = draft.server_port
     if not value.given or value.bad:
         return
@@ -98,7 +98,7 @@ def server_port(draft: ServiceDraft, report: ProblemReport) -> None:
         )
 
 
-def persistence(draft: ServiceDraft, report: ProblemReport) -> None:
+def _persistence(draft: ServiceDraft, report: ProblemReport) -> None:
     value = draft.netmask
     if not value.given or value.bad or value.value is None:
         return
@@ -114,7 +114,7 @@ def persistence(draft: ServiceDraft, report: ProblemReport) -> None:
         report.add(location, f"prefix length {prefix} for an IPv4 service", "write 1 … 32")
 
 
-def one_packet(draft: ServiceDraft, report: ProblemReport) -> None:
+def _one_packet(draft: ServiceDraft, report: ProblemReport) -> None:
     if draft.one_packet.value and not draft.all_udp and not draft.placed_ports.bad:
         report.add(
             draft.location_of(draft.one_packet),
@@ -123,7 +123,7 @@ def one_packet(draft: ServiceDraft, report: ProblemReport) -> None:
         )
 
 
-def scheduler_flags(draft: ServiceDraft, report: ProblemReport) -> None:
+def _scheduler_flags(draft: ServiceDraft, report: ProblemReport) -> None:
     if draft.scheduler.bad:
         return
     for flag in draft.flags.value:
@@ -136,7 +136,7 @@ def scheduler_flags(draft: ServiceDraft, report: ProblemReport) -> None:
             )
 
 
-def tunnel(draft: ServiceDraft, report: ProblemReport) -> None:
+def _tunnel(draft: ServiceDraft, report: ProblemReport) -> None:
     part = draft.tunnel
     if draft.forwarding.value is not Forwarding.TUNNEL:
         if part.written.own and not draft.forwarding.bad:
@@ -166,7 +166,7 @@ def tunnel(draft: ServiceDraft, report: ProblemReport) -> None:
         )
 
 
-def thresholds(draft: ServiceDraft, report: ProblemReport) -> None:
+def _thresholds(draft: ServiceDraft, report: ProblemReport) -> None:
     lower, upper = draft.lower_threshold, draft.upper_threshold
     if upper.bad or lower.value <= upper.value:
         return
@@ -180,7 +180,7 @@ def thresholds(draft: ServiceDraft, report: ProblemReport) -> None:
     report.add(draft.location_of(lower, upper), message, hint)
 
 
-def sorry_server(draft: ServiceDraft, report: ProblemReport) -> None:
+def _sorry_server(draft: ServiceDraft, report: ProblemReport) -> None:
     value = draft.sorry_server
     if value.value is None or draft.forwarding.bad or draft.placed_ports.bad:
         return
@@ -204,7 +204,7 @@ def sorry_server(draft: ServiceDraft, report: ProblemReport) -> None:
         )
 
 
-def servers(draft: ServiceDraft, report: ProblemReport) -> None:
+def _servers(draft: ServiceDraft, report: ProblemReport) -> None:
     addresses: dict[IPAddress, Location] = {}
     guests: dict[str, Location] = {}
     for member in draft.servers.value:
@@ -246,7 +246,7 @@ def _same_family(
     )
 
 
-def guest_side_rules(draft: ServiceDraft, report: ProblemReport) -> None:
+def _guest_side_rules(draft: ServiceDraft, report: ProblemReport) -> None:
     if draft.forwarding.bad:
         return
     members = [member.side for member in draft.servers.value if member.side is not None]
@@ -257,19 +257,19 @@ def guest_side_rules(draft: ServiceDraft, report: ProblemReport) -> None:
 
 
 RULES: Final[tuple[Callable[[ServiceDraft, ProblemReport], None], ...]] = (
-    identity,
-    port_list,
-    server_port,
-    persistence,
-    one_packet,
-    scheduler_flags,
-    tunnel,
-    thresholds,
+    _identity,
+    _port_list,
+    _server_port,
+    _persistence,
+    _one_packet,
+    _scheduler_flags,
+    _tunnel,
+    _thresholds,
     check_rules.check,
     check_rules.flush,
-    sorry_server,
-    servers,
-    guest_side_rules,
+    _sorry_server,
+    _servers,
+    _guest_side_rules,
 )
 
 

@@ -57,6 +57,7 @@ class Scalar(NamedTuple):
 
     @property
     def kind(self) -> NodeKind:
+        """What YAML may read the value as; TEXT if it is quoted."""
         return _kind(self.text) if self.plain else NodeKind.TEXT
 
     @property
@@ -66,6 +67,8 @@ class Scalar(NamedTuple):
 
 
 class Sequence(NamedTuple):
+    """A list with its items in file order. Line and column count from 1."""
+
     line: int
     column: int
     items: "tuple[Node, ...]"

@@ -27,9 +27,11 @@ class ClientSlots:
         return "the agent has too many clients" if others >= SLOTS else ""
 
     def take(self, uid: int) -> None:
+        """Count one more client of this user; refusal() checks the limits."""
         self._users[uid] += 1
 
     def release(self, uid: int) -> None:
+        """Count one client less of this user, after a take()."""
         self._users[uid] -= 1
         if not self._users[uid]:
             del self._users[uid]

@@ -107,9 +107,11 @@ class ConnectionSlots(Generic[T]):
         return evicted, self._peers.pop(evicted)
 
     def take(self, holder: T, peer: GuestPeer) -> None:
+        """Add the newest connection; make_room() keeps the limits."""
         self._peers[holder] = peer
 
     def release(self, holder: T) -> None:
+        """Remove a connection; no effect if make_room() has removed it."""
         self._peers.pop(holder, None)
 
 

@@ -13,8 +13,10 @@ SIZE = 64 * 1024  # characters of a chunk, about
 
 
 class SharedJson(dict[str, object]):
-    """An answer for many clients: each chunk of its JSON is encoded once, by the first that needs
-    it. The value must not change any more."""
+    """An answer for many clients, whose value must not change any more.
+
+    Each chunk of its JSON is encoded once, by the first client that needs it.
+    """
 
     def __init__(self, value: Mapping[str, object]) -> None:
         super().__init__(value)
@@ -22,6 +24,7 @@ class SharedJson(dict[str, object]):
         self._remaining = _in_chunks(_fragments(value))
 
     def chunks(self) -> Iterator[str]:
+        """Yield the chunks of the JSON; several clients may iterate at the same time."""
         number = 0
         while True:
             if number == len(self._encoded):

@@ -14,7 +14,7 @@ from xenlb.control.protocol import ControlError
 LOCKS = Path("/proc/locks")
 
 
-def lock_path(socket: Path) -> Path:
+def _lock_path(socket: Path) -> Path:
     return socket.with_name(f"{socket.name}.lock")
 
 
@@ -29,7 +29,7 @@ class Lock:
     """The lock. Taking it again creates its file again if that was removed."""
 
     def __init__(self, socket: Path) -> None:
-        self.path = lock_path(socket)
+        self.path = _lock_path(socket)
         self._file: int | None = None
 
     def take(self) -> None:
@@ -58,6 +58,7 @@ class Lock:
         self._file = file
 
     def release(self) -> None:
+        """Release the lock if this object holds it; the file stays."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -74,7 +75,7 @@ class Lock:
 
 def holder(socket: Path, *, locks: Path = LOCKS) -> str:
     """The process that holds the lock, as "pid 123"; "" if none does. Does not take it."""
-    path = lock_path(socket)
+    path = _lock_path(socket)
     try:
         status = path.stat()
         pid = path.read_text(errors="replace")[:32].strip()

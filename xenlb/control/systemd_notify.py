@@ -34,6 +34,7 @@ class Notifier:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}", status)
 
     def stopping(self, status: str = "") -> None:
+        """Report that the agent stops, with a line for `systemctl status`."""
         self._send("STOPPING=1", status)
 
     def watchdog(self) -> None:

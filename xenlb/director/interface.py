@@ -82,6 +82,7 @@ def connection() -> Any:
 
 
 async def find_interface(route: Any, name: str) -> Interface | None:
+    """Return the interface, None if there is none of this name. Raises InterfaceError."""
     try:
         (message,) = await route.link("get", ifname=name)
     except NetlinkError as error:
@@ -92,6 +93,7 @@ async def find_interface(route: Any, name: str) -> Interface | None:
 
 
 async def interface_name(route: Any, index: int) -> str:
+    """Return the name for a message; `interface INDEX` if the kernel has no such interface."""
     try:
         (message,) = await route.link("get", index=index)
     except NetlinkError:
@@ -140,6 +142,7 @@ async def add_address(route: Any, link: Interface, address: IPAddress) -> None:
 
 
 async def remove_address(route: Any, entry: InterfaceAddress) -> None:
+    """Remove an address, or nothing if it is gone already. Raises InterfaceError."""
     try:
         await route.addr(
             "del", index=entry.index, address=str(entry.address), prefixlen=entry.prefix
@@ -157,7 +160,7 @@ async def outgoing_interfaces(destinations: Iterable[IPAddress]) -> frozenset[st
 
 
 async def source_addresses(destinations: Iterable[IPAddress]) -> dict[IPAddress, IPAddress]:
-    """This host's own address for reaching each destination, for those with a route."""
+    """Return the source address of this host for each destination that has a route."""
     async with connection() as route:
         return {
             destination: ipaddress.ip_address(source)
@@ -230,6 +233,7 @@ class ChangeListener:
         self._packed: tuple[bytes, ...] = ()
 
     def watch(self, name: str | None, index: int, wanted: Iterable[IPAddress]) -> None:
+        """Set the interface, by index or by name if not None, and the addresses to watch."""
         self._name = b"" if name is None else name.encode() + b"\0"
         self._index = index
         self._packed = tuple(address.packed for address in wanted)

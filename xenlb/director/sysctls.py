@@ -52,14 +52,17 @@ class SysctlRequirement:
 
     @property
     def scope(self) -> Scope:
+        """IPVS for the sysctls of net.ipv4.vs, else NET."""
         return Scope.IPVS if self.name.startswith(f"{VS}.") else Scope.NET
 
     @property
     def command(self) -> str:
+        """The command that sets the value; it sets those of `first` before."""
         settings = (f"{sysctl.name}={sysctl.value}" for sysctl in (*self.first, self))
         return f"sysctl -w {' '.join(settings)}"
 
     def met_by(self, value: int | None) -> bool:
+        """Whether a value is acceptable; None (the kernel has no such sysctl) is not."""
         return value == self.value or value in self.also
 
 

@@ -38,14 +38,19 @@ _loaded: dict[str, Probe] = {}
 
 
 async def run_probe(target: Target, budget: Budget | None = None) -> Answer:
-    """Run one probe, without a time limit. `budget`: by default answer_budget(). Raises
-    BudgetSpent."""
+    """Run one probe, without a time limit.
+
+    `budget`: by default answer_budget(). Raises BudgetSpent.
+    """
     return await (await load_probe(target))(target, budget or answer_budget())
 
 
 async def load_probe(target: Target) -> Probe:
-    """Return the probe for a target. The first of its type may take a second on a busy host, which
-    is not to be counted as the server's delay."""
+    """Return the probe for a target.
+
+    The first of its type may take a second on a busy host, which is not to be counted as the
+    server's delay.
+    """
     module = MODULES[type(target.check.asks)] if target.vip is None else VIA_VIP
     # sys.modules has a module already while another thread is still executing it.
     if module not in _loaded:

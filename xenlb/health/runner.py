@@ -69,8 +69,11 @@ class _Schedule:
 
 
 class HealthRunner:
-    """`emit` is called with the results; `clock` is the events' clock (s). `max_running`: probes at
-    once, by default half of the files this process may open."""
+    """Runner of the probes of all targets, each when it is due.
+
+    `emit` is called with the results; `clock` is the events' clock (s). `max_running`: probes at
+    once, by default half of the files this process may open.
+    """
 
     def __init__(
         self,
@@ -265,8 +268,10 @@ class HealthRunner:
         self._schedule(schedule, max(self._clock(), started + interval))
 
     def _report(self, schedule: _Schedule, started: float, answer: Answer) -> bool:
-        """Emit the result if it matters; return whether it contradicts the verdict, so that the
-        next probe should come soon."""
+        """Emit the result if it matters; return whether it contradicts the verdict.
+
+        After a contradiction the next probe should come soon.
+        """
         health = schedule.health
         if answer.up is None and (health.up or health.overridden):
             if not schedule.warned:

@@ -26,7 +26,7 @@ _CTRL_ATTR_FAMILY_NAME = 2
 
 
 def header(kind: int, size: int) -> int:
-    """struct nlattr as one 32-bit number, for a payload of `size` bytes."""
+    """Return struct nlattr as one 32-bit number, for a payload of `size` bytes."""
     return int(struct.unpack("=I", struct.pack("=HH", size + 4, kind))[0])
 
 

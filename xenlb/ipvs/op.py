@@ -8,6 +8,8 @@ from xenlb.ipvs.table import Server, ServerKey, Service, ServiceKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddService:
+    """Add a service without servers. The kernel refuses a key that exists (EEXIST)."""
+
     service: Service
 
     def __str__(self) -> str:
@@ -16,6 +18,8 @@ class AddService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetService:
+    """Set scheduler and options of a service; its servers stay. ESRCH: it does not exist."""
+
     service: Service
 
     def __str__(self) -> str:
@@ -24,6 +28,8 @@ class SetService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteService:
+    """Delete a service with its servers. ESRCH: it does not exist."""
+
     key: ServiceKey
 
     def __str__(self) -> str:
@@ -32,6 +38,8 @@ class DeleteService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddServer:
+    """Add a server to a service. EEXIST: the service has it already."""
+
     service: ServiceKey
     server: Server
 
@@ -41,6 +49,8 @@ class AddServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetServer:
+    """Set weight, forwarding method and thresholds. ENOENT: the service has no such server."""
+
     service: ServiceKey
     server: Server
 
@@ -50,6 +60,8 @@ class SetServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteServer:
+    """Delete a server from a service. ENOENT: the service has no such server."""
+
     service: ServiceKey
     key: ServerKey
 

@@ -54,6 +54,7 @@ class FailedOperation:
 
     @property
     def reason(self) -> str:
+        """The error of the kernel in plain words, for messages."""
         return str(explain(OpFailed(op=self.op, errno=self.errno)))
 
 
@@ -247,9 +248,11 @@ class Reconciler:
         self.failures = {key: failure for key, failure in self.failures.items() if key in keys}
 
     def failure_of(self, op: Op) -> FailedOperation | None:
+        """Return the failure of the operation's entry, None if no operation on it failed."""
         return self.failures.get(entry_key(op))
 
     def retry_at(self) -> float | None:
+        """Return when the first failed entry may be tried again, None without failures."""
         return min((failure.retry_at for failure in self.failures.values()), default=None)
 
     def foreign(self, want: Table) -> Foreign:

@@ -36,6 +36,7 @@ class Family(StrEnum):
 
 
 def family_of(address: IPAddress) -> Family:
+    """Return INET for an IPv4 address, INET6 for an IPv6 address."""
     return Family.INET if address.version == 4 else Family.INET6
 
 
@@ -48,6 +49,7 @@ class Protocol(StrEnum):
 
     @property
     def number(self) -> int:
+        """The protocol number in the IP header: 6, 17 or 132."""
         return _NUMBERS[self]
 
 
@@ -68,6 +70,8 @@ class Forwarding(StrEnum):
 
 
 class TunnelType(StrEnum):
+    """Encapsulation of packets to a server (ipvsadm --tun-type)."""
+
     IPIP = "ipip"
     GUE = "gue"
     GRE = "gre"
@@ -119,6 +123,7 @@ class AddressKey:
 
     @property
     def family(self) -> Family:
+        """The family of the virtual address."""
         return family_of(self.address)
 
 
@@ -135,6 +140,8 @@ ServiceKey = AddressKey | MarkKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerKey:
+    """A server of a service, identified by address and port (0: that of the packet)."""
+
     address: IPAddress
     port: int
 
@@ -223,6 +230,7 @@ class Table:
     entries: Mapping[ServiceKey, Entry] = field(default_factory=dict)
 
     def server(self, service: ServiceKey, server: ServerKey) -> Server | None:
+        """Return a server, None if the table lacks it or its service."""
         entry = self.entries.get(service)
         return None if entry is None else entry.servers.get(server)
 

@@ -57,6 +57,7 @@ def _dotted(number: int) -> str:
 
 
 def endpoint(value: IPAddress, port: int) -> str:
+    """Return `192.0.2.1:80` or `[2001:db8::1]:80`, as ipvsadm -n prints it."""
     return f"{address(value)}:{port}" if value.version == 4 else f"[{address(value)}]:{port}"
 
 
@@ -171,7 +172,7 @@ def _signed(mark: int) -> int:
 
 
 def _order(key: ServiceKey) -> tuple[int, int, int, int, int]:
-    """ipvsadm's order: mark (signed; 0 for an address), family, protocol, address, port."""
+    """Order of ipvsadm: mark (signed; 0 for an address), family, protocol, address, port."""
     if isinstance(key, MarkKey):
         return (_signed(key.mark), key.family.bits, 0, 0, 0)
     return (0, key.family.bits, key.protocol.number, int(key.address), key.port)

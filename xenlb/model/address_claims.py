@@ -92,6 +92,7 @@ def with_reservations(before: State, state: State, at: float) -> State:
 
 
 def without_expired_reservation(guest: Guest, at: float) -> Guest:
+    """Return the guest, without reserved addresses from `reserved_until` on."""
     if guest.reserved_until is None or guest.reserved_until > at:
         return guest
     return replace(guest, reserved=frozenset(), reserved_until=None)

@@ -33,7 +33,7 @@ _SERVED = {ServerPhase.SERVING, ServerPhase.FAILED, ServerPhase.DRAINING, Server
 
 
 @dataclass(slots=True)
-class Tally:
+class _Tally:
     """The servers of one kernel service by phase.
 
     `idle`: serving with weight 0. `total`, `remaining`: configured weights of the servers that
@@ -60,9 +60,9 @@ def _tally(
     now: float,
     *,
     without: GuestId | None = None,
-) -> Tally:
+) -> _Tally:
     """Count the candidates of one kernel service. `without`: as if this guest were drained."""
-    tally = Tally()
+    tally = _Tally()
     for candidate in candidates:
         status = server_status(candidate, service, state, now)
         phase, weight = status.phase, status.weight or 0
@@ -84,7 +84,7 @@ def _tally(
     return tally
 
 
-def _kind(service: ServiceSettings, tally: Tally) -> AlarmKind | None:
+def _kind(service: ServiceSettings, tally: _Tally) -> AlarmKind | None:
     if not tally.serving:
         return AlarmKind.DOWN
     if tally.kept:
@@ -124,7 +124,7 @@ def _any_serves(
 
 
 def alarm_text(state: State, service: ServiceSettings, key: ServiceKey, now: float) -> str:
-    """`no server serves: 2 failed, 1 absent`"""
+    """Return the text of an alarm, such as `no server serves: 2 failed, 1 absent`."""
     tally = _tally(service, state.candidates_by_key(service)[key], state, now)
     failing, keep = tally.phases[ServerPhase.FAILED], _keep_in_service(service)
     if tally.kept:
@@ -145,7 +145,7 @@ def _keep_in_service(service: ServiceSettings) -> str:
     return f"keep-in-service: {service.keep_in_service * 100:.3g}%"
 
 
-def _percent(tally: Tally) -> str:
+def _percent(tally: _Tally) -> str:
     return f"{tally.remaining / tally.total * 100 if tally.total else 0:.3g}%"
 
 

@@ -42,9 +42,10 @@ class _ServiceChanges:
 def summary(
     ops: Iterable[Op], before: Table, names: Mapping[ServiceKey, str], counts: Counts | None
 ) -> str:
-    """`web (192.0.2.10:80/tcp) removed with 2 servers and 14 connections; mail (…): 1 server added`
+    """Return the changes of each service in words; "" without operations.
 
-    `counts` of the table `before`, None if unknown. "" without operations.
+    `counts` of the table `before`, None if unknown. The text is like
+    `web (192.0.2.10:80/tcp) removed with 2 servers and 14 connections; mail (…): 1 server added`.
     """
     services: dict[ServiceKey, _ServiceChanges] = {}
     for op in ops:
@@ -128,6 +129,7 @@ def _changes(servers: list[tuple[Server | None, Server]]) -> str:
 
 
 def names_of(services: Iterable[ServiceSettings]) -> dict[ServiceKey, str]:
+    """Return the name of the configured service of each kernel service."""
     return {key: service.name for service in services for key in service.kernel_keys()}
 
 

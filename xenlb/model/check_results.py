@@ -10,6 +10,7 @@ from xenlb.model.target import Target
 
 
 def apply_check_result(state: State, event: ProbeFinished) -> Change:
+    """Apply the result of a probe; no effect if its target is not checked any more."""
     target = event.target
     health = state.remembered.health.get(target)
     if health is None:

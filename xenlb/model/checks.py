@@ -14,6 +14,7 @@ Codes = tuple[tuple[int, int], ...]
 
 
 def among(code: int, codes: Codes) -> bool:
+    """Return whether a code is in one of the ranges."""
     return any(first <= code <= last for first, last in codes)
 
 

@@ -95,7 +95,7 @@ class Drain:
         return (self.since if self.deadline is None else self.deadline) + REQUEST_TIME
 
     def text(self) -> str:
-        """`drained by root`, or `asked for poweroff`"""
+        """Return the reason in words: `drained by root`, or `asked for poweroff`."""
         return f"{self.reason} by {self.by}" if self.by else self.reason
 
     def progress(self, services: int) -> str:
@@ -120,7 +120,7 @@ class Drain:
 
 
 def connections(count: int) -> str:
-    """`1 connection`, `2 connections`"""
+    """Return the count with its noun: `1 connection`, `2 connections`."""
     return f"{count} connection{'s' * (count != 1)}"
 
 
@@ -141,6 +141,7 @@ def with_count(drain: Drain, left: int, at: float, *, earliest: float) -> Drain:
 
 
 def is_udp(key: ServiceKey) -> bool:
+    """Return whether the service is UDP; False for a mark, whose protocol is not known."""
     return isinstance(key, AddressKey) and key.protocol is Protocol.UDP
 
 

@@ -96,6 +96,7 @@ def _ending(guest: Guest, drain: Drain, at: float) -> Note:
 
 
 def drain(state: State, event: DrainRequested) -> Change:
+    """Begin a drain; no effect if the guest is absent or unknown."""
     guest = state.guests.get(event.guest)
     if guest is None or guest.phase is Phase.ABSENT:
         return nothing_follows(state)
@@ -184,6 +185,7 @@ def request_sent(state: State, event: RequestSent) -> Change:
 
 
 def connections_counted(state: State, event: ConnectionsCounted) -> Change:
+    """Update active drains from a count of connections, and end those that are empty."""
     changed: list[Guest] = []
     notes: list[Note] = []
     for guest in state.guests.values():

@@ -42,6 +42,8 @@ DEATH_REMEMBERED = 60.0  # seconds; STOPPED was seen up to 11 s after a death, u
 
 
 class Phase(StrEnum):
+    """The phase of a guest; LEAVING and SUSPENDING last from the request until it is gone."""
+
     ABSENT = "absent"
     UP = "up"
     LEAVING = "leaving"
@@ -98,6 +100,7 @@ class Request:
     deadline: float
 
     def text(self) -> str:
+        """Return the request in words, such as `asked for poweroff`."""
         return (
             "shuts down from inside"
             if self.kind is RequestKind.INSIDE
@@ -107,6 +110,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
+    """The end of an incarnation (libvirt's domain id); `at` on the events' clock, in seconds."""
+
     incarnation: int
     at: float
 

@@ -25,6 +25,7 @@ from xenlb.model.state import Change, State, nothing_follows
 
 
 def apply_life_event(state: State, event: LifeEvent) -> Change:
+    """Apply an event of a guest; no effect if its libvirt is not among the links."""
     if event.guest.uri not in state.observed.links:
         return nothing_follows(state)
     guest = state.guests.get(event.guest)

@@ -79,10 +79,12 @@ def _membership(
 
 
 def services_of(state: State, guest: Guest) -> tuple[ServiceSettings, ...]:
+    """Return the services that a guest is in by configuration or metadata."""
     return services_and_addresses(state, guest)[0]
 
 
 def service_names(state: State, guest: Guest) -> frozenset[str]:
+    """Return the names of the services that a change of the guest may affect."""
     return frozenset(service.name for service in services_of(state, guest))
 
 

@@ -9,6 +9,7 @@ from xenlb.model.state import Change, LibvirtLink, State, Transition, nothing_fo
 
 
 def configured(state: State, event: Configured) -> Change:
+    """Apply a configuration; guests of former libvirts stay until all new ones are listed."""
     at, settings = event.at, event.settings
     links = {uri: state.observed.links.get(uri, LibvirtLink(since=at)) for uri in settings.uris}
     if not all(link.listed for link in links.values()):
@@ -37,6 +38,7 @@ def summarized(before: State, event: Configured, result: Transition) -> Transiti
 
 
 def refused(state: State, event: ConfigurationRefused) -> Change:
+    """Record the problems of a refused configuration; the settings in use stay."""
     text = f"configuration refused, the last good one stays in use: {event.problems[0]}"
     if len(event.problems) > 1:
         text += f" (and {len(event.problems) - 1} more)"

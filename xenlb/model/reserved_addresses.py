@@ -61,6 +61,7 @@ def rejection_reason(address: IPAddress, host: HostNetwork, in_use: AddressesInU
 
 @lru_cache(maxsize=16)
 def addresses_in_use(services: tuple[ServiceSettings, ...]) -> AddressesInUse:
+    """Return the addresses of services and of sorry servers."""
     return AddressesInUse(
         services=frozenset(s.address for s in services if s.address is not None),
         sorry=frozenset(s.sorry_server[0] for s in services if s.sorry_server is not None),

@@ -17,6 +17,7 @@ from xenlb.model.state import Candidate, State
 
 
 def removal(key: ServiceKey, server: ServerKey) -> str:
+    """Return the ipvsadm command that removes a server, for operators."""
     return f"ipvsadm {DeleteServer(service=key, key=server)}"
 
 
@@ -49,6 +50,7 @@ def sorry_server(
     entry: Entry | None,
     counters: Mapping[ServerKey, Counters],
 ) -> dict[str, Any] | None:
+    """Return the sorry server of one kernel service for `status`, None if it has none."""
     sorry = service.sorry_key(key)
     if sorry is None:
         return None

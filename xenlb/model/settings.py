@@ -253,6 +253,7 @@ class Settings:
     warnings: tuple[Problem, ...] = field(default=(), compare=False)
 
     def service_addresses(self) -> frozenset[IPAddress]:
+        """Return the virtual addresses of all services; those by fwmark have none."""
         return frozenset(s.address for s in self.services if s.address is not None)
 
 

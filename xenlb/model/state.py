@@ -148,10 +148,12 @@ class State:
 
     @property
     def settings(self) -> Settings:
+        """The configuration in use."""
         return self.observed.settings
 
     @property
     def guests(self) -> Mapping[GuestId, Guest]:
+        """All known guests by id, also absent ones."""
         return self.remembered.guests
 
     def with_guests(self, *guests: Guest) -> "State":
@@ -162,6 +164,7 @@ class State:
         return replace(self, remembered=replace(self.remembered, guests=changed))
 
     def with_verdict(self, target: Target, verdict: Health) -> "State":
+        """Return the state with this health of a target in place of its former one."""
         health = {**self.remembered.health, target: verdict}
         return replace(self, remembered=replace(self.remembered, health=health))
 
@@ -249,6 +252,7 @@ class Change:
 
 
 def nothing_follows(state: State, *notes: Note) -> Change:
+    """Return a change that cannot affect a candidate, an admission or an alarm."""
     return Change(state=state, notes=notes, follows=False)
 
 

@@ -19,8 +19,10 @@ MOST = 1000  # processes of one program
 
 
 def kill(leader: int) -> None:
-    """Kill the leader of a process group, which must not have been reaped, its group and its
-    descendants."""
+    """Kill the leader of a process group, its group and its descendants.
+
+    The leader must not have been reaped.
+    """
     pidfds: dict[int, int] = {}  # by process
     try:
         _stop(leader, pidfds)

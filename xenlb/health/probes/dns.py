@@ -128,8 +128,10 @@ def _is_expected(asks: Dns, record: dns.rdata.Rdata) -> bool:
 
 @lru_cache(maxsize=1024)
 def _parse_record(kind: str, text: str) -> dns.rdata.Rdata | None:
-    """Parse a record, so that `10 MX1.example.org.` equals `10 mx1.example.org.`; None if it is not
-    in the format of zone files."""
+    """Parse a record; None if it is not in the format of zone files.
+
+    Parsed, `10 MX1.example.org.` equals `10 mx1.example.org.`.
+    """
     try:
         return dns.rdata.from_text(
             dns.rdataclass.IN, kind, text, origin=dns.name.root, relativize=False

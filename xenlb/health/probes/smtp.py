@@ -56,8 +56,10 @@ async def _greet(stream: Stream, asks: Smtp) -> str:
 
 
 async def _read_reply(stream: Stream, what: str, expect: Codes | None = None) -> tuple[int, bytes]:
-    """Read a reply; return its code and first line. Raises Unexpected, also for a code that is not
-    in `expect`."""
+    """Read a reply; return its code and first line.
+
+    Raises Unexpected, also for a code that is not in `expect`.
+    """
     first = b""
     for _ in range(LINES):
         line = await stream.read_line(what)

@@ -49,9 +49,11 @@ async def connect(connection: socket.socket, target: Target) -> None:
         await asyncio.get_running_loop().sock_connect(connection, address)
 
 
-class SharedReceiver(Protocol):
-    """Receives for all probes of one kind and IP version; `receive` is called when `receiver` is
-    readable."""
+class _SharedReceiver(Protocol):
+    """Receiver for all probes of one kind and IP version.
+
+    `receive` is called when `receiver` is readable.
+    """
 
     users: int
 
@@ -63,7 +65,7 @@ class SharedReceiver(Protocol):
     def close(self) -> None: ...
 
 
-T = TypeVar("T", bound=SharedReceiver)
+T = TypeVar("T", bound=_SharedReceiver)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Unexpected(Exception):
 
 
 class ProbeImpossible(Exception):
-    """This host cannot send the request; the message gives the reason."""
+    """A request that cannot be sent from this host; the message gives the reason."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -133,8 +133,11 @@ class Stream:
     async def start_tls(
         self, tls: Tls, *, layer: _TlsLayer | None = None, after: str | None = None
     ) -> None:
-        """Shake hands. `after`: the STARTTLS command of the protocol. Raises Unexpected, also for
-        input before the handshake, which TLS does not protect (CVE-2011-0411 and others)."""
+        """Perform the TLS handshake. `after`: the STARTTLS command of the protocol.
+
+        Raises Unexpected, also for input before the handshake, which TLS does not protect
+        (CVE-2011-0411 and others).
+        """
         if after is not None and self._unread:
             raise self.unexpected(f"nothing after {after} but TLS", bytes(self._unread))
         layer = layer or await _tls_layer(tls)

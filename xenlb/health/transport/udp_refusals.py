@@ -33,8 +33,11 @@ MOST = 16384  # addresses, and ports, that are remembered: those that refused la
 
 @dataclass(slots=True, kw_only=True)
 class _RefusingPort:
-    """A port that has refused. `failures`: refusals and silences since its last answer; `silences`
-    in a row; `counted_at`: when the last counted datagram was sent."""
+    """A port that has refused.
+
+    `failures`: refusals and silences since its last answer; `silences` in a row; `counted_at`: when
+    the last counted datagram was sent.
+    """
 
     failures: int = 0
     silences: int = 0

@@ -41,8 +41,10 @@ def forget(address: IPAddress) -> None:
 
 
 async def resolve_neighbour(address: IPAddress) -> Neighbour:
-    """Return the neighbour once the kernel has resolved it, which may never happen. Raises OSError
-    if there is no route."""
+    """Return the neighbour once the kernel has resolved it, which may never happen.
+
+    Raises OSError if there is no route.
+    """
     known = _cached.get(address)
     if known is None or known.until < time.monotonic():
         known = _cached[address] = await _resolve(address)

@@ -43,8 +43,10 @@ class Reply:
 
 
 def packet(ends: Endpoints, sequence: int, flags: int) -> bytes:
-    """Return a packet with its IP header. A server accepts a reset whose sequence number is the one
-    after the SYN's."""
+    """Return a packet with its IP header.
+
+    A server accepts a reset whose sequence number is the one after the SYN's.
+    """
     options = _MSS[ends.destination.version] if flags & SYN else b""
     length = _TCP.size + len(options)
     fields = (ends.port, ends.to_port, sequence & 0xFFFFFFFF, 0, length // 4 << 4, flags)

@@ -1,9 +1,9 @@
-"""The tcp check of a service address through one server: whether the guest has the address and its
-service listens there.
+"""The tcp check of a service address through one server.
 
-An ordinary connection cannot check that: the address is this host's own, and IPVS takes packets
-that this host sends to it (LOCAL_OUT). So the probe sends a SYN to the server, as IPVS would. The
-SYN-ACK is the answer, and a reset closes the half-open connection.
+It checks that the guest has the address and its service listens there. An ordinary connection
+cannot: the address is this host's own, and IPVS takes packets that this host sends to it
+(LOCAL_OUT). So the probe sends a SYN to the server, as IPVS would. The SYN-ACK is the answer, and a
+reset closes the half-open connection.
 
 FACTS (Linux 6.1, each seen in tests/lab/test_probes_uml.py)
 
@@ -88,8 +88,10 @@ def _local_address(server: IPAddress) -> IPAddress:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _ReplyReceiver:
-    """Receives the replies of one IP version. Pending probes are found by the acknowledged sequence
-    number, which is random."""
+    """Receiver of the replies of one IP version.
+
+    Pending probes are found by the acknowledged sequence number, which is random.
+    """
 
     receiver: socket.socket
     ports: tuple[socket.socket, ...]
@@ -183,8 +185,10 @@ async def _sender(target: Target, receiver: _ReplyReceiver) -> AsyncIterator[Sen
 
 
 def _encapsulation(tunnel: Tunnel | None, version: int) -> tuple[socket.SocketKind, int, bytes]:
-    """Return type and protocol of the socket, and the header before the packet. No checksums:
-    servers accept packets without."""
+    """Return type and protocol of the socket, and the header before the packet.
+
+    No checksums: servers accept packets without.
+    """
     if tunnel is None:
         return socket.SOCK_RAW, socket.IPPROTO_RAW, b""
     match tunnel.type:
