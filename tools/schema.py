@@ -26,6 +26,7 @@ CHECK = (
 
 
 def ref(name: str) -> Json:
+    """A reference to a definition."""
     return {"$ref": f"#/$defs/{name}"}
 
 
@@ -46,6 +47,7 @@ def keys(declared: type) -> Json:
 
 
 def described(key: Key) -> Json:
+    """The schema of one key, with its description."""
     return ({"description": key.description} if key.description else {}) | dict(key.kind.schema)
 
 
@@ -88,6 +90,7 @@ def check_rule(name: str) -> Json:
 
 
 def definitions() -> Json:
+    """The sections that occur several times."""
     service = keys(draft.ServiceDraft)
     checks = ref("checks")
     service["check"] = {
@@ -192,6 +195,7 @@ def schema() -> Json:
 
 
 def text() -> str:
+    """The schema as the file has it."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -27,8 +27,6 @@ PAGES = {
     )
 }
 README_LINES = 150
-# Documented already, and to come within this version.
-TO_COME = {"debug state"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -122,11 +120,7 @@ def unknown_words(words: list[str]) -> list[str]:
 def test_commands_and_their_options_exist() -> None:
     found = [(name, words) for name, text in PAGES.items() for words in commands(text)]
     assert len(found) > 50
-    wrong = [
-        f"{name}: xenlb {' '.join(words)}"
-        for name, words in found
-        if " ".join(words) not in TO_COME and unknown_words(words)
-    ]
+    wrong = [f"{name}: xenlb {' '.join(words)}" for name, words in found if unknown_words(words)]
     assert not wrong
 
 

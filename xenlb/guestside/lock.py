@@ -5,7 +5,7 @@ other has just read. The lock is on the host: only one host delivers to a guest,
 guest cannot hold a lock. The kernel releases flock(2) when its holder dies. A killed apply leaves
 whole operations only, and the next apply goes on from there.
 
-Lock files are never removed: a process that waits for a removed file and one that makes it anew
+Lock files are never removed: a process that waits for a removed file and one that creates it
 would both get a lock.
 """
 

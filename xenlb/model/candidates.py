@@ -1,6 +1,6 @@
 """Candidates of the services and the targets that are probed for them.
 
-Only services whose guests or addresses an event has changed are computed anew.
+Only services whose guests or addresses an event has changed are recomputed.
 """
 
 from collections.abc import Iterable, Mapping

@@ -141,7 +141,7 @@ def _zero_weight(
     """Return 0, or None if the server leaves the table instead: UDP, once drain.udp is over.
 
     Weight 0 ends no flow of a client that goes on sending from one port. After the server has left,
-    the client's next packet is scheduled anew.
+    the client's next packet is scheduled to another server.
     """
     if admission is None:
         return None

@@ -40,7 +40,7 @@ def _admitted(
     *,
     reconfigured: bool,
 ) -> tuple[State, list[Note]]:
-    """Decide the admissions of these services anew; after a new configuration, of all."""
+    """Decide again the admissions of these services; after a new configuration, of all."""
     admitted = {} if reconfigured else dict(state.remembered.admitted)
     notes: list[Note] = []
     for service in services:

@@ -94,7 +94,7 @@ _UNKNOWN = Health(valid_from=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What the sources report; after a restart they report it anew.
+    """What the sources report; after a restart they report it again.
 
     `changes`: what the last configuration changed. `links`: by libvirt URI. `host`: the network of
     this host. `wrong_sysctls`: names of those that differ from what the services need.

@@ -41,7 +41,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "weight": (0, 0xFFFF),
     "share": (0, 1000),
 }
-# Fields that are not encoded: a restarted agent learns, or counts, their values anew.
+# Fields that are not encoded: a restarted agent learns or counts their values again.
 TRANSIENT: Mapping[Any, set[str]] = {
     Guest: {
         "last_event",

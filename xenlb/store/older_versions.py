@@ -11,7 +11,7 @@ Parts = dict[str, list[list[Any]]]
 def converted(saved: Any, changes: Iterable[Any]) -> tuple[Parts, list[Any]]:
     """Both as `saved_state.decoded` takes them.
 
-    Changes of version 8 may follow older ones, as long as the file was not written anew.
+    Changes of version 8 may follow older ones, until the file is rewritten.
     """
     return _parts(saved), [_change(**change) if "now" in change else change for change in changes]
 

@@ -6,7 +6,7 @@ clock: after a reboot of the host it is void, as the kernel's table is. Damage i
 
 The first line is everything as one JSON object; each further line is a change. The owner task
 appends a change before it adds entries to the kernel's table, and after it removed some. Once the
-changes are larger than the first line, the file is written anew under another name. The owner makes
+changes are larger than the first line, the file is rewritten under another name. The owner makes
 the JSON in pieces between its rounds: another thread would hold the interpreter while the owner
 needs it. A thread writes it to the disk. Then the owner adds what it appended meanwhile and renames
 the file. A kill leaves either file whole. A line that it cut is no JSON, the kernel has nothing of
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 VERSION = 8
 OLDER = {6, 7}
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SMALLEST = 64 * 1024  # bytes of changes below which the file is not written anew
+SMALLEST = 64 * 1024  # bytes of changes below which the file is not rewritten
 
 
 class _UnusableFileError(Exception):
@@ -213,7 +213,7 @@ class StateFile:
             os.replace(fresh, self.path)
             self._grown = len(meanwhile)
         except OSError as error:
-            self._report(f"{self.path} cannot be written anew: {error.strerror or error}")
+            self._report(f"{self.path} cannot be rewritten: {error.strerror or error}")
             self._grown = 0  # the next attempt is after as many changes again
         finally:
             self._rewriting = None

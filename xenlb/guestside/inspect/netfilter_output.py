@@ -96,7 +96,7 @@ _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"
 def iptables_rules(lines: Sequence[str], *, family: Family) -> Iterator[FilterRule]:
     """The rules of built-in chains and of chains that these jump to.
 
-    Conditions of the jump itself are left out: guest.sh jumps without any.
+    The condition of a jump is not read, since guest.sh jumps without any.
     """
     hooks = {name: name.lower() for name in _BUILT_IN}
     for line in lines:

@@ -6,7 +6,7 @@ exceeds the timeout is killed with its group and its descendants, and the server
 
 The program is started without a shell, in a session of its own, as `user`, with XENLB_ADDRESS,
 XENLB_PORT, XENLB_TYPE, PATH and LANG in its environment. The detail has the first line of its
-output, without the performance data after a `|`. The text of OK is left out: it mostly contains a
+output, without the performance data after a `|`. The text of OK is dropped: it mostly contains a
 time, and would change with every probe.
 
 FACTS
