@@ -72,7 +72,7 @@ format: venv ## let ruff put the code in shape
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-schema: venv ## write xenlb/config/schema.json from the declarations of the keys
+schema: venv ## write etc/schema.json from the declarations of the keys
 	@$(BIN)/python -m tools.schema
 
 # With the bytecode of the tests kept: to compile them takes as long as a tenth of the tests.

@@ -232,10 +232,12 @@ def plain_files(prefix: str) -> dict[str, tuple[bytes, int]]:
         text = path.read_text().replace("](etc/", "](")
         files[f"share/doc/xenlb/{path.relative_to(HERE)}"] = (text.encode(), 0o644)
     for path in sorted((HERE / "etc" / "examples").glob("*.yaml")):
-        files[f"share/doc/xenlb/examples/{path.name}"] = (path.read_bytes(), 0o644)
-    schema = (HERE / "xenlb" / "config" / "schema.json").read_bytes()
+        text = with_schema(path.read_text(), prefix)
+        files[f"share/doc/xenlb/examples/{path.name}"] = (text.encode(), 0o644)
+    schema = (HERE / "etc" / "schema.json").read_bytes()
     files["share/xenlb/schema.json"] = (schema, 0o644)
-    files["share/doc/xenlb/xenlb.yaml"] = (configuration(prefix), 0o644)
+    annotated = with_schema((HERE / "etc" / "xenlb.yaml").read_text(), prefix)
+    files["share/doc/xenlb/xenlb.yaml"] = (annotated.encode(), 0o644)
     return files
 
 
@@ -260,11 +262,9 @@ services: {{}}
 """.encode()
 
 
-def configuration(prefix: str) -> bytes:
-    """Return the annotated configuration, with the installed path of its schema for editors."""
-    text = (HERE / "etc" / "xenlb.yaml").read_text()
-    schema = f"{prefix}/share/xenlb/schema.json"
-    return text.replace("$schema=../xenlb/config/schema.json", f"$schema={schema}").encode()
+def with_schema(text: str, prefix: str) -> str:
+    """Return a configuration with the installed path of its schema, for editors."""
+    return re.sub(r"(?<=\$schema=)(\.\./)?schema\.json", f"{prefix}/share/xenlb/schema.json", text)
 
 
 def is_our_hook(hook: Path) -> bool:

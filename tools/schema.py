@@ -1,4 +1,4 @@
-"""Write xenlb/config/schema.json, the JSON Schema of the configuration, for editors.
+"""Write etc/schema.json, the JSON Schema of the configuration, for editors.
 
 Keys, values and descriptions come from the declarations that the validator reads by. Only rules
 between keys are stated here, as far as JSON Schema can state them.
@@ -15,7 +15,7 @@ from xenlb.config.keys import Key, keys_by_field
 from xenlb.config.loader import ROOT_KEYS
 from xenlb.config.root_sections import DirectorDraft, GuestsDraft, LibvirtDraft
 
-FILE = Path(__file__).parents[1] / "xenlb/config/schema.json"
+FILE = Path(__file__).parents[1] / "etc/schema.json"
 
 Json = dict[str, Any]
 

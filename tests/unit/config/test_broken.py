@@ -3,19 +3,18 @@
 import json
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
-import xenlb.config
 from tests.unit.config import broken
-from xenlb.config import ConfigError
+from tools import schema
+from xenlb.config import ConfigError, parse
 from xenlb.model.problem import Problem
 
-SCHEMA = json.loads((Path(xenlb.config.__file__).parent / "schema.json").read_text())
+SCHEMA = json.loads(schema.FILE.read_text())
 
 
 def whole(case: str) -> str:
@@ -47,7 +46,7 @@ def marked(text: str) -> Counter[int]:
 
 def problems(text: str) -> tuple[Problem, ...]:
     with pytest.raises(ConfigError) as caught:
-        xenlb.config.parse(text, "xenlb.yaml")
+        parse(text, "xenlb.yaml")
     return caught.value.problems
 
 
