@@ -41,11 +41,11 @@ def line(event: HypervisorEvent) -> dict[str, object]:
         if isinstance(value, GuestId):
             fields["guest"] = NAMES.get(value.uuid, str(value.uuid))
         elif field.name == "guests":
-            fields["guests"] = {each.name: [each.power, each.incarnation] for each in value}
-        elif field.name == "found":
-            fields["found"] = [[str(each.address), each.source] for each in value]
-        elif field.name == "refused":
-            fields["refused"] = [[each.text, each.source, each.reason] for each in value]
+            fields["guests"] = {each.name: [each.domain_state, each.incarnation] for each in value}
+        elif field.name == "candidates":
+            fields["candidates"] = [[str(each.address), each.source] for each in value]
+        elif field.name == "rejected":
+            fields["rejected"] = [[each.text, each.source, each.reason] for each in value]
         elif field.name != "at":
             fields[field.name] = value
     return fields

@@ -34,7 +34,7 @@ class Listener:
         self.lab.write(self._log, "")
         self.lab.run(["mkdir", "-p", "/run/xenlb"])
         self._process = self.lab.spawn([python, "/run/lab/listen.py", *self._words], log=self._log)
-        self.wait(lambda e: e["event"] == "Listed", "the listing", timeout=120)
+        self.wait(lambda e: e["event"] == "GuestsListed", "the listing", timeout=120)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,7 +65,7 @@ class Listener:
 
     def since(self, moment: float, guest: str | None = None) -> list[Told]:
         """Events after a moment of the lab's clock, without those that only describe."""
-        dull = {"MetadataChanged", "AddressesFound", "Listed", "Hook"}
+        dull = {"MetadataChanged", "AddressesFound", "GuestsListed", "Hook"}
         return [
             event
             for event in self.told

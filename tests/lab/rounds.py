@@ -228,7 +228,6 @@ def show(tallies: Sequence[Tally], label: str) -> None:
 def every_drain_ended_empty(stage: Stage) -> None:
     """By the agent's own records: nobody was cut off, at whatever end."""
     assert stage.agent is not None
-    texts = [line["text"] for line in stage.agent.events()]
-    told = [text for text in texts if text.startswith(("drain ended after", "drain timed out"))]
-    assert told, "nothing was drained"
-    assert not [text for text in told if text.endswith("left")]
+    events = [event for event in stage.agent.events() if event["kind"] == "drain-ended"]
+    assert events, "nothing was drained"
+    assert not [event for event in events if event["text"].endswith("left")]

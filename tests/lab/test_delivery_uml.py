@@ -135,8 +135,12 @@ def lies_by_its_guest_agent(uml: UmlLab, liar: QemuGuest, victim: DebianGuest) -
             return reasons.get(victim.address) == "it belongs to guest deb1"
 
         uml.wait_until(refused, SLOW, "the lie to be heard and refused", every=1)
-        told = [line["text"] for line in agent.events() if "does not get it" in line["text"]]
-        assert any(victim.address in text and "q1" in text for text in told), told
+        warnings = [
+            event["text"]
+            for event in agent.events()
+            if (event["kind"], event["level"], event["guest"]) == ("address", "warning", "deb1")
+        ]
+        assert any(victim.address in text and "q1" in text for text in warnings), warnings
         servers = agent.servers("web")
         assert servers["deb1"]["address"] == victim.address
         assert servers["deb1"]["phase"] == servers["q1"]["phase"] == "serving"

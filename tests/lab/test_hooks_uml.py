@@ -62,7 +62,7 @@ def test_life_of_a_container(lab: UmlLab, lxc: Listener) -> None:
     lab.restart_libvirtd()
     back = lxc.wait_for("Hook", "box", after=begun, operation="reconnect")
     lxc.wait_calls(begun, "box", ("reconnect", second))
-    listed = lxc.wait(lambda e: e["event"] == "Listed", "the listing", after=begun)
+    listed = lxc.wait(lambda e: e["event"] == "GuestsListed", "the listing", after=begun)
     assert listed["guests"]["box"] == ["running", second]
     print(f"lxc: reconnect {listed['t'] - back['t']:.3f} s before it is listed")
 

@@ -45,7 +45,7 @@ def test_life_of_a_container(lab: UmlLab, lxc: Listener) -> None:
     started = lxc.wait_for("Started", "box", after=begun)
     first = started["incarnation"]
     found = lxc.wait_for("AddressesFound", "box", after=begun)
-    assert found["found"] == [["10.0.0.11", "interface xml"]]
+    assert found["candidates"] == [["10.0.0.11", "interface xml"]]
     assert found["incarnation"] == first
     guest.wait_serving()
 
@@ -63,7 +63,7 @@ def test_life_of_a_container(lab: UmlLab, lxc: Listener) -> None:
     asked = lab.time()
     guest.shutdown()
     stopped = lxc.wait_for("Stopped", "box", after=asked)
-    assert (stopped["why"], stopped["incarnation"]) == ("shutdown", None)
+    assert (stopped["reason"], stopped["incarnation"]) == ("shutdown", None)
     assert stopped["t"] - asked > 1
     assert lxc.names(asked, "box") == ["Stopped"]
 
@@ -74,7 +74,7 @@ def test_life_of_a_container(lab: UmlLab, lxc: Listener) -> None:
     assert restarted["metadata"] == changed_to
     guest.wait_serving()
     guest.destroy()
-    assert lxc.wait_for("Stopped", "box", after=again)["why"] == "destroyed"
+    assert lxc.wait_for("Stopped", "box", after=again)["reason"] == "destroyed"
     assert lxc.names(begun, "box") == [
         *("Started", "Paused", "Resumed", "Stopped"),
         *("Started", "Stopped"),
@@ -90,7 +90,7 @@ def test_libvirtd_restarts_under_churn(lab: UmlLab, lxc: Listener) -> None:
         lxc.wait(lambda e: e["event"] == "Disconnected", "the loss", after=begun)
         if guests[(number + 1) % 2].alive():
             guests[(number + 1) % 2].destroy()
-        listed = lxc.wait(lambda e: e["event"] == "Listed", "the listing", after=begun)
+        listed = lxc.wait(lambda e: e["event"] == "GuestsListed", "the listing", after=begun)
         # What the listing and the events after it say is what is.
         for guest in guests:
             _agree(lab, lxc, guest, listed)
@@ -131,13 +131,13 @@ def test_life_of_a_machine(lab: UmlLab, qemu: Listener) -> None:
     assert not [e for e in qemu.told if e["event"] == "AddressesFound"]
     assert _answers(lab, "10.0.0.15")
     found = qemu.wait_for("AddressesFound", "machine", after=begun)
-    assert found["found"] == [["10.0.0.15", "neighbour table"]]
+    assert found["candidates"] == [["10.0.0.15", "neighbour table"]]
 
     # A reboot: asked for, gone and back in the same domain. No Died, no Stopped.
     asked = lab.time()
     reboot = guest.reboot()
-    powerdown = qemu.wait_for("Asked", "machine", after=asked)
-    assert (powerdown["ask"], powerdown["incarnation"]) == ("powerdown", first)
+    powerdown = qemu.wait_for("ShutdownRequested", "machine", after=asked)
+    assert (powerdown["kind"], powerdown["incarnation"]) == ("powerdown", first)
     qemu.wait_for("Rebooted", "machine", after=asked, incarnation=first)
     lab.run(["rm", "-f", guest.log_path])
     print(f"qemu: POWERDOWN told {(powerdown['t'] - reboot.ended) * 1000:.0f} ms after virsh")
@@ -148,8 +148,8 @@ def test_life_of_a_machine(lab: UmlLab, qemu: Listener) -> None:
         "the machine to be back",
         every=1,
     )
-    assert set(qemu.names(asked, "machine")) == {"Asked", "Rebooted"}
-    assert qemu.names(asked, "machine")[0] == "Asked"
+    assert set(qemu.names(asked, "machine")) == {"ShutdownRequested", "Rebooted"}
+    assert qemu.names(asked, "machine")[0] == "ShutdownRequested"
 
     # It may still be deaf to its power button: asked again until it goes.
     asked = lab.time()
@@ -159,9 +159,9 @@ def test_life_of_a_machine(lab: UmlLab, qemu: Listener) -> None:
             guest.wait_gone(10)
         assert lab.time() - asked < 120
     died = qemu.wait_for("Died", "machine", after=asked, incarnation=first)
-    stopped = qemu.wait_for("Stopped", "machine", after=asked, why="shutdown")
+    stopped = qemu.wait_for("Stopped", "machine", after=asked, reason="shutdown")
     names = qemu.names(asked, "machine")
-    assert names[0] == "Asked"
+    assert names[0] == "ShutdownRequested"
     assert names[-2:] == ["Died", "Stopped"]
     print(f"qemu: death told {(stopped['t'] - died['t']) * 1000:.0f} ms before STOPPED")
 
@@ -178,9 +178,9 @@ def test_machine_that_is_killed(lab: UmlLab, qemu: Listener) -> None:
     first = qemu.wait_for("Started", "victim", after=begun)["incarnation"]
     lab.run("kill -9 $(cat /run/libvirt/qemu/victim.pid)")
     stopped = qemu.wait_for("Stopped", "victim", after=begun)
-    assert (stopped["why"], stopped["incarnation"]) == ("failed", first)
+    assert (stopped["reason"], stopped["incarnation"]) == ("failed", first)
     guest.start()
     second = qemu.wait_for("Started", "victim", after=stopped["t"])["incarnation"]
     assert second != first
     guest.destroy()
-    assert qemu.wait_for("Stopped", "victim", after=stopped["t"])["why"] == "destroyed"
+    assert qemu.wait_for("Stopped", "victim", after=stopped["t"])["reason"] == "destroyed"

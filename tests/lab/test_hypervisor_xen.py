@@ -41,13 +41,13 @@ def test_no_request_is_lost(lab: XenLab, listener: Listener) -> None:
         if number % 5 == 4:
             listener.stall()
         written = lab.run(["xenstore-write", path, "poweroff"])
-        listener.wait_for("Asked", "deaf", after=written.started, timeout=30)
+        listener.wait_for("ShutdownRequested", "deaf", after=written.started, timeout=30)
         lab.wait_until(f'[ -z "$(xenstore-read {path})" ]', 30, "the guest to take it")
         time.sleep(1.1)
     asked = listener.since(begun, "deaf")
     assert len(asked) == REQUESTS
     assert {event["incarnation"] for event in asked} == {domid}
-    kinds = [event["ask"] for event in asked]
+    kinds = [event["kind"] for event in asked]
     assert set(kinds) <= {"poweroff", "powerdown"}
     stalled = kinds[4::5]
     free = [kind for number, kind in enumerate(kinds) if number % 5 != 4]
