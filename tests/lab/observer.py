@@ -12,7 +12,8 @@ A line has `at`, seconds of CLOCK_BOOTTIME (the agent's own clock), and `what`:
     store   {path}                       a word was written to a domain's control/shutdown, or a
                                          domain was introduced or released: a xenstore watch of
                                          our own, so the time is when anybody can have heard it
-    agent   {time, text, guest, level}   a line of the agent's journal, from its socket
+    agent   {time, kind, text, guest, level}   a line of the agent's event log, from its socket;
+                                         `late` too where the event changed nothing
     status  {status, number}             the agent's status, asked for by SIGUSR1
 
 Processes cost up to a second in an emulated Dom0; this one is started once and tests read what it
@@ -139,7 +140,7 @@ def agent() -> None:
         for answer in ask("events", follow=True):
             item = answer.get("item")
             if isinstance(item, dict):
-                kept = {key: item[key] for key in ("time", "text", "guest", "level")}
+                kept = {key: value for key, value in item.items() if key != "number"}
                 line = tuple(map(str, kept.values()))
                 if line not in told:
                     told.add(line)
