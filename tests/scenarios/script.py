@@ -186,6 +186,7 @@ class Player:
         return done + self._read(counters=False) if outcome.stale else done
 
     def _read(self, *, counters: bool) -> list[Op]:
+        self.engine.begin_read()
         self.engine.load_snapshot(self.kernel.read(counters=counters))
         return self._apply(self.engine.handle((), self.now))
 

@@ -298,7 +298,7 @@ class Agent:
         now = clock.now()
         if (now >= self._resync_at or self._reads.wanted) and self._reading is None:
             self._resync_at = now + RESYNC
-            self.engine.reconciler.touched.clear()
+            self.engine.begin_read()
             self._reading = asyncio.create_task(self._read(), name="read the IPVS table")
 
     async def _read(self) -> None:

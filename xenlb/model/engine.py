@@ -107,6 +107,10 @@ class Engine:
         """Whether the last read or write of the table failed."""
         return bool(self._noted_problem)
 
+    def begin_read(self) -> None:
+        """Note that a read of the table begins: what is changed from now on is newer than it."""
+        self.reconciler.touched.clear()
+
     def load_snapshot(self, snapshot: Snapshot) -> None:
         """Load a read of the whole table; the next call of `handle` plans all of it."""
         self._cached_before = self.table
