@@ -214,6 +214,7 @@ def test_dns_of_unbound(uml: UmlLab, server: ServerNs) -> None:
 
 def test_a_program_is_not_favoured_as_the_agent_is(uml: UmlLab) -> None:
     """The unit test, where root may give itself the niceness and the score of the unit."""
-    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "favoured"]
-    done = uml.run([*command, "tests/unit/health/test_program.py"], cwd=str(CHECKOUT), timeout=120)
+    test = "tests/unit/health/test_program.py::test_niceness_and_oom_score_are_reset"
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    done = uml.run(command, cwd=str(CHECKOUT), timeout=120)
     assert "1 passed" in done.out
