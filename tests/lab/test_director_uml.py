@@ -15,7 +15,16 @@ PYTHON = str(venv_directory() / "bin/python")
 VS = "/proc/sys/net/ipv4/vs"
 PERSISTED = "/run/lab/90-xenlb.conf"
 # Words in the names of unit tests that depend most on what a kernel does.
-KERNEL_DEPENDENT = ("put_back", "renamed", "restart", "before", "neighbours", "disabled", "nobody")
+KERNEL_DEPENDENT = (
+    "put_back",
+    "renamed",
+    "restart",
+    "before",
+    "neighbours",
+    "disabled",
+    "unwanted",
+    "of_this_host",
+)
 
 
 def sysctls(uml: UmlLab, policy: str, forwarding: str, *servers: str) -> dict[str, Any]:
