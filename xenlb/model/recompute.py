@@ -1,15 +1,14 @@
 """What follows from a change of the state: candidates, targets, admissions and alarms."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
-from xenlb.ipvs.table import ServiceKey
 from xenlb.model import alarm, verdict_overrides
 from xenlb.model.admission import admissions, admit_damped
 from xenlb.model.candidates import recompute_candidates, verdicts_of_targets
 from xenlb.model.note import Note
 from xenlb.model.settings import ServiceSettings
-from xenlb.model.state import Alarm, Change, State, Transition
+from xenlb.model.state import Admission, Change, RealServer, State, Transition
 
 
 def recompute(before: State, change: Change, at: float) -> Transition:
@@ -22,8 +21,24 @@ def recompute(before: State, change: Change, at: float) -> Transition:
     state = replace(state, remembered=replace(state.remembered, health=health))
     if reconfigured:
         state = verdict_overrides.begin(before, state, known, at)
-    state, notes = _admitted(before, state, services, at, reconfigured=reconfigured)
-    alarms = _alarms(state, services, at, reconfigured=reconfigured)
+    groups = [
+        (service, key, candidates)
+        for service in services
+        for key, candidates in state.candidates_by_key(service).items()
+    ]
+    admitted = {} if reconfigured else _without_candidates(before, services)
+    alarms = {} if reconfigured else dict(state.remembered.alarms)
+    notes: list[Note] = []
+    for service, _, candidates in groups:
+        state, damped = admit_damped(service, candidates, state, at)
+        notes += damped
+        admitted |= admissions(service, candidates, state, at)
+    state = replace(state, remembered=replace(state.remembered, admitted=admitted))
+    for service, key, candidates in groups:
+        alarms.pop(key, None)
+        current = alarm.current_alarm(service, key, candidates, state, at)
+        if current is not None:
+            alarms[key] = current
     state = replace(state, remembered=replace(state.remembered, alarms=alarms))
     return Transition(
         state=state,
@@ -32,37 +47,13 @@ def recompute(before: State, change: Change, at: float) -> Transition:
     )
 
 
-def _admitted(
-    before: State,
-    state: State,
-    services: Iterable[ServiceSettings],
-    at: float,
-    *,
-    reconfigured: bool,
-) -> tuple[State, list[Note]]:
-    """Decide again the admissions of these services; after a new configuration, of all."""
-    admitted = {} if reconfigured else dict(state.remembered.admitted)
-    notes: list[Note] = []
+def _without_candidates(
+    state: State, services: Iterable[ServiceSettings]
+) -> dict[RealServer, Admission]:
+    """The admissions without those of these services, which are decided again."""
+    admitted = dict(state.remembered.admitted)
     for service in services:
-        for candidate in () if reconfigured else before.derived.candidates[service.name]:
+        for candidate in state.derived.candidates[service.name]:
             if candidate.server is not None:
                 admitted.pop(candidate.server, None)
-    for service in services:
-        for candidates in state.candidates_by_key(service).values():
-            state, damped = admit_damped(service, candidates, state, at)
-            notes += damped
-            admitted |= admissions(service, candidates, state, at)
-    return replace(state, remembered=replace(state.remembered, admitted=admitted)), notes
-
-
-def _alarms(
-    state: State, services: Iterable[ServiceSettings], at: float, *, reconfigured: bool
-) -> Mapping[ServiceKey, Alarm]:
-    alarms = {} if reconfigured else dict(state.remembered.alarms)
-    for service in services:
-        for key, candidates in state.candidates_by_key(service).items():
-            alarms.pop(key, None)
-            current = alarm.current_alarm(service, key, candidates, state, at)
-            if current is not None:
-                alarms[key] = current
-    return alarms
+    return admitted
