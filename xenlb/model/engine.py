@@ -8,7 +8,7 @@ service, whose deletion removes all its servers, is deleted only right after a r
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 
 from xenlb.ipvs.op import DeleteService, Op, OpFailed
 from xenlb.ipvs.reconciler import Reconciler, contradicts_cache, repairs
@@ -65,13 +65,15 @@ class Executed:
 class Engine:
     """State and table of one agent. `kernel_problem`: why the kernel cannot be used, "" if it can.
 
-    `repairs`: ipvsadm lines that put back what others had changed before the last read.
+    It is made at the time `now` with what is owned in the table: `services` and `servers`, with the
+    libvirt URI of each server's guest. `repairs`: ipvsadm lines that put back what others had
+    changed before the last read.
     """
 
     state: State
-    now: float
-    services: Collection[ServiceKey] = ()
-    servers: Mapping[tuple[ServiceKey, ServerKey], str] = field(default_factory=dict)
+    now: InitVar[float]
+    services: InitVar[Collection[ServiceKey]] = ()
+    servers: InitVar[Mapping[tuple[ServiceKey, ServerKey], str] | None] = None
     kernel_problem: str = "the kernel's table has not been read yet"
     repairs: tuple[str, ...] = ()
     reconciler: Reconciler = field(init=False)
@@ -87,9 +89,14 @@ class Engine:
     # skip a step of a slow start that has come due in between.
     _due: float | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.reconciler = Reconciler(services=set(self.services), servers=dict(self.servers))
-        self._due = next_deadline(self.state, self.now)
+    def __post_init__(
+        self,
+        now: float,
+        services: Collection[ServiceKey],
+        servers: Mapping[tuple[ServiceKey, ServerKey], str] | None,
+    ) -> None:
+        self.reconciler = Reconciler(services=set(services), servers=dict(servers or {}))
+        self._due = next_deadline(self.state, now)
 
     @property
     def table(self) -> Table:
