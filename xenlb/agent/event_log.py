@@ -153,7 +153,7 @@ class EventLog:
         if not limit.rate.take(note.at):
             limit.left_out += 1
             return
-        more = f" ({limit.left_out} lines of it are only in xenlb events)" * bool(limit.left_out)
+        more = f" ({limit.left_out} earlier lines are only in xenlb events)" * bool(limit.left_out)
         limit.left_out = 0
         log.log(level, "%s: %s%s", name or note.guest, note.text, more)
 

@@ -159,16 +159,16 @@ class Handlers:
         return {
             **answers.guest(self._agent.state, guest.id, wall=clock.wall),
             "servers": servers,
-            "events": self._agent.journal.lines(guest.id),
+            "events": self._agent.event_log.lines(guest.id),
         }
 
     async def events(self, request: Request) -> AsyncIterator[object]:
         """Answer with the event log; with `follow` without an end."""
         if request.get("follow"):
-            async for text in self._agent.journal.follow():
+            async for text in self._agent.event_log.follow():
                 yield text
         else:
-            for text in self._agent.journal.texts():
+            for text in self._agent.event_log.texts():
                 yield text
 
     async def reload(self, request: Request) -> object:

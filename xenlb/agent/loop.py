@@ -66,7 +66,7 @@ class Agent:
         self.on_state_change: Callable[[State, State], None] = lambda before, after: None
         self.first_sync_done = asyncio.Event()
         history = self.state_file.with_name("events.jsonl")
-        self.journal = EventLog(wall=clock.wall, file=history)
+        self.event_log = EventLog(wall=clock.wall, file=history)
         saved = self.file.saved
         self.addresses = saved.addresses
         self.sysctls: Mapping[str, str] = saved.sysctls
@@ -183,7 +183,7 @@ class Agent:
             return
         guests = {**self.state.guests, **(before.guests if before is not None else {})}
         for note in notes:
-            self.journal.write(note, guests)
+            self.event_log.write(note, guests)
 
     async def run(self) -> None:
         """Run until cancelled."""

@@ -82,13 +82,13 @@ class Sources:
         self._run("health", self._health.run)
         self._run("drains", self._drain_worker.run)
         self._run("connection tracking", self._flusher.run)
-        self._run("insides of guests", self._provisioner.run)
+        self._run("provisioning", self._provisioner.run)
         self._run("addresses of guests", self._finder.run)
         self._run("service addresses", self._addresses.run)
         self._run("sysctls", self._set_sysctls)
         self._run("what checks need", self._check_needs)
         self._run("libvirt's hooks", self._hooks.run)
-        self._run("guests' words", self._listener.run)
+        self._run("guests' reports", self._listener.run)
 
     async def stop(self) -> None:
         """Stop all sources and wait for their end."""

@@ -162,7 +162,7 @@ def test_what_goes_later_is_a_warning(tmp_path: Path, file: Path) -> None:
         await until(lambda: bool(sources.director_problems()))
         task.cancel()
         await asyncio.wait({task})
-        (line,) = agent.journal.lines()
+        (line,) = agent.event_log.lines()
         assert line["level"] == "warning"
         assert f"there is no program {program}: no such file or directory" in line["text"]
         assert [line["text"]] == sources.director_problems()

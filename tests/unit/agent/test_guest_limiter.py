@@ -184,16 +184,18 @@ def test_a_guest_that_writes_its_xenstore_fills_nobodys_history(
             running = asyncio.create_task(source.run())
             while not source.connected:
                 await asyncio.sleep(0.01)
-            before = len(desk.agent.journal.lines())
+            before = len(desk.agent.event_log.lines())
             for n in range(300):
                 xenstored.write(f"/local/domain/5/{node}", words[n % 2])
                 await asyncio.sleep(0.001)
             xenstored.write("/local/domain/6/control/shutdown", "reboot")
-            while not desk.agent.journal.lines(guest(2))[-1]["text"].startswith("asked for reboot"):
+            while not desk.agent.event_log.lines(guest(2))[-1]["text"].startswith(
+                "asked for reboot"
+            ):
                 await asyncio.sleep(0.01)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            return [str(line["text"]) for line in desk.agent.journal.lines()[before:]]
+            return [str(line["text"]) for line in desk.agent.event_log.lines()[before:]]
 
     lines = asyncio.run(main())
     assert len(lines) <= 2 * BURST + 10, lines

@@ -132,7 +132,7 @@ class Desk:
         return {} if entry is None else {str(k.address): s.weight for k, s in entry.servers.items()}
 
     def told(self) -> str:
-        return "\n".join(line["text"] for line in self.agent.journal.lines())
+        return "\n".join(line["text"] for line in self.agent.event_log.lines())
 
 
 @asynccontextmanager
@@ -400,7 +400,7 @@ def test_a_reload_repairs_and_says_how_many_connections_it_cuts(tmp_path: Path) 
             removed = "mail (192.0.2.10:25/tcp) removed with 3 servers and 7 connections"
             (told,) = (
                 line
-                for line in desk.agent.journal.lines()
+                for line in desk.agent.event_log.lines()
                 if line["text"].startswith(f"configuration loaded: {removed}")
             )
             assert told["level"] == "warning"

@@ -84,7 +84,7 @@ def test_what_hooks_tell(tmp_path: Path) -> None:
                 name="mail1",
             )
             sources.hooked(call)
-        return heard, [line["text"] for line in agent.journal.lines()], hurried
+        return heard, [line["text"] for line in agent.event_log.lines()], hurried
 
     heard, notes, hurried = asyncio.run(story())
     assert [(type(event), getattr(event, "guest", None)) for event in heard] == [(Died, ids[LXC])]
@@ -105,7 +105,7 @@ def test_what_guests_say_is_taken_before_it_is_answered(tmp_path: Path) -> None:
             await desk.pass_checks()
             assert desk.weights()["10.0.0.11"] == 1
             assert not await sources.reported(UUID(int=2), "leaving"), "it does not run"
-            assert not await sources.reported(UUID(int=9), "leaving"), "nobody knows it"
+            assert not await sources.reported(UUID(int=9), "leaving"), "no such guest"
 
     asyncio.run(story())
 
